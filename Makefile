@@ -1,0 +1,61 @@
+# `make demo` and `make test` set up all they need, given Python 3.10 or newer with pip.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check lint format types docs clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=$(PYTHON)  VENV=$(VENV)  TORCH=$(TORCH)  (another torch: give it a VENV of its own)"
+	@echo "  ARGS goes to pytest or to the demo: make test ARGS='-k sampler'"
+
+demo: $(VENV)/.has-cdr ## learn which source behaviours matter, on generated data
+	@$(BIN)/python examples/cdr/run_biao.py --data g1 $(ARGS)
+
+test: $(VENV)/.has-test ## run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: lint types docs test ## all that must hold before a change goes in
+
+lint: $(VENV)/.has-test ## look for mistakes and unformatted code
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(VENV)/.has-test ## mend what `make lint` can mend by itself
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+types: $(VENV)/.has-test ## check the types of reweight/
+	@$(BIN)/mypy
+
+docs: $(VENV)/.has-docs ## build docs/_build/html and run the pages' snippets
+	@$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@$(BIN)/sphinx-build -W --keep-going -q -b doctest docs docs/_build/doctest
+	@echo "docs/_build/html/index.html"
+
+clean: ## remove the environment, builds and caches; runs/ stays
+	rm -rf $(VENV) build dist docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes in first and alone: left to the package's dependencies, pip would take the newest one
+# instead of the build that suits the machine.
+$(VENV)/.has-torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "$(PYTHON) is older than Python 3.10: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@echo "Making $(VENV) with $(TORCH) (once; a large download if it is not cached) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) '$(TORCH)'
+	@touch $@
+
+$(VENV)/.has-%: pyproject.toml | $(VENV)/.has-torch
+	@echo "Installing torch-reweight[$*] ..."
+	@$(PIP) --editable '.[$*]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Cross-domain recommendation with learned weights for the source domain's behaviours (BIAO)."""

@@ -1,0 +1,92 @@
+"""Amazon 2014, 5-core: Toys_and_Games, Beauty, Baby, Office_Products (J. McAuley's reviews)."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cdr.data import tables
+from cdr.data.schema import OTHERS, CrossDomainData
+from cdr.data.split import build
+
+
+def load(
+    root: Path | str,
+    source: str | Sequence[str] = "Beauty",
+    target: str = "Toys_and_Games",
+    *,
+    source_cut: str = "time",
+) -> CrossDomainData:
+    """One or several domains of Amazon as the source for another.
+
+    Rows without a label are dropped. Categories of Beauty bear the name at the third level of
+    their paths ("others" where there is none), those of Toys_and_Games the number in the file;
+    Baby and Office_Products have none ("others"). With several sources, items and categories have
+    their domain's name in front ("Beauty/Nails").
+
+    Args:
+        root: The folder that holds amazon5/ with interactions.csv.gz (user, item, label,
+            timestamp, order, domain) and items.csv.gz (item, category, domain, category_path).
+        source: Domain to transfer from, or several (a sequence, or joined with "+").
+        target: Domain to recommend in.
+        source_cut: See :func:`cdr.data.split.build`.
+
+    Returns:
+        The scenario; its notes say which times were missing and what was done.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file lacks a column or a domain is unknown.
+    """
+    path = Path(root) / "amazon5" / "interactions.csv.gz"
+    table = tables.read(path, ("user", "item", "label", "timestamp", "order", "domain"))
+    sources = tables.domains(table, source, target, path)
+    wanted = pc.is_in(table["domain"], value_set=pa.array([*sources, target]))
+    table = table.filter(pc.and_(wanted, pc.not_equal(table["label"], "")))
+    table = tables.replace(table, "label", pc.equal(table["label"], "1"))
+    table = tables.replace(table, "time", tables.numbers(table, "timestamp", path))
+    table = tables.replace(table, "order", tables.numbers(table, "order", path))
+    catalogue = _named(
+        tables.read(path.with_name("items.csv.gz"), ("item", "category", "domain", "category_path"))
+    )
+    return build(
+        f"{'+'.join(sources)} → {target}",
+        tables.interactions(table, sources, catalogue),
+        tables.interactions(table, (target,), catalogue),
+        source_cut=source_cut,
+    )
+
+
+def _named(catalogue: pa.Table) -> pa.Table:
+    """Puts the names of the categories, where paths tell them, in the place of their numbers."""
+    pairs = catalogue.group_by(["domain", "category", "category_path"]).aggregate(
+        [([], "count_all")]
+    )
+    names: dict[tuple[str, str], str] = {}
+    # Most frequent last, to win: a few paths are wrong, and some categories join two places.
+    for row in pairs.sort_by(
+        [("count_all", "ascending"), ("category_path", "ascending")]
+    ).to_pylist():
+        name = _third_level(row["category_path"])
+        if name:
+            names[row["domain"], row["category"]] = name
+        elif row["category_path"]:
+            names.setdefault((row["domain"], row["category"]), OTHERS)
+    keys = pc.binary_join_element_wise(catalogue["domain"], catalogue["category"], "/")
+    numbered = pa.array(["/".join(key) for key in names])
+    place = pc.index_in(keys, value_set=numbered)
+    named = pc.take(pa.array(list(names.values()), pa.string()), place)
+    return tables.replace(catalogue, "category", pc.coalesce(named, catalogue["category"]))
+
+
+def _third_level(path: str) -> str:
+    """The third level of a path written as a python list of lists; "" where there is none."""
+    try:
+        levels = ast.literal_eval(path)[0]
+    except (ValueError, SyntaxError):
+        return ""
+    return levels[2] if len(levels) > 2 else ""

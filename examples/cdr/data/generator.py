@@ -1,0 +1,208 @@
+"""Two domains made up so that it is known which source behaviours are worth learning from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cdr.data.schema import CrossDomainData, Interactions
+from cdr.data.split import build
+
+_EXTRA_ITEMS = 10  # further target items of each user, kept as a test without much noise
+_THRESHOLDS = (-2.6, -1.7, 0.0, 1.2)  # of the score, between ratings 1 to 5
+_TASTE_SIZE = 2
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What tells one kind of data from another."""
+
+    relevant_share: float  # of the source categories
+    source_rate: float  # mean number of source behaviours above the minimum
+    target_rate: float
+    minimum: int = 5
+    source_categories: int = 24
+    target_categories: int = 12
+
+
+_KINDS = {"G1": _Recipe(relevant_share=0.4, source_rate=15.0, target_rate=1.0)}
+
+
+@dataclass(frozen=True)
+class _Catalogue:
+    """The items of one domain, [num_items] each."""
+
+    category: np.ndarray
+    vector: np.ndarray  # [num_items, _TASTE_SIZE]
+    bias: np.ndarray
+    popularity: np.ndarray
+
+
+def generate(
+    kind: str = "G1",
+    *,
+    num_users: int = 4000,
+    num_source_items: int = 4000,
+    num_target_items: int = 1500,
+    seed: int = 0,
+) -> CrossDomainData:
+    """A made-up scenario in which 40 % of the source categories tell about the target.
+
+    "G1": each user has a taste z and a leaning b, and another taste n and leaning b' that have
+    nothing to do with the target. Target behaviours and source behaviours of *relevant*
+    categories are rated from (z, b), the other source behaviours from (n, b')::
+
+        score = 1.6 + 1.8 <item, taste> + item bias + leaning + 0.7 logistic noise
+
+    cut at (-2.6, -1.7, 0, 1.2) into ratings 1 to 5. Tastes are standard normal in R^2, leanings
+    N(0, 2^2), item biases N(0, 0.5^2); an item is (0.85 category mean + 0.5 noise) / sqrt(2).
+    A user has 5 + Poisson(Gamma(shape 1, scale 15)) source and 5 + Poisson(Gamma(1, 1)) target
+    behaviours, on items drawn without replacement in proportion to popularity *
+    exp(0.6 <item, z>), where popularity is (rank + 5)^-0.9. The target spans 400 days from a
+    random start, the source 600 days from 200 days earlier, in whole days. Draws of a user are
+    shuffled before they are told apart, so that `extra_test` (ten items a user, in none of the
+    user's other rows) is distributed as the target behaviours are.
+
+    Args:
+        kind: "G1".
+        num_users: Number of users.
+        num_source_items: Size of the source catalogue.
+        num_target_items: Size of the target catalogue.
+        seed: Equal seeds give equal data.
+
+    Returns:
+        The scenario after :func:`cdr.data.split.build`, with `relevant` and `extra_test`.
+
+    Raises:
+        ValueError: If `kind` is unknown or a size is too small.
+
+    Example:
+        >>> data = generate("G1", num_users=50, seed=1)
+        >>> data.num_users, len(data.extra_test), len(data.relevant) == len(data.source)
+        (50, 500, True)
+    """
+    if kind not in _KINDS:
+        raise ValueError(f"kind {kind!r} is unknown; there is {', '.join(_KINDS)}.")
+    recipe = _KINDS[kind]
+    smallest = 2 * (recipe.minimum + _EXTRA_ITEMS)
+    for name, size, least in (
+        ("num_users", num_users, 1),
+        ("num_source_items", num_source_items, smallest),
+        ("num_target_items", num_target_items, smallest),
+    ):
+        if size < least:
+            raise ValueError(f"{name} is {size}; give at least {least}.")
+
+    rng = np.random.default_rng(seed)
+    taste, nuisance = rng.standard_normal((2, num_users, _TASTE_SIZE))
+    leaning, nuisance_leaning = 2.0 * rng.standard_normal((2, num_users))
+    start = np.floor(1000.0 * rng.random(num_users))
+    source_catalogue = _catalogue(rng, num_source_items, recipe.source_categories)
+    target_catalogue = _catalogue(rng, num_target_items, recipe.target_categories)
+    relevant = np.zeros(recipe.source_categories, dtype=bool)
+    num_relevant = round(recipe.relevant_share * recipe.source_categories)
+    relevant[rng.permutation(recipe.source_categories)[:num_relevant]] = True
+
+    # Source: all draws of a user are behaviours.
+    user, item, _ = _pick(rng, source_catalogue, taste, recipe.source_rate, recipe.minimum, 0)
+    flag = relevant[source_catalogue.category[item]]
+    score = _score(
+        rng,
+        source_catalogue,
+        item,
+        np.where(flag[:, None], taste[user], nuisance[user]),
+        np.where(flag, leaning[user], nuisance_leaning[user]),
+    )
+    time = start[user] - 200.0 + np.floor(600.0 * rng.random(len(user)))
+    source = Interactions(
+        user,
+        item,
+        _rating(score) > 3,
+        time,
+        category=_names(source_catalogue.category[item]),
+        relevant=flag,
+    )
+
+    # Target: the first draws of a user, shuffled, are the extra test.
+    user, item, place = _pick(
+        rng, target_catalogue, taste, recipe.target_rate, recipe.minimum, _EXTRA_ITEMS
+    )
+    score = _score(rng, target_catalogue, item, taste[user], leaning[user])
+    time = start[user] + np.floor(400.0 * rng.random(len(user)))
+    drawn = Interactions(
+        user, item, _rating(score) > 3, time, category=_names(target_catalogue.category[item])
+    )
+    is_extra = place < _EXTRA_ITEMS
+    return build(
+        f"{kind} (seed {seed})",
+        source,
+        drawn.select(~is_extra),
+        extra_test=drawn.select(is_extra),
+    )
+
+
+def _catalogue(rng: np.random.Generator, num_items: int, num_categories: int) -> _Catalogue:
+    category = rng.integers(num_categories, size=num_items)
+    mean = rng.standard_normal((num_categories, _TASTE_SIZE))
+    noise = rng.standard_normal((num_items, _TASTE_SIZE))
+    return _Catalogue(
+        category,
+        (0.85 * mean[category] + 0.5 * noise) / np.sqrt(2.0),
+        0.5 * rng.standard_normal(num_items),
+        (rng.permutation(num_items) + 5.0) ** -0.9,
+    )
+
+
+def _pick(
+    rng: np.random.Generator,
+    catalogue: _Catalogue,
+    taste: np.ndarray,
+    rate: float,
+    minimum: int,
+    extra: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draws of items without replacement: user [n], item [n], place among the user's draws [n]."""
+    num_users, num_items = len(taste), len(catalogue.bias)
+    count = minimum + extra + rng.poisson(rng.gamma(1.0, rate, size=num_users))
+    # Half of a small catalogue at most, or the last draws would no longer follow the taste.
+    count = np.minimum(count, num_items // 2)
+    most = int(count.max())
+    items = np.empty((num_users, most), dtype=np.int64)
+    for begin in range(0, num_users, 500):  # in blocks, to bound the memory
+        block = slice(begin, begin + 500)
+        weight = catalogue.popularity * np.exp(0.6 * taste[block] @ catalogue.vector.T)
+        # Race of exponential clocks (the Gumbel top-k trick without logarithms): the k smallest
+        # of E / w are k draws without replacement in proportion to w.
+        clock = rng.standard_exponential(weight.shape, dtype=np.float32) / weight
+        first = np.argpartition(clock, most - 1, axis=1)[:, :most]
+        by_clock = np.argsort(np.take_along_axis(clock, first, axis=1), axis=1)
+        items[block] = np.take_along_axis(first, by_clock, axis=1)
+    # The first draws are the popular ones: shuffle, so that a draw's place says nothing.
+    real = np.arange(most) < count[:, None]
+    shuffled = np.argsort(np.where(real, rng.random(real.shape), 2.0), axis=1)
+    items = np.take_along_axis(items, shuffled, axis=1)
+    user, place = np.nonzero(real)
+    return user, items[real], place
+
+
+def _score(
+    rng: np.random.Generator,
+    catalogue: _Catalogue,
+    item: np.ndarray,
+    taste: np.ndarray,
+    leaning: np.ndarray,
+) -> np.ndarray:
+    liking = (catalogue.vector[item] * taste).sum(axis=1)
+    noise = 0.7 * rng.logistic(size=len(item))
+    return np.asarray(1.6 + 1.8 * liking + catalogue.bias[item] + leaning + noise)
+
+
+def _rating(score: np.ndarray) -> np.ndarray:
+    return np.asarray(np.digitize(score, _THRESHOLDS)) + 1
+
+
+def _names(category: np.ndarray) -> np.ndarray:
+    # Padded, so that the names sort as the numbers do.
+    names = np.array([f"c{number:02d}" for number in range(category.max() + 1)], dtype=object)
+    return np.asarray(names[category])

@@ -1,0 +1,266 @@
+"""Any csv or parquet file with the columns user, item, rating, timestamp, domain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+
+from cdr.data.schema import OTHERS, CrossDomainData, Interactions
+from cdr.data.split import build
+
+POSITIVE_ABOVE = 3.0  # a rating above it is a positive label
+_COLUMNS = ("user", "item", "rating", "timestamp", "domain")
+
+
+def load(
+    path: Path | str,
+    source: str | Sequence[str],
+    target: str,
+    *,
+    items: Path | str | None = None,
+    source_cut: str = "time",
+) -> CrossDomainData:
+    """Two domains of one table of ratings.
+
+    Args:
+        path: A csv (.csv, .csv.gz) or parquet file with the columns user, item, rating (a
+            number; positive above 3), timestamp (a number, in one unit for both domains, or a
+            parquet timestamp; empty where unknown) and domain. Other columns are ignored.
+        source: Domain to transfer from, or several (a sequence, or joined with "+"); the items
+            of several are told apart by the domain's name.
+        target: Domain to recommend in.
+        items: A csv or parquet file with the columns item and category, and domain where items
+            of two domains share ids. Without it a single domain has one category, "others", and
+            several domains are each other's categories.
+        source_cut: See :func:`cdr.data.split.build`.
+
+    Returns:
+        The scenario.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file cannot be read or is empty, a column is missing, a user, item or
+            domain is empty, a rating or timestamp is not a number, a domain is unknown, or no
+            user is in both domains.
+    """
+    table = read(path, _COLUMNS)
+    for column in ("user", "item", "domain"):
+        table = replace(table, column, text(table, column, path))
+    table = replace(table, "label", numbers(table, "rating", path, required=True) > POSITIVE_ABOVE)
+    table = replace(table, "time", numbers(table, "timestamp", path))
+    if items is not None:
+        catalogue = read(items, ("item", "category"), optional=("domain",))
+        for column in catalogue.column_names:
+            filled = column != "category"
+            column_text = text(catalogue, column, items, required=filled)
+            catalogue = replace(catalogue, column, column_text)
+    sources = domains(table, source, target, path)
+    return build(
+        f"{'+'.join(sources)} → {target}",
+        interactions(table, sources, None if items is None else catalogue),
+        interactions(table, (target,), None if items is None else catalogue),
+        source_cut=source_cut,
+    )
+
+
+def read(path: Path | str, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
+    """Columns of a csv or parquet file; those of a csv come as strings, "" where empty.
+
+    Args:
+        path: A file that ends in .csv, .csv.gz or .parquet.
+        columns: Columns the file must have.
+        optional: Columns to read if the file has them.
+
+    Returns:
+        A table of these columns.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is of another kind, cannot be read, lacks a column or has no rows.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}; check the path to the data.")
+    try:
+        if path.name.endswith((".csv", ".csv.gz")):
+            with pyarrow.csv.open_csv(path) as reader:
+                names = reader.schema.names
+            wanted = [name for name in (*columns, *optional) if name in names]
+            as_strings = pyarrow.csv.ConvertOptions(
+                include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())
+            )
+            table = pyarrow.csv.read_csv(path, convert_options=as_strings)
+        elif path.suffix == ".parquet":
+            names = pyarrow.parquet.read_schema(path).names
+            wanted = [name for name in (*columns, *optional) if name in names]
+            table = pyarrow.parquet.read_table(path, columns=wanted)
+        else:
+            raise ValueError(f"{path} is neither .csv, .csv.gz nor .parquet; convert it to one.")
+    except (pa.ArrowInvalid, OSError, EOFError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}). It is empty, cut off or not what its name says: "
+            "write it again."
+        ) from error
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise ValueError(
+            f"{path} has no column {' and no column '.join(map(repr, missing))}; it has "
+            f"{', '.join(map(repr, names))}. Rename or add it."
+        )
+    if not len(table):
+        raise ValueError(f"{path} has a header but no rows; write it again.")
+    return table
+
+
+def text(
+    table: pa.Table, column: str, path: Path | str, *, required: bool = True
+) -> pa.ChunkedArray:
+    """A column as strings, "" where it is empty.
+
+    Raises:
+        ValueError: If `required` and an entry is empty, naming the first such row.
+    """
+    values = pc.fill_null(pc.cast(table[column], pa.string()), "")
+    empty = pc.index(values, "").as_py()
+    if required and empty >= 0:
+        raise ValueError(
+            f"{path}: column {column!r} is empty in row {empty + 1} (the first below the header "
+            "is row 1); fill it in or drop the row."
+        )
+    return values
+
+
+def numbers(
+    table: pa.Table, column: str, path: Path | str, *, required: bool = False
+) -> np.ndarray:
+    """A column as float64, NaN where it is empty; parquet timestamps become seconds.
+
+    Raises:
+        ValueError: If an entry is not a finite number, or `required` and empty, naming the first
+            such row and its value.
+    """
+    values = table[column]
+    if pa.types.is_temporal(values.type):
+        zone = getattr(values.type, "tz", None)
+        microseconds = pc.cast(pc.cast(values, pa.timestamp("us", zone)), pa.int64())
+        values = pc.divide(pc.cast(microseconds, pa.float64(), safe=False), 1e6)
+    elif not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        strings = pc.utf8_trim_whitespace(pc.cast(values, pa.string()))
+        values = pc.if_else(pc.equal(strings, ""), None, strings)
+    try:
+        parsed: np.ndarray = pc.cast(values, pa.float64(), safe=False).to_numpy()
+    except pa.ArrowInvalid:  # it does not say where
+        parsed = np.array([_number(value) for value in values.to_pylist()])
+    empty = values.is_null(nan_is_null=pa.types.is_floating(values.type)).to_numpy()
+    wrong = ~np.isfinite(parsed) & (True if required else ~empty)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            f"{path}: {column!r} is {table[column][row].as_py()!r} in row {row + 1} (the first "
+            f"below the header is row 1), not a number; {int(wrong.sum()):,} of {len(wrong):,} "
+            "rows are like this. Correct or drop them."
+        )
+    return parsed
+
+
+def _number(value: str | None) -> float:
+    try:
+        return np.nan if value is None else float(value)
+    except ValueError:
+        return np.inf  # neither a number nor unknown
+
+
+def replace(table: pa.Table, column: str, values: pa.ChunkedArray | np.ndarray) -> pa.Table:
+    """The table with a column set anew, or added."""
+    values = pa.chunked_array([values]) if isinstance(values, np.ndarray) else values
+    if column not in table.column_names:
+        return table.append_column(column, values)
+    return table.set_column(table.schema.get_field_index(column), column, values)
+
+
+def domains(
+    table: pa.Table, source: str | Sequence[str], target: str, path: Path | str
+) -> tuple[str, ...]:
+    """The source domains that `source` names ("A", "A+B" or a sequence), checked.
+
+    Raises:
+        ValueError: If a name is not found in the table's column domain, is given twice, or is
+            the target's.
+    """
+    found = sorted(pc.unique(table["domain"]).to_pylist())
+    if isinstance(source, str):
+        source = (source,) if source in found else source.split("+")
+    for argument, name in [*(("source", name) for name in source), ("target", target)]:
+        if name not in found:
+            raise ValueError(
+                f"{argument}: there is no domain {name!r} in {path}; there are "
+                f"{', '.join(map(repr, found))}."
+            )
+    if not source or len({*source, target}) != len(source) + 1:
+        raise ValueError(
+            f"source={'+'.join(source)!r} and target={target!r}: name each domain once, and at "
+            "least one as the source."
+        )
+    return tuple(source)
+
+
+def interactions(
+    table: pa.Table, names: Sequence[str], catalogue: pa.Table | None = None
+) -> Interactions:
+    """The rows of some domains.
+
+    Args:
+        table: The columns user, item and domain (strings), label (bool), time (float64, NaN
+            unknown) and, where there is one, order (float64, NaN unknown).
+        names: The domains, in the order in which rows are to be listed. The items of several get
+            their domain's name in front: "Beauty/B001".
+        catalogue: The columns item and category (strings, "" unknown) and, where the domains do
+            not share items, domain. Without it a single domain has no categories, and several
+            domains are each other's.
+
+    Returns:
+        The behaviours. `order` is left out where it is not known of all rows, `time` where it is
+        known of none.
+    """
+    several = len(names) > 1
+    parts = []
+    for name in names:
+        part = table.filter(pc.equal(table["domain"], name))
+        category = part["domain"] if several else None
+        if catalogue is not None:
+            category = _categories(part["item"], name, catalogue)
+            if several:
+                category = pc.binary_join_element_wise(name, category, "/")
+        if category is not None:
+            part = replace(part, "category", category)
+        if several:
+            part = replace(part, "item", pc.binary_join_element_wise(name, part["item"], "/"))
+        parts.append(part)
+    rows = {name: column.to_numpy() for name, column in _columns(pa.concat_tables(parts))}
+    ordered = "order" in rows and not np.isnan(rows["order"]).any()
+    return Interactions(
+        user=rows["user"],
+        item=rows["item"],
+        label=rows["label"],
+        time=None if np.isnan(rows["time"]).all() else rows["time"],
+        order=rows["order"].astype(np.int64) if ordered else None,
+        category=rows.get("category"),
+    )
+
+
+def _columns(table: pa.Table) -> Iterable[tuple[str, pa.ChunkedArray]]:
+    return zip(table.column_names, table.columns, strict=True)
+
+
+def _categories(items: pa.ChunkedArray, domain: str, catalogue: pa.Table) -> pa.ChunkedArray:
+    if "domain" in catalogue.column_names:
+        catalogue = catalogue.filter(pc.equal(catalogue["domain"], domain))
+    place = pc.index_in(items, value_set=catalogue["item"].combine_chunks())
+    category = pc.fill_null(pc.take(catalogue["category"], place), "")
+    return pc.if_else(pc.equal(category, ""), OTHERS, category)

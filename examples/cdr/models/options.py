@@ -1,0 +1,23 @@
+"""The shape of a recommendation model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Widths and initialisation of the recommendation model."""
+
+    dim: int = 10
+    """Width of each embedding (user, item, category)."""
+    hidden: tuple[int, ...] = (64, 32, 16, 8)
+    """Widths of the tower's layers."""
+    cross_layers: int = 2
+    """How many of them, from below, exchange activations with the other domain."""
+    bias: bool = True
+    """Whether layers have biases."""
+    init_std: float = 0.3
+    """Standard deviation of the initial embeddings."""
+    dev_head: bool = False
+    """An extra target head for the outer loss, trained apart before each outer step."""

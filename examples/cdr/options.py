@@ -1,0 +1,140 @@
+"""Everything a run can be told, and the presets that tell it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from reweight import ImplicitHypergradient, Neumann
+
+from cdr.models import ModelOptions
+
+Variant = Literal["S", "0", "base", "ours", "oracle"]
+
+
+@dataclass(frozen=True)
+class InnerOptions:
+    """How the recommendation model is trained."""
+
+    lr: float = 5e-3
+    """Adam's learning rate."""
+    weight_decay: float = 0.0
+    """Adam's weight decay."""
+    batch_size: int = 128
+    """Target behaviours in a batch, each with one source behaviour of its user."""
+    epochs: int = 12
+    """At most this many."""
+    patience: int = 3
+    """Stop after so many epochs without a better validation AUC."""
+    gamma: float = 1.0
+    """Weight of the source loss in the base model."""
+
+
+@dataclass(frozen=True)
+class OuterOptions:
+    """How the behavioral perceptron is trained."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """The optimizer of the perceptron."""
+    lr: float = 2e-3
+    """Its learning rate."""
+    weight_decay: float = 0.0
+    """Its weight decay, on the global γ too."""
+    clip: float | None = None
+    """Largest norm of the hypergradient; None: as it is."""
+    interval: int = 5
+    """Inner steps between two outer steps."""
+    batch_size: int = 512
+    """Target behaviours in the train batch and in the dev batch of an outer step."""
+    dev: Literal["same-users", "reshuffled", "in-order"] = "same-users"
+    """Where dev batches come from: other rows of the train batch's users, an independent reshuffle
+    of all rows (the paper's reorder-and-reuse), or the rows in user order (the authors' code)."""
+    num_terms: int = 3
+    """Terms of the Neumann series after the first (K)."""
+    step_size: float | Literal["auto"] = "auto"
+    """Step size of the series (α); auto: one over the largest curvature met."""
+    heads: bool = True
+    """Whether the prediction heads are among the parameters differentiated through."""
+    dev_head_steps: int = 100
+    """With an extra dev head: its training steps before each outer step."""
+    dev_head_batch_size: int = 256
+    """With an extra dev head: the batch size of those steps."""
+
+    def hypergradient(self) -> ImplicitHypergradient:
+        """The solver these options describe."""
+        return ImplicitHypergradient(Neumann(self.num_terms, self.step_size))
+
+
+@dataclass(frozen=True)
+class PerceptronOptions:
+    """The behavioral perceptron."""
+
+    history: int = 20
+    """Positive behaviours of each domain that it sees."""
+    heads: int = 4
+    """Heads of each attention."""
+    global_hidden: tuple[int, ...] = (32,)
+    """Hidden widths of the global branch's MLP; empty: one linear layer."""
+    local_hidden: tuple[int, ...] = (32,)
+    """Hidden widths of the local branch's MLP."""
+    global_bias: float = 1.0
+    """Constant added to the global importance, which keeps the product of the two off a saddle."""
+    normalization: Literal["sigmoid", "softmax"] = "sigmoid"
+    """σ of Eq. 8: each behaviour by itself, or over the batch."""
+    mask_keys: bool = True
+    """Whether pads are kept out of the attention and of the mean."""
+    gamma_map: Literal["softplus", "relu"] = "softplus"
+    """How the global γ is kept from turning negative."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Model, inner and outer training, perceptron."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    inner: InnerOptions = field(default_factory=InnerOptions)
+    outer: OuterOptions = field(default_factory=OuterOptions)
+    perceptron: PerceptronOptions = field(default_factory=PerceptronOptions)
+
+
+DEFAULT = Options()
+
+# What the text of the paper says (BIAO §4.3).
+PAPER = replace(
+    DEFAULT,
+    outer=OuterOptions(
+        optimizer="sgd", lr=1e-2, interval=100, batch_size=128, dev="reshuffled", step_size=1.0
+    ),
+    perceptron=PerceptronOptions(history=50, global_bias=0.0),
+)
+
+# What the authors' released code does for CoNet, except that there the candidate's embedding in the
+# global branch is not detached.
+AUTHORS = Options(
+    model=ModelOptions(
+        dim=10, hidden=(64, 32, 16, 8), cross_layers=4, bias=False, init_std=1.0, dev_head=True
+    ),
+    inner=InnerOptions(lr=1e-2, batch_size=64, epochs=5),
+    outer=OuterOptions(
+        optimizer="sgd",
+        lr=1e-2,
+        weight_decay=2.0,
+        clip=10.0,
+        interval=100,
+        batch_size=256,
+        dev="in-order",
+        step_size=1.0,
+        heads=False,
+    ),
+    perceptron=PerceptronOptions(
+        history=50,
+        global_hidden=(),
+        local_hidden=(32, 16),
+        global_bias=0.0,
+        normalization="softmax",
+        mask_keys=False,
+        gamma_map="relu",
+    ),
+)
+
+PRESETS = {"default": DEFAULT, "paper": PAPER, "authors": AUTHORS}

@@ -1,0 +1,47 @@
+"""Learn how much each training sample is worth, by implicit differentiation.
+
+Start at :func:`wrap`.
+"""
+
+from reweight.checking import CheckReport, check_hypergradient
+from reweight.hypergradient import Hypergradient, ImplicitHypergradient, SolveInfo
+from reweight.losses import Losses
+from reweight.samplers import ReorderReuseSampler, SplitSampler
+from reweight.solvers import ConjugateGradient, Identity, Neumann, Solution, Status
+from reweight.weighters import (
+    BehavioralPerceptron,
+    BehaviorInputs,
+    ConstantWeighter,
+    GroupWeighter,
+    LossWeighter,
+    SampleWeighter,
+    TableWeighter,
+)
+from reweight.wrapping import Reweighted, wrap
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BehaviorInputs",
+    "BehavioralPerceptron",
+    "CheckReport",
+    "ConjugateGradient",
+    "ConstantWeighter",
+    "GroupWeighter",
+    "Hypergradient",
+    "Identity",
+    "ImplicitHypergradient",
+    "LossWeighter",
+    "Losses",
+    "Neumann",
+    "ReorderReuseSampler",
+    "Reweighted",
+    "SampleWeighter",
+    "Solution",
+    "SolveInfo",
+    "SplitSampler",
+    "Status",
+    "TableWeighter",
+    "check_hypergradient",
+    "wrap",
+]

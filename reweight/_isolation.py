@@ -1,0 +1,121 @@
+"""Forward passes that leave no trace.
+
+The outer step runs the user's model several times on the side. Whatever those passes change
+(BatchNorm statistics, the random state, parameters swapped in for a differentiation) is put back,
+after an exception too.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+class Isolation:
+    """Remembers what a forward pass may change.
+
+    The buffers and plain attributes of some modules (``training``, a cached attention map), and the
+    random state of some devices.
+    """
+
+    def __init__(self, modules: tuple[nn.Module, ...], devices: set[torch.device]) -> None:
+        self._modules = [
+            (module, dict(vars(module)), dict(module._buffers))
+            for root in modules
+            for module in root.modules()
+        ]
+        self._values = [
+            (buffer, buffer.clone())
+            for _, _, buffers in self._modules
+            for buffer in buffers.values()
+            if buffer is not None
+        ]
+        self._cuda = sorted(d.index or 0 for d in devices if d.type == "cuda")
+        self._random = torch.get_rng_state(), random.getstate(), np.random.get_state()
+        self._cuda_random = [torch.cuda.get_rng_state(index) for index in self._cuda]
+
+    def restore(self) -> None:
+        """Put everything back; safe to call more than once."""
+        self.rewind()
+        for module, attributes, buffers in self._modules:
+            _put_back(vars(module), attributes)
+            _put_back(module._buffers, buffers)
+        for buffer, value in self._values:
+            if not torch.equal(buffer, value):
+                # Past the version counter: graphs that were made before and saved this buffer find
+                # in it what they saved.
+                buffer.data.copy_(value)
+
+    def rewind(self) -> None:
+        """Put back the random state only, so that the next pass draws what this one drew."""
+        torch_state, python_state, numpy_state = self._random
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        for index, state in zip(self._cuda, self._cuda_random, strict=True):
+            torch.cuda.set_rng_state(state, index)
+
+
+def _put_back(slots: dict[str, Any], before: dict[str, Any]) -> None:
+    """Give ``slots`` the entries that it had ``before``; untouched if it has them."""
+    if slots.keys() != before.keys() or any(slots[name] is not x for name, x in before.items()):
+        slots.clear()
+        slots.update(before)
+
+
+@contextmanager
+def isolated(modules: tuple[nn.Module, ...], devices: set[torch.device]) -> Iterator[Isolation]:
+    """Gradients on, autocast off, and no trace left behind."""
+    with ExitStack() as stack:
+        # First, for the copies of the buffers to be tensors like any other.
+        stack.enter_context(torch.inference_mode(False))
+        isolation = Isolation(modules, devices)
+        stack.callback(isolation.restore)
+        stack.enter_context(torch.enable_grad())
+        for kind in {device.type for device in devices}:
+            # Half-precision products carry errors of a percent: too many for a linear solver.
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield isolation
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Attention by its plain formula: the fused kernels have no second derivative."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def swapped(
+    module: nn.Module, tensors: Mapping[int, Tensor], copy_buffers: bool = False
+) -> Iterator[None]:
+    """Run with other tensors in the place of parameters, given by the parameter's ``id``.
+
+    By identity rather than by name: a parameter, or a whole submodule, that is reachable by several
+    names is replaced everywhere and put back everywhere. (``torch.func.functional_call`` loses the
+    parameters of a submodule that has two names.) With ``copy_buffers``, the module sees copies of
+    its buffers, which in-place updates inside ``torch.func`` need.
+    """
+    undo: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+    try:
+        for part in module.modules():
+            for name, parameter in part._parameters.items():
+                if parameter is not None and id(parameter) in tensors:
+                    undo.append((part._parameters, name, parameter))  # type: ignore[arg-type]
+            if copy_buffers:
+                for name, buffer in part._buffers.items():
+                    if buffer is not None:
+                        undo.append((part._buffers, name, buffer))
+        for slots, name, tensor in undo:
+            slots[name] = tensors[id(tensor)] if id(tensor) in tensors else tensor.clone()
+        yield
+    finally:
+        for slots, name, tensor in undo:
+            slots[name] = tensor

@@ -1,0 +1,130 @@
+"""Vectors in parameter space: one tensor, or a dict of named tensors.
+
+Everything a linear solver needs, and nothing that knows about models. A dict stays a dict, so the
+names of the parameters survive from the model to the error message.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Tree = dict[str, Tensor]
+Vector = TypeVar("Vector", Tensor, Tree)
+
+
+def leaves(x: Tensor | Tree) -> list[Tensor]:
+    """The tensors of ``x``, in its own order."""
+    return [x] if isinstance(x, Tensor) else list(x.values())
+
+
+def tree_map(fn: Callable[..., Tensor], x: Vector, *rest: Vector) -> Vector:
+    """Apply ``fn`` leaf by leaf; every further argument has the keys of the first."""
+    if isinstance(x, Tensor):
+        return fn(x, *rest)
+    return {name: fn(leaf, *(other[name] for other in rest)) for name, leaf in x.items()}
+
+
+def zeros_like(x: Vector) -> Vector:
+    """A zero vector shaped like ``x``."""
+    return tree_map(torch.zeros_like, x)
+
+
+def axpy(a: float, x: Vector, y: Vector) -> Vector:
+    """``a·x + y``, out of place."""
+    return tree_map(lambda u, v: torch.add(v, u, alpha=a), x, y)
+
+
+def scale(a: float, x: Vector) -> Vector:
+    """``a·x``, out of place."""
+    return tree_map(lambda u: u * a, x)
+
+
+def combine(coefficients: Sequence[float], vectors: Sequence[Vector]) -> Vector:
+    """``Σ_i coefficients[i] · vectors[i]`` of at least one vector."""
+    total = scale(coefficients[0], vectors[0])
+    for coefficient, vector in zip(coefficients[1:], vectors[1:], strict=True):
+        total = axpy(coefficient, vector, total)
+    return total
+
+
+def dot(x: Tensor | Tree, y: Tensor | Tree) -> float:
+    """The Euclidean inner product, summed over all leaves."""
+    pairs = zip(leaves(x), leaves(y), strict=True)
+    return _gather([torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in pairs]).sum().item()
+
+
+def norm(x: Tensor | Tree) -> float:
+    """The Euclidean norm over all leaves; squares are summed in float64, where they fit."""
+    norms = [torch.linalg.vector_norm(leaf, dtype=torch.float64) for leaf in leaves(x)]
+    return torch.linalg.vector_norm(_gather(norms)).item()
+
+
+def max_abs(x: Tensor | Tree) -> float:
+    """The largest absolute entry; ``nan`` if there is one, 0 for a vector without entries."""
+    ends = [end for leaf in leaves(x) if leaf.numel() for end in torch.aminmax(leaf.detach())]
+    return _gather(ends).abs().max().item() if ends else 0.0
+
+
+def power_of_two(x: Tensor | Tree) -> float:
+    """A power of two near the largest entry of ``x ≠ 0``.
+
+    Dividing by it is exact, and leaves entries whose squares neither underflow nor overflow.
+    """
+    limits = [torch.finfo(leaf.dtype) for leaf in leaves(x)]
+    # It and its inverse must be numbers of every leaf's type, be the entry denormal or the largest.
+    largest = min(2.0 ** (math.frexp(limit.max)[1] - 1) for limit in limits)
+    smallest = max(limit.tiny for limit in limits)
+    return float(min(max(2.0 ** math.frexp(max_abs(x))[1], smallest), largest))
+
+
+def _gather(scalars: list[Tensor]) -> Tensor:
+    """One float64 tensor, so that a tree costs one transfer from the device and not one a leaf."""
+    if len({(s.device, s.dtype) for s in scalars}) > 1:
+        scalars = [s.to(scalars[0].device, torch.float64) for s in scalars]
+    return torch.stack(scalars).double()
+
+
+def flatten(x: Tree) -> Tensor:
+    """All entries of a dict whose leaves share dtype and device, as one vector."""
+    return torch.cat([leaf.reshape(-1) for leaf in x.values()])
+
+
+def unflatten(flat: Tensor, like: Tree) -> Tree:
+    """The inverse of :func:`flatten`; the leaves are views of ``flat``."""
+    parts = flat.split([leaf.numel() for leaf in like.values()])
+    return {name: p.view(leaf.shape) for p, (name, leaf) in zip(parts, like.items(), strict=True)}
+
+
+def is_uniform(x: Tensor | Tree) -> bool:
+    """Whether all leaves share one dtype and device."""
+    return len({(leaf.dtype, leaf.device) for leaf in leaves(x)}) == 1
+
+
+def map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Apply ``fn`` to every tensor inside nested tuples, lists, mappings and dataclasses.
+
+    Anything else is passed through as it is.
+    """
+    if isinstance(value, Tensor):
+        return fn(value)
+    if isinstance(value, tuple):
+        mapped = [map_tensors(fn, entry) for entry in value]
+        return type(value)(*mapped) if hasattr(value, "_fields") else type(value)(mapped)
+    if isinstance(value, list):
+        return [map_tensors(fn, entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {key: map_tensors(fn, entry) for key, entry in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            field.name: map_tensors(fn, getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.init
+        }
+        return dataclasses.replace(value, **fields)
+    return value

@@ -1,0 +1,33 @@
+"""The Hessian replaced by a multiple of the identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from reweight._trees import scale
+from reweight.solvers._check import positive
+from reweight.solvers.base import LinearSolver, Matvec, Solution, Status
+
+
+@dataclass(frozen=True)
+class Identity(LinearSolver):
+    """``u = α·b``: no Hessian-vector product at all (Luketina et al., ICML 2016).
+
+    Args:
+        step_size: ``α``, the inverse of the curvature that is assumed everywhere.
+
+    Example:
+        >>> import torch
+        >>> Identity(step_size=0.5)(lambda v: v, torch.tensor([2.0, 4.0])).value
+        tensor([1., 2.])
+    """
+
+    step_size: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive("Identity", "step_size", self.step_size)
+
+    def solve_scaled(self, matvec: Matvec, b: Any) -> Solution:
+        """Return ``α·b``."""
+        return Solution(scale(self.step_size, b), Status.APPROXIMATED)

@@ -1,0 +1,29 @@
+"""The multi-layer perceptrons inside the weighters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+
+def mlp(in_features: int, hidden: Sequence[int], *, zero_last: bool) -> nn.Sequential:
+    """Linear layers with ReLU between them, ending in one output.
+
+    Args:
+        in_features: Width of the input.
+        hidden: Widths of the hidden layers; empty for a single linear layer.
+        zero_last: Start the last layer at zero, so that the output starts at exactly 0.
+
+    Returns:
+        A module from [..., in_features] to [..., 1].
+    """
+    layers: list[nn.Module] = []
+    for width_in, width_out in pairwise((in_features, *hidden)):
+        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+    last = nn.Linear(hidden[-1] if hidden else in_features, 1)
+    if zero_last:
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers, last)

@@ -1,0 +1,53 @@
+"""One weight for all samples."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._positive import positive, positive_inverse
+from .base import SampleWeighter
+
+
+class ConstantWeighter(SampleWeighter):
+    """One learnable positive weight shared by every sample.
+
+    The global γ that joint training usually searches on a grid, for instance between an auxiliary
+    task and the main one. It looks at neither losses nor inputs.
+
+    Args:
+        initial: The weight to start from, finite and above 0.
+
+    Raises:
+        ValueError: If ``initial`` is not a finite positive number.
+
+    Example:
+        >>> import torch
+        >>> from reweight.weighters import ConstantWeighter
+        >>> ConstantWeighter(0.5)(torch.tensor([3.0, 1.0]), None).tolist()
+        [0.5, 0.5]
+    """
+
+    def __init__(self, initial: float = 1.0) -> None:
+        super().__init__()
+        if not (math.isfinite(initial) and initial > 0):
+            raise ValueError(
+                f"initial={initial!r}: the weight stays positive, so it has to start at a finite "
+                "number above 0. To switch the weighted losses almost off, start at 0.01."
+            )
+        self.raw = nn.Parameter(torch.tensor(positive_inverse(initial)))
+
+    def forward(self, losses: Tensor, inputs: Any = None) -> Tensor:
+        """Return the one weight, repeated.
+
+        Args:
+            losses: Per-sample losses, shape [B]; only the shape is used.
+            inputs: Ignored.
+
+        Returns:
+            Weights, shape [B], all equal.
+        """
+        return positive(self.raw).expand(losses.shape)

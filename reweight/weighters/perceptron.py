@@ -1,0 +1,260 @@
+"""BIAO's behavioral perceptron."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ._attention import PooledAttention
+from ._mlp import mlp
+from ._positive import positive
+from .base import SampleWeighter
+
+
+class BehaviorInputs(NamedTuple):
+    """What the behavioral perceptron looks at, for B source-domain behaviours.
+
+    The embeddings usually come from the recommendation model's own tables. The two histories may
+    have different lengths N, and pads may stand anywhere in them.
+
+    Attributes:
+        item: The candidate items' embeddings E_s, all feature fields concatenated, [B, D].
+        source_history: Embeddings of the user's recent source-domain items, [B, N, D].
+        target_history: Embeddings of the user's recent target-domain items, [B, N, D].
+        source_mask: True for a real behaviour, False for a pad, [B, N], bool.
+        target_mask: The same for the target history, [B, N], bool.
+    """
+
+    item: Tensor
+    source_history: Tensor
+    target_history: Tensor
+    source_mask: Tensor
+    target_mask: Tensor
+
+
+class BehavioralPerceptron(SampleWeighter):
+    r"""The importance of a source behaviour: of its item in general, and to this user (BIAO).
+
+    Eq. 3–8 of Chen et al., "Cross-domain Recommendation with Behavioral Importance Perception",
+    WWW'23, for a candidate item with embedding :math:`E_s`:
+
+    .. math::
+
+        \gamma_1 &= b + \mathrm{MLP}(E_s) \\
+        m_S &= \operatorname{mean}_i \mathrm{MHA}_S([e^i_S ; E_s]), \qquad
+        m_T = \operatorname{mean}_i \mathrm{MHA}_T([e^i_T ; E_s]) \\
+        \gamma_2 &= \mathrm{MLP}([m_S ; m_T]) \\
+        \text{weight} &= \gamma \cdot \sigma(\gamma_1 \gamma_2)
+
+    All weights are exactly 1 at the start: the last layer that counts (the local MLP's, or the
+    global one's where there is no local branch) starts at zero, and γ at 1. A product of two
+    factors that are both zero is a saddle, where neither learns; the constant b (``global_bias``,
+    which the paper does not have) gets γ_1 off it.
+
+    Args:
+        dim: Width D of the item embeddings.
+        num_heads: Heads of each attention; divides 2·D. The paper uses 4.
+        hidden: Width of the hidden layer in both MLPs.
+        global_hidden: Hidden widths of the global MLP instead, ``()`` for one linear layer.
+        local_hidden: Hidden widths of the local MLP instead.
+        use_global: Keep the global branch. Without it the score is γ_2.
+        use_local: Keep the user-specific branch. Without it the score is MLP(E_s), and
+            ``global_bias`` is left out.
+        normalization: σ in Eq. 8. ``"sigmoid"``: 2·sigmoid(score), each sample by itself.
+            ``"softmax"``: B·softmax(scores) over the batch, so the weights' mean is γ (the
+            authors' code lets them sum to γ and sums the losses, which is the same as
+            ``reduction="mean"`` here), and a sample's weight depends on its batch.
+        global_bias: The constant b.
+        mask_keys: Leave pads out of the attention and out of the mean. False: pads are attended
+            to, and the mean divides by N, as in the authors' code.
+        gamma_map: How γ is kept from turning negative. ``"softplus"``: always positive; weight
+            decay pulls it to 1. ``"relu"``, as in the authors' code: weight decay pulls it to 0,
+            and once there it stays.
+
+    Attributes:
+        raw_gamma: The parameter behind :attr:`gamma`.
+
+    Raises:
+        ValueError: If an argument is out of its range, ``num_heads`` does not divide 2·D, or both
+            branches are switched off.
+
+    Note:
+        The authors' released code is ``BehavioralPerceptron(20, global_hidden=(),
+        local_hidden=(32, 16), normalization="softmax", global_bias=0.0, mask_keys=False,
+        gamma_map="relu")``, up to the zero last layer.
+
+    Example:
+        >>> import torch
+        >>> from reweight.weighters import BehavioralPerceptron, BehaviorInputs
+        >>> perceptron = BehavioralPerceptron(dim=16)
+        >>> inputs = BehaviorInputs(
+        ...     item=torch.randn(3, 16),
+        ...     source_history=torch.randn(3, 20, 16),
+        ...     target_history=torch.randn(3, 5, 16),
+        ...     source_mask=torch.rand(3, 20) < 0.5,
+        ...     target_mask=torch.zeros(3, 5, dtype=torch.bool),  # no history yet: allowed
+        ... )
+        >>> perceptron(torch.rand(3), inputs).tolist()
+        [1.0, 1.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int = 4,
+        hidden: int = 32,
+        global_hidden: Sequence[int] | None = None,
+        local_hidden: Sequence[int] | None = None,
+        use_global: bool = True,
+        use_local: bool = True,
+        normalization: Literal["sigmoid", "softmax"] = "sigmoid",
+        global_bias: float = 1.0,
+        mask_keys: bool = True,
+        gamma_map: Literal["softplus", "relu"] = "softplus",
+    ) -> None:
+        super().__init__()
+        global_hidden = (hidden,) if global_hidden is None else tuple(global_hidden)
+        local_hidden = (hidden,) if local_hidden is None else tuple(local_hidden)
+        _check_positive(dim=(dim,), global_hidden=global_hidden, local_hidden=local_hidden)
+        _check_choice("normalization", normalization, ("sigmoid", "softmax"))
+        _check_choice("gamma_map", gamma_map, ("softplus", "relu"))
+        if not (use_global or use_local):
+            raise ValueError(
+                "use_global=False and use_local=False leave nothing to learn from. Keep one "
+                "branch, or use ConstantWeighter for γ alone."
+            )
+        if use_local and (num_heads < 1 or 2 * dim % num_heads):
+            divisors = [n for n in range(1, 2 * dim + 1) if 2 * dim % n == 0]
+            raise ValueError(
+                f"num_heads={num_heads!r} does not divide the attention's width 2·dim = {2 * dim} "
+                f"(behaviour and candidate concatenated). Choose one of {divisors}."
+            )
+        self.dim = dim
+        self.normalization = normalization
+        self.gamma_map = gamma_map
+        self.global_bias = global_bias if use_local else 0.0
+        self.global_mlp: nn.Sequential | None = None
+        self.local_mlp: nn.Sequential | None = None
+        if use_global:
+            self.global_mlp = mlp(dim, global_hidden, zero_last=not use_local)
+        if use_local:
+            self.source_attention = PooledAttention(dim, num_heads, mask_keys=mask_keys)
+            self.target_attention = PooledAttention(dim, num_heads, mask_keys=mask_keys)
+            self.local_mlp = mlp(4 * dim, local_hidden, zero_last=True)
+        self.raw_gamma = nn.Parameter(torch.tensor(0.0 if gamma_map == "softplus" else 1.0))
+
+    @property
+    def gamma(self) -> Tensor:
+        """The global scalar γ of Eq. 8, shape []."""
+        return positive(self.raw_gamma) if self.gamma_map == "softplus" else self.raw_gamma.relu()
+
+    def forward(self, losses: Tensor, inputs: BehaviorInputs) -> Tensor:
+        """Weight every source behaviour.
+
+        Args:
+            losses: Per-sample losses, shape [B]; only the shape is used.
+            inputs: The behaviours, their items and their users' histories.
+
+        Returns:
+            Weights, shape [B], in the perceptron's dtype.
+
+        Raises:
+            TypeError: If ``inputs`` is not a ``BehaviorInputs`` or a mask is not bool.
+            ValueError: If a shape does not fit.
+        """
+        scores = self.scores(inputs)
+        if scores.shape != losses.shape:
+            raise ValueError(
+                f"inputs.item describes {scores.shape[0]} behaviours, but losses has shape "
+                f"{list(losses.shape)}. Put into Losses(weighted, inputs=...) the losses and the "
+                "items of the same source behaviours, one loss each."
+            )
+        if self.normalization == "softmax":
+            return self.gamma * scores.shape[0] * scores.softmax(0)
+        return self.gamma * 2.0 * scores.sigmoid()
+
+    def scores(self, inputs: BehaviorInputs) -> Tensor:
+        """The importances before normalisation, γ_1 · γ_2 of Eq. 8.
+
+        Unlike weights under ``"softmax"`` they do not depend on the rest of the batch, so they can
+        be exported and compared.
+
+        Args:
+            inputs: The behaviours, their items and their users' histories.
+
+        Returns:
+            Scores, shape [B], in the perceptron's dtype.
+
+        Raises:
+            TypeError: If ``inputs`` is not a ``BehaviorInputs`` or a mask is not bool.
+            ValueError: If a shape does not fit.
+        """
+        self._check(inputs)
+        dtype = self.raw_gamma.dtype
+        item = inputs.item.to(dtype)
+        score: Tensor | None = None
+        if self.global_mlp is not None:
+            score = self.global_bias + self.global_mlp(item).squeeze(-1)
+        if self.local_mlp is not None:
+            source = self.source_attention(
+                item, inputs.source_history.to(dtype), inputs.source_mask
+            )
+            target = self.target_attention(
+                item, inputs.target_history.to(dtype), inputs.target_mask
+            )
+            local = self.local_mlp(torch.cat((source, target), dim=-1)).squeeze(-1)
+            score = local if score is None else score * local
+        assert score is not None
+        return score
+
+    def _check(self, inputs: BehaviorInputs) -> None:
+        if not isinstance(inputs, BehaviorInputs):
+            raise TypeError(
+                f"inputs: a BehaviorInputs is needed, got {type(inputs).__name__}. Return "
+                "Losses(weighted, fixed, inputs=BehaviorInputs(item, source_history, "
+                "target_history, source_mask, target_mask)) from your losses function."
+            )
+        item = inputs.item
+        if item.ndim != 2 or item.shape[1] != self.dim:
+            raise ValueError(
+                f"inputs.item has shape {list(item.shape)}, expected [B, {self.dim}]: the "
+                f"perceptron was built with dim={self.dim}. dim is the width of all the item's "
+                "feature embeddings concatenated."
+            )
+        if self.local_mlp is None:
+            return
+        for domain, history, mask in (
+            ("source", inputs.source_history, inputs.source_mask),
+            ("target", inputs.target_history, inputs.target_mask),
+        ):
+            if history.ndim != 3 or history.shape[::2] != item.shape:
+                raise ValueError(
+                    f"inputs.{domain}_history has shape {list(history.shape)}, expected "
+                    f"[{item.shape[0]}, N, {self.dim}]: one history per row of inputs.item, its "
+                    "behaviours embedded by the same tables as the candidate."
+                )
+            if mask.dtype != torch.bool:
+                raise TypeError(
+                    f"inputs.{domain}_mask has dtype {mask.dtype}, expected torch.bool with True "
+                    "for a real behaviour. From ids with 0 for a pad: mask = ids != 0."
+                )
+            if mask.shape != history.shape[:2]:
+                raise ValueError(
+                    f"inputs.{domain}_mask has shape {list(mask.shape)}, expected "
+                    f"{list(history.shape[:2])}: one entry per position of {domain}_history."
+                )
+
+
+def _check_positive(**widths: Sequence[int]) -> None:
+    for name, values in widths.items():
+        if any(value < 1 for value in values):
+            raise ValueError(f"{name}: every width has to be at least 1, got {list(values)}.")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}.")

@@ -1,0 +1,426 @@
+"""A model and a weighter, tied together by the hypergradient."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from reweight._isolation import Isolation, isolated, swapped, twice_differentiable
+from reweight._linearise import (
+    Linearisation,
+    Mode,
+    from_graph,
+    with_finite_difference,
+    with_func,
+)
+from reweight._penalty import weight_decay
+from reweight._trees import Tree, map_tensors
+from reweight.hypergradient import Hypergradient, ImplicitHypergradient, SolveInfo, check_loss
+from reweight.losses import Losses
+from reweight.solvers import Status
+from reweight.weighters import SampleWeighter
+
+LossesFn = Callable[[Any, Any], "Losses | Tensor"]
+OuterFn = Callable[[Any, Any], Tensor]
+Reduction = Literal["mean", "sum"]
+
+
+def wrap(
+    model: nn.Module,
+    weighter: SampleWeighter,
+    losses: LossesFn | None = None,
+    outer_loss: OuterFn | None = None,
+    optimizer: Optimizer | None = None,
+    hypergradient: ImplicitHypergradient | None = None,
+    inner_params: Callable[[str], bool] | None = None,
+    reduction: Reduction = "mean",
+) -> Reweighted:
+    """Tie a weighter to a model. The training loop stays yours.
+
+    Args:
+        model: the model that is trained on weighted samples.
+        weighter: gives each sample its weight; its parameters are what the outer problem learns.
+        losses: ``(model, batch) -> Losses``, or ``-> Tensor [B]`` where nothing is fixed and the
+            weighter looks at the losses only. Default: ``model.losses(batch)``.
+        outer_loss: ``(model, batch) -> Tensor []``, what the weights shall make better, on a dev
+            batch. Default: ``model.outer_loss(batch)`` if there is one, else the fixed part of
+            ``losses``.
+        optimizer: the optimizer of the model. It is only read: its weight decay is part of the
+            inner problem, and without it the hypergradient is another one.
+        hypergradient: how to solve; default ``ImplicitHypergradient(Neumann(num_terms=3))``.
+        inner_params: ``name -> bool``, which trainable parameters count as inner; default all.
+        reduction: of ``weights · losses``: ``"mean"`` (over the batch) or ``"sum"``.
+
+    Returns:
+        The wrapped object, whose ``loss(batch)`` takes the place of your loss, and whose
+        ``outer_backward(batch, dev_batch)`` fills the ``.grad`` of the weighter.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: no inner parameters, a weighter without parameters, or one that shares
+            parameters with the model.
+
+    Example:
+        >>> import torch, reweight
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(3, 1)
+        >>> def losses(model, batch):
+        ...     x, y = batch
+        ...     return (model(x).squeeze(-1) - y).square()
+        >>> rw = reweight.wrap(model, reweight.LossWeighter(), losses,
+        ...                    outer_loss=lambda model, batch: losses(model, batch).mean())
+        >>> batch = torch.randn(8, 3), torch.randn(8)
+        >>> rw.weights(batch)                       # an untrained weighter changes nothing
+        tensor([1., 1., 1., 1., 1., 1., 1., 1.])
+        >>> hypergradient = rw.outer_backward(batch, batch)
+        >>> hypergradient.influence.shape
+        torch.Size([8])
+    """
+    return Reweighted(
+        model, weighter, losses, outer_loss, optimizer, hypergradient, inner_params, reduction
+    )
+
+
+class Reweighted:
+    """A model whose training samples carry learned weights; made by :func:`wrap`.
+
+    Attributes:
+        model: the model, as given.
+        weighter: the weighter, as given.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        weighter: SampleWeighter,
+        losses: LossesFn | None,
+        outer_loss: OuterFn | None,
+        optimizer: Optimizer | None,
+        hypergradient: ImplicitHypergradient | None,
+        inner_params: Callable[[str], bool] | None,
+        reduction: Reduction,
+    ) -> None:
+        for name, value, kind in (("model", model, nn.Module), ("weighter", weighter, nn.Module)):
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f'reduction={reduction!r}: choose "mean" or "sum"')
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+            )
+        if hypergradient is not None and not isinstance(hypergradient, ImplicitHypergradient):
+            raise TypeError(
+                "hypergradient must be an ImplicitHypergradient, got "
+                f"{type(hypergradient).__name__}; a solver goes inside: "
+                "ImplicitHypergradient(solver=...)"
+            )
+        for name, function, takes in (
+            ("losses", losses, "(model, batch)"),
+            ("outer_loss", outer_loss, "(model, batch)"),
+            ("inner_params", inner_params, "(name)"),
+        ):
+            if function is not None and not callable(function):
+                raise TypeError(
+                    f"{name} must be a function of {takes}, got {type(function).__name__}"
+                )
+        if losses is None and not callable(getattr(model, "losses", None)):
+            raise TypeError(
+                f"losses is missing and {type(model).__name__} has no method losses(batch): pass "
+                "losses=lambda model, batch: ... that returns one loss per sample"
+            )
+        self.model = model
+        self.weighter = weighter
+        self._losses = losses
+        self._outer_loss = outer_loss
+        self._optimizer = optimizer
+        self._hypergradient = hypergradient or ImplicitHypergradient()
+        self._inner_params = inner_params
+        self._reduction: Reduction = reduction
+        self._warned: set[str] = set()
+        self._check_parameters()
+        if optimizer is not None:
+            weight_decay(optimizer, self._theta())
+
+    def loss(self, batch: Any) -> Tensor:
+        """The inner loss ``fixed + reduce(weights · losses)``; gradients reach the model only.
+
+        Raises:
+            ValueError: losses that are reduced already, NaN losses, weights of a wrong shape.
+        """
+        losses = self._evaluate(batch)
+        losses.check_finite()
+        with torch.no_grad():
+            weights = self._weigh(losses)
+        return self._reduce(losses, weights)
+
+    def weights(self, batch: Any) -> Tensor:
+        """The weights ``[B]`` of a batch, without gradient."""
+        with torch.no_grad():
+            losses = self._evaluate(batch)
+            losses.check_finite()
+            return self._weigh(losses)
+
+    def hypergradient(self, batch: Any, dev_batch: Any) -> Hypergradient:
+        """The gradient of the outer loss on ``dev_batch`` by the weighter's parameters.
+
+        A pure function: no ``.grad``, parameter, buffer or random state is other than before.
+
+        Args:
+            batch: a train batch, as for :meth:`loss`; the weights of its samples are judged.
+            dev_batch: a batch for the outer loss.
+
+        Raises:
+            ValueError: losses or weights that are not finite or of a wrong shape, an outer loss
+                that does not depend on the inner parameters.
+            FloatingPointError: a derivative that is not finite.
+        """
+        self._check_parameters()
+        theta = self._theta()
+        with isolated((self.model, self.weighter), self._devices()) as isolation:
+            rhs = self._outer_gradient(theta, dev_batch)
+            isolation.restore()
+            # Around the backward passes too: a checkpointed module runs again in them.
+            with twice_differentiable():
+                losses = self._evaluate(batch)
+                losses.check_finite()
+                gamma = self._weigh(losses)
+                leaf = gamma.detach().requires_grad_(True)
+                mixed, info = self._solve(batch, losses, leaf, theta, rhs, isolation)
+            influence = mixed["weights"].neg()
+            grads = self._through_weighter(gamma, influence)
+        return Hypergradient(grads, info, influence)
+
+    def outer_backward(self, batch: Any, dev_batch: Any) -> Hypergradient:
+        """Accumulate :meth:`hypergradient` into the ``.grad`` of the weighter's parameters.
+
+        Clipping, the step and ``zero_grad`` are yours, as after any ``backward()``.
+        """
+        result = self.hypergradient(batch, dev_batch)
+        for name, parameter in self._phi().items():
+            grad = result.grads[name]
+            if parameter.grad is None:
+                parameter.grad = grad.clone()
+            else:
+                parameter.grad += grad
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is to be saved beside the model and the optimizers."""
+        return {"version": 1, "weighter": self.weighter.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state of :meth:`state_dict`.
+
+        Raises:
+            ValueError: a state of another version, or not a state of this kind.
+            RuntimeError: the state of another weighter; nothing of it is kept.
+        """
+        if not isinstance(state, dict) or "weighter" not in state or state.get("version") != 1:
+            found = sorted(state) if isinstance(state, dict) else type(state).__name__
+            raise ValueError(
+                f"this is not a state of a wrapped model (version 1): found {found}; a weighter's "
+                "own state goes into weighter.load_state_dict"
+            )
+        before = {name: copy.deepcopy(entry) for name, entry in self.weighter.state_dict().items()}
+        try:
+            self.weighter.load_state_dict(state["weighter"])
+        except Exception:
+            # torch copies what fits before it complains about the rest.
+            self.weighter.load_state_dict(before)
+            raise
+
+    # -- the inner problem -------------------------------------------------------------------
+
+    def _evaluate(self, batch: Any) -> Losses:
+        losses = self._losses(self.model, batch) if self._losses else self.model.losses(batch)
+        if isinstance(losses, Losses):
+            return losses
+        if isinstance(losses, Tensor):
+            return Losses(losses)
+        raise TypeError(
+            "losses(model, batch) must return reweight.Losses or a tensor [B], got "
+            f"{type(losses).__name__}"
+        )
+
+    def _weigh(self, losses: Losses) -> Tensor:
+        """Weights of detached losses and inputs, checked."""
+        weighted = losses.weighted.detach()
+        weights = self.weighter(weighted, map_tensors(Tensor.detach, losses.inputs))
+        name = type(self.weighter).__name__
+        if not isinstance(weights, Tensor) or weights.shape != weighted.shape:
+            got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+            raise ValueError(
+                f"the weighter {name} returned {got} for losses of shape {tuple(weighted.shape)}: "
+                "it must return one weight per sample (a trailing dimension of 1 goes with "
+                ".squeeze(-1))"
+            )
+        if not weights.is_floating_point():
+            raise TypeError(
+                f"the weighter {name} returned weights of {weights.dtype}: they need a "
+                "floating-point type to have a gradient; a comparison or .long() in its forward "
+                "has none"
+            )
+        if not bool(weights.isfinite().all()):
+            raise ValueError(
+                f"the weighter {name} returned weights that are not finite: its inputs hold NaN, "
+                "or an outer step was so large that it overflowed; lower the outer learning rate "
+                "or clip the gradient"
+            )
+        return weights
+
+    def _reduce(self, losses: Losses, weights: Tensor) -> Tensor:
+        total = (weights * losses.weighted).sum()
+        if self._reduction == "mean":
+            # A batch without weighted samples contributes nothing, rather than 0/0.
+            total = total / max(losses.weighted.numel(), 1)
+        fixed = losses.fixed
+        return total + (fixed.reshape(()) if isinstance(fixed, Tensor) else fixed)
+
+    # -- the outer problem -------------------------------------------------------------------
+
+    def _outer(self, dev_batch: Any) -> Tensor:
+        loss: object
+        if self._outer_loss is not None:
+            loss = self._outer_loss(self.model, dev_batch)
+        elif callable(getattr(self.model, "outer_loss", None)):
+            loss = self.model.outer_loss(dev_batch)  # type: ignore[operator]
+        else:
+            loss = torch.as_tensor(self._evaluate(dev_batch).fixed)
+        return check_loss("outer", loss)
+
+    def _outer_gradient(self, theta: Tree, dev_batch: Any) -> Tree:
+        loss = self._outer(dev_batch)
+        grads: tuple[Tensor | None, ...] = (None,)
+        if loss.requires_grad:
+            grads = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
+        if all(g is None for g in grads):
+            raise ValueError(
+                "the outer loss does not depend on any inner parameter: losses(model, batch) has "
+                "no fixed part to take it from (pass outer_loss=), or it is computed under "
+                "no_grad() or from a detached output, or inner_params leaves out what it uses"
+            )
+        return {
+            name: torch.zeros_like(p) if g is None else (g.to_dense() if g.is_sparse else g)
+            for (name, p), g in zip(theta.items(), grads, strict=True)
+        }
+
+    def _solve(
+        self,
+        batch: Any,
+        losses: Losses,
+        weights: Tensor,
+        theta: Tree,
+        rhs: Tree,
+        isolation: Isolation,
+    ) -> tuple[Tree, SolveInfo]:
+        zero = {"weights": torch.zeros_like(weights)}
+        if not weights.numel():
+            return zero, SolveInfo(0.0, 0, Status.CONVERGED, None, "none")
+        return self._hypergradient.solve(
+            lambda mode: self._linearise(mode, batch, losses, weights, theta, isolation),
+            rhs,
+            zero,
+            None if self._optimizer is None else weight_decay(self._optimizer, theta),
+        )
+
+    def _linearise(
+        self,
+        mode: Mode,
+        batch: Any,
+        losses: Losses,
+        weights: Tensor,
+        theta: Tree,
+        isolation: Isolation,
+    ) -> Linearisation:
+        if mode == "autograd":
+            # The forward pass that gave the losses is the one to differentiate.
+            return from_graph(self._reduce(losses, weights), theta, {"weights": weights})
+        inner = self._inner(batch, theta, isolation, copy_buffers=mode == "func")
+        if mode == "func":
+            return with_func(inner, theta, {"weights": weights})
+
+        def installed(params: Tree) -> AbstractContextManager[None]:
+            return swapped(self.model, {id(theta[n]): value for n, value in params.items()})
+
+        return with_finite_difference(inner, theta, {"weights": weights}, installed)
+
+    def _inner(
+        self, batch: Any, theta: Tree, isolation: Isolation, *, copy_buffers: bool
+    ) -> Callable[[Tree, Tree], Tensor]:
+        """The inner loss as a function of the inner parameters and the weights."""
+
+        def inner(params: Tree, hparams: Tree) -> Tensor:
+            # The same dropout mask every time. Copied buffers have nothing to be put back.
+            isolation.rewind() if copy_buffers else isolation.restore()
+            tensors = {id(theta[name]): value for name, value in params.items()}
+            with swapped(self.model, tensors, copy_buffers), twice_differentiable():
+                return self._reduce(self._evaluate(batch), hparams["weights"])
+
+        return inner
+
+    def _through_weighter(self, weights: Tensor, influence: Tensor) -> dict[str, Tensor]:
+        phi = self._phi()
+        grads: tuple[Tensor | None, ...] = (None,) * len(phi)
+        if weights.requires_grad:
+            grads = torch.autograd.grad(
+                weights, list(phi.values()), influence.to(weights.dtype), allow_unused=True
+            )
+        unused = [name for name, g in zip(phi, grads, strict=True) if g is None]
+        if len(unused) == len(phi):
+            raise ValueError(
+                f"the weights of {type(self.weighter).__name__} do not depend on any of its "
+                "parameters: is there a detach() or no_grad() in its forward?"
+            )
+        if unused and "unused" not in self._warned:
+            self._warned.add("unused")
+            warnings.warn(
+                f"{type(self.weighter).__name__}: {', '.join(unused[:3])} took no part in the "
+                "weights of this batch, so their hypergradient is zero. Said once.",
+                stacklevel=4,
+            )
+        return {
+            name: torch.zeros_like(p) if g is None else g
+            for (name, p), g in zip(phi.items(), grads, strict=True)
+        }
+
+    # -- parameters --------------------------------------------------------------------------
+
+    def _theta(self) -> Tree:
+        keep = self._inner_params or (lambda name: True)
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad and keep(n)}
+
+    def _phi(self) -> Tree:
+        return {n: p for n, p in self.weighter.named_parameters() if p.requires_grad}
+
+    def _devices(self) -> set[torch.device]:
+        return {p.device for p in (*self._theta().values(), *self._phi().values())}
+
+    def _check_parameters(self) -> None:
+        theta, phi = self._theta(), self._phi()
+        if not theta:
+            raise ValueError(
+                "there are no inner parameters: every parameter of the model is frozen, or "
+                f"inner_params matches none of {[n for n, _ in self.model.named_parameters()][:5]}"
+            )
+        if not phi:
+            raise ValueError(
+                f"the weighter {type(self.weighter).__name__} has no trainable parameters: there "
+                "is nothing for the outer problem to learn"
+            )
+        inner = {id(p): name for name, p in theta.items()}
+        shared = {name: inner[id(p)] for name, p in phi.items() if id(p) in inner}
+        if shared:
+            name, twin = next(iter(shared.items()))
+            raise ValueError(
+                f"the weighter's {name} is the model's {twin}: weights must not depend on inner "
+                "parameters. Hand what the weighter needs of the model over as Losses(inputs=...), "
+                "which are detached"
+            )
