@@ -78,9 +78,9 @@ def power_of_two(x: Tensor | Tree) -> float:
     """
     limits = [torch.finfo(leaf.dtype) for leaf in leaves(x)]
     # It and its inverse must be numbers of every leaf's type, be the entry denormal or the largest.
-    largest = min(2.0 ** (math.frexp(limit.max)[1] - 1) for limit in limits)
-    smallest = max(limit.tiny for limit in limits)
-    return float(min(max(2.0 ** math.frexp(max_abs(x))[1], smallest), largest))
+    largest = min(math.frexp(limit.max)[1] for limit in limits) - 1
+    smallest = max(math.frexp(limit.tiny)[1] for limit in limits) - 1
+    return float(2.0 ** min(max(math.frexp(max_abs(x))[1], smallest), largest))
 
 
 def _gather(scalars: list[Tensor]) -> Tensor:

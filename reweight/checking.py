@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reweight._isolation import Isolation, isolated
-from reweight._linearise import with_autograd
+from reweight._isolation import isolated, twice_differentiable
+from reweight._linearise import from_graph
 from reweight._penalty import weight_decay
 from reweight._trees import Tree, axpy, dot, map_tensors, norm, scale
 from reweight.hypergradient import SolveInfo
+from reweight.losses import Losses
 from reweight.solvers import ConjugateGradient
 from reweight.wrapping import Reweighted
 
@@ -26,6 +27,10 @@ logger = logging.getLogger("reweight")
 _STEP = 1e-4
 # The inner problem counts as solved when its gradient is this small beside the outer gradient.
 _SOLVED = 1e-6
+# Derivatives below this share of the outer gradient are taken for zero.
+_NOTHING = 1e-9
+# Weights that depend on the losses settle together with the parameters, in at most so many rounds.
+_ROUNDS = 50
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class CheckReport:
     Attributes:
         rows: one per weighter parameter.
         error: largest difference between hypergradient and finite difference, relative to the
-            largest finite difference.
+            largest finite difference (to 1e-9 of the outer gradient, where that is larger).
         exact_error: the same for the exact solve.
         rtol: what was asked for.
         inner_gradient: norm of the inner gradient at the solution found, relative to the outer
@@ -76,7 +81,7 @@ class CheckReport:
 
     def __str__(self) -> str:
         width = max(9, *(len(row.name) for row in self.rows))
-        head = f"{'parameter':<{width}}  {'hypergradient':>14}  {'exact solve':>14}  {'finite diff.':>14}"
+        columns = "".join(f"  {c:>14}" for c in ("hypergradient", "exact solve", "finite diff."))
         lines = [
             f"{row.name:<{width}}  {row.hypergradient:>14.6e}  {row.exact:>14.6e}  "
             f"{row.finite_difference:>14.6e}"
@@ -87,7 +92,7 @@ class CheckReport:
             [
                 f"hypergradient {verdict} with finite differences: relative error {self.error:.2g} "
                 f"(asked: {self.rtol:.2g}; with an exact solve: {self.exact_error:.2g})",
-                head,
+                f"{'parameter':<{width}}{columns}",
                 *lines,
                 self.advice,
             ]
@@ -108,8 +113,9 @@ def check_hypergradient(
     Works on a float64 copy; ``rw`` is left as it is. On the copy the inner problem (weight decay
     and damping included) is solved to rounding on ``batch``. Each parameter of the weighter is then
     moved a little along a random direction to both sides, the inner problem is solved again, and
-    the change of the outer loss on ``dev_batch`` is what the hypergradient has to predict. What
-    the weighter looks at is held at the solution, as its inputs are detached.
+    the change of the outer loss on ``dev_batch`` is what the hypergradient has to predict. The
+    losses and inputs that the weighter looks at are held at the solution, as they are detached;
+    whatever else it reads of the model is not.
 
     A truncated solver, such as the default ``Neumann(num_terms=3)``, is not meant to agree: then
     ``exact_error`` tells whether everything but the truncation is right.
@@ -165,17 +171,22 @@ class _Resolvable:
         self.decay = decay
         self.damping = rw._hypergradient.damping
         self.batch, self.dev_batch = (map_tensors(_double, b) for b in (batch, dev_batch))
+        self.side_channel = False
 
     def report(self, rtol: float, seed: int, raise_on_mismatch: bool) -> CheckReport:
-        with isolated((self.rw.model, self.rw.weighter), self.rw._devices()) as isolation:
-            weigh, start = self._settle(isolation)
-            outer_gradient = norm(self.rw._outer_gradient(self.theta, self.dev_batch))
-            objective = self._objective(isolation, weigh(), start)
-            left = norm(_gradient(objective, start)) / max(outer_gradient, 1e-300)
+        with (
+            isolated((self.rw.model, self.rw.weighter), self.rw._devices()) as self.isolation,
+            twice_differentiable(),
+        ):
+            self.outer_gradient = self._first_evaluation()
+            weigh = self._settle()
+            start = self._position()
+            left = self._left(weigh())
             ours = self.rw.hypergradient(self.batch, self.dev_batch)
+            size = sum(p.numel() for p in start.values())
             self.rw._hypergradient = dataclasses.replace(
                 self.rw._hypergradient,
-                solver=ConjugateGradient(max_steps=10 * sum(p.numel() for p in start.values()), rtol=1e-13),
+                solver=ConjugateGradient(max_steps=10 * size, rtol=1e-13),
             )
             exact = self.rw.hypergradient(self.batch, self.dev_batch)
             generator = torch.Generator().manual_seed(seed)
@@ -184,138 +195,214 @@ class _Resolvable:
                     name,
                     dot(ours.grads[name], direction),
                     dot(exact.grads[name], direction),
-                    self._difference(isolation, weigh, start, parameter, direction),
+                    self._difference(weigh, start, parameter, direction),
                 )
                 for name, parameter in self.rw._phi().items()
                 for direction in [_unit(parameter, generator)]
             )
-        size = max(max(abs(row.finite_difference) for row in rows), 1e-300)
-        error = max(abs(row.hypergradient - row.finite_difference) for row in rows) / size
-        exact_error = max(abs(row.exact - row.finite_difference) for row in rows) / size
-        report = CheckReport(
-            rows,
-            error,
-            exact_error,
-            rtol,
-            left,
-            ours.info,
-            _advice(error, exact_error, rtol, left, ours.info, exact.info),
-        )
+        largest = max(abs(row.finite_difference) for row in rows)
+        # Where all are zero beside the outer gradient, differences of rounding size agree.
+        largest = max(largest, _NOTHING * self.outer_gradient, 1e-300)
+        error = max(abs(row.hypergradient - row.finite_difference) for row in rows) / largest
+        exact_error = max(abs(row.exact - row.finite_difference) for row in rows) / largest
+        advice = self._advice(error, exact_error, rtol, left, ours.info, exact.info)
+        report = CheckReport(rows, error, exact_error, rtol, left, ours.info, advice)
         if raise_on_mismatch and not report.ok:
             raise RuntimeError(str(report))
         return report
 
-    def _settle(self, isolation: Isolation) -> tuple[Callable[[], Tensor], Tree]:
-        """Solve the inner problem; weights that depend on its losses are brought to rest too."""
+    def _first_evaluation(self) -> float:
+        """The size of the outer gradient; tells what a float64 copy may stumble over."""
+        try:
+            self._losses()
+            return norm(self.rw._outer_gradient(self.theta, self.dev_batch))
+        except (RuntimeError, ValueError) as error:
+            raise type(error)(
+                "on the float64 copy of the model that is checked, the losses can't be "
+                f"differentiated: {error}. If training runs, then losses or outer_loss make "
+                "float32 tensors of their own, or use a model that they remember and not the one "
+                "they are given"
+            ) from error
+
+    def _losses(self) -> Losses:
+        self.isolation.restore()
+        with torch.no_grad():
+            losses = self.rw._evaluate(self.batch)
+        losses.check_finite()
+        return losses
+
+    def _settle(self) -> Callable[[], Tensor]:
+        """Solve the inner problem, and bring weights that depend on its losses to rest too.
+
+        Returns:
+            The weights, as a function of the weighter's parameters alone: the losses and inputs
+            are those of the solution.
+        """
         previous: Tensor | None = None
-        for _ in range(50):
-            isolation.restore()
-            with torch.no_grad():
-                losses = self.rw._evaluate(self.batch)
-            losses.check_finite()
-
-            def weigh(losses: Any = losses) -> Tensor:
-                isolation.restore()
-                with torch.no_grad():
-                    return self.rw._weigh(losses)
-
-            weights = weigh()
-            if previous is not None and torch.allclose(weights, previous, rtol=0, atol=1e-13):
+        for _ in range(_ROUNDS):
+            losses = self._losses()
+            weights = self._weigh(losses)
+            if previous is not None and _same(weights, previous):
                 break
             previous = weights
-            start = {name: p.detach().clone() for name, p in self.theta.items()}
-            self._move_to(_minimise(self._objective(isolation, weights, None), start))
-        return weigh, {name: p.detach().clone() for name, p in self.theta.items()}
+            self._minimise(weights, None)
+            if self._left(weights) > _SOLVED:  # further rounds would not mend it
+                losses = self._losses()
+                break
+        else:
+            losses = self._losses()
+        return lambda: self._weigh(losses)
 
-    def _objective(
-        self, isolation: Isolation, weights: Tensor, centre: Tree | None
-    ) -> Callable[[Tree], Tensor]:
-        """The inner loss at fixed weights, with all that belongs to the linear system."""
-        inner = self.rw._inner(self.batch, self.theta, isolation, copy_buffers=False)
-
-        def objective(params: Tree) -> Tensor:
-            loss = inner(params, {"weights": weights})
-            for name, p in params.items():
-                loss = loss + 0.5 * self.decay.get(name, 0.0) * p.square().sum()
-                if centre is not None and self.damping:
-                    loss = loss + 0.5 * self.damping * (p - centre[name]).square().sum()
-            return loss
-
-        return objective
+    def _weigh(self, losses: Losses) -> Tensor:
+        self.isolation.restore()
+        with torch.no_grad():
+            return self.rw._weigh(losses)
 
     def _difference(
-        self,
-        isolation: Isolation,
-        weigh: Callable[[], Tensor],
-        start: Tree,
-        parameter: Tensor,
-        direction: Tensor,
+        self, weigh: Callable[[], Tensor], start: Tree, parameter: Tensor, direction: Tensor
     ) -> float:
         values = []
         kept = parameter.detach().clone()
         for sign in (1.0, -1.0):
+            _move([parameter], [kept + sign * _STEP * direction])
+            self._solve_again(weigh, start)
+            self.isolation.restore()
             with torch.no_grad():
-                parameter.copy_(kept + sign * _STEP * direction)
-            self._move_to(_minimise(self._objective(isolation, weigh(), start), start))
-            isolation.restore()
-            values.append(self._outer())
-        with torch.no_grad():
-            parameter.copy_(kept)
-        self._move_to(start)
+                values.append(float(self.rw._outer(self.dev_batch)))
+            self._move_to(start)
+        _move([parameter], [kept])
         return (values[0] - values[1]) / (2.0 * _STEP)
 
-    def _outer(self) -> float:
-        with torch.no_grad():
-            return float(self.rw._outer(self.dev_batch))
+    def _solve_again(self, weigh: Callable[[], Tensor], start: Tree) -> None:
+        weights = weigh()
+        for _ in range(_ROUNDS):
+            self._minimise(weights, start)
+            again = weigh()
+            if _same(again, weights):
+                return
+            # Losses and inputs are held, so only the inner parameters can have moved the weights.
+            self.side_channel = True
+            weights = again
 
-    def _move_to(self, params: Tree) -> None:
-        with torch.no_grad():
-            for name, p in self.theta.items():
-                p.copy_(params[name])
+    # -- the inner problem at fixed weights ----------------------------------------------------
 
-
-def _minimise(objective: Callable[[Tree], Tensor], start: Tree) -> Tree:
-    """L-BFGS down to where it stalls, then Newton steps down to rounding."""
-    leaves = {name: p.clone().requires_grad_(True) for name, p in start.items()}
-    optimizer = torch.optim.LBFGS(
-        list(leaves.values()),
-        max_iter=500,
-        tolerance_grad=1e-9,
-        tolerance_change=0.0,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = objective(leaves)
-        loss.backward()
+    def _objective(self, weights: Tensor, centre: Tree | None) -> Tensor:
+        """The inner loss with all that belongs to the linear system."""
+        self.isolation.restore()
+        loss = self.rw._reduce(self.rw._evaluate(self.batch), weights)
+        for name, p in self.theta.items():
+            loss = loss + 0.5 * self.decay.get(name, 0.0) * p.square().sum()
+            if centre is not None and self.damping:
+                loss = loss + 0.5 * self.damping * (p - centre[name]).square().sum()
         return loss
 
-    optimizer.step(closure)
-    params = {name: p.detach() for name, p in leaves.items()}
-    gradient = _gradient(objective, params)
-    solver = ConjugateGradient(max_steps=2 * sum(p.numel() for p in params.values()), rtol=1e-6)
-    for _ in range(20):
-        try:
-            hvp = with_autograd(lambda p, _: objective(p), params, {}).hvp
-            step = solver(hvp, gradient).value
-        except RuntimeError as error:  # no double backward: L-BFGS has to do
-            logger.info("no Newton steps on the inner problem: %s", error)
-            break
-        nearer = axpy(-1.0, step, params)
-        after = _gradient(objective, nearer)
-        if not norm(after) < norm(gradient):
-            break
-        params, gradient = nearer, after
-    return params
+    def _gradient(self, weights: Tensor, centre: Tree | None) -> Tree:
+        grads = torch.autograd.grad(
+            self._objective(weights, centre),
+            list(self.theta.values()),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return {
+            name: g.to_dense() if g.is_sparse else g
+            for name, g in zip(self.theta, grads, strict=True)
+        }
+
+    def _minimise(self, weights: Tensor, centre: Tree | None) -> None:
+        """L-BFGS down to where it stalls, then Newton steps down to rounding."""
+        parameters = list(self.theta.values())
+        optimizer = torch.optim.LBFGS(
+            parameters,
+            max_iter=500,
+            tolerance_grad=1e-9,
+            tolerance_change=0.0,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> float:
+            for parameter, grad in zip(
+                parameters, self._gradient(weights, centre).values(), strict=True
+            ):
+                parameter.grad = grad
+            with torch.no_grad():
+                return float(self._objective(weights, centre))
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        for parameter in parameters:
+            parameter.grad = None
+        gradient = self._gradient(weights, centre)
+        solver = ConjugateGradient(max_steps=2 * sum(p.numel() for p in parameters), rtol=1e-6)
+        for _ in range(20):
+            here = self._position()
+            try:
+                hvp = from_graph(self._objective(weights, centre), self.theta, {}).hvp
+                self._move_to(axpy(-1.0, solver(hvp, gradient).value, here))
+            except RuntimeError as error:  # no double backward: L-BFGS has to do
+                logger.info("no Newton steps on the inner problem: %s", error)
+                return
+            after = self._gradient(weights, centre)
+            if not norm(after) < norm(gradient):
+                self._move_to(here)
+                return
+            gradient = after
+
+    def _left(self, weights: Tensor) -> float:
+        """The size of the inner gradient beside the outer one's."""
+        return norm(self._gradient(weights, None)) / max(self.outer_gradient, 1e-300)
+
+    def _position(self) -> Tree:
+        return {name: p.detach().clone() for name, p in self.theta.items()}
+
+    def _move_to(self, params: Tree) -> None:
+        _move(list(self.theta.values()), [params[name] for name in self.theta])
+
+    def _advice(
+        self,
+        error: float,
+        exact_error: float,
+        rtol: float,
+        left: float,
+        ours: SolveInfo,
+        exact: SolveInfo,
+    ) -> str:
+        if error <= rtol:
+            return "nothing to mend"
+        if self.side_channel:
+            return (
+                f"{type(self.rw.weighter).__name__} reads inner parameters by a side channel: with "
+                "its losses and inputs held, its weights still moved with the inner parameters, "
+                "which the hypergradient leaves out. Hand what it needs of the model over as "
+                "Losses(inputs=...)"
+            )
+        if left > _SOLVED:
+            return (
+                "the inner problem could not be solved on this batch (its gradient is still "
+                f"{left:.2g} of the outer gradient), so finite differences say little: use a "
+                "smaller or smoother slice, add weight decay or damping, or train further first"
+            )
+        if exact_error <= rtol:
+            return (
+                "the set-up is right: with the linear system solved exactly the two agree. The "
+                f"difference is the solver's: {ours.message}"
+            )
+        if not exact.trustworthy:
+            return f"the linear system itself has no good answer here: {exact.message}"
+        return (
+            "also an exact solve disagrees. Likely causes: the losses are not a function of "
+            "parameters and batch alone (noise from another source than torch's generators, a "
+            "state that changes with every call); custom gradients that are not the gradients of "
+            "the loss; a detach() inside the model"
+        )
 
 
-def _gradient(objective: Callable[[Tree], Tensor], params: Tree) -> Tree:
-    leaves = {name: p.detach().requires_grad_(True) for name, p in params.items()}
-    grads = torch.autograd.grad(
-        objective(leaves), list(leaves.values()), allow_unused=True, materialize_grads=True
-    )
-    return {n: g.to_dense() if g.is_sparse else g for n, g in zip(leaves, grads, strict=True)}
+def _same(weights: Tensor, others: Tensor) -> bool:
+    return torch.allclose(weights, others, rtol=0.0, atol=1e-13)
+
+
+def _move(tensors: list[Tensor], values: list[Tensor]) -> None:
+    with torch.no_grad():
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)
 
 
 def _unit(parameter: Tensor, generator: torch.Generator) -> Tensor:
@@ -325,29 +412,3 @@ def _unit(parameter: Tensor, generator: torch.Generator) -> Tensor:
 
 def _double(x: Tensor) -> Tensor:
     return x.double() if x.is_floating_point() else x
-
-
-def _advice(
-    error: float, exact_error: float, rtol: float, left: float, ours: SolveInfo, exact: SolveInfo
-) -> str:
-    if error <= rtol:
-        return "nothing to mend"
-    if left > _SOLVED:
-        return (
-            f"the inner problem could not be solved on this batch (its gradient is still {left:.2g} "
-            "of the outer gradient), so finite differences say little: use a smaller or smoother "
-            "slice, add weight decay or damping, or train further first"
-        )
-    if exact_error <= rtol:
-        return (
-            "the set-up is right: with the linear system solved exactly the two agree. The "
-            f"difference is the solver's: {ours.message}"
-        )
-    if not exact.trustworthy:
-        return f"the linear system itself has no good answer here: {exact.message}"
-    return (
-        "also an exact solve disagrees. Likely causes: the weighter reads inner parameters by "
-        "another way than its losses and inputs; the losses are not a function of parameters and "
-        "batch alone (noise from another source than torch's generators); custom gradients that "
-        "are not the gradients of the loss"
-    )

@@ -309,7 +309,7 @@ def check_loss(name: str, loss: object) -> Tensor:
         )
     if not bool(loss.isfinite()):
         raise ValueError(
-            f"the {name} loss is {float(loss)}: a batch with NaN or infinite entries, a learning "
+            f"the {name} loss is {loss.item()}: a batch with NaN or infinite entries, a learning "
             "rate that made the parameters overflow, or a logarithm of zero in the loss"
         )
     return loss.reshape(())

@@ -67,10 +67,10 @@ class Losses:
             "a logarithm of zero in the loss"
         )
         if not bool(fixed.isfinite().all()):
-            raise ValueError(f"losses.fixed is {float(fixed)}{next_move}")
+            raise ValueError(f"losses.fixed is {fixed.item()}{next_move}")
         bad = (~self.weighted.isfinite()).nonzero().flatten().tolist()
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise ValueError(
-            f"losses.weighted is {float(self.weighted[bad[0]])} for sample "
+            f"losses.weighted is {self.weighted[bad[0]].item()} for sample "
             f"{', '.join(map(str, bad[:5]))}{more} of {len(self.weighted)}{next_move}"
         )

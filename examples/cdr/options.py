@@ -16,13 +16,13 @@ Variant = Literal["S", "0", "base", "ours", "oracle"]
 class InnerOptions:
     """How the recommendation model is trained."""
 
-    lr: float = 5e-3
+    lr: float = 2e-3
     """Adam's learning rate."""
-    weight_decay: float = 0.0
+    weight_decay: float = 1e-4
     """Adam's weight decay."""
     batch_size: int = 128
     """Target behaviours in a batch, each with one source behaviour of its user."""
-    epochs: int = 12
+    epochs: int = 20
     """At most this many."""
     patience: int = 3
     """Stop after so many epochs without a better validation AUC."""
@@ -36,7 +36,7 @@ class OuterOptions:
 
     optimizer: Literal["adam", "sgd"] = "adam"
     """The optimizer of the perceptron."""
-    lr: float = 2e-3
+    lr: float = 3e-3
     """Its learning rate."""
     weight_decay: float = 0.0
     """Its weight decay, on the global γ too."""
@@ -44,11 +44,10 @@ class OuterOptions:
     """Largest norm of the hypergradient; None: as it is."""
     interval: int = 5
     """Inner steps between two outer steps."""
-    batch_size: int = 512
+    batch_size: int = 1024
     """Target behaviours in the train batch and in the dev batch of an outer step."""
     dev: Literal["same-users", "reshuffled", "in-order"] = "same-users"
-    """Where dev batches come from: other rows of the train batch's users, an independent reshuffle
-    of all rows (the paper's reorder-and-reuse), or the rows in user order (the authors' code)."""
+    """Dev batches: other rows of the same users, reorder-and-reuse, or the authors' fixed order."""
     num_terms: int = 3
     """Terms of the Neumann series after the first (K)."""
     step_size: float | Literal["auto"] = "auto"
@@ -79,8 +78,8 @@ class PerceptronOptions:
     """Hidden widths of the local branch's MLP."""
     global_bias: float = 1.0
     """Constant added to the global importance, which keeps the product of the two off a saddle."""
-    normalization: Literal["sigmoid", "softmax"] = "sigmoid"
-    """σ of Eq. 8: each behaviour by itself, or over the batch."""
+    normalization: Literal["sigmoid", "centered", "softmax"] = "centered"
+    """σ of Eq. 8: sigmoid, sigmoid around the batch mean, or softmax over the batch."""
     mask_keys: bool = True
     """Whether pads are kept out of the attention and of the mean."""
     gamma_map: Literal["softplus", "relu"] = "softplus"
@@ -102,10 +101,11 @@ DEFAULT = Options()
 # What the text of the paper says (BIAO §4.3).
 PAPER = replace(
     DEFAULT,
+    inner=InnerOptions(lr=5e-3, weight_decay=0.0, epochs=10),
     outer=OuterOptions(
         optimizer="sgd", lr=1e-2, interval=100, batch_size=128, dev="reshuffled", step_size=1.0
     ),
-    perceptron=PerceptronOptions(history=50, global_bias=0.0),
+    perceptron=PerceptronOptions(history=50, global_bias=0.0, normalization="sigmoid"),
 )
 
 # What the authors' released code does for CoNet, except that there the candidate's embedding in the
@@ -114,7 +114,7 @@ AUTHORS = Options(
     model=ModelOptions(
         dim=10, hidden=(64, 32, 16, 8), cross_layers=4, bias=False, init_std=1.0, dev_head=True
     ),
-    inner=InnerOptions(lr=1e-2, batch_size=64, epochs=5),
+    inner=InnerOptions(lr=1e-2, weight_decay=0.0, batch_size=64, epochs=5),
     outer=OuterOptions(
         optimizer="sgd",
         lr=1e-2,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,8 +21,6 @@ from cdr.evaluation import NUM_SOURCE, Scores, score
 from cdr.metrics import auc
 from cdr.models import MODELS
 from cdr.options import Options, Variant
-
-logger = logging.getLogger("cdr")
 
 
 @dataclass
@@ -55,7 +52,7 @@ def train(
     seed: int,
     *,
     model_name: str = "conet",
-    on_step: Callable[[int, int, float], None] = lambda epoch, steps, best: None,
+    on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, best: None,
 ) -> Result:
     """Train with early stopping on validation AUC, and score the best checkpoint.
 
@@ -65,7 +62,8 @@ def train(
         data: on the device to train on.
         options: see :mod:`cdr.options`.
         seed: of initialisation, batches and source draws.
-        on_step: called after every step with (epoch, steps done in it, best validation AUC).
+        on_step: called after every step with (epoch from 0, step in it, steps of an epoch, best
+            validation AUC so far).
 
     Raises:
         ValueError: ``oracle`` without true flags; a loss that is not finite.
@@ -97,7 +95,7 @@ def train(
             step += 1
             if learner and step % options.outer.interval == 0:
                 learner.outer_step(batches)
-            on_step(epoch, done, best)
+            on_step(epoch, done, len(sampler), best)
         mean = float(total) / len(sampler)
         if not math.isfinite(mean):
             raise ValueError(
@@ -106,7 +104,6 @@ def train(
             )
         valid = score(model, scorer, data.valid, num_source).metrics()
         history.append({"epoch": epoch + 1, "loss": mean, **valid})
-        logger.info("%s seed %d epoch %d: loss %.4f, valid AUC %.4f", variant, seed, epoch + 1, mean, valid["auc"])
         if valid["auc"] > best:
             best, state, since = valid["auc"], _snapshot(model, learner), 0
         else:

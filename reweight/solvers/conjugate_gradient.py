@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from reweight._trees import axpy, dot, leaves, zeros_like
+from reweight._trees import axpy, dot, leaves, norm, zeros_like
 from reweight.solvers._check import positive, whole
 from reweight.solvers.base import LinearSolver, Matvec, Solution, Status
+
+# What products with A are taken to be exact to, in units of the type's rounding. A flat direction
+# shows curvature of that size, of either sign, and a step along it would be all noise.
+_ROUNDING = 32.0
 
 
 @dataclass(frozen=True)
@@ -50,28 +55,33 @@ class ConjugateGradient(LinearSolver):
         """Run the recurrence from ``u = 0``."""
         u = best = zeros_like(b)
         residual = left = direction = b
-        squared = dot(b, b)
-        target = self.rtol**2 * squared
-        rounding = max(torch.finfo(leaf.dtype).eps for leaf in leaves(b))
-        largest = 0.0
+        first = squared = dot(b, b)
+        target = self.rtol**2 * first
+        rounding = _ROUNDING * max(torch.finfo(leaf.dtype).eps for leaf in leaves(b))
+        largest = stretch = 0.0
         for step in range(self.max_steps):
             product = matvec(direction)
             length = dot(direction, direction)
             curvature = dot(direction, product)
             largest = max(largest, curvature / length)
-            if curvature <= rounding * largest * length:
-                return Solution(
-                    best if step else b,
-                    Status.NEGATIVE_CURVATURE,
-                    largest or None,
-                    f"pᵀAp/pᵀp = {curvature / length:.3g} in step {step + 1}",
-                )
+            stretch = max(stretch, norm(product) / math.sqrt(length))
+            stop = Solution(
+                best if step else b,
+                Status.NEGATIVE_CURVATURE,
+                largest or None,
+                f"pᵀAp/pᵀp = {curvature / length:.3g} in step {step + 1}",
+            )
+            if curvature <= rounding * stretch * length:
+                return stop
             advance = squared / curvature
             u = axpy(advance, direction, u)
             residual = axpy(-advance, product, residual)
             previous, squared = squared, dot(residual, residual)
             if squared <= target:
                 return Solution(u, Status.CONVERGED, largest)
+            # ‖r‖² ≤ κ‖b‖² in exact arithmetic: here the condition number κ is beyond rounding.
+            if rounding * squared > first:
+                return stop
             # The point between the best iterate and the new one where the residual is smallest.
             change = axpy(-1.0, residual, left)
             share = dot(left, change) / dot(change, change)

@@ -64,6 +64,8 @@ class BehavioralPerceptron(SampleWeighter):
         use_local: Keep the user-specific branch. Without it the score is MLP(E_s), and
             ``global_bias`` is left out.
         normalization: σ in Eq. 8. ``"sigmoid"``: 2·sigmoid(score), each sample by itself.
+            ``"centered"``: 2·sigmoid(score − batch mean), so that a score only says how a sample
+            compares with its batch and the overall level is γ's; bounded by 2γ.
             ``"softmax"``: B·softmax(scores) over the batch, so the weights' mean is γ (the
             authors' code lets them sum to γ and sums the losses, which is the same as
             ``reduction="mean"`` here), and a sample's weight depends on its batch.
@@ -111,7 +113,7 @@ class BehavioralPerceptron(SampleWeighter):
         local_hidden: Sequence[int] | None = None,
         use_global: bool = True,
         use_local: bool = True,
-        normalization: Literal["sigmoid", "softmax"] = "sigmoid",
+        normalization: Literal["sigmoid", "centered", "softmax"] = "sigmoid",
         global_bias: float = 1.0,
         mask_keys: bool = True,
         gamma_map: Literal["softplus", "relu"] = "softplus",
@@ -120,7 +122,7 @@ class BehavioralPerceptron(SampleWeighter):
         global_hidden = (hidden,) if global_hidden is None else tuple(global_hidden)
         local_hidden = (hidden,) if local_hidden is None else tuple(local_hidden)
         _check_positive(dim=(dim,), global_hidden=global_hidden, local_hidden=local_hidden)
-        _check_choice("normalization", normalization, ("sigmoid", "softmax"))
+        _check_choice("normalization", normalization, ("sigmoid", "centered", "softmax"))
         _check_choice("gamma_map", gamma_map, ("softplus", "relu"))
         if not (use_global or use_local):
             raise ValueError(
@@ -175,6 +177,8 @@ class BehavioralPerceptron(SampleWeighter):
             )
         if self.normalization == "softmax":
             return self.gamma * scores.shape[0] * scores.softmax(0)
+        if self.normalization == "centered":
+            scores = scores - scores.sum() / max(len(scores), 1)
         return self.gamma * 2.0 * scores.sigmoid()
 
     def scores(self, inputs: BehaviorInputs) -> Tensor:

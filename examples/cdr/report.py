@@ -1,0 +1,152 @@
+"""The table of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cdr.comparison import Comparison, compare
+from cdr.data.schema import CrossDomainData
+from cdr.metrics import relative_improvement
+from cdr.training import Result
+
+LABELS = {"S": "-S", "0": "-0", "base": "", "ours": "+ours", "oracle": "+oracle"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant over its seeds."""
+
+    label: str
+    auc: tuple[float, ...]
+    log_loss: float
+    improvement: float | None
+    weight_auc: float | None
+    comparison: Comparison | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The rows of a table, and the sentences below it."""
+
+    title: str
+    rows: dict[str, Row]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([self.title, "", *self._lines(), "", *self._wrapped_notes()])
+
+    def markdown(self) -> str:
+        """The same as markdown."""
+        head, *body = self._cells()
+        rule = ["---"] + ["---:"] * (len(head) - 1)
+        rows = ["| " + " | ".join(row) + " |" for row in (head, rule, *body)]
+        return "\n".join([f"## {self.title}", "", *rows, "", *(f"- {n}" for n in self.notes), ""])
+
+    def _cells(self) -> list[list[str]]:
+        head = ["model", "AUC", "±", "LogLoss", "RelaImpr", "vs base", "p (seeds)"]
+        head += ["95 % CI (users)", "weight AUC"]
+        cells = [head]
+        for row in self.rows.values():
+            spread = f"{np.std(row.auc, ddof=1):.4f}" if len(row.auc) > 1 else "–"
+            c = row.comparison
+            cells.append(
+                [
+                    row.label,
+                    f"{np.mean(row.auc):.4f}",
+                    spread,
+                    f"{row.log_loss:.4f}",
+                    "–" if row.improvement is None else f"{100 * row.improvement:+.2f} %",
+                    "–" if c is None else f"{c.difference:+.4f}",
+                    "–" if c is None or c.p_value is None else f"{c.p_value:.3f}",
+                    "–" if c is None else f"[{c.low:+.4f}, {c.high:+.4f}]",
+                    "–" if row.weight_auc is None else f"{row.weight_auc:.3f}",
+                ]
+            )
+        # A column that says nothing for any row is left out.
+        kept = [i for i in range(len(head)) if i == 0 or any(r[i] != "–" for r in cells[1:])]
+        return [[row[i] for i in kept] for row in cells]
+
+    def _lines(self) -> list[str]:
+        cells = self._cells()
+        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if i == 0 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in cells
+        ]
+        return [lines[0], "─" * len(lines[0]), *lines[1:]]
+
+    def _wrapped_notes(self) -> list[str]:
+        import textwrap
+
+        return [
+            textwrap.fill(note, 100, initial_indent="• ", subsequent_indent="  ")
+            for note in self.notes
+        ]
+
+
+def report(
+    results: Mapping[str, Sequence[Result]], data: CrossDomainData, model: str, preset: str
+) -> Report:
+    """Put the results of some variants, each over the same seeds, into a table.
+
+    Args:
+        results: by variant, in the order of the rows.
+        data: of any seed, for its name and notes.
+        model: name of the recommendation model.
+        preset: name of the preset.
+    """
+    num_seeds = len(next(iter(results.values())))
+    extra = data.extra_test is not None
+    scores = {
+        variant: [r.extra_test if r.extra_test is not None else r.test for r in several]
+        for variant, several in results.items()
+    }
+    metrics = {v: [s.metrics() for s in several] for v, several in scores.items()}
+    auc = {v: tuple(m["auc"] for m in several) for v, several in metrics.items()}
+    single = float(np.mean(auc["S"])) if "S" in auc else None
+    rows = {}
+    for variant, several in results.items():
+        flagged = [r.weight_auc for r in several if r.weight_auc is not None]
+        compared = variant in ("ours", "oracle") and "base" in results
+        rows[variant] = Row(
+            label=model + LABELS[variant],
+            auc=auc[variant],
+            log_loss=float(np.mean([m["log_loss"] for m in metrics[variant]])),
+            improvement=None
+            if single is None
+            else relative_improvement(float(np.mean(auc[variant])), single),
+            weight_auc=float(np.mean(flagged)) if flagged else None,
+            comparison=compare(scores[variant], scores["base"]) if compared else None,
+        )
+    title = f"{data.name} · {model} · preset {preset} · {num_seeds} seed" + "s" * (num_seeds > 1)
+    return Report(title, rows, (*_sentences(rows, extra, num_seeds), *data.notes))
+
+
+def _sentences(rows: Mapping[str, Row], extra: bool, num_seeds: int) -> list[str]:
+    told = []
+    if extra:
+        told.append(
+            "AUC and LogLoss are on the generator's further test behaviours, ten a user; those on "
+            "each user's last behaviour are in metrics.json."
+        )
+    ours, oracle = rows.get("ours"), rows.get("oracle")
+    if ours and oracle and ours.comparison and oracle.comparison:
+        gain, best = ours.comparison.difference, oracle.comparison.difference
+        text = f"The oracle, which knows the true flags, gains {best:+.4f} AUC over the base model"
+        if best > 0:
+            text += f"; the learned weights recover {100 * gain / best:.0f} % of that"
+        told.append(text + ".")
+    if ours and ours.weight_auc is not None:
+        told.append(
+            f"Weight AUC {ours.weight_auc:.3f}: the probability that a truly relevant source "
+            "behaviour got a larger weight than one that is not (0.5 is chance)."
+        )
+    if num_seeds == 1:
+        told.append("One seed: no test over seeds; take more with --seeds.")
+    return told

@@ -1,0 +1,108 @@
+"""Vectors in parameter space."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from reweight import _trees as trees
+
+
+def tree() -> dict[str, Tensor]:
+    return {"a": torch.tensor([[1.0, -2.0]]), "scalar": torch.tensor(2.0), "none": torch.zeros(0)}
+
+
+def test_inner_product_and_norm_are_those_of_the_flattened_vector() -> None:
+    x, y = tree(), trees.scale(3.0, tree())
+    assert trees.dot(x, y) == 27.0
+    assert trees.norm(x) == 3.0
+    assert trees.max_abs(y) == 6.0
+
+
+def test_arithmetic_is_out_of_place_and_keeps_names() -> None:
+    x, y = tree(), tree()
+    total = trees.axpy(2.0, x, y)
+    assert list(total) == list(x)
+    assert torch.equal(total["a"], torch.tensor([[3.0, -6.0]]))
+    assert torch.equal(x["a"], y["a"]) and torch.equal(x["a"], tree()["a"])
+
+
+def test_leaves_of_several_types_are_added_in_double() -> None:
+    # In float32 the second leaf would vanish beside the first: 4096² = 2²⁴.
+    x = {"a": torch.tensor([4096.0]), "b": torch.ones(1, dtype=torch.float64)}
+    assert trees.dot(x, x) == 2.0**24 + 1.0
+    assert not trees.is_uniform(x)
+    assert trees.is_uniform(tree())
+
+
+def test_flatten_and_back_is_the_identity() -> None:
+    x = tree()
+    back = trees.unflatten(trees.flatten(x), x)
+    assert all(torch.equal(back[name], x[name]) for name in x)
+
+
+@pytest.mark.parametrize("size", [1e-44, 1e-30, 1e30])
+def test_norms_neither_underflow_nor_overflow_in_single_precision(size: float) -> None:
+    entry = float(torch.tensor(size))  # what float32 makes of it
+    assert trees.norm(torch.full((4,), size)) == pytest.approx(2.0 * entry, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("end", ["denormal", "tiny", "one", "max"])
+def test_dividing_by_the_power_of_two_is_exact_at_the_ends_of_every_type(
+    dtype: torch.dtype, end: str
+) -> None:
+    info = torch.finfo(dtype)
+    value = {
+        "denormal": info.smallest_normal * info.eps,
+        "tiny": info.tiny,
+        "one": 1.0,
+        "max": info.max,
+    }[end]
+    x = torch.tensor([value], dtype=dtype)
+    unit = trees.power_of_two(x)
+    assert math.frexp(unit)[0] == 0.5
+    assert bool((x * (1.0 / unit)).isfinite().all())
+    assert torch.equal(x * (1.0 / unit) * unit, x)
+
+
+def test_the_largest_entry_shows_nan_and_is_zero_for_nothing() -> None:
+    assert math.isnan(trees.max_abs({"a": torch.tensor([1.0, math.nan]), "b": torch.ones(2)}))
+    assert trees.max_abs({"a": torch.tensor([1.0, -math.inf])}) == math.inf
+    assert trees.max_abs({"a": torch.zeros(0)}) == 0.0
+
+
+def test_trees_of_other_names_do_not_mix() -> None:
+    with pytest.raises(KeyError):
+        trees.axpy(1.0, {"a": torch.ones(1)}, {"b": torch.ones(1)})
+    with pytest.raises(ValueError, match="zip"):
+        trees.dot({"a": torch.ones(1)}, {})
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    second: object
+
+
+@dataclass(frozen=True)
+class Record:
+    x: Tensor
+    name: str
+
+
+def test_tensors_are_found_in_every_usual_container() -> None:
+    one = torch.ones(1)
+    value = {"pair": Pair(one, [one, (one, "text", None)]), "record": Record(one, "n")}
+    doubled = trees.map_tensors(lambda t: 2.0 * t, value)
+    assert isinstance(doubled["pair"], Pair) and isinstance(doubled["record"], Record)
+    assert doubled["pair"].first == 2.0
+    assert doubled["pair"].second[0] == 2.0
+    assert doubled["pair"].second[1][0] == 2.0
+    assert doubled["pair"].second[1][1:] == ("text", None)
+    assert doubled["record"].x == 2.0 and doubled["record"].name == "n"
+    assert one == 1.0
