@@ -18,7 +18,7 @@ help: ## show this list
 	@echo "  ARGS goes to pytest or to the demo: make test ARGS='-k sampler'"
 
 demo: $(VENV)/.has-cdr ## learn which source behaviours matter, on generated data
-	@$(BIN)/python examples/cdr/run_biao.py --data g1 $(ARGS)
+	@$(BIN)/python examples/cdr/run_biao.py --data g1 --seeds 3 --jobs 2 $(ARGS)
 
 test: $(VENV)/.has-test ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)

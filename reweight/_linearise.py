@@ -98,15 +98,14 @@ def with_func(inner: Objective, params: Tree, hparams: Tree) -> Linearisation:
 
     # Only the last pass needs φ. Leaving it out here keeps the products clear of everything that
     # φ alone goes through.
-    _, pull_params = torch.func.vjp(lambda p: gradient(p, hparams), params)
+    pull_params = torch.func.vjp(lambda p: gradient(p, hparams), params)[1]
 
     def hvp(v: Tree) -> Tree:
         (product,) = pull_params(v)
         return product  # type: ignore[no-any-return]
 
     def cross(u: Tree) -> tuple[Tree, Tree]:
-        _, pull = torch.func.vjp(gradient, params, hparams)
-        product, mixed = pull(u)
+        product, mixed = torch.func.vjp(gradient, params, hparams)[1](u)
         return product, mixed
 
     return Linearisation(hvp, cross)

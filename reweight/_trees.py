@@ -56,19 +56,20 @@ def combine(coefficients: Sequence[float], vectors: Sequence[Vector]) -> Vector:
 def dot(x: Tensor | Tree, y: Tensor | Tree) -> float:
     """The Euclidean inner product, summed over all leaves."""
     pairs = zip(leaves(x), leaves(y), strict=True)
-    return _gather([torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in pairs]).sum().item()
+    products = [torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in pairs]
+    return float(_gather(products).sum())
 
 
 def norm(x: Tensor | Tree) -> float:
     """The Euclidean norm over all leaves; squares are summed in float64, where they fit."""
     norms = [torch.linalg.vector_norm(leaf, dtype=torch.float64) for leaf in leaves(x)]
-    return torch.linalg.vector_norm(_gather(norms)).item()
+    return float(torch.linalg.vector_norm(_gather(norms)))
 
 
 def max_abs(x: Tensor | Tree) -> float:
     """The largest absolute entry; ``nan`` if there is one, 0 for a vector without entries."""
     ends = [end for leaf in leaves(x) if leaf.numel() for end in torch.aminmax(leaf.detach())]
-    return _gather(ends).abs().max().item() if ends else 0.0
+    return float(_gather(ends).abs().max()) if ends else 0.0
 
 
 def power_of_two(x: Tensor | Tree) -> float:
@@ -97,7 +98,7 @@ def flatten(x: Tree) -> Tensor:
 
 def unflatten(flat: Tensor, like: Tree) -> Tree:
     """The inverse of :func:`flatten`; the leaves are views of ``flat``."""
-    parts = flat.split([leaf.numel() for leaf in like.values()])
+    parts = torch.split(flat, [leaf.numel() for leaf in like.values()])
     return {name: p.view(leaf.shape) for p, (name, leaf) in zip(parts, like.items(), strict=True)}
 
 

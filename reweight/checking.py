@@ -244,8 +244,8 @@ class _Resolvable:
             weights = self._weigh(losses)
             if previous is not None and _same(weights, previous):
                 break
+            (self._minimise if previous is None else self._resume)(weights, None)
             previous = weights
-            self._minimise(weights, None)
             if self._left(weights) > _SOLVED:  # further rounds would not mend it
                 losses = self._losses()
                 break
@@ -276,7 +276,7 @@ class _Resolvable:
     def _solve_again(self, weigh: Callable[[], Tensor], start: Tree) -> None:
         weights = weigh()
         for _ in range(_ROUNDS):
-            self._minimise(weights, start)
+            self._resume(weights, start)
             again = weigh()
             if _same(again, weights):
                 return
@@ -330,8 +330,18 @@ class _Resolvable:
         optimizer.step(closure)  # type: ignore[no-untyped-call]
         for parameter in parameters:
             parameter.grad = None
+        self._newton(weights, centre)
+
+    def _resume(self, weights: Tensor, centre: Tree | None) -> None:
+        """Minimise from near a minimum, where Newton's method is enough if it can be had."""
+        if self._newton(weights, centre) > 1e-3 * _SOLVED * self.outer_gradient:
+            self._minimise(weights, centre)
+
+    def _newton(self, weights: Tensor, centre: Tree | None) -> float:
+        """Newton steps as long as they make the gradient smaller; returns its norm."""
         gradient = self._gradient(weights, centre)
-        solver = ConjugateGradient(max_steps=2 * sum(p.numel() for p in parameters), rtol=1e-6)
+        size = sum(p.numel() for p in self.theta.values())
+        solver = ConjugateGradient(max_steps=2 * size, rtol=1e-6)
         for _ in range(20):
             here = self._position()
             try:
@@ -339,12 +349,13 @@ class _Resolvable:
                 self._move_to(axpy(-1.0, solver(hvp, gradient).value, here))
             except RuntimeError as error:  # no double backward: L-BFGS has to do
                 logger.info("no Newton steps on the inner problem: %s", error)
-                return
+                break
             after = self._gradient(weights, centre)
             if not norm(after) < norm(gradient):
                 self._move_to(here)
-                return
+                break
             gradient = after
+        return norm(gradient)
 
     def _left(self, weights: Tensor) -> float:
         """The size of the inner gradient beside the outer one's."""

@@ -240,7 +240,11 @@ class Reweighted:
     # -- the inner problem -------------------------------------------------------------------
 
     def _evaluate(self, batch: Any) -> Losses:
-        losses = self._losses(self.model, batch) if self._losses else self.model.losses(batch)
+        losses: object
+        if self._losses is not None:
+            losses = self._losses(self.model, batch)
+        else:
+            losses = self.model.losses(batch)  # type: ignore[operator]
         if isinstance(losses, Losses):
             return losses
         if isinstance(losses, Tensor):

@@ -114,7 +114,7 @@ def test_neumann_without_terms_is_the_step_size_times_b() -> None:
     assert torch.equal(Identity(step_size=0.25)(matvec, b).value, 0.25 * b)
 
 
-@given(seed=seeds, size=sizes, num_terms=st.integers(1, 8))
+@given(seed=seeds, size=sizes, num_terms=st.integers(0, 8))
 def test_neumann_auto_is_the_series_at_the_inverse_of_the_curvature_it_reports(
     seed: int, size: int, num_terms: int
 ) -> None:
@@ -127,7 +127,7 @@ def test_neumann_auto_is_the_series_at_the_inverse_of_the_curvature_it_reports(
         return matrix @ v
 
     auto = Neumann(num_terms)(matvec, b)
-    assert len(calls) <= num_terms
+    assert len(calls) <= max(1, num_terms)
     assert auto.curvature is not None
     assert auto.curvature <= float(torch.linalg.eigvalsh(matrix)[-1]) * (1 + 1e-12)
     fixed = Neumann(num_terms, step_size=1.0 / auto.curvature)(times(matrix), b)
@@ -144,7 +144,7 @@ def test_neumann_auto_makes_no_more_products_than_terms(num_terms: int) -> None:
         return matrix @ v
 
     solution = Neumann(num_terms)(matvec, b)
-    assert len(calls) <= num_terms
+    assert len(calls) <= max(1, num_terms)
     residual = relative_error(matrix @ solution.value, b)
     assert residual < 1.0
 
@@ -442,7 +442,6 @@ def test_nearly_invariant_subspaces_do_not_cost_digits(seed: int) -> None:
         (lambda: Neumann(step_size=math.nan), "step_size=nan"),
         (lambda: Neumann(step_size=math.inf), "step_size=inf"),
         (lambda: Neumann(step_size="fast"), "step_size='fast'"),  # type: ignore[arg-type]
-        (lambda: Neumann(num_terms=0), "without a product there is no curvature"),
         (lambda: ConjugateGradient(max_steps=0), "max_steps=0"),
         (lambda: ConjugateGradient(rtol=0.0), "rtol=0.0"),
         (lambda: ConjugateGradient(rtol=-1e-3), "rtol=-0.001"),

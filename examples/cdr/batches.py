@@ -75,9 +75,7 @@ class Batches:
     def train_pairs(self, rows: Tensor) -> PairBatch:
         """Training rows, each with a random source behaviour of its user (BIAO's fetch(B_s))."""
         target = _select(self.data.train, rows.to(self._counts.device))
-        share = torch.rand(
-            len(target), generator=self._generator, device=self._counts.device
-        )
+        share = torch.rand(len(target), generator=self._generator, device=self._counts.device)
         return self.pairs(target, share)
 
     def pairs(self, target: Behaviors, share: Tensor) -> PairBatch:

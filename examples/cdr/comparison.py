@@ -39,9 +39,7 @@ def compare(ours: Sequence[Scores], base: Sequence[Scores], seed: int = 0) -> Co
     from scipy.stats import ttest_rel
 
     pairs = [(_Ranked(a), _Ranked(b)) for a, b in zip(ours, base, strict=True)]
-    differences = [
-        a.auc(np.ones(a.num_rows)) - b.auc(np.ones(b.num_rows)) for a, b in pairs
-    ]
+    differences = [a.auc(np.ones(a.num_rows)) - b.auc(np.ones(b.num_rows)) for a, b in pairs]
     p_value = None
     if len(pairs) > 1:
         p_value = float(ttest_rel(differences, np.zeros(len(pairs))).pvalue)
@@ -70,6 +68,4 @@ class _Ranked:
         positive = np.add.reduceat(times * self._label, self._first, dtype=np.float64)
         negative = np.add.reduceat(times * ~self._label, self._first, dtype=np.float64)
         below = np.cumsum(negative) - negative
-        return float(
-            (positive * (below + negative / 2)).sum() / (positive.sum() * negative.sum())
-        )
+        return float((positive * (below + negative / 2)).sum() / (positive.sum() * negative.sum()))

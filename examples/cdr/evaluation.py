@@ -47,9 +47,7 @@ def score(model: nn.Module, batches: Batches, rows: Behaviors, num_source: int) 
         for chunk in _chunks(rows)
     ]
     model.train(was_training)
-    return Scores(
-        torch.cat(parts).cpu().numpy(), rows.label.cpu().numpy(), rows.user.cpu().numpy()
-    )
+    return Scores(torch.cat(parts).cpu().numpy(), rows.label.cpu().numpy(), rows.user.cpu().numpy())
 
 
 def _probability(model: nn.Module, batches: Batches, rows: Behaviors, share: float) -> Tensor:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from reweight import ImplicitHypergradient, Neumann
-
 from cdr.models import ModelOptions
+from reweight import ImplicitHypergradient, Neumann
 
 Variant = Literal["S", "0", "base", "ours", "oracle"]
 

@@ -17,13 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 import tyro
+from tqdm import tqdm
+
 from cdr.data.schema import CrossDomainData
 from cdr.options import PRESETS, Options, Variant
 from cdr.report import LABELS, Report, report
 from cdr.run_folder import environment, run_folder, write_json
 from cdr.runner import Source, Task, run
 from cdr.training import Result
-from tqdm import tqdm
 
 logger = logging.getLogger("cdr")
 

@@ -44,8 +44,11 @@ def run_folder(path: Path) -> Iterator[Path]:
         ) from None
     log = logging.FileHandler(partial / "log.txt", encoding="utf-8")
     log.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(log)
+    loggers = [logging.getLogger(name) for name in ("cdr", "reweight", "py.warnings")]
+    logging.captureWarnings(True)
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+        logger.addHandler(log)
     try:
         yield partial
         log.close()
@@ -55,7 +58,9 @@ def run_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     finally:
-        root.removeHandler(log)
+        logging.captureWarnings(False)
+        for logger in loggers:
+            logger.removeHandler(log)
 
 
 def write_json(path: Path, value: Any) -> None:

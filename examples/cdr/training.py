@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import reweight
 import torch
 from numpy.typing import NDArray
-from reweight import BehavioralPerceptron, ReorderReuseSampler
 from torch import Tensor, nn
 
+import reweight
 from cdr.batches import Batches, PairBatch
 from cdr.data.schema import CrossDomainData
 from cdr.evaluation import NUM_SOURCE, Scores, score
 from cdr.metrics import auc
 from cdr.models import MODELS
 from cdr.options import Options, Variant
+from reweight import BehavioralPerceptron, ReorderReuseSampler
 
 
 @dataclass
@@ -226,9 +226,11 @@ class _Learner:
     def weights(self, batches: Batches) -> NDArray[np.float32]:
         """The learned weight of every source behaviour, in the order of ``data.source``."""
         rows = torch.arange(len(self._data.source), device=self._rows_of_user.device)
-        return torch.cat(
-            [self.rw.weights(batches.source_rows(chunk)) for chunk in rows.split(4096)]
-        ).cpu().numpy()
+        return (
+            torch.cat([self.rw.weights(batches.source_rows(chunk)) for chunk in rows.split(4096)])
+            .cpu()
+            .numpy()
+        )
 
     def _is_inner(self, name: str) -> bool:
         return self._options.heads or not name.split(".")[0].endswith("head")

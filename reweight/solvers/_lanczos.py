@@ -40,7 +40,8 @@ class Krylov:
     def ritz_values(self) -> NDArray[np.float64]:
         """Eigenvalues of ``A`` restricted to the part of the basis that was multiplied."""
         known = self.num_products
-        return np.linalg.eigvalsh(self.matrix[:known, :known])
+        values = np.linalg.eigvalsh(self.matrix[:known, :known])
+        return np.asarray(values, dtype=np.float64)
 
     def lift(self, coefficients: NDArray[np.float64]) -> Any:
         """The vector that has these coordinates in the basis."""

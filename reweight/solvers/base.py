@@ -9,10 +9,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from torch import Tensor
-
 from reweight._trees import (
-    Tree,
     flatten,
     is_uniform,
     max_abs,
@@ -82,7 +79,7 @@ class LinearSolver(ABC):
     Any other callable ``(matvec, b) -> Solution`` serves as a solver just as well.
     """
 
-    def __call__(self, matvec: Matvec, b: Tensor | Tree) -> Solution:
+    def __call__(self, matvec: Matvec, b: Any) -> Solution:
         """Solve ``A u = b``.
 
         Args:

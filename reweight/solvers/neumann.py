@@ -33,9 +33,9 @@ class Neumann(LinearSolver):
     shows a larger curvature, ``α`` is lowered from there on.
 
     Args:
-        num_terms: ``K``, also the number of products with ``A``. 0 gives ``α·b``.
-        step_size: ``α``, or ``"auto"``. ``num_terms=0`` leaves nothing to estimate from, so it
-            needs a number.
+        num_terms: ``K``, also the number of products with ``A``. 0 gives ``α·b``, for which
+            ``"auto"`` still makes one product.
+        step_size: ``α``, or ``"auto"``.
 
     Example:
         >>> import torch
@@ -51,11 +51,6 @@ class Neumann(LinearSolver):
         whole("Neumann", "num_terms", self.num_terms, 0)
         if self.step_size != "auto":
             positive("Neumann", "step_size", self.step_size)
-        elif self.num_terms == 0:
-            raise ValueError(
-                'Neumann(num_terms=0, step_size="auto"): without a product there is no curvature '
-                "to choose a step size from; give step_size a number, or use Identity(step_size)"
-            )
 
     def solve_scaled(self, matvec: Matvec, b: Any) -> Solution:
         """Sum the series term by term."""
@@ -73,12 +68,14 @@ class Neumann(LinearSolver):
         return series.verdict(scale(step_size, total), step_size)
 
     def _solve_auto(self, matvec: Matvec, b: Any) -> Solution:
-        krylov = lanczos(matvec, b, min(self.num_terms, _PROBE))
+        krylov = lanczos(matvec, b, max(1, min(self.num_terms, _PROBE)))
         curvature = float(np.abs(krylov.ritz_values()).max())
         if curvature == 0.0:
             return Solution(b, Status.NEGATIVE_CURVATURE, None, "no curvature at all along b")
         step_size = 1.0 / curvature
-        num_terms = self.num_terms if krylov.invariant else krylov.num_products
+        num_terms = self.num_terms
+        if not krylov.invariant:
+            num_terms = min(num_terms, krylov.num_products)
         coordinates = np.zeros(len(krylov.basis))
         coordinates[0] = krylov.length
         total = coordinates.copy()

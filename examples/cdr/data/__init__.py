@@ -55,7 +55,7 @@ def load(
 
     Example:
         >>> load("g1", num_users=20).name
-        'G1 (seed 0)'
+        'G1'
     """
     named: dict[str, Any] = {"source": source, "target": target}
     given = {key: value for key, value in named.items() if value is not None}

@@ -135,7 +135,7 @@ def generate(
     )
     is_extra = place < _EXTRA_ITEMS
     return build(
-        f"{kind} (seed {seed})",
+        kind,
         source,
         drawn.select(~is_extra),
         extra_test=drawn.select(is_extra),

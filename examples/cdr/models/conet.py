@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from reweight import BehaviorInputs, Losses
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from cdr.batches import Candidates, PairBatch
 from cdr.data.schema import CrossDomainData
 from cdr.models.options import ModelOptions
+from reweight import BehaviorInputs, Losses
 
 
 class CoNet(nn.Module):

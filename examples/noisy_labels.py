@@ -1,0 +1,87 @@
+"""Learn which labels to believe: 40 % of the training labels are wrong, 200 dev labels are right.
+
+    python examples/noisy_labels.py
+
+An ordinary training loop, and the same loop with learned weights. A few seconds on a CPU.
+"""
+
+from __future__ import annotations
+
+import reweight
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+NUM_CLASSES, NUM_FEATURES, NOISE = 5, 20, 0.4
+Batch = tuple[Tensor, Tensor]
+
+
+def make_data(n: int, centers: Tensor) -> Batch:
+    """Gaussian clusters that overlap a little, one a class."""
+    labels = torch.randint(NUM_CLASSES, (n,))
+    return centers[labels] + torch.randn(n, NUM_FEATURES), labels
+
+
+def losses(model: nn.Module, batch: Batch) -> Tensor:
+    """One loss per sample."""
+    features, labels = batch
+    return cross_entropy(model(features), labels, reduction="none")
+
+
+def outer_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """What the weights shall make better."""
+    return losses(model, batch).mean()
+
+
+def fit(train: Batch, dev: Batch, *, learn_weights: bool) -> tuple[nn.Module, Tensor]:
+    """Train; return the model and the weight of every training sample."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(NUM_FEATURES, 64), nn.ReLU(), nn.Linear(64, NUM_CLASSES))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, weight_decay=1e-4)
+
+    weighter = reweight.LossWeighter()
+    outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=1e-2)
+    rw = reweight.wrap(model, weighter, losses, outer_loss, optimizer)
+
+    for step in range(1500):
+        rows = torch.randint(len(train[1]), (100,))
+        batch = train[0][rows], train[1][rows]
+        loss = rw.loss(batch)  # was: losses(model, batch).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if learn_weights and step % 5 == 0:
+            outer_optimizer.zero_grad()
+            rw.outer_backward(batch, dev)
+            outer_optimizer.step()
+    return model, rw.weights(train)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, batch: Batch) -> float:
+    """Share of samples whose class is predicted."""
+    features, labels = batch
+    return float((model(features).argmax(1) == labels).float().mean())
+
+
+def main() -> None:
+    """Compare the two loops."""
+    torch.manual_seed(1)
+    torch.set_num_threads(1)  # faster than many on tensors this small
+    centers = torch.randn(NUM_CLASSES, NUM_FEATURES)
+    (features, labels), dev, test = (make_data(n, centers) for n in (2000, 200, 5000))
+    wrong = torch.rand(len(labels)) < NOISE
+    noisy = torch.where(wrong, (labels + torch.randint(1, NUM_CLASSES, labels.shape)) % 5, labels)
+
+    print(f"{NOISE:.0%} of {len(labels)} training labels are wrong")
+    for name, learn in (("plain loop", False), ("learned weights", True)):
+        model, weights = fit((features, noisy), dev, learn_weights=learn)
+        line = f"{name:<16} test accuracy {accuracy(model, test):.3f}"
+        if learn:
+            right, mistaken = weights[~wrong].mean(), weights[wrong].mean()
+            line += f"   mean weight: right labels {right:.2f}, wrong labels {mistaken:.2f}"
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
