@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx.application import Sphinx
+from sphinx.writers.html import HTMLTranslator
+
 import reweight
 
 project = "reweight"
@@ -13,7 +18,6 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.doctest",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
 exclude_patterns = ["_build"]
@@ -36,3 +40,22 @@ doctest_test_doctest_blocks = ""
 html_theme = "furo"
 html_title = f"reweight {version}"
 html_show_sourcelink = False
+
+html_math_renderer = "mathml"
+
+
+def setup(app: Sphinx) -> None:
+    """Render formulas as MathML, which browsers show without a script from elsewhere."""
+    app.add_html_math_renderer("mathml", (_inline_math, None), (_display_math, None))
+
+
+def _inline_math(translator: HTMLTranslator, node: nodes.math) -> None:
+    translator.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def _display_math(translator: HTMLTranslator, node: nodes.math_block) -> None:
+    # Scrolls by itself where a formula is wider than the page.
+    formula = convert(node.astext(), display="block")
+    translator.body.append(f'<div style="overflow: auto hidden; padding: 0.5em 0">{formula}</div>')
+    raise nodes.SkipNode

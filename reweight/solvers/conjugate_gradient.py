@@ -55,8 +55,8 @@ class ConjugateGradient(LinearSolver):
         """Run the recurrence from ``u = 0``."""
         u = best = zeros_like(b)
         residual = left = direction = b
-        first = squared = dot(b, b)
-        target = self.rtol**2 * first
+        squared = dot(b, b)
+        target = self.rtol**2 * squared
         rounding = _ROUNDING * max(torch.finfo(leaf.dtype).eps for leaf in leaves(b))
         largest = stretch = 0.0
         for step in range(self.max_steps):
@@ -65,23 +65,19 @@ class ConjugateGradient(LinearSolver):
             curvature = dot(direction, product)
             largest = max(largest, curvature / length)
             stretch = max(stretch, norm(product) / math.sqrt(length))
-            stop = Solution(
-                best if step else b,
-                Status.NEGATIVE_CURVATURE,
-                largest or None,
-                f"pᵀAp/pᵀp = {curvature / length:.3g} in step {step + 1}",
-            )
             if curvature <= rounding * stretch * length:
-                return stop
+                return Solution(
+                    best if step else b,
+                    Status.NEGATIVE_CURVATURE,
+                    largest or None,
+                    f"pᵀAp/pᵀp = {curvature / length:.3g} in step {step + 1}",
+                )
             advance = squared / curvature
             u = axpy(advance, direction, u)
             residual = axpy(-advance, product, residual)
             previous, squared = squared, dot(residual, residual)
             if squared <= target:
                 return Solution(u, Status.CONVERGED, largest)
-            # ‖r‖² ≤ κ‖b‖² in exact arithmetic: here the condition number κ is beyond rounding.
-            if rounding * squared > first:
-                return stop
             # The point between the best iterate and the new one where the residual is smallest.
             change = axpy(-1.0, residual, left)
             share = dot(left, change) / dot(change, change)
