@@ -7,10 +7,11 @@ An ordinary training loop, and the same loop with learned weights. A few seconds
 
 from __future__ import annotations
 
-import reweight
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+
+import reweight
 
 NUM_CLASSES, NUM_FEATURES, NOISE = 5, 20, 0.4
 Batch = tuple[Tensor, Tensor]

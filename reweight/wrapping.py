@@ -162,8 +162,12 @@ class Reweighted:
         return self._reduce(losses, weights)
 
     def weights(self, batch: Any) -> Tensor:
-        """The weights ``[B]`` of a batch, without gradient."""
-        with torch.no_grad():
+        """The weights ``[B]`` of a batch, without gradient and without a trace, as a question.
+
+        Raises:
+            ValueError: losses or weights that are not finite or of a wrong shape.
+        """
+        with isolated((self.model, self.weighter), self._devices()), torch.no_grad():
             losses = self._evaluate(batch)
             losses.check_finite()
             return self._weigh(losses)

@@ -325,10 +325,11 @@ def test_the_result_does_not_share_memory_with_what_is_accumulated() -> None:
     assert all(torch.equal(result.grads[n], g) for n, g in kept.items())
 
 
-def test_weights_carry_no_gradient() -> None:
+def test_weights_carry_no_gradient_and_leave_no_trace() -> None:
     rw = make()
     train, _ = batches()
-    weights = rw.weights(train)
+    with untouched(rw.model, rw.weighter):
+        weights = rw.weights(train)
     assert weights.shape == (6,) and not weights.requires_grad
 
 

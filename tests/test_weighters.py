@@ -50,6 +50,10 @@ CASES: dict[str, Case] = {
     "table": (lambda: TableWeighter(4), ids),
     "group": (lambda: GroupWeighter(4), ids),
     "perceptron": (lambda: BehavioralPerceptron(DIM), behaviors),
+    "perceptron-centered": (
+        lambda: BehavioralPerceptron(DIM, normalization="centered"),
+        behaviors,
+    ),
     "perceptron-softmax": (
         lambda: BehavioralPerceptron(DIM, normalization="softmax"),
         behaviors,

@@ -261,7 +261,21 @@ def test_sigmoid_weights_do_not_depend_on_the_rest_of_the_batch() -> None:
     assert ((weights > 0) & (weights < 2 * perceptron.gamma)).all()
 
 
-@pytest.mark.parametrize("normalization", ["sigmoid", "softmax"])
+def test_centered_weights_say_how_a_score_compares_with_its_batch() -> None:
+    perceptron, inputs = trained(normalization="centered"), behaviors()
+    losses = torch.rand(BATCH, dtype=F64)
+    weights, scores = perceptron(losses, inputs), perceptron.scores(inputs)
+    expected = perceptron.gamma * 2 * (scores - scores.mean()).sigmoid()
+    torch.testing.assert_close(weights, expected, rtol=1e-14, atol=0)
+    assert torch.equal(weights.argsort(), scores.argsort())
+    # Of copies of one behaviour none stands out, whatever its score.
+    copies = BehaviorInputs(*(field[:1].expand(BATCH, *field.shape[1:]) for field in inputs))
+    torch.testing.assert_close(
+        perceptron(losses, copies), perceptron.gamma.expand(BATCH), rtol=1e-12, atol=0
+    )
+
+
+@pytest.mark.parametrize("normalization", ["sigmoid", "centered", "softmax"])
 def test_gamma_scales_all_weights(normalization: str) -> None:
     perceptron, inputs = trained(normalization=normalization), behaviors()
     losses = torch.rand(BATCH, dtype=F64)
@@ -351,7 +365,10 @@ def test_histories_are_not_looked_at_without_the_local_branch() -> None:
         ({"use_global": False, "use_local": False}, "leave nothing to learn from"),
         ({"num_heads": 5}, r"num_heads=5 does not divide .* 12 .*\[1, 2, 3, 4, 6, 12\]"),
         ({"num_heads": 0}, "num_heads=0"),
-        ({"normalization": "relu"}, "normalization='relu': choose one of 'sigmoid', 'softmax'"),
+        (
+            {"normalization": "relu"},
+            "normalization='relu': choose one of 'sigmoid', 'centered', 'softmax'",
+        ),
         ({"gamma_map": "exp"}, "gamma_map='exp'"),
         ({"hidden": 0}, r"got \[0\]"),
         ({"local_hidden": (8, 0)}, r"local_hidden: .*\[8, 0\]"),
