@@ -19,7 +19,8 @@ class Comparison:
 
     Attributes:
         difference: mean over seeds.
-        p_value: of the paired t-test over seeds; None for a single seed.
+        p_value: of the paired t-test over seeds; None for a single seed, or where all differences
+            are zero.
         low: lower end of the 95 % interval over resampled users.
         high: upper end.
     """
@@ -41,7 +42,7 @@ def compare(ours: Sequence[Scores], base: Sequence[Scores], seed: int = 0) -> Co
     pairs = [(_Ranked(a), _Ranked(b)) for a, b in zip(ours, base, strict=True)]
     differences = [a.auc(np.ones(a.num_rows)) - b.auc(np.ones(b.num_rows)) for a, b in pairs]
     p_value = None
-    if len(pairs) > 1:
+    if len(pairs) > 1 and any(differences):
         p_value = float(ttest_rel(differences, np.zeros(len(pairs))).pvalue)
     rng = np.random.default_rng(seed)
     num_users = int(max(scores.user.max() for scores in ours)) + 1

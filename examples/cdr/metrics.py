@@ -57,7 +57,12 @@ def log_loss(probabilities: NDArray[np.floating], labels: NDArray[np.generic]) -
 
 
 def relative_improvement(value: float, base: float) -> float:
-    """RelaImpr of an AUC over that of the single-domain model (BIAO §4.2)."""
+    """RelaImpr of an AUC over that of the single-domain model (BIAO §4.2).
+
+    NaN where the base is at chance: there is nothing to be relative to.
+    """
+    if base == 0.5:
+        return float("nan")
     return (value - 0.5) / (base - 0.5) - 1.0
 
 

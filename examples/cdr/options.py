@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from cdr.checking import at_least, positive, refuse, widths
 from cdr.models import ModelOptions
 from reweight import ImplicitHypergradient, Neumann
 
@@ -27,6 +29,11 @@ class InnerOptions:
     """Stop after so many epochs without a better validation AUC."""
     gamma: float = 1.0
     """Weight of the source loss in the base model."""
+
+    def __post_init__(self) -> None:
+        positive("inner", self, "lr")
+        at_least(0, "inner", self, "weight_decay", "gamma")
+        at_least(1, "inner", self, "batch_size", "epochs", "patience")
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,13 @@ class OuterOptions:
     dev_head_batch_size: int = 256
     """With an extra dev head: the batch size of those steps."""
 
+    def __post_init__(self) -> None:
+        positive("outer", self, "lr", "clip")
+        at_least(0, "outer", self, "weight_decay", "num_terms", "dev_head_steps")
+        at_least(1, "outer", self, "interval", "batch_size", "dev_head_batch_size")
+        if self.step_size != "auto":
+            positive("outer", self, "step_size")
+
     def hypergradient(self) -> ImplicitHypergradient:
         """The solver these options describe."""
         return ImplicitHypergradient(Neumann(self.num_terms, self.step_size))
@@ -84,6 +98,12 @@ class PerceptronOptions:
     gamma_map: Literal["softplus", "relu"] = "softplus"
     """How the global γ is kept from turning negative."""
 
+    def __post_init__(self) -> None:
+        at_least(1, "perceptron", self, "history", "heads")
+        widths("perceptron", self, "global_hidden", "local_hidden")
+        if not math.isfinite(self.global_bias):
+            refuse("perceptron", "global_bias", self.global_bias, "it must be a finite number")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -93,6 +113,19 @@ class Options:
     inner: InnerOptions = field(default_factory=InnerOptions)
     outer: OuterOptions = field(default_factory=OuterOptions)
     perceptron: PerceptronOptions = field(default_factory=PerceptronOptions)
+
+    def __post_init__(self) -> None:
+        # Item and category, of the behaviour and of the candidate.
+        width = 4 * self.model.dim
+        if width % self.perceptron.heads:
+            fitting = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
+            refuse(
+                "perceptron",
+                "heads",
+                self.perceptron.heads,
+                f"it must divide the attention's width of four times --model.dim, {width}; "
+                f"choose one of {fitting}",
+            )
 
 
 DEFAULT = Options()

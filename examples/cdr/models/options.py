@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cdr.checking import at_least, positive, refuse, widths
+
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -21,3 +23,15 @@ class ModelOptions:
     """Standard deviation of the initial embeddings."""
     dev_head: bool = False
     """An extra target head for the outer loss, trained apart before each outer step."""
+
+    def __post_init__(self) -> None:
+        at_least(1, "model", self, "dim")
+        widths("model", self, "hidden")
+        positive("model", self, "init_std")
+        if not 0 <= self.cross_layers <= len(self.hidden):
+            refuse(
+                "model",
+                "cross_layers",
+                self.cross_layers,
+                f"the tower has {len(self.hidden)} layers (--model.hidden)",
+            )
