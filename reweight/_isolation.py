@@ -8,6 +8,7 @@ after an exception too.
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -76,6 +77,7 @@ def isolated(modules: tuple[nn.Module, ...], devices: set[torch.device]) -> Iter
     with ExitStack() as stack:
         # First, for the copies of the buffers to be tensors like any other.
         stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(_plain_gradients(modules))
         isolation = Isolation(modules, devices)
         stack.callback(isolation.restore)
         stack.enter_context(torch.enable_grad())
@@ -83,6 +85,37 @@ def isolated(modules: tuple[nn.Module, ...], devices: set[torch.device]) -> Iter
             # Half-precision products carry errors of a percent: too many for a linear solver.
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield isolation
+
+
+@contextmanager
+def _plain_gradients(modules: tuple[nn.Module, ...]) -> Iterator[None]:
+    """Gradients as they are: dense, and not rewritten by hooks such as clipping.
+
+    Hooks change the step that an optimizer takes, not the loss it descends. A sparse gradient has
+    no second derivative, a dense one has the same values.
+    """
+    parts = [part for root in modules for part in root.modules()]
+    kept: list[tuple[object, str, Any]] = []
+    try:
+        for part in parts:
+            changes: dict[str, Any] = {
+                name: OrderedDict()
+                for name in ("_backward_hooks", "_backward_pre_hooks")
+                if vars(part).get(name)
+            }
+            if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.sparse:
+                changes["sparse"] = False
+            for name, value in changes.items():
+                kept.append((part, name, vars(part)[name]))
+                setattr(part, name, value)
+            for parameter in part._parameters.values():
+                if parameter is not None and parameter._backward_hooks:
+                    kept.append((parameter, "_backward_hooks", parameter._backward_hooks))
+                    parameter._backward_hooks = None
+        yield
+    finally:
+        for owner, name, value in reversed(kept):
+            setattr(owner, name, value)
 
 
 @contextmanager

@@ -15,9 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reweight._trees import Tree, axpy, norm, scale
+from reweight._trees import Tree, axpy, filled, norm, scale, zeros_like
 
 Objective = Callable[[Tree, Tree], Tensor]
+Partial = dict[str, Tensor | None]
 Mode = Literal["autograd", "func", "finite_difference"]
 
 
@@ -27,11 +28,12 @@ class Linearisation:
 
     Attributes:
         hvp: ``v -> H v``, with ``H = ∂²inner/∂θ²``.
-        cross: ``u -> (H u, ∂/∂φ ⟨∇θ inner, u⟩)``, both from one pass.
+        cross: ``u -> (H u, ∂/∂φ ⟨∇θ inner, u⟩)``, both from one pass; ``None`` for entries of φ
+            that the gradient is seen not to depend on.
     """
 
     hvp: Callable[[Tree], Tree]
-    cross: Callable[[Tree], tuple[Tree, Tree]]
+    cross: Callable[[Tree], tuple[Tree, Partial]]
 
 
 def from_graph(loss: Tensor, params: Tree, hparams: Tree) -> Linearisation:
@@ -48,7 +50,7 @@ def from_graph(loss: Tensor, params: Tree, hparams: Tree) -> Linearisation:
     live = [i for i, g in enumerate(gradient) if g.requires_grad]
     names = list(params)
 
-    def pull(v: Tree, wrt: Tree) -> dict[str, Tensor | None]:
+    def pull(v: Tree, wrt: Tree) -> Partial:
         if not live:
             return dict.fromkeys(wrt)
         pulled = torch.autograd.grad(
@@ -61,21 +63,15 @@ def from_graph(loss: Tensor, params: Tree, hparams: Tree) -> Linearisation:
         return dict(zip(wrt, pulled, strict=True))
 
     def hvp(v: Tree) -> Tree:
-        return _filled(pull(v, params), params)
+        return filled(pull(v, params).values(), params)
 
-    def cross(u: Tree) -> tuple[Tree, Tree]:
+    def cross(u: Tree) -> tuple[Tree, Partial]:
         # Keys of the two may be the same, so they are kept apart by a tag.
         tagged = {f"θ{name}": x for name, x in params.items()}
         tagged |= {f"φ{name}": x for name, x in hparams.items()}
         both = pull(u, tagged)
-        mixed = {name: both[f"φ{name}"] for name in hparams}
-        if all(entry is None for entry in mixed.values()):
-            raise ValueError(
-                "the gradient of the inner loss does not depend on any of "
-                f"{', '.join(list(hparams)[:3])}: a detach() between them and the loss, or a loss "
-                "that does not reach the inner parameters"
-            )
-        return _filled({name: both[f"θ{name}"] for name in params}, params), _filled(mixed, hparams)
+        product = filled((both[f"θ{name}"] for name in params), params)
+        return product, {name: both[f"φ{name}"] for name in hparams}
 
     return Linearisation(hvp, cross)
 
@@ -104,7 +100,7 @@ def with_func(inner: Objective, params: Tree, hparams: Tree) -> Linearisation:
         (product,) = pull_params(v)
         return product  # type: ignore[no-any-return]
 
-    def cross(u: Tree) -> tuple[Tree, Tree]:
+    def cross(u: Tree) -> tuple[Tree, Partial]:
         product, mixed = torch.func.vjp(gradient, params, hparams)[1](u)
         return product, mixed
 
@@ -119,51 +115,42 @@ def with_finite_difference(
 ) -> Linearisation:
     """Central differences of first-order gradients, for operations without a second derivative.
 
-    The step is ``(1 + ‖θ‖)·eps^⅓/‖v‖``, which balances truncation against rounding; expect about
-    five digits in float64 and two in float32. ``installed(params)`` is open around each evaluation
-    and its backward pass: a checkpointed module runs again in the latter.
+    The step is ``(1 + ‖θ‖)·eps^⅓/‖v‖``, which balances truncation against rounding, with ``θ``
+    taken where ``v`` moves it; expect about five digits in float64 and two in float32.
+    ``installed(params)`` is open around each evaluation and its backward pass: a checkpointed
+    module runs again in the latter.
     """
     params = _detached(params)
     eps = max(torch.finfo(p.dtype).eps for p in params.values())
-    reach = (1.0 + norm(params)) * eps ** (1.0 / 3.0)
 
-    def gradients(p: Tree) -> tuple[Tree, Tree]:
+    def gradients(p: Tree) -> tuple[Tree, Partial]:
         p, h = _leaves(p), _leaves(hparams)
         with installed(p):
             grads = torch.autograd.grad(
                 inner(p, h),
                 [*p.values(), *h.values()],
                 allow_unused=True,
-                materialize_grads=True,
             )
-        dense = [g.to_dense() if g.is_sparse else g for g in grads]
-        return (
-            dict(zip(p, dense[: len(p)], strict=True)),
-            dict(zip(h, dense[len(p) :], strict=True)),
-        )
+        return filled(grads[: len(p)], p), dict(zip(h, grads[len(p) :], strict=True))
 
-    def cross(u: Tree) -> tuple[Tree, Tree]:
+    def cross(u: Tree) -> tuple[Tree, Partial]:
         length = norm(u)
         if length == 0.0:
-            zeros = ({k: torch.zeros_like(x) for k, x in t.items()} for t in (params, hparams))
-            return next(zeros), next(zeros)
-        step = reach / length
+            return zeros_like(params), dict(zeros_like(hparams))
+        moved = {name: p * (u[name] != 0) for name, p in params.items()}
+        step = (1.0 + norm(moved)) * eps ** (1.0 / 3.0) / length
         ahead, behind = (gradients(axpy(sign * step, u, params)) for sign in (1.0, -1.0))
         width = 1.0 / (2.0 * step)
-        return (
-            scale(width, axpy(-1.0, behind[0], ahead[0])),
-            scale(width, axpy(-1.0, behind[1], ahead[1])),
-        )
+        mixed: Partial = {
+            name: None if a is None or b is None else (a - b) * width
+            for (name, a), b in zip(ahead[1].items(), behind[1].values(), strict=True)
+        }
+        return scale(width, axpy(-1.0, behind[0], ahead[0])), mixed
 
     def hvp(v: Tree) -> Tree:
         return cross(v)[0]
 
     return Linearisation(hvp, cross)
-
-
-def _filled(values: dict[str, Tensor | None], like: Tree) -> Tree:
-    """Zeros where a derivative is ``None`` because there is no path."""
-    return {k: torch.zeros_like(like[k]) if g is None else g for k, g in values.items()}
 
 
 def _leaves(tree: Tree) -> Tree:

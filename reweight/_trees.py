@@ -6,9 +6,10 @@ names of the parameters survive from the model to the error message.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -33,6 +34,14 @@ def tree_map(fn: Callable[..., Tensor], x: Vector, *rest: Vector) -> Vector:
 def zeros_like(x: Vector) -> Vector:
     """A zero vector shaped like ``x``."""
     return tree_map(torch.zeros_like, x)
+
+
+def filled(grads: Iterable[Tensor | None], like: Tree) -> Tree:
+    """Gradients by the names of ``like``: dense, and zero where there is no path."""
+    return {
+        name: torch.zeros_like(x) if g is None else (g.to_dense() if g.is_sparse else g)
+        for (name, x), g in zip(like.items(), grads, strict=True)
+    }
 
 
 def axpy(a: float, x: Vector, y: Vector) -> Vector:
@@ -115,17 +124,22 @@ def map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, Tensor):
         return fn(value)
     if isinstance(value, tuple):
-        mapped = [map_tensors(fn, entry) for entry in value]
-        return type(value)(*mapped) if hasattr(value, "_fields") else type(value)(mapped)
+        entries = [map_tensors(fn, entry) for entry in value]
+        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
     if isinstance(value, list):
         return [map_tensors(fn, entry) for entry in value]
+    if isinstance(value, MutableMapping):
+        # A copy, so that a batch of another type than dict stays one.
+        mapped = copy.copy(value)
+        for key, entry in value.items():
+            mapped[key] = map_tensors(fn, entry)
+        return mapped
     if isinstance(value, Mapping):
         return {key: map_tensors(fn, entry) for key, entry in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            field.name: map_tensors(fn, getattr(value, field.name))
-            for field in dataclasses.fields(value)
-            if field.init
-        }
-        return dataclasses.replace(value, **fields)
+        changed = copy.copy(value)
+        for field in dataclasses.fields(value):
+            entry = map_tensors(fn, getattr(value, field.name))
+            object.__setattr__(changed, field.name, entry)  # frozen ones too
+        return changed
     return value

@@ -15,7 +15,7 @@ from torch import Tensor
 from reweight._isolation import isolated, twice_differentiable
 from reweight._linearise import from_graph
 from reweight._penalty import weight_decay
-from reweight._trees import Tree, axpy, dot, map_tensors, norm, scale
+from reweight._trees import Tree, axpy, dot, filled, map_tensors, norm, scale
 from reweight.hypergradient import SolveInfo
 from reweight.losses import Losses
 from reweight.solvers import ConjugateGradient
@@ -301,12 +301,8 @@ class _Resolvable:
             self._objective(weights, centre),
             list(self.theta.values()),
             allow_unused=True,
-            materialize_grads=True,
         )
-        return {
-            name: g.to_dense() if g.is_sparse else g
-            for name, g in zip(self.theta, grads, strict=True)
-        }
+        return filled(grads, self.theta)
 
     def _minimise(self, weights: Tensor, centre: Tree | None) -> None:
         """L-BFGS down to where it stalls, then Newton steps down to rounding."""

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from reweight._linearise import LINEARISERS, Linearisation, Mode, Objective
-from reweight._trees import Tree, axpy, dot, max_abs, norm, power_of_two, scale, zeros_like
+from reweight._linearise import LINEARISERS, Linearisation, Mode, Objective, Partial
+from reweight._trees import Tree, axpy, dot, filled, max_abs, norm, power_of_two, scale, zeros_like
 from reweight.solvers import Neumann, Solution, Status
 
 logger = logging.getLogger("reweight")
@@ -34,8 +36,8 @@ class SolveInfo:
         relative_residual: ``‖v − (H + damping)u‖/‖v‖`` of the answer, recomputed.
         num_hvps: Hessian-vector products that the solver asked for.
         status: how the solve ended; ``str(status)`` is the advice.
-        curvature: the largest curvature met, an estimate of λmax from below; ``None`` if no
-            product was made.
+        curvature: the largest curvature met, in size: an estimate of λmax from below where the
+            Hessian is positive definite. ``None`` if no product was made.
         hvp_mode: ``"autograd"``, ``"func"`` or ``"finite_difference"``; ``"none"`` if the dev
             gradient was zero, or the batch without weighted samples, and nothing had to be solved.
         smallest_curvature: the smallest Rayleigh quotient ``vᵀHv/vᵀv`` met, damping included.
@@ -52,7 +54,11 @@ class SolveInfo:
 
     @property
     def trustworthy(self) -> bool:
-        """Whether ``u`` solves the system, and the inner problem looks like a minimum."""
+        """Whether ``u`` solves the system, and no direction of negative curvature was met.
+
+        Whether the inner parameters are at a minimum is not looked at: between two outer steps
+        they never quite are.
+        """
         return self.relative_residual <= TRUSTED_RESIDUAL and not self._curves_down
 
     @property
@@ -123,12 +129,13 @@ class ImplicitHypergradient:
     hvp: Literal["auto"] | Mode = "auto"
 
     def __post_init__(self) -> None:
-        if not callable(self.solver):
+        if not callable(self.solver) or isinstance(self.solver, type):
             raise TypeError(
                 f"ImplicitHypergradient(solver={self.solver!r}): a solver is a value such as "
                 "Neumann(num_terms=3), or any callable (matvec, b) -> Solution"
             )
-        if not math.isfinite(self.damping) or self.damping < 0:
+        number = isinstance(self.damping, Real) and not isinstance(self.damping, bool)
+        if not number or not math.isfinite(self.damping) or self.damping < 0:
             raise ValueError(
                 f"ImplicitHypergradient(damping={self.damping!r}): damping must be finite and not "
                 "below 0"
@@ -170,14 +177,14 @@ class ImplicitHypergradient:
             phi = {k: h.detach().requires_grad_(True) for k, h in hparams.items()}
             loss = check_loss("outer", outer(theta, phi))
             grads = _grad(loss, [*theta.values(), *phi.values()])
-            rhs = _materialise(theta, grads[: len(theta)])
-            if rhs is None:
+            if all(g is None for g in grads[: len(theta)]):
                 raise ValueError(
                     "the outer loss does not depend on any of params "
                     f"({_some(theta)}): a detach() or no_grad() in outer, or other tensors used "
                     "in the place of params"
                 )
-            direct = _materialise(phi, grads[len(theta) :]) or zeros_like(hparams)
+            rhs = filled(grads[: len(theta)], theta)
+            direct = dict(zip(phi, grads[len(theta) :], strict=True))
 
             def checked(p: Tree, h: Tree) -> Tensor:
                 return check_loss("inner", inner(p, h))
@@ -186,8 +193,17 @@ class ImplicitHypergradient:
                 # Inside torch.func a value can't be read, so nothing can be checked there.
                 return LINEARISERS[mode](inner if mode == "func" else checked, theta, phi)
 
-            mixed, info = self.solve(linearise, rhs, zeros_like(phi))
-        return axpy(-1.0, mixed, direct), info
+            mixed, info = self.solve(linearise, rhs, zeros_like(hparams))
+        unused = [name for name in phi if mixed[name] is None and direct[name] is None]
+        if unused:
+            raise ValueError(
+                f"neither the outer loss nor the gradient of the inner loss depends on hparams "
+                f"{', '.join(map(repr, unused[:3]))}: a detach() between them and the losses, or "
+                "other tensors used in their place; leave out what is not used"
+            )
+        total = axpy(-1.0, filled(mixed.values(), hparams), filled(direct.values(), hparams))
+        check_finite("the hypergradient", total)
+        return total, info
 
     def solve(
         self,
@@ -195,7 +211,7 @@ class ImplicitHypergradient:
         rhs: Tree,
         zero: Tree,
         shift: Mapping[str, float] | None = None,
-    ) -> tuple[Tree, SolveInfo]:
+    ) -> tuple[Partial, SolveInfo]:
         """Solve for ``u`` and return ``∂/∂φ ⟨∇θ inner, u⟩`` with the verdict.
 
         Args:
@@ -205,23 +221,17 @@ class ImplicitHypergradient:
             shift: curvature per parameter that the inner loss does not show, such as the
                 optimizer's weight decay.
         """
-        largest = max_abs(rhs)
-        if not math.isfinite(largest):
-            raise FloatingPointError(
-                "the gradient of the outer loss is not finite "
-                f"(in {_some({k: v for k, v in rhs.items() if not bool(v.isfinite().all())})}); "
-                "look at the dev batch and at the model's outputs on it"
-            )
-        if largest == 0.0:
-            return zero, SolveInfo(0.0, 0, Status.CONVERGED, None, "none")
+        check_finite("the gradient of the outer loss", rhs)
+        if max_abs(rhs) == 0.0:
+            return dict(zero), SolveInfo(0.0, 0, Status.CONVERGED, None, "none")
         modes: tuple[Mode, ...] = tuple(LINEARISERS) if self.hvp == "auto" else (self.hvp,)
-        failures: dict[Mode, Exception] = {}
+        failures: dict[Mode, BaseException] = {}
         for mode in modes:
             try:
                 return self._solve_in(mode, linearise, rhs, shift or {})
-            except (RuntimeError, NotImplementedError) as error:
-                logger.info("hvp mode %r does not serve this model: %s", mode, error)
-                failures[mode] = error
+            except _Unserved as unserved:
+                logger.info("hvp mode %r does not serve this model: %s", mode, unserved.cause)
+                failures[mode] = unserved.cause
         first = next(iter(failures.values()))
         if len({str(error) for error in failures.values()}) == 1:
             raise first
@@ -236,17 +246,25 @@ class ImplicitHypergradient:
         linearise: Callable[[Mode], Linearisation],
         rhs: Tree,
         shift: Mapping[str, float],
-    ) -> tuple[Tree, SolveInfo]:
-        linearisation = linearise(mode)
+    ) -> tuple[Partial, SolveInfo]:
+        with _serving():
+            linearisation = linearise(mode)
         operator = _Operator(linearisation.hvp, shift, self.damping)
-        solution = self.solver(operator, rhs)
-        u = solution.value
-        if not math.isfinite(max_abs(u)):
-            raise FloatingPointError(
-                f"the solver {self.solver!r} gave a direction that is not finite: "
-                f"{solution.status} {solution.detail}"
-            )
-        product, mixed = linearisation.cross(u)
+        # A copy: a solver may work in place, and the verdict needs the original.
+        solution = self.solver(operator, {name: v.clone() for name, v in rhs.items()})
+        u = _checked_value(self.solver, solution, rhs)
+        with _serving():
+            product, mixed = linearisation.cross(u)
+        check_finite(
+            "the product of the Hessian with the solution",
+            product,
+            "the inner loss has no finite second derivative here",
+        )
+        check_finite(
+            "the derivative of the inner gradient",
+            {k: m for k, m in mixed.items() if m is not None},
+            "the inner loss has no finite derivative here",
+        )
         residual = axpy(-1.0, operator.shifted(product, u), rhs)
         down = 1.0 / power_of_two(rhs)
         info = SolveInfo(
@@ -275,7 +293,8 @@ class _Operator:
         self.smallest: float | None = None
 
     def __call__(self, v: Tree) -> Tree:
-        product = self.shifted(self._hvp(v), v)
+        with _serving():
+            product = self.shifted(self._hvp(v), v)
         self.count += 1
         squared = dot(v, v)
         if squared > 0.0:
@@ -286,7 +305,7 @@ class _Operator:
                     "the inner loss has an infinite second derivative here, or the series "
                     "diverges: lower the solver's step size, or add damping"
                 )
-            self.largest = max(quotient, self.largest or quotient)
+            self.largest = quotient if self.largest is None else max(quotient, self.largest)
             self.smallest = quotient if self.smallest is None else min(quotient, self.smallest)
         return product
 
@@ -296,6 +315,61 @@ class _Operator:
             name: torch.add(entry, v[name], alpha=self._shift.get(name, 0.0) + self._damping)
             for name, entry in product.items()
         }
+
+
+class _Unserved(Exception):
+    """A way to multiply with the Hessian does not work for this model."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+@contextmanager
+def _serving() -> Iterator[None]:
+    """Tell what the differentiation raises from what a solver raises."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise  # another mode would need more
+    except (RuntimeError, NotImplementedError) as error:
+        raise _Unserved(error) from error
+
+
+def _checked_value(solver: object, solution: object, b: Tree) -> Tree:
+    """The solution's value, if it is one for ``b``."""
+    if not isinstance(solution, Solution):
+        raise TypeError(
+            f"the solver {solver!r} returned {type(solution).__name__}: a solver is a callable "
+            "(matvec, b) -> Solution, so return reweight.Solution(u, Status.CONVERGED)"
+        )
+    u: Any = solution.value
+    if not isinstance(u, Mapping) or u.keys() != b.keys():
+        found = ", ".join(map(repr, u)) if isinstance(u, Mapping) else type(u).__name__
+        raise ValueError(
+            f"the solver {solver!r} returned a solution made of {found}; it needs the keys of b: "
+            f"{', '.join(map(repr, b))}"
+        )
+    for name, entry in u.items():
+        if not isinstance(entry, Tensor) or entry.shape != b[name].shape:
+            shape = tuple(entry.shape) if isinstance(entry, Tensor) else type(entry).__name__
+            raise ValueError(
+                f"the solver {solver!r} returned {shape} for {name!r}, where b has "
+                f"{tuple(b[name].shape)}"
+            )
+    check_finite(
+        f"the direction of the solver {solver!r}", u, f"{solution.status} {solution.detail}"
+    )
+    return dict(u)
+
+
+def check_finite(
+    what: str, tree: Tree, why: str = "look at the batch and at the model's outputs on it"
+) -> None:
+    """Raise on NaN and infinite entries, naming where they are."""
+    if not math.isfinite(max_abs(tree)):
+        where = _some({k: v for k, v in tree.items() if not bool(v.isfinite().all())})
+        raise FloatingPointError(f"{what} is not finite (in {where}); {why}")
 
 
 def check_loss(name: str, loss: object) -> Tensor:
@@ -337,16 +411,6 @@ def _grad(loss: Tensor, inputs: list[Tensor]) -> tuple[Tensor | None, ...]:
     if not loss.requires_grad:
         return (None,) * len(inputs)
     return torch.autograd.grad(loss, inputs, allow_unused=True)
-
-
-def _materialise(tree: Tree, grads: tuple[Tensor | None, ...]) -> Tree | None:
-    """Gradients by name, zeros where there is none; ``None`` if there is none at all."""
-    if all(g is None for g in grads):
-        return None
-    return {
-        name: torch.zeros_like(x) if g is None else (g.to_dense() if g.is_sparse else g)
-        for (name, x), g in zip(tree.items(), grads, strict=True)
-    }
 
 
 def _some(tree: Tree, limit: int = 3) -> str:

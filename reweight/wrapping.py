@@ -21,8 +21,14 @@ from reweight._linearise import (
     with_func,
 )
 from reweight._penalty import weight_decay
-from reweight._trees import Tree, map_tensors
-from reweight.hypergradient import Hypergradient, ImplicitHypergradient, SolveInfo, check_loss
+from reweight._trees import Tree, filled, map_tensors
+from reweight.hypergradient import (
+    Hypergradient,
+    ImplicitHypergradient,
+    SolveInfo,
+    check_finite,
+    check_loss,
+)
 from reweight.losses import Losses
 from reweight.solvers import Status
 from reweight.weighters import SampleWeighter
@@ -145,9 +151,10 @@ class Reweighted:
         self._inner_params = inner_params
         self._reduction: Reduction = reduction
         self._warned: set[str] = set()
+        self._check_modules()
         self._check_parameters()
         if optimizer is not None:
-            weight_decay(optimizer, self._theta())
+            weight_decay(optimizer, self._theta())  # raises now rather than at the first outer step
 
     def loss(self, batch: Any) -> Tensor:
         """The inner loss ``fixed + reduce(weights · losses)``; gradients reach the model only.
@@ -175,7 +182,9 @@ class Reweighted:
     def hypergradient(self, batch: Any, dev_batch: Any) -> Hypergradient:
         """The gradient of the outer loss on ``dev_batch`` by the weighter's parameters.
 
-        A pure function: no ``.grad``, parameter, buffer or random state is other than before.
+        A pure function: no ``.grad``, parameter, buffer or attribute of the modules, and no global
+        random state (torch, numpy, Python) is other than before. Gradient hooks do not run: they
+        change the optimizer's steps, not the loss that it descends.
 
         Args:
             batch: a train batch, as for :meth:`loss`; the weights of its samples are judged.
@@ -186,6 +195,9 @@ class Reweighted:
                 that does not depend on the inner parameters.
             FloatingPointError: a derivative that is not finite.
         """
+        return self._differentiate(batch, dev_batch)
+
+    def _differentiate(self, batch: Any, dev_batch: Any) -> Hypergradient:
         self._check_parameters()
         theta = self._theta()
         with isolated((self.model, self.weighter), self._devices()) as isolation:
@@ -197,8 +209,7 @@ class Reweighted:
                 losses.check_finite()
                 gamma = self._weigh(losses)
                 leaf = gamma.detach().requires_grad_(True)
-                mixed, info = self._solve(batch, losses, leaf, theta, rhs, isolation)
-            influence = mixed["weights"].neg()
+                influence, info = self._solve(batch, losses, leaf, theta, rhs, isolation)
             grads = self._through_weighter(gamma, influence)
         return Hypergradient(grads, info, influence)
 
@@ -207,7 +218,7 @@ class Reweighted:
 
         Clipping, the step and ``zero_grad`` are yours, as after any ``backward()``.
         """
-        result = self.hypergradient(batch, dev_batch)
+        result = self._differentiate(batch, dev_batch)
         for name, parameter in self._phi().items():
             grad = result.grads[name]
             if parameter.grad is None:
@@ -315,10 +326,7 @@ class Reweighted:
                 "no fixed part to take it from (pass outer_loss=), or it is computed under "
                 "no_grad() or from a detached output, or inner_params leaves out what it uses"
             )
-        return {
-            name: torch.zeros_like(p) if g is None else (g.to_dense() if g.is_sparse else g)
-            for (name, p), g in zip(theta.items(), grads, strict=True)
-        }
+        return filled(grads, theta)
 
     def _solve(
         self,
@@ -328,16 +336,24 @@ class Reweighted:
         theta: Tree,
         rhs: Tree,
         isolation: Isolation,
-    ) -> tuple[Tree, SolveInfo]:
-        zero = {"weights": torch.zeros_like(weights)}
+    ) -> tuple[Tensor, SolveInfo]:
+        """The influence of each sample, and the verdict."""
+        zero = torch.zeros_like(weights)
         if not weights.numel():
             return zero, SolveInfo(0.0, 0, Status.CONVERGED, None, "none")
-        return self._hypergradient.solve(
+        mixed, info = self._hypergradient.solve(
             lambda mode: self._linearise(mode, batch, losses, weights, theta, isolation),
             rhs,
-            zero,
+            {"weights": zero},
             None if self._optimizer is None else weight_decay(self._optimizer, theta),
         )
+        product = mixed["weights"]
+        if product is None:
+            raise ValueError(
+                "the losses that get weights do not depend on any inner parameter: a detach() or "
+                "no_grad() in losses, or inner_params leaves out what they use"
+            )
+        return product.neg(), info
 
     def _linearise(
         self,
@@ -394,10 +410,13 @@ class Reweighted:
                 "weights of this batch, so their hypergradient is zero. Said once.",
                 stacklevel=4,
             )
-        return {
-            name: torch.zeros_like(p) if g is None else g
-            for (name, p), g in zip(phi.items(), grads, strict=True)
-        }
+        result = filled(grads, phi)
+        check_finite(
+            "the hypergradient",
+            result,
+            f"the weights of {type(self.weighter).__name__} have no finite derivative here",
+        )
+        return result
 
     # -- parameters --------------------------------------------------------------------------
 
@@ -410,6 +429,19 @@ class Reweighted:
 
     def _devices(self) -> set[torch.device]:
         return {p.device for p in (*self._theta().values(), *self._phi().values())}
+
+    def _check_modules(self) -> None:
+        for name, module in self.model.named_modules():
+            if not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+                continue
+            for option in ("max_norm", "scale_grad_by_freq"):
+                if getattr(module, option):
+                    raise ValueError(
+                        f"{name or 'model'} = {type(module).__name__}({option}="
+                        f"{getattr(module, option)}): its gradients are not those of the loss, so "
+                        "there is no hypergradient. Leave the option off; a penalty in the loss or "
+                        "weight decay bounds the norms as well"
+                    )
 
     def _check_parameters(self) -> None:
         theta, phi = self._theta(), self._phi()

@@ -413,7 +413,11 @@ GOOD = {"inner": quadratic_inner, "outer": quadratic_outer}
         ({"outer": lambda p, h: p["a"].sum() * math.nan}, ValueError, "outer loss is nan"),
         ({"inner": lambda p, h: p["a"]}, ValueError, r"inner loss must be one number.*\(2,\)"),
         ({"inner": lambda p, h: p["a"].sum() / 0.0}, ValueError, "inner loss is -?inf"),
-        ({"inner": lambda p, h: p["a"].square().sum()}, ValueError, "not depend on any of h, p"),
+        (
+            {"inner": lambda p, h: p["a"].square().sum(), "outer": lambda p, h: p["a"].sum()},
+            ValueError,
+            "nor the gradient of the inner loss depends on hparams 'h', 'p'",
+        ),
         (
             {"outer": lambda p, h: (p["a"] - p["a"].detach()).abs().sqrt().sum()},
             FloatingPointError,
@@ -478,4 +482,25 @@ def test_when_no_mode_works_each_one_says_why() -> None:
             quadratic_outer,
             params,
             hparams,
+        )
+
+
+@pytest.mark.parametrize("hvp", ["auto", "autograd", "func", "finite_difference"])
+def test_a_hyperparameter_of_the_outer_loss_alone_has_its_direct_gradient(hvp: str) -> None:
+    grads, _ = ImplicitHypergradient(ConjugateGradient(50), hvp=hvp)(  # type: ignore[arg-type]
+        lambda p, h: (p["w"] - 1).square().sum(),
+        lambda p, h: p["w"].sum() + 3 * h["a"],
+        {"w": torch.tensor([0.5])},
+        {"a": torch.tensor(2.0)},
+    )
+    assert float(grads["a"]) == 3.0
+
+
+def test_an_infinite_direct_term_is_told() -> None:
+    with pytest.raises(FloatingPointError, match=r"hypergradient is not finite \(in a\)"):
+        ImplicitHypergradient()(
+            lambda p, h: (p["w"] - h["a"]).square().sum(),
+            lambda p, h: p["w"].sum() + h["a"].sqrt(),
+            {"w": torch.tensor([0.5])},
+            {"a": torch.tensor(0.0)},
         )

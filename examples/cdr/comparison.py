@@ -65,8 +65,11 @@ class _Ranked:
         _, self._first = np.unique(scores.probability[order], return_index=True)
 
     def auc(self, times: NDArray[np.number]) -> float:
-        """AUC with row i counted ``times[i]`` times, ties half."""
+        """AUC with row i counted ``times[i]`` times, ties half; NaN where a class is missing."""
         positive = np.add.reduceat(times * self._label, self._first, dtype=np.float64)
         negative = np.add.reduceat(times * ~self._label, self._first, dtype=np.float64)
         below = np.cumsum(negative) - negative
-        return float((positive * (below + negative / 2)).sum() / (positive.sum() * negative.sum()))
+        num_pairs = float(positive.sum() * negative.sum())
+        if not num_pairs:
+            return float("nan")
+        return float((positive * (below + negative / 2)).sum()) / num_pairs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,7 +38,11 @@ class Report:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        return "\n".join([self.title, "", *self._lines(), "", *self._wrapped_notes()])
+        width = min(100, shutil.get_terminal_size((100, 0)).columns)
+        notes = [
+            textwrap.fill(n, width, initial_indent="• ", subsequent_indent="  ") for n in self.notes
+        ]
+        return "\n".join([self.title, "", *self._lines(), "", *notes])
 
     def markdown(self) -> str:
         """The same as markdown."""
@@ -46,11 +52,11 @@ class Report:
         return "\n".join([f"## {self.title}", "", *rows, "", *(f"- {n}" for n in self.notes), ""])
 
     def _cells(self) -> list[list[str]]:
-        head = ["model", "AUC", "±", "LogLoss", "RelaImpr", "vs base", "p (seeds)"]
-        head += ["95 % CI (users)", "weight AUC"]
+        # 80 columns wide at most.
+        head = ["model", "AUC", "±", "LogLoss", "RelaImpr", "vs base", "p", "95 % CI"]
         cells = [head]
         for row in self.rows.values():
-            spread = f"{np.std(row.auc, ddof=1):.4f}" if len(row.auc) > 1 else "–"
+            spread = _short(float(np.std(row.auc, ddof=1)), "") if len(row.auc) > 1 else "–"
             c = row.comparison
             cells.append(
                 [
@@ -58,11 +64,10 @@ class Report:
                     f"{np.mean(row.auc):.4f}",
                     spread,
                     f"{row.log_loss:.4f}",
-                    "–" if row.improvement is None else f"{100 * row.improvement:+.2f} %",
-                    "–" if c is None else f"{c.difference:+.4f}",
+                    "–" if row.improvement is None else f"{100 * row.improvement:+.2f}%",
+                    "–" if c is None else _short(c.difference),
                     "–" if c is None or c.p_value is None else f"{c.p_value:.3f}",
-                    "–" if c is None else f"[{c.low:+.4f}, {c.high:+.4f}]",
-                    "–" if row.weight_auc is None else f"{row.weight_auc:.3f}",
+                    "–" if c is None else f"[{_short(c.low)}, {_short(c.high)}]",
                 ]
             )
         # A column that says nothing for any row is left out.
@@ -81,13 +86,10 @@ class Report:
         ]
         return [lines[0], "─" * len(lines[0]), *lines[1:]]
 
-    def _wrapped_notes(self) -> list[str]:
-        import textwrap
 
-        return [
-            textwrap.fill(note, 100, initial_indent="• ", subsequent_indent="  ")
-            for note in self.notes
-        ]
+def _short(value: float, sign: str = "+") -> str:
+    """Four decimals, without the zero in front of them."""
+    return f"{value:{sign}.4f}".replace("0.", ".", 1)
 
 
 def report(
@@ -118,9 +120,10 @@ def report(
             label=model + LABELS[variant],
             auc=auc[variant],
             log_loss=float(np.mean([m["log_loss"] for m in metrics[variant]])),
-            improvement=None
-            if single is None
-            else relative_improvement(float(np.mean(auc[variant])), single),
+            # Nothing is relative to a single-domain model at or below chance.
+            improvement=relative_improvement(float(np.mean(auc[variant])), single)
+            if single is not None and single > 0.5
+            else None,
             weight_auc=float(np.mean(flagged)) if flagged else None,
             comparison=compare(scores[variant], scores["base"]) if compared else None,
         )
@@ -130,6 +133,16 @@ def report(
 
 def _sentences(rows: Mapping[str, Row], extra: bool, num_seeds: int) -> list[str]:
     told = []
+    legend = []
+    if num_seeds > 1:
+        legend.append("±: standard deviation over seeds.")
+    if any(row.improvement is not None for row in rows.values()):
+        legend.append("RelaImpr: what AUC lies above 0.5, relative to that of -S.")
+    if any(row.comparison for row in rows.values()):
+        tested = "p: paired t-test over seeds; " if num_seeds > 1 else ""
+        legend.append(f"vs base: AUC less that of the base model; {tested}95 % CI: over users.")
+    if legend:
+        told.append(" ".join(legend))
     if extra:
         told.append(
             "AUC and LogLoss are on the generator's further test behaviours, ten a user; those on "
@@ -140,7 +153,8 @@ def _sentences(rows: Mapping[str, Row], extra: bool, num_seeds: int) -> list[str
         gain, best = ours.comparison.difference, oracle.comparison.difference
         text = f"The oracle, which knows the true flags, gains {best:+.4f} AUC over the base model"
         if best > 0:
-            text += f"; the learned weights recover {100 * gain / best:.0f} % of that"
+            share = f"{100 * gain / best:.0f} %" if gain > 0 else "nothing"
+            text += f"; the learned weights recover {share} of that"
         told.append(text + ".")
     if ours and ours.weight_auc is not None:
         told.append(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,30 +21,38 @@ from tqdm import tqdm
 from cdr.data.schema import CrossDomainData
 from cdr.options import PRESETS, Options, Variant
 from cdr.report import LABELS, Report, report
-from cdr.run_folder import environment, run_folder, write_json
+from cdr.run_folder import environment, run_folder, to_json, write_json
 from cdr.runner import Source, Task, run
 from cdr.training import Result
 
 logger = logging.getLogger("cdr")
 
 DESCRIPTION = """\
-Train a two-domain recommender in several variants, side by side, and compare them:
+Train a two-domain recommender in several variants and compare them:
 
   S       the target domain only
   0       source features, no source loss
   base    the mean source loss, weighted by --inner.gamma
-  ours    BIAO (WWW'23): a behavioral perceptron learns a weight for every source behaviour
+  ours    BIAO (WWW'23): a learned weight for every source behaviour
   oracle  the true flags as weights (generated data only)
 
-A run folder keeps config, command, environment, log, metrics, the table, checkpoints and the learned
-weight of every source behaviour. Examples:
+The run folder keeps table, metrics, weights, checkpoints, log and config.
+
+Examples:
 
   run_biao.py
-  run_biao.py --data amazon5 --root DATA --source Beauty --target Toys_and_Games --seeds 5
-  run_biao.py --data ratings.csv --source books --target toys --items categories.csv
+  run_biao.py --data amazon5 --root DATA --seeds 5 --jobs 2
+  run_biao.py --data ratings.csv --source books --target toys
 """
 
-ALL_VARIANTS: tuple[Variant, ...] = ("S", "0", "base", "ours")
+_FIRST = "the data set's first scenario; a file needs one"
+_ALL = "all that the data allow"
+
+
+def _optional(metavar: str, default: str = "") -> Any:
+    """How the help text shows an option that may be left out."""
+    hint = f"(default: {default})" if default else ""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
 
 
 @dataclass(frozen=True)
@@ -53,33 +60,42 @@ class RunBiao:
     """What to run."""
 
     data: str = "g1"
-    """g1 (generated), amazon5, epinions, or a file (csv, parquet): user, item, rating, timestamp, domain."""
-    root: Path | None = None
+    """g1 (generated), amazon5, epinions, or a csv or parquet file with the columns user, item,
+    rating, timestamp and domain."""
+    root: Annotated[Path | None, _optional("PATH")] = None
     """Folder that holds amazon5/ and epinions/; for a file, what its path is relative to."""
-    source: str | None = None
+    source: Annotated[str | None, _optional("NAME", _FIRST)] = None
     """Source domain; several joined with "+"."""
-    target: str | None = None
+    target: Annotated[str | None, _optional("NAME", _FIRST)] = None
     """Target domain."""
-    items: Path | None = None
+    items: Annotated[Path | None, _optional("PATH")] = None
     """With a file of ratings: a csv or parquet file with the columns item, category."""
     source_cut: Literal["time", "all"] = "time"
     """Train on source behaviours earlier than the user's validation behaviour, or on all."""
-    variants: tuple[Variant, ...] = ALL_VARIANTS
-    """Which variants to train. Generated data adds oracle."""
+    variants: Annotated[tuple[Variant, ...] | None, _optional("VARIANT ...", _ALL)] = None
+    """Which variants to train: S, 0, base, ours, oracle."""
     model: Literal["conet"] = "conet"
     """The recommendation model."""
     seeds: int = 1
     """Seeds 0, 1, …; generated data is drawn anew for each."""
     preset: Literal["default", "paper", "authors"] = "default"
     """Where the options below start from: ours, the paper's text, the authors' code."""
-    out: Path | None = None
-    """The run folder, which must not exist yet. Default: runs/<time>-<data>."""
+    out: Annotated[Path | None, _optional("PATH", "runs/<time>-<data>")] = None
+    """The run folder, which must not exist yet."""
     jobs: int = 1
     """Trainings side by side, each in a process with one thread."""
     device: str = "auto"
     """cpu, cuda, cuda:1; auto takes cuda where there is one."""
     options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
     """Model, inner and outer training, perceptron."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or self.jobs < 1:
+            raise ValueError(f"--seeds {self.seeds} --jobs {self.jobs}: both must be at least 1.")
+        if self.variants is not None and len(set(self.variants)) < max(1, len(self.variants)):
+            raise ValueError(
+                f"--variants {' '.join(self.variants)}: name at least one, and each once."
+            )
 
 
 NAMES = {"conet": "CoNet"}
@@ -88,49 +104,47 @@ NAMES = {"conet": "CoNet"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, report; 2 on bad input, without a traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    config = tyro.cli(
-        RunBiao,
-        prog="run_biao.py",
-        description=DESCRIPTION,
-        args=arguments,
-        default=RunBiao(options=PRESETS[_preset(arguments)]),
-    )
     try:
+        config = tyro.cli(
+            RunBiao,
+            prog="run_biao.py",
+            description=DESCRIPTION,
+            args=arguments,
+            default=RunBiao(options=PRESETS[_preset(arguments)]),
+        )
         biao(config, arguments)
     except (ValueError, OSError) as error:
         print(f"run_biao.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("run_biao.py: interrupted; nothing of this run is kept", file=sys.stderr)
+        return 130
     return 0
 
 
 def _preset(arguments: Sequence[str]) -> str:
     """The preset named on the command line, which the other options' defaults come from."""
+    name = "default"
     for i, argument in enumerate(arguments):
-        name = argument.partition("=")[2] or "".join(arguments[i + 1 : i + 2])
-        if argument.partition("=")[0] == "--preset" and name in PRESETS:
-            return name
-    return "default"
+        if argument.partition("=")[0] == "--preset":
+            name = argument.partition("=")[2] or "".join(arguments[i + 1 : i + 2])
+    return name if name in PRESETS else "default"
 
 
 def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
     """Run every variant and seed, write the run folder and print the table."""
-    if config.seeds < 1 or config.jobs < 1:
-        raise ValueError(f"--seeds {config.seeds} --jobs {config.jobs}: both must be at least 1")
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device(config.device)
     if device == "cpu":
         # Two threads fight over tensors as small as these: one is up to five times faster.
         torch.set_num_threads(1)
     source = _source(config)
-    data = source.load(0)
-    variants = config.variants
-    if data.relevant is not None and variants == ALL_VARIANTS:
-        variants = (*variants, "oracle")
     out = config.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.data).stem}"
     started = time.perf_counter()
     with run_folder(out) as folder:
+        data = source.load(0)
+        variants = _variants(config, data)
         _print_data(data)
+        config = replace(config, variants=variants, out=out, device=device)
         write_json(folder / "config.json", config)
         (folder / "command.txt").write_text(shlex.join(["run_biao.py", *arguments]) + "\n")
         write_json(folder / "environment.json", environment(device))
@@ -150,8 +164,39 @@ def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
     return table
 
 
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ValueError(
+            f"--device {name} cannot be used here ({str(error).splitlines()[0][:60]} …); give cpu, "
+            "or cuda where there is a GPU"
+        ) from error
+    return name
+
+
+def _variants(config: RunBiao, data: CrossDomainData) -> tuple[Variant, ...]:
+    flagged = data.relevant is not None
+    if config.variants is None:
+        return ("S", "0", "base", "ours", "oracle") if flagged else ("S", "0", "base", "ours")
+    if "oracle" in config.variants and not flagged:
+        raise ValueError(
+            f"--variants oracle: which behaviours of {data.name} are truly relevant is not known; "
+            "there is an oracle for generated data (--data g1) only"
+        )
+    return config.variants
+
+
 def _source(config: RunBiao) -> Source:
     generated = config.data == "g1"
+    if config.items is not None and config.data in ("g1", "amazon5", "epinions"):
+        raise ValueError(f"--items goes with a file of ratings, not with --data {config.data}")
+    if config.root is None and config.data in ("amazon5", "epinions"):
+        raise ValueError(f"--root is missing: give the folder that holds {config.data}/")
+    if generated and config.source_cut != "time":
+        raise ValueError(f"--source-cut {config.source_cut} goes with real data, not with g1")
     given = {"root": config.root, "source": config.source, "target": config.target}
     given |= {"items": config.items}
     if not generated:
@@ -163,28 +208,34 @@ def _source(config: RunBiao) -> Source:
 def _print_data(data: CrossDomainData) -> None:
     s = data.statistics
     print(
-        f"{data.name}: {s['users']:,} users; source {s['source']:,} behaviours "
-        f"({s['source_train']:,} to train on), {s['source_items']:,} items; target "
-        f"{s['target']:,} behaviours ({s['train']:,} / {s['valid']:,} / {s['test']:,} train / "
-        f"valid / test), {s['target_items']:,} items"
+        f"{data.name}: {s['users']:,} users\n"
+        f"  source: {s['source']:,} behaviours ({s['source_train']:,} to train on), "
+        f"{s['source_items']:,} items\n"
+        f"  target: {s['target']:,} behaviours ({s['train']:,} to train on, {s['valid']:,} valid, "
+        f"{s['test']:,} test), {s['target_items']:,} items",
+        flush=True,
     )
 
 
 def _train_all(tasks: list[Task], jobs: int, folder: Path) -> dict[tuple[Variant, int], Result]:
     results = {}
-    with tqdm(total=len(tasks), unit="training", smoothing=0, dynamic_ncols=True) as bar:
+    # Short enough for 80 columns; no bar in a file or a pipe.
+    form = "{n_fmt}/{total_fmt} |{bar:10}| {elapsed}<{remaining}{postfix}"
+    with tqdm(
+        total=len(tasks), bar_format=form, smoothing=0, dynamic_ncols=True, disable=None
+    ) as bar:
         for task, result in run(tasks, jobs, bar.set_postfix_str):
             results[task.variant, task.seed] = result
             name = f"{task.variant}-seed{task.seed}"
             for record in result.history:
-                logger.info("%s %s", name, json.dumps(record))
+                logger.info("%s %s", name, to_json(record))
             torch.save(result.state, folder / f"model-{name}.pt")
-            best = max(record["auc"] for record in result.history)
+            best, epochs = max(record["auc"] for record in result.history), len(result.history)
             weight = "" if result.weight_auc is None else f", weight AUC {result.weight_auc:.3f}"
             bar.write(
-                f"{NAMES[task.model]}{LABELS[task.variant]} seed {task.seed}: valid AUC {best:.4f}, "
-                f"test AUC {result.test.metrics()['auc']:.4f}{weight} "
-                f"({len(result.history)} epochs)"
+                f"{NAMES[task.model]}{LABELS[task.variant]} seed {task.seed}: "
+                f"valid AUC {best:.4f}, test AUC {result.test.metrics()['auc']:.4f}{weight} "
+                f"({epochs} epoch{'s' * (epochs > 1)})"
             )
             bar.update()
         bar.set_postfix_str("")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,12 +30,15 @@ def run_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: there is something under that name already.
+        OSError: nothing can be written there, or the name was taken in the meantime; what was
+            written is kept then.
     """
-    if path.exists():
+    if os.path.lexists(path):
         raise FileExistsError(
             f"--out {path} exists already and is left as it is: give another name, or remove it"
         )
     partial = path.with_name(path.name + ".partial")
+    made = [folder for folder in partial.parents if not folder.exists()]
     try:
         partial.mkdir(parents=True)
     except FileExistsError:
@@ -42,6 +46,10 @@ def run_folder(path: Path) -> Iterator[Path]:
             f"{partial} exists: another run is writing to it, or one was killed; remove it if "
             "none is running, or give another --out"
         ) from None
+    except OSError as error:
+        raise OSError(
+            f"--out {path}: no folder can be made there ({error.strerror}); give another place"
+        ) from error
     log = logging.FileHandler(partial / "log.txt", encoding="utf-8")
     log.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("cdr", "reweight", "py.warnings")]
@@ -51,22 +59,34 @@ def run_folder(path: Path) -> Iterator[Path]:
         logger.addHandler(log)
     try:
         yield partial
-        log.close()
-        partial.rename(path)
     except BaseException:
         log.close()
         shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
         raise
     finally:
+        log.close()
         logging.captureWarnings(False)
         for logger in loggers:
             logger.removeHandler(log)
+    try:
+        partial.rename(path)
+    except OSError as error:
+        raise OSError(
+            f"--out {path} cannot be made any more ({error.strerror}); everything is in {partial}"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented json; dataclasses and numpy values are understood, NaN becomes null."""
-    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(to_json(value, indent=2) + "\n", encoding="utf-8")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """The same as text."""
+    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from queue import Empty
@@ -30,9 +33,8 @@ class Source:
     """Whether every seed has data of its own (a generator)."""
 
     def load(self, seed: int) -> CrossDomainData:
-        """The data for one seed."""
-        extra = {"seed": seed} if self.seeded else {}
-        return datasets.load(self.spec, **dict(self.options), **extra)
+        """The data for one seed; the last ones loaded are kept."""
+        return _load(self, seed if self.seeded else 0)
 
 
 @dataclass(frozen=True)
@@ -54,38 +56,43 @@ def run(tasks: list[Task], jobs: int, progress: Progress) -> Iterator[tuple[Task
         tasks: in the order to start them.
         jobs: how many at a time; 1 stays in this process.
         progress: called with a short text about where a running training stands.
+
+    Raises:
+        ValueError: from :func:`cdr.training.train`; the other trainings are stopped.
+        ChildProcessError: a process was killed.
     """
     if jobs == 1:
         for task in tasks:
             yield task, _train(task, progress)
         return
     context = multiprocessing.get_context("spawn")
-    messages = context.Queue()
-    with ProcessPoolExecutor(jobs, context, _start_process, (messages,)) as pool:
+    messages, stop = context.Queue(), context.Event()
+    with ProcessPoolExecutor(jobs, context, _start_process, (messages, stop)) as pool:
         futures = {pool.submit(_train_in_process, task): task for task in tasks}
         try:
             waiting = set(futures)
             while waiting:
-                try:
+                with suppress(Empty):
                     progress(messages.get(timeout=0.2))
-                except Empty:
-                    pass
                 for future in [f for f in waiting if f.done()]:
                     waiting.remove(future)
                     yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "a training process was killed, most likely for want of memory: lower --jobs"
+            ) from error
         finally:
+            stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _train(task: Task, progress: Progress) -> Result:
-    data = _load(task.source, task.seed, task.device)
+    data = _on_device(task.source, task.seed if task.source.seeded else 0, task.device)
 
     def on_step(epoch: int, step: int, steps: int, best: float) -> None:
         if step % 20 == 0 or step == steps:
-            standing = "" if best < 0 else f", best valid AUC {best:.4f}"
-            progress(
-                f"{task.variant} seed {task.seed}: epoch {epoch + 1}, step {step}/{steps}{standing}"
-            )
+            standing = "" if best < 0 else f", valid AUC {best:.4f}"
+            progress(f"{task.variant} seed {task.seed}: epoch {epoch + step / steps:.1f}{standing}")
 
     return train(
         task.variant, data, task.options, task.seed, model_name=task.model, on_step=on_step
@@ -93,23 +100,33 @@ def _train(task: Task, progress: Progress) -> Result:
 
 
 @lru_cache(maxsize=1)
-def _load(source: Source, seed: int, device: str) -> CrossDomainData:
-    return _load_any(source, seed if source.seeded else 0).to(device)
+def _load(source: Source, seed: int) -> CrossDomainData:
+    extra = {"seed": seed} if source.seeded else {}
+    return datasets.load(source.spec, **dict(source.options), **extra)
 
 
 @lru_cache(maxsize=1)
-def _load_any(source: Source, seed: int) -> CrossDomainData:
-    return source.load(seed)
+def _on_device(source: Source, seed: int, device: str) -> CrossDomainData:
+    return source.load(seed).to(device)
 
 
 _messages: Any = None
+_stop: Any = None
 
 
-def _start_process(messages: Any) -> None:
-    global _messages
-    _messages = messages
+def _start_process(messages: Any, stop: Any) -> None:
+    global _messages, _stop
+    _messages, _stop = messages, stop
+    messages.cancel_join_thread()  # unread messages must not keep the process from ending
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and stops us
     torch.set_num_threads(1)
 
 
 def _train_in_process(task: Task) -> Result:
-    return _train(task, _messages.put)
+    return _train(task, _report)
+
+
+def _report(text: str) -> None:
+    if _stop.is_set():
+        raise InterruptedError("another training failed, or the run was interrupted")
+    _messages.put(text)

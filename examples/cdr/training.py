@@ -66,8 +66,10 @@ def train(
             validation AUC so far).
 
     Raises:
-        ValueError: ``oracle`` without true flags; a loss that is not finite.
+        ValueError: ``oracle`` without true flags; validation or test rows of one class; a loss
+            that is not finite.
     """
+    _check_classes(data)
     torch.manual_seed(seed)
     device = data.source_offsets.device
     model = MODELS[model_name](data, options.model, single_domain=variant == "S").to(device)
@@ -87,22 +89,22 @@ def train(
     for epoch in range(options.inner.epochs):
         total = torch.zeros((), device=device)
         for done, (rows, _) in enumerate(sampler, 1):
-            loss = loss_of(batches.train_pairs(rows))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach()
             step += 1
-            if learner and step % options.outer.interval == 0:
-                learner.outer_step(batches)
+            try:
+                loss = loss_of(batches.train_pairs(rows))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                if learner and step % options.outer.interval == 0:
+                    learner.outer_step(batches)
+            except ValueError as error:  # the library refuses what is not finite
+                raise _broken(variant, seed, epoch, options, str(error)) from error
+            total += loss.detach()
             on_step(epoch, done, len(sampler), best)
         mean = float(total) / len(sampler)
-        if not math.isfinite(mean):
-            raise ValueError(
-                f"the training loss of {variant} (seed {seed}) became {mean} in epoch "
-                f"{epoch + 1}: lower inner.lr (now {options.inner.lr:g})"
-            )
         valid = score(model, scorer, data.valid, num_source).metrics()
+        if not (math.isfinite(mean) and math.isfinite(valid["log_loss"])):
+            raise _broken(variant, seed, epoch, options, f"the mean loss is {mean}")
         history.append({"epoch": epoch + 1, "loss": mean, **valid})
         if valid["auc"] > best:
             best, state, since = valid["auc"], _snapshot(model, learner), 0
@@ -124,6 +126,27 @@ def train(
         if data.relevant is not None:
             result.weight_auc = auc(result.weights, data.relevant.cpu().numpy())
     return result
+
+
+def _check_classes(data: CrossDomainData) -> None:
+    """AUC picks the best epoch and is what comes out: it needs positives and negatives."""
+    for name, rows in (("validation", data.valid), ("test", data.test)):
+        positive, num = int(rows.label.sum()), len(rows)
+        if positive in (0, num):
+            raise ValueError(
+                f"{data.name}: all {num:,} {name} behaviours are "
+                f"{'positive' if positive else 'negative'} (positive is a rating above 3), so that "
+                "there is no AUC: take more users, or check the ratings' scale"
+            )
+
+
+def _broken(variant: Variant, seed: int, epoch: int, options: Options, what: str) -> ValueError:
+    advice = f"Lower --inner.lr (now {options.inner.lr:g})"
+    if variant == "ours":
+        advice += f" or --outer.lr (now {options.outer.lr:g})"
+    return ValueError(
+        f"training {variant} (seed {seed}) broke down in epoch {epoch + 1}: {what}. {advice}."
+    )
 
 
 def _plain_loss(
@@ -201,8 +224,8 @@ class _Learner:
         """Move the perceptron once."""
         rows, reshuffled = next(self._outer_rows)
         rows = rows.to(self._rows_of_user.device)
-        if self._options.dev == "same-users" and bool((self._rows_of_user.diff() > 1).any()):
-            rows, dev = self._other_rows(rows)
+        if self._options.dev == "same-users" and bool(self._has_other(rows).any()):
+            rows, dev = self._other_rows(rows[self._has_other(rows)])
         elif self._options.dev == "in-order":
             dev = self._in_order(self._options.batch_size, len(self._data.train))
         else:
@@ -225,25 +248,29 @@ class _Learner:
 
     def weights(self, batches: Batches) -> NDArray[np.float32]:
         """The learned weight of every source behaviour, in the order of ``data.source``."""
-        rows = torch.arange(len(self._data.source), device=self._rows_of_user.device)
-        return (
-            torch.cat([self.rw.weights(batches.source_rows(chunk)) for chunk in rows.split(4096)])
-            .cpu()
-            .numpy()
-        )
+        num, device = len(self._data.source), self._rows_of_user.device
+        # A weight may depend on the batch it is asked for in (σ of Eq. 8): batches of one size,
+        # mixed like those of training, make the weights of all behaviours comparable.
+        rows = torch.randperm(num, generator=torch.Generator().manual_seed(0)).to(device)
+        chunks = torch.tensor_split(rows, -(-num // 4096))
+        weights = torch.cat([self.rw.weights(batches.source_rows(chunk)) for chunk in chunks])
+        return torch.empty_like(weights).index_copy_(0, rows, weights).cpu().numpy()
 
     def _is_inner(self, name: str) -> bool:
         return self._options.heads or not name.split(".")[0].endswith("head")
 
+    def _has_other(self, rows: Tensor) -> Tensor:
+        """Whether the user of a row has another one."""
+        return self._rows_of_user.diff()[self._data.train.user[rows]] > 1
+
     def _other_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows whose user has another one, and for each such another row of the same user."""
+        """These rows, and for each another row of the same user, who must have one."""
         user = self._data.train.user[rows]
         first, count = self._rows_of_user[user], self._rows_of_user.diff()[user]
         share = torch.rand(len(rows), generator=self._generator, device=rows.device)
-        hop = 1 + (share * (count - 1)).long().clamp(max=(count - 2).clamp(min=0))
-        other = first + (rows - first + hop) % count
-        several = count > 1
-        return rows[several], other[several]
+        # float32 can round share·(count − 1) up to count − 1.
+        hop = 1 + torch.minimum((share * (count - 1)).long(), count - 2)
+        return rows, first + (rows - first + hop) % count
 
     def _in_order(self, size: int, limit: int) -> Tensor:
         rows = (self._position + torch.arange(size)) % limit

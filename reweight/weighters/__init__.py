@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .base import SampleWeighter
-from .constant import ConstantWeighter
-from .lookup import GroupWeighter, TableWeighter
-from .loss import LossWeighter
-from .perceptron import BehavioralPerceptron, BehaviorInputs
+from reweight.weighters.base import SampleWeighter
+from reweight.weighters.constant import ConstantWeighter
+from reweight.weighters.lookup import GroupWeighter, TableWeighter
+from reweight.weighters.loss import LossWeighter
+from reweight.weighters.perceptron import BehavioralPerceptron, BehaviorInputs
 
 __all__ = [
     "BehaviorInputs",

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._positive import positive, positive_inverse
-from .base import SampleWeighter
+from reweight.weighters._positive import positive, positive_inverse
+from reweight.weighters.base import SampleWeighter
 
 
 class ConstantWeighter(SampleWeighter):

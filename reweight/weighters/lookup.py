@@ -7,8 +7,8 @@ import abc
 import torch
 from torch import Tensor, nn
 
-from ._positive import positive
-from .base import SampleWeighter
+from reweight.weighters._positive import positive
+from reweight.weighters.base import SampleWeighter
 
 
 class _LookupWeighter(SampleWeighter):

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._mlp import mlp
-from .base import SampleWeighter
+from reweight.weighters._mlp import mlp
+from reweight.weighters.base import SampleWeighter
 
 
 class LossWeighter(SampleWeighter):

@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._attention import PooledAttention
-from ._mlp import mlp
-from ._positive import positive
-from .base import SampleWeighter
+from reweight.weighters._attention import PooledAttention
+from reweight.weighters._mlp import mlp
+from reweight.weighters._positive import positive
+from reweight.weighters.base import SampleWeighter
 
 
 class BehaviorInputs(NamedTuple):

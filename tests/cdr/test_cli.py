@@ -1,0 +1,395 @@
+"""The command line: what a run leaves behind, and one readable sentence for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+import tyro
+from scenarios import gappy_log, write_ratings
+
+import cdr.run_biao
+from cdr.data import generator
+from cdr.data.tables import load
+from cdr.options import PRESETS
+from cdr.run_biao import RunBiao, main
+from cdr.runner import Source
+
+SCRIPT = Path(cdr.run_biao.__file__)
+BRIEF = ("--inner.epochs", "1", "--inner.batch-size", "64", "--outer.interval", "2")
+DOMAINS = ("--source", "books", "--target", "toys")
+
+
+def run(*arguments: Any) -> int:
+    """The exit code, of the parser's exit too."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "one"
+
+
+@pytest.fixture(scope="module")
+def finished(ratings: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a run of all variants over two seeds."""
+    path = tmp_path_factory.mktemp("runs") / "one"
+    assert run("--data", ratings, *DOMAINS, *BRIEF, "--seeds", 2, "--out", f"{path}/") == 0
+    return path
+
+
+def test_a_run_leaves_everything_behind(finished: Path) -> None:
+    models = {f"model-{v}-seed{s}.pt" for v in ("S", "0", "base", "ours") for s in (0, 1)}
+    texts = {"command.txt", "config.json", "environment.json", "log.txt", "metrics.json"}
+    assert set(os.listdir(finished)) == models | texts | {"table.md", "weights.parquet"}
+    assert os.listdir(finished.parent) == ["one"]
+
+
+def test_the_log_has_a_line_per_epoch(finished: Path) -> None:
+    lines = (finished / "log.txt").read_text().splitlines()
+    epochs = [line for line in lines if " cdr INFO: " in line]
+    assert len(epochs) == 8
+    record = json.loads(epochs[0].partition("S-seed0 ")[2])
+    assert record["epoch"] == 1 and 0 <= record["auc"] <= 1
+
+
+def test_the_metrics_are_complete(finished: Path, ratings: Path) -> None:
+    found = json.loads((finished / "metrics.json").read_text())
+    data = load(ratings, "books", "toys")
+    assert found["data"] == {"name": "books → toys", **data.statistics}
+    assert list(found["runs"]) == list(found["table"]) == ["S", "0", "base", "ours"]
+    for variant, runs in found["runs"].items():
+        assert [r["seed"] for r in runs] == [0, 1]
+        assert found["table"][variant]["auc"] == [r["test"]["auc"] for r in runs]
+    assert found["table"]["ours"]["comparison"].keys() == {"difference", "p_value", "low", "high"}
+
+
+def test_short_users_are_counted_and_told(finished: Path) -> None:
+    found = json.loads((finished / "metrics.json").read_text())
+    assert found["data"]["short_users"] > 0 and found["data"]["users_without_source"] > 0
+    table = (finished / "table.md").read_text()
+    assert re.search(r"\d of 60 users have fewer than three target behaviours", table)
+    assert re.search(r"\d+ of 60 users have no source behaviour left", table)
+
+
+def test_weights_join_back_to_the_data(finished: Path, ratings: Path) -> None:
+    weights = pyarrow.parquet.read_table(finished / "weights.parquet")
+    data = load(ratings, "books", "toys")
+    assert weights.num_rows == 2 * len(data.source)
+    assert "relevant" not in weights.column_names
+    log = pyarrow.csv.read_csv(ratings)
+    log = log.filter(pc.equal(log["domain"], "books"))
+    labels = {
+        (str(user), str(item)): rating > 3
+        for user, item, rating in zip(
+            *(log[c].to_pylist() for c in ("user", "item", "rating")), strict=True
+        )
+    }
+    for seed in (0, 1):
+        part = weights.filter(pc.equal(weights["seed"], seed))
+        assert part.num_rows == len(data.source)
+        keys = list(zip(part["user"].to_pylist(), part["item"].to_pylist(), strict=True))
+        assert len(set(keys)) == len(keys)  # this log has no item twice for a user
+        assert [labels[key] for key in keys] == part["label"].to_pylist()
+        assert np.isfinite(part["weight"].to_numpy()).all()
+        assert set(part["category"].to_pylist()) == {"others"}
+
+
+def test_the_config_says_how_to_repeat_the_run(finished: Path, ratings: Path) -> None:
+    config = json.loads((finished / "config.json").read_text())
+    assert config["data"] == str(ratings) and config["device"] in ("cpu", "cuda")
+    assert config["variants"] == ["S", "0", "base", "ours"]
+
+    def flags(values: dict[str, Any], prefix: str = "--") -> list[str]:
+        told = []
+        for name, value in values.items():
+            flag = prefix + name.replace("_", "-")
+            if name == "options":
+                told += flags(value)
+            elif isinstance(value, dict):
+                told += flags(value, flag + ".")
+            elif isinstance(value, bool):
+                told.append(flag if value else f"{prefix}no-{flag.removeprefix(prefix)}")
+            elif value is not None:
+                told += [flag, *map(str, value if isinstance(value, list) else [value])]
+        return told
+
+    again = tyro.cli(RunBiao, args=flags(config))
+    assert json.loads(cdr.run_biao.to_json(again)) == config
+
+
+def test_the_command_is_kept(finished: Path, ratings: Path) -> None:
+    text = (finished / "command.txt").read_text()
+    assert text.startswith(f"run_biao.py --data {ratings} --source books --target toys")
+    environment = json.loads((finished / "environment.json").read_text())
+    assert environment["packages"]["torch-reweight"]
+
+
+def test_the_table_is_printed(
+    ratings: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("--data", ratings, *DOMAINS, *BRIEF, "--variants", "base", "ours", "--out", out) == 0
+    told = capsys.readouterr()
+    assert told.err == ""  # no bar where nobody watches
+    lines = told.out.splitlines()
+    assert lines[0] == "books → toys: 60 users"
+    assert "CoNet+ours" in told.out and "CoNet-S" not in told.out
+    assert lines[-1].endswith(f"everything is in {out}/")
+    assert max(map(len, lines[:-1])) <= 80
+
+
+@pytest.fixture
+def small_g1(monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(kind: str, seed: int) -> Any:
+        return made(kind, num_users=60, num_source_items=200, num_target_items=100, seed=seed)
+
+    made = generator.generate
+    monkeypatch.setattr(generator, "generate", generate)
+    cdr.runner._load.cache_clear()
+    cdr.runner._on_device.cache_clear()
+
+
+@pytest.mark.usefixtures("small_g1")
+def test_generated_data_come_with_the_oracle(out: Path) -> None:
+    assert run(*BRIEF, "--seeds", 2, "--out", out) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config["variants"] == ["S", "0", "base", "ours", "oracle"]
+    weights = pyarrow.parquet.read_table(out / "weights.parquet")
+    for seed in (0, 1):
+        data = Source("g1", seeded=True).load(seed)
+        part = weights.filter(pc.equal(weights["seed"], seed))
+        assert part["relevant"].to_pylist() == data.relevant.tolist()
+        assert part["item"].to_pylist() == data.source_items.ids[data.source.item].tolist()
+    assert "Weight AUC" in (out / "table.md").read_text()
+
+
+@pytest.mark.usefixtures("small_g1")
+def test_variants_that_are_named_are_the_ones_that_run(out: Path) -> None:
+    named = ("S", "0", "base", "ours")
+    assert run(*BRIEF, "--variants", *named, "--out", out) == 0
+    assert json.loads((out / "config.json").read_text())["variants"] == list(named)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("form", ["--preset {}", "--preset={}", "--preset paper --preset {}"])
+def test_a_preset_is_where_the_options_start(
+    preset: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[RunBiao] = []
+    monkeypatch.setattr(cdr.run_biao, "biao", lambda config, arguments: seen.append(config))
+    assert run(*form.format(preset).split(), "--model.dim", "20") == 0
+    expected = PRESETS[preset]
+    assert seen[0].preset == preset and seen[0].options.outer == expected.outer
+    assert seen[0].options.model.dim == 20
+    assert seen[0].options.model.hidden == expected.model.hidden
+
+
+# Bad input. Each ends with code 2 and words, and leaves nothing.
+
+
+def refused(capsys: pytest.CaptureFixture[str], out: Path, words: str, *arguments: Any) -> None:
+    assert run(*arguments, "--out", out) == 2
+    told = capsys.readouterr().err
+    plain = " ".join(told.replace("│", " ").split())  # the parser's errors come in a box
+    assert re.search(words, plain), plain
+    assert "Traceback" not in told
+    assert not out.parent.exists()
+
+
+def changed(ratings: Path, path: Path, **columns: Any) -> Path:
+    """The ratings with columns set anew, or left out where None."""
+    table = pyarrow.csv.read_csv(ratings)
+    for name, values in columns.items():
+        table = table.drop_columns(name)
+        if values is not None:
+            table = table.append_column(name, pyarrow.array(values))
+    pyarrow.csv.write_csv(table, path)
+    return path
+
+
+def test_a_missing_file(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, out, "no file missing.csv", "--data", "missing.csv", *DOMAINS)
+
+
+def test_a_missing_column(
+    ratings: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = changed(ratings, tmp_path / "r.csv", rating=None)
+    refused(capsys, out, "no column 'rating'", "--data", path, *DOMAINS)
+
+
+def test_ratings_that_are_no_numbers(
+    ratings: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = pyarrow.csv.read_csv(ratings).num_rows
+    path = changed(ratings, tmp_path / "r.csv", rating=["3"] * (rows - 1) + ["good"])
+    refused(capsys, out, f"'good' in row {rows}", "--data", path, *DOMAINS)
+
+
+def test_ratings_of_one_class(
+    ratings: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = pyarrow.csv.read_csv(ratings).num_rows
+    path = changed(ratings, tmp_path / "r.csv", rating=[5] * rows)
+    refused(capsys, out, "validation behaviours are positive", "--data", path, *DOMAINS)
+
+
+def test_an_unknown_domain(ratings: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    domains = ("--source", "books", "--target", "nope")
+    refused(capsys, out, "no domain 'nope'.*'books', 'toys'", "--data", ratings, *domains)
+
+
+def test_no_domain(ratings: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, out, "name two domains", "--data", ratings)
+
+
+def test_no_common_user(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = gappy_log()
+    write_ratings(tmp_path / "r.csv", source, {**target, "user": target["user"] + 1000})
+    words = "No user is in both domains"
+    refused(capsys, out, words, "--data", tmp_path / "r.csv", *DOMAINS)
+
+
+def test_tiny_users_only(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = gappy_log()
+    first = np.unique(target["user"], return_index=True)[1]
+    two = np.sort(np.concatenate([first, first + 1]))
+    write_ratings(tmp_path / "r.csv", source, {k: v[two] for k, v in target.items()})
+    words = "none of the 60 common users has three behaviours"
+    refused(capsys, out, words, "--data", tmp_path / "r.csv", *DOMAINS)
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        ("--root is missing.*amazon5/", "--data amazon5"),
+        ("--root is missing.*epinions/", "--data epinions"),
+        ("no file /nowhere/amazon5/interactions.csv.gz", "--data amazon5 --root /nowhere"),
+        ("'nope' is unknown.*amazon5", "--data nope"),
+        ("--items goes with a file", "--data g1 --items x.csv"),
+        ("--items goes with a file", "--data amazon5 --root x --items x.csv"),
+        ("made up", "--data g1 --root x"),
+        ("--source-cut all goes with real data", "--source-cut all"),
+        ("--device nonsense cannot be used", "--device nonsense"),
+        ("--device meta cannot be used", "--device meta"),
+        ("--seeds 0.*at least 1", "--seeds 0"),
+        ("--jobs 0.*at least 1", "--jobs 0"),
+        ("--variants.*at least one", "--variants"),
+        ("--variants S S.*once", "--variants S S"),
+        ("--outer.interval 0: it must be 1 or more", "--outer.interval 0"),
+        ("--inner.batch-size 0: it must be 1 or more", "--inner.batch-size 0"),
+        ("--inner.batch-size -5: it must be 1 or more", "--inner.batch-size -5"),
+        ("--inner.epochs 0: it must be 1 or more", "--inner.epochs 0"),
+        ("--model.dim 0: it must be 1 or more", "--model.dim 0"),
+        ("--perceptron.heads 3: it must divide.*1, 2, 4, 5, 8", "--perceptron.heads 3"),
+        ("--inner.lr -1.0: it must be a number above 0", "--inner.lr -1"),
+        ("invalid choice|expected", "--model nope"),
+        ("nope", "--nope 3"),
+    ],
+)
+def test_bad_arguments(
+    words: str, arguments: str, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(capsys, out, words, *arguments.split())
+
+
+def test_no_oracle_for_real_data(
+    ratings: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cdr.run_biao, "_train_all", untouched)
+    arguments = ("--data", ratings, *DOMAINS, "--variants", "S", "oracle")
+    refused(capsys, out, "--variants oracle.*--data g1", *arguments)
+
+
+def untouched(*arguments: Any) -> None:
+    pytest.fail("it went on")
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+@pytest.mark.parametrize("arguments", ["--data g1", "--data missing.csv --source a --target b"])
+def test_a_folder_that_exists_is_refused_before_anything_is_read(
+    slash: str,
+    arguments: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Source, "load", untouched)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "mine").write_text("x")
+    assert run(*arguments.split(), "--out", f"{tmp_path}/old{slash}") == 2
+    assert "old exists already and is left as it is" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["old"] and os.listdir(tmp_path / "old") == ["mine"]
+
+
+def test_a_place_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Source, "load", untouched)
+    (tmp_path / "file").write_text("x")
+    assert run("--out", tmp_path / "file" / "one") == 2
+    assert "no folder can be made there" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite(
+    ratings: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variant in ("base", "ours"):
+        words = rf"training {variant} \(seed 0\).*Lower --inner.lr \(now 1e\+12\)"
+        arguments = ("--inner.lr", "1e12", "--variants", variant, "--inner.epochs", 3)
+        refused(capsys, out, words, "--data", ratings, *DOMAINS, *arguments)
+
+
+def test_an_interrupted_run_leaves_nothing(
+    ratings: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cdr.run_biao, "report", interrupt)
+    assert run("--data", ratings, *DOMAINS, *BRIEF, "--variants", "S", "--out", out) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not out.parent.exists()
+
+
+def test_no_outer_terms_is_fine(ratings: Path, out: Path) -> None:
+    told = ("--outer.num-terms", 0, "--variants", "ours", "--out", out)
+    assert run("--data", ratings, *DOMAINS, *BRIEF, *told) == 0
+
+
+def test_help_fits_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("--inner.batch-size" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_the_script_by_itself(ratings: Path, out: Path) -> None:
+    def call(*arguments: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(SCRIPT), *map(str, arguments), "--out", str(out)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ratings.parent)
+
+    bad = call("--data", "missing.csv", *DOMAINS)
+    assert (bad.returncode, bad.stdout, len(bad.stderr.splitlines())) == (2, "", 1)
+    good = call("--data", ratings.name, *DOMAINS, *BRIEF, "--jobs", 2, "--variants", "S", "ours")
+    assert (good.returncode, good.stderr) == (0, "")
+    assert (out / "weights.parquet").exists()
