@@ -3,7 +3,9 @@
 Start at :func:`wrap`.
 """
 
-from reweight.checking import CheckReport, check_hypergradient
+from __future__ import annotations
+
+from reweight.checking import CheckReport, CheckRow, check_hypergradient
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient, SolveInfo
 from reweight.losses import Losses
 from reweight.samplers import ReorderReuseSampler, SplitSampler
@@ -25,6 +27,7 @@ __all__ = [
     "BehaviorInputs",
     "BehavioralPerceptron",
     "CheckReport",
+    "CheckRow",
     "ConjugateGradient",
     "ConstantWeighter",
     "GroupWeighter",

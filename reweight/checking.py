@@ -200,12 +200,18 @@ class _Resolvable:
                 for name, parameter in self.rw._phi().items()
                 for direction in [_unit(parameter, generator)]
             )
-        largest = max(abs(row.finite_difference) for row in rows)
         # Where all are zero beside the outer gradient, differences of rounding size agree.
-        largest = max(largest, _NOTHING * self.outer_gradient, 1e-300)
+        floor = max(_NOTHING * self.outer_gradient, 1e-300)
+        largest = max(floor, *(abs(row.finite_difference) for row in rows))
         error = max(abs(row.hypergradient - row.finite_difference) for row in rows) / largest
         exact_error = max(abs(row.exact - row.finite_difference) for row in rows) / largest
         advice = self._advice(error, exact_error, rtol, left, ours.info, exact.info)
+        if error <= rtol and largest == floor:
+            advice = (
+                "but little was tested: every derivative is zero on this slice, as where the model "
+                "fits its samples exactly whatever their weights. Take more samples, or add weight "
+                "decay"
+            )
         report = CheckReport(rows, error, exact_error, rtol, left, ours.info, advice)
         if raise_on_mismatch and not report.ok:
             raise RuntimeError(str(report))

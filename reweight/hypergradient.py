@@ -357,10 +357,9 @@ def _checked_value(solver: object, solution: object, b: Tree) -> Tree:
                 f"the solver {solver!r} returned {shape} for {name!r}, where b has "
                 f"{tuple(b[name].shape)}"
             )
-    check_finite(
-        f"the direction of the solver {solver!r}", u, f"{solution.status} {solution.detail}"
-    )
-    return dict(u)
+    value: Tree = dict(u)
+    check_finite(f"the direction of {solver!r}", value, f"{solution.status} {solution.detail}")
+    return value
 
 
 def check_finite(

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ class _PairSampler(ABC):
         return self._num_pairs
 
     def __iter__(self) -> Iterator[_Pair]:
-        """Begin the next epoch, or go on with the one that `load_state_dict` restored."""
+        """Begin the next epoch, or go on with the one that ``load_state_dict`` restored."""
         if self._begun:
             self._cursor = _Cursor(self._cursor.epoch + 1)
         self._begun = True
@@ -97,7 +98,7 @@ class _PairSampler(ABC):
         here too. After an epoch's last pair the state stands at the start of the next epoch.
 
         Returns:
-            The configuration and the position, for `load_state_dict`.
+            The configuration and the position, for ``load_state_dict``.
         """
         epoch, position = self._cursor.epoch, self._cursor.position
         if position == self._num_pairs:
@@ -105,14 +106,19 @@ class _PairSampler(ABC):
         return {**self._config(), "epoch": epoch, "position": position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next `iter()` go on where `state` was taken, bit for bit.
+        """Let the next ``iter()`` go on where ``state`` was taken, bit for bit.
 
         Args:
-            state: what `state_dict` returned, on any rank of an equal sampler.
+            state: what ``state_dict`` returned, on any rank of an equal sampler.
 
         Raises:
-            ValueError: `state` is of a sampler with another configuration, or is no such state.
+            ValueError: ``state`` is of a sampler with another configuration, or is no such state.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(
+                f"state is {type(state).__name__}, not what {type(self).__name__}.state_dict() "
+                "returns; pass the sampler's own entry of the checkpoint"
+            )
         config = self._config()
         missing = sorted({*config, "epoch", "position"} - set(state))
         if missing:
@@ -165,7 +171,7 @@ class _PairSampler(ABC):
         return torch.from_numpy(batch[self._rank :: self._num_replicas].copy())
 
     def _dev_block(self, epoch: int, first: int, end: int, train: _Ints) -> _Ints:
-        """Dev samples of the pairs `first` to `end - 1`, one batch after the other."""
+        """Dev samples of the pairs ``first`` to ``end - 1``, one batch after the other."""
         size = len(self._dev_samples)
         start = epoch * self._num_dev + first * self._dev_batch
         stop = epoch * self._num_dev + min(end * self._dev_batch, self._num_dev)
@@ -192,14 +198,14 @@ class ReorderReuseSampler(_PairSampler):
     The reorder-and-reuse strategy of BIAO (§3.4, figure 7; compared with splits in Table 3).
     An epoch's train batches are a permutation of all samples. The dev batches come from an
     independent, endless reshuffle of the same samples, so that all serve the outer problem
-    equally often; with `dev_batch_size=None` each epoch's dev batches are a permutation too.
+    equally often; with ``dev_batch_size=None`` each epoch's dev batches are a permutation too.
 
     What makes a dev batch a validation batch is that it differs from the train batch beside it.
-    `disjoint=True` makes sure of that: where the two share a sample, the dev sample is swapped
+    ``disjoint=True`` makes sure of that: where the two share a sample, the dev sample is swapped
     with one of another dev batch, chosen at random. Only where the sizes leave no swap is it
     replaced by an allowed sample, at random.
 
-    Each `iter()` is one epoch; the first is epoch 0, and one that was left early is not taken up
+    Each ``iter()`` is one epoch; the first is epoch 0, and one that was left early is not taken up
     again, except from a state. Under data parallelism every rank builds the same pairs and takes
     its share, so that no dev batch of any rank meets a train batch of any rank.
 
@@ -219,8 +225,8 @@ class ReorderReuseSampler(_PairSampler):
         Pairs (train_indices, dev_indices) of 1-D int64 tensors on the CPU.
 
     Raises:
-        ValueError: a number is out of range, or the two batches together exceed `n` although
-            `disjoint` is set.
+        ValueError: a number is out of range, or the two batches together exceed ``n`` although
+            ``disjoint`` is set.
         TypeError: a number is not an integer.
 
     Example:
@@ -345,7 +351,8 @@ class SplitSampler(_PairSampler):
         rank: int = 0,
     ) -> None:
         self.n = _at_least(1, "n", n)
-        if not isinstance(ratio, int | float):
+        given: object = ratio
+        if not isinstance(given, Real):
             raise TypeError(f"ratio must be a number between 0 and 1, got {ratio!r}")
         self.ratio = float(ratio)
         if not 0.0 < self.ratio < 1.0:
@@ -395,7 +402,7 @@ class SplitSampler(_PairSampler):
 class _Repair:
     """Exchanges dev samples between pairs until no pair holds a sample twice, train included.
 
-    `homes[c, v]` is the pair in which copy c of sample v stands, -1 for nowhere: a row per pass
+    ``homes[c, v]`` is the pair in which copy c of sample v stands, -1 for nowhere: a row per pass
     of the dev stream, the last one for the train batches. A sample clashes where two of its
     homes are equal, and no exchange is made that would let a sample clash.
     """
@@ -415,7 +422,7 @@ class _Repair:
         self.homes[num_copies] = train_pair
 
     def run(self) -> None:
-        """Repair `samples` in place."""
+        """Repair ``samples`` in place."""
         clashing = self._clashing(np.arange(len(self.samples)))
         for attempt in range(_ROUNDS):
             if not len(clashing):
@@ -432,7 +439,7 @@ class _Repair:
             self._settle(pair, clashing[self.pair[clashing] == pair])
 
     def _clashing(self, at: _Ints) -> _Ints:
-        """Those of the positions `at` whose sample is in its pair twice."""
+        """Those of the positions ``at`` whose sample is in its pair twice."""
         homes = self.homes[:, self.samples[at]]
         clashing: _Ints = at[(homes == self.pair[at]).sum(axis=0) > 1]
         return clashing

@@ -16,3 +16,6 @@ settings.register_profile("ci", derandomize=True, deadline=None, max_examples=20
 settings.register_profile("dev", deadline=None, max_examples=20)
 settings.register_profile("nightly", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# With --doctest-modules pytest would import this file once more, under the name of cdr/conftest.py.
+collect_ignore = ["conftest.py"]

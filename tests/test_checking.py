@@ -192,6 +192,7 @@ def test_a_singular_inner_problem_is_told() -> None:
     report = check_hypergradient(make(decay=0.0, outer_loss=outer), few, DEV)
     # Two samples are fitted exactly whatever their weights, so there is nothing to learn.
     assert report.ok and all(abs(row.finite_difference) < 1e-6 for row in report.rows)
+    assert "little was tested" in str(report)
 
 
 def test_a_mismatch_raises_with_the_report_when_asked_to() -> None:

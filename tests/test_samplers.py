@@ -551,3 +551,8 @@ def test_an_epoch_of_a_million_samples_begins_quickly(make: Any) -> None:
     next(iter(sampler))
     # Measured: 0.03 to 0.25 s. The bound is what a training loop would begin to notice.
     assert time.process_time() - start < 1.5
+
+
+def test_something_else_than_a_state_is_refused() -> None:
+    with pytest.raises(ValueError, match="state is NoneType.*own entry of the checkpoint"):
+        ReorderReuseSampler(10, 2).load_state_dict(None)  # type: ignore[arg-type]

@@ -40,36 +40,40 @@ def compare(ours: Sequence[Scores], base: Sequence[Scores], seed: int = 0) -> Co
     from scipy.stats import ttest_rel
 
     pairs = [(_Ranked(a), _Ranked(b)) for a, b in zip(ours, base, strict=True)]
-    differences = [a.auc(np.ones(a.num_rows)) - b.auc(np.ones(b.num_rows)) for a, b in pairs]
+    rng = np.random.default_rng(seed)
+    num_users = int(max(scores.user.max() for scores in ours)) + 1
+    once = np.ones(num_users)
+    differences = [a.auc(once) - b.auc(once) for a, b in pairs]
     p_value = None
     if len(pairs) > 1 and any(differences):
         p_value = float(ttest_rel(differences, np.zeros(len(pairs))).pvalue)
-    rng = np.random.default_rng(seed)
-    num_users = int(max(scores.user.max() for scores in ours)) + 1
     samples = np.empty(_RESAMPLES)
     for i in range(_RESAMPLES):
         times = np.bincount(rng.integers(num_users, size=num_users), minlength=num_users)
-        samples[i] = np.mean([a.auc(times[a.user]) - b.auc(times[b.user]) for a, b in pairs])
+        samples[i] = np.mean([a.auc(times) - b.auc(times) for a, b in pairs])
     low, high = np.nanquantile(samples, (0.025, 0.975))
     return Comparison(float(np.mean(differences)), p_value, float(low), float(high))
 
 
 class _Ranked:
-    """Scores sorted once, so that a resample costs one pass."""
+    """Scores sorted once, so that a resample costs two passes."""
 
     def __init__(self, scores: Scores) -> None:
         order = np.argsort(scores.probability, kind="stable")
-        self.user = scores.user[order]
-        self.num_rows = len(order)
-        self._label = scores.label[order] > 0.5
-        _, self._first = np.unique(scores.probability[order], return_index=True)
+        sorted_scores = scores.probability[order]
+        self._user = scores.user[order]
+        self._positive = scores.label[order] > 0.5
+        # The rows that each positive ties with.
+        self._first = np.searchsorted(sorted_scores, sorted_scores[self._positive], side="left")
+        self._end = np.searchsorted(sorted_scores, sorted_scores[self._positive], side="right")
 
     def auc(self, times: NDArray[np.number]) -> float:
-        """AUC with row i counted ``times[i]`` times, ties half; NaN where a class is missing."""
-        positive = np.add.reduceat(times * self._label, self._first, dtype=np.float64)
-        negative = np.add.reduceat(times * ~self._label, self._first, dtype=np.float64)
-        below = np.cumsum(negative) - negative
-        num_pairs = float(positive.sum() * negative.sum())
+        """AUC with user u counted ``times[u]`` times, ties half; NaN where a class is missing."""
+        rows = times[self._user].astype(np.float64)
+        positive = rows[self._positive]
+        rows[self._positive] = 0.0
+        below = np.concatenate([[0.0], np.cumsum(rows)])
+        num_pairs = positive.sum() * below[-1]
         if not num_pairs:
             return float("nan")
-        return float((positive * (below + negative / 2)).sum()) / num_pairs
+        return float(positive @ (below[self._first] + below[self._end]) / (2.0 * num_pairs))
