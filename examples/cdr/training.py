@@ -97,7 +97,7 @@ def train(
                 optimizer.step()
                 if learner and step % options.outer.interval == 0:
                     learner.outer_step(batches)
-            except ValueError as error:  # the library refuses what is not finite
+            except (ValueError, FloatingPointError) as error:  # what is not finite is refused
                 raise _broken(variant, seed, epoch, options, str(error)) from error
             total += loss.detach()
             on_step(epoch, done, len(sampler), best)
