@@ -14,6 +14,9 @@ from torch.nn.functional import cross_entropy
 import reweight
 
 NUM_CLASSES, NUM_FEATURES, NOISE = 5, 20, 0.4
+# At first every sample helps, a wrong one too, and all weights would run to their maximum and stay
+# there: let the model train until losses of right and wrong labels differ.
+WARMUP = 200
 Batch = tuple[Tensor, Tensor]
 
 
@@ -51,7 +54,7 @@ def fit(train: Batch, dev: Batch, *, learn_weights: bool) -> tuple[nn.Module, Te
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if learn_weights and step % 5 == 0:
+        if learn_weights and step >= WARMUP and step % 5 == 0:
             outer_optimizer.zero_grad()
             rw.outer_backward(batch, dev)
             outer_optimizer.step()

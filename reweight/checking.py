@@ -88,6 +88,8 @@ class CheckReport:
             for row in self.rows
         ]
         verdict = "agrees" if self.ok else "DISAGREES"
+        if not self.ok and self.inner_gradient > _SOLVED:
+            verdict = "COULD NOT BE COMPARED"
         return "\n".join(
             [
                 f"hypergradient {verdict} with finite differences: relative error {self.error:.2g} "
