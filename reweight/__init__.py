@@ -6,10 +6,20 @@ Start at :func:`wrap`.
 from __future__ import annotations
 
 from reweight.checking import CheckReport, CheckRow, check_hypergradient
-from reweight.hypergradient import Hypergradient, ImplicitHypergradient, SolveInfo
+from reweight.hypergradient import Hypergradient, ImplicitHypergradient
 from reweight.losses import Losses
+from reweight.preconditioning import SecondMoments
 from reweight.samplers import ReorderReuseSampler, SplitSampler
-from reweight.solvers import ConjugateGradient, Identity, Neumann, Solution, Status
+from reweight.solvers import (
+    ConjugateGradient,
+    Identity,
+    Neumann,
+    Nystrom,
+    PowerIteration,
+    Solution,
+    Status,
+)
+from reweight.verdict import SolveInfo
 from reweight.weighters import (
     BehavioralPerceptron,
     BehaviorInputs,
@@ -37,9 +47,12 @@ __all__ = [
     "LossWeighter",
     "Losses",
     "Neumann",
+    "Nystrom",
+    "PowerIteration",
     "ReorderReuseSampler",
     "Reweighted",
     "SampleWeighter",
+    "SecondMoments",
     "Solution",
     "SolveInfo",
     "SplitSampler",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -127,14 +127,16 @@ def twice_differentiable() -> Iterator[None]:
 
 @contextmanager
 def swapped(
-    module: nn.Module, tensors: Mapping[int, Tensor], copy_buffers: bool = False
+    module: nn.Module,
+    tensors: Mapping[int, Tensor],
+    buffers: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[None]:
     """Run with other tensors in the place of parameters, given by the parameter's ``id``.
 
     By identity rather than by name: a parameter, or a whole submodule, that is reachable by several
     names is replaced everywhere and put back everywhere. (``torch.func.functional_call`` loses the
-    parameters of a submodule that has two names.) With ``copy_buffers``, the module sees copies of
-    its buffers, which in-place updates inside ``torch.func`` need.
+    parameters of a submodule that has two names.) With ``buffers``, the module sees what that makes
+    of its buffers: copies, which in-place updates inside ``torch.func`` need, or another type.
     """
     undo: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
     try:
@@ -142,12 +144,15 @@ def swapped(
             for name, parameter in part._parameters.items():
                 if parameter is not None and id(parameter) in tensors:
                     undo.append((part._parameters, name, parameter))  # type: ignore[arg-type]
-            if copy_buffers:
+            if buffers is not None:
                 for name, buffer in part._buffers.items():
                     if buffer is not None:
                         undo.append((part._buffers, name, buffer))
         for slots, name, tensor in undo:
-            slots[name] = tensors[id(tensor)] if id(tensor) in tensors else tensor.clone()
+            if id(tensor) in tensors:
+                slots[name] = tensors[id(tensor)]
+            elif buffers is not None:
+                slots[name] = buffers(tensor)
         yield
     finally:
         for slots, name, tensor in undo:

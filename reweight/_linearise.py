@@ -27,13 +27,18 @@ class Linearisation:
     """The second derivatives of the inner loss at one point.
 
     Attributes:
-        hvp: ``v -> H v``, with ``H = ∂²inner/∂θ²``.
+        params: the names of the entries of θ that the inner loss is not known to leave alone. All
+            that it does leave alone has zero rows and columns in ``H`` and no mixed derivative.
+        hvp: ``v -> H v`` over ``params``, with ``H = ∂²inner/∂θ²``.
         cross: ``u -> (H u, ∂/∂φ ⟨∇θ inner, u⟩)``, both from one pass; ``None`` for entries of φ
             that the gradient is seen not to depend on.
+        doubt: ``(u, H u) -> size of the error in H u``, where products are approximate.
     """
 
+    params: tuple[str, ...]
     hvp: Callable[[Tree], Tree]
     cross: Callable[[Tree], tuple[Tree, Partial]]
+    doubt: Callable[[Tree, Tree], float] | None = None
 
 
 def from_graph(loss: Tensor, params: Tree, hparams: Tree) -> Linearisation:
@@ -42,38 +47,32 @@ def from_graph(loss: Tensor, params: Tree, hparams: Tree) -> Linearisation:
     The first gradient is built with its graph and reused by every product: the fastest way in
     eager mode. Needs double backward of every operation in the loss.
     """
-    inputs = list(params.values())
-    gradient = torch.autograd.grad(
-        loss, inputs, create_graph=True, allow_unused=True, materialize_grads=True
-    )
+    grads = torch.autograd.grad(loss, list(params.values()), create_graph=True, allow_unused=True)
+    gradient = {name: g for name, g in zip(params, grads, strict=True) if g is not None}
+    touched = {name: params[name] for name in gradient}
     # A parameter in which the loss is linear has a constant gradient, without a graph.
-    live = [i for i, g in enumerate(gradient) if g.requires_grad]
-    names = list(params)
+    live = [name for name, g in gradient.items() if g.requires_grad]
 
-    def pull(v: Tree, wrt: Tree) -> Partial:
+    def pull(v: Tree, wrt: list[Tensor]) -> tuple[Tensor | None, ...]:
         if not live:
-            return dict.fromkeys(wrt)
-        pulled = torch.autograd.grad(
-            [gradient[i] for i in live],
-            list(wrt.values()),
-            [v[names[i]] for i in live],
+            return (None,) * len(wrt)
+        return torch.autograd.grad(
+            [gradient[name] for name in live],
+            wrt,
+            [v[name] for name in live],
             retain_graph=True,
             allow_unused=True,
         )
-        return dict(zip(wrt, pulled, strict=True))
 
     def hvp(v: Tree) -> Tree:
-        return filled(pull(v, params).values(), params)
+        return filled(pull(v, list(touched.values())), touched)
 
     def cross(u: Tree) -> tuple[Tree, Partial]:
-        # Keys of the two may be the same, so they are kept apart by a tag.
-        tagged = {f"θ{name}": x for name, x in params.items()}
-        tagged |= {f"φ{name}": x for name, x in hparams.items()}
-        both = pull(u, tagged)
-        product = filled((both[f"θ{name}"] for name in params), params)
-        return product, {name: both[f"φ{name}"] for name in hparams}
+        both = pull(u, [*touched.values(), *hparams.values()])
+        mixed = dict(zip(hparams, both[len(touched) :], strict=True))
+        return filled(both[: len(touched)], touched), mixed
 
-    return Linearisation(hvp, cross)
+    return Linearisation(tuple(touched), hvp, cross)
 
 
 def with_autograd(inner: Objective, params: Tree, hparams: Tree) -> Linearisation:
@@ -104,7 +103,7 @@ def with_func(inner: Objective, params: Tree, hparams: Tree) -> Linearisation:
         product, mixed = torch.func.vjp(gradient, params, hparams)[1](u)
         return product, mixed
 
-    return Linearisation(hvp, cross)
+    return Linearisation(tuple(params), hvp, cross)
 
 
 def with_finite_difference(
@@ -133,12 +132,12 @@ def with_finite_difference(
             )
         return filled(grads[: len(p)], p), dict(zip(h, grads[len(p) :], strict=True))
 
-    def cross(u: Tree) -> tuple[Tree, Partial]:
+    def difference(u: Tree, share: float) -> tuple[Tree, Partial]:
         length = norm(u)
         if length == 0.0:
             return zeros_like(params), dict(zeros_like(hparams))
         moved = {name: p * (u[name] != 0) for name, p in params.items()}
-        step = (1.0 + norm(moved)) * eps ** (1.0 / 3.0) / length
+        step = share * (1.0 + norm(moved)) * eps ** (1.0 / 3.0) / length
         ahead, behind = (gradients(axpy(sign * step, u, params)) for sign in (1.0, -1.0))
         width = 1.0 / (2.0 * step)
         mixed: Partial = {
@@ -147,10 +146,17 @@ def with_finite_difference(
         }
         return scale(width, axpy(-1.0, behind[0], ahead[0])), mixed
 
-    def hvp(v: Tree) -> Tree:
-        return cross(v)[0]
+    def cross(u: Tree) -> tuple[Tree, Partial]:
+        return difference(u, 1.0)
 
-    return Linearisation(hvp, cross)
+    def hvp(v: Tree) -> Tree:
+        return difference(v, 1.0)[0]
+
+    def doubt(u: Tree, product: Tree) -> float:
+        # Half the step: a quarter of the truncation error, and twice the rounding error.
+        return norm(axpy(-1.0, difference(u, 0.5)[0], product))
+
+    return Linearisation(tuple(params), hvp, cross, doubt)
 
 
 def _leaves(tree: Tree) -> Tree:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any, TypeVar
 
 import torch
@@ -54,14 +55,6 @@ def scale(a: float, x: Vector) -> Vector:
     return tree_map(lambda u: u * a, x)
 
 
-def combine(coefficients: Sequence[float], vectors: Sequence[Vector]) -> Vector:
-    """``Σ_i coefficients[i] · vectors[i]`` of at least one vector."""
-    total = scale(coefficients[0], vectors[0])
-    for coefficient, vector in zip(coefficients[1:], vectors[1:], strict=True):
-        total = axpy(coefficient, vector, total)
-    return total
-
-
 def dot(x: Tensor | Tree, y: Tensor | Tree) -> float:
     """The Euclidean inner product, summed over all leaves."""
     pairs = zip(leaves(x), leaves(y), strict=True)
@@ -100,20 +93,34 @@ def _gather(scalars: list[Tensor]) -> Tensor:
     return torch.stack(scalars).double()
 
 
+def flat_dtype(x: Tree) -> torch.dtype:
+    """The type of :func:`flatten`: the widest among the leaves, single precision at least."""
+    return functools.reduce(torch.promote_types, {leaf.dtype for leaf in x.values()}, torch.float32)
+
+
 def flatten(x: Tree) -> Tensor:
-    """All entries of a dict whose leaves share dtype and device, as one vector."""
-    return torch.cat([leaf.reshape(-1) for leaf in x.values()])
+    """All entries of a dict as one vector, on the device of its first leaf."""
+    dtype, device = flat_dtype(x), next(iter(x.values())).device
+    return torch.cat([leaf.reshape(-1).to(device, dtype) for leaf in x.values()])
 
 
 def unflatten(flat: Tensor, like: Tree) -> Tree:
-    """The inverse of :func:`flatten`; the leaves are views of ``flat``."""
+    """The inverse of :func:`flatten`; views of ``flat`` where type and device are the same."""
     parts = torch.split(flat, [leaf.numel() for leaf in like.values()])
-    return {name: p.view(leaf.shape) for p, (name, leaf) in zip(parts, like.items(), strict=True)}
+    return {
+        name: part.view(leaf.shape).to(leaf.device, leaf.dtype)
+        for part, (name, leaf) in zip(parts, like.items(), strict=True)
+    }
 
 
-def is_uniform(x: Tensor | Tree) -> bool:
-    """Whether all leaves share one dtype and device."""
-    return len({(leaf.dtype, leaf.device) for leaf in leaves(x)}) == 1
+def rounding(x: Tensor | Tree) -> float:
+    """The relative rounding error of the least precise leaf."""
+    return max(torch.finfo(leaf.dtype).eps for leaf in leaves(x))
+
+
+def doubled(x: Tensor) -> Tensor:
+    """``x`` in double precision, if it is real and floating-point."""
+    return x.double() if x.is_floating_point() else x
 
 
 def map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:

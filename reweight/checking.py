@@ -14,9 +14,10 @@ from torch import Tensor
 
 from reweight._isolation import isolated, twice_differentiable
 from reweight._linearise import from_graph
+from reweight._notices import Notices
 from reweight._penalty import weight_decay
 from reweight._trees import Tree, axpy, dot, filled, map_tensors, norm, scale
-from reweight.hypergradient import SolveInfo
+from reweight.verdict import SolveInfo
 from reweight.losses import Losses
 from reweight.solvers import ConjugateGradient
 from reweight.wrapping import Reweighted
@@ -163,7 +164,7 @@ class _Resolvable:
         model, weighter = copy.deepcopy((rw.model, rw.weighter))
         self.rw = copy.copy(rw)
         self.rw.model, self.rw.weighter = model.double(), weighter.double()
-        self.rw._warned = set()
+        self.rw._notices = Notices()
         self.theta = self.rw._theta()
         # An optimizer that holds nothing but the copy's weight decay.
         self.rw._optimizer = torch.optim.SGD(

@@ -7,10 +7,10 @@ With ``θ*(φ) = argmin_θ inner(θ, φ)`` the implicit function theorem gives (
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal
@@ -19,64 +19,28 @@ import torch
 from torch import Tensor
 
 from reweight._linearise import LINEARISERS, Linearisation, Mode, Objective, Partial
-from reweight._trees import Tree, axpy, dot, filled, max_abs, norm, power_of_two, scale, zeros_like
+from reweight._operator import Operator, Unserved, serving
+from reweight._trees import (
+    Tree,
+    axpy,
+    filled,
+    max_abs,
+    norm,
+    power_of_two,
+    scale,
+    tree_map,
+    zeros_like,
+)
+from reweight._validate import check_finite, check_loss, check_tree, some
+from reweight.preconditioning import Preconditioner, SecondMoments, diagonal_of
 from reweight.solvers import Neumann, Solution, Status
+from reweight.verdict import TRUSTED_RESIDUAL, SolveInfo
 
 logger = logging.getLogger("reweight")
 
-# A solve whose true relative residual is at most this counts as an answer to the linear system.
-TRUSTED_RESIDUAL = 1e-3
+Linearise = Callable[[Mode], Linearisation]
 
-
-@dataclass(frozen=True)
-class SolveInfo:
-    """The verdict on one solve, measured apart from the solver.
-
-    Attributes:
-        relative_residual: ``‖v − (H + damping)u‖/‖v‖`` of the answer, recomputed.
-        num_hvps: Hessian-vector products that the solver asked for.
-        status: how the solve ended; ``str(status)`` is the advice.
-        curvature: the largest curvature met, in size: an estimate of λmax from below where the
-            Hessian is positive definite. ``None`` if no product was made.
-        hvp_mode: ``"autograd"``, ``"func"`` or ``"finite_difference"``; ``"none"`` if the dev
-            gradient was zero, or the batch without weighted samples, and nothing had to be solved.
-        smallest_curvature: the smallest Rayleigh quotient ``vᵀHv/vᵀv`` met, damping included.
-        detail: the numbers that belong to the status.
-    """
-
-    relative_residual: float
-    num_hvps: int
-    status: Status
-    curvature: float | None
-    hvp_mode: str
-    smallest_curvature: float | None = None
-    detail: str = ""
-
-    @property
-    def trustworthy(self) -> bool:
-        """Whether ``u`` solves the system, and no direction of negative curvature was met.
-
-        Whether the inner parameters are at a minimum is not looked at: between two outer steps
-        they never quite are.
-        """
-        return self.relative_residual <= TRUSTED_RESIDUAL and not self._curves_down
-
-    @property
-    def message(self) -> str:
-        """One sentence: what was reached, and if that is not an answer, why and what to do."""
-        numbers = f"relative residual {self.relative_residual:.2g} after {self.num_hvps} HVPs"
-        if self.trustworthy:
-            return f"trustworthy: {numbers}"
-        status = Status.NEGATIVE_CURVATURE if self._curves_down else self.status
-        detail = f" ({self.detail})" if self.detail else ""
-        return f"not an exact hypergradient: {numbers}; {status}{detail}"
-
-    @property
-    def _curves_down(self) -> bool:
-        if self.smallest_curvature is None or self.curvature is None:
-            return False
-        # A singular Hessian meets quotients of either sign at rounding size.
-        return self.smallest_curvature < -1e-6 * abs(self.curvature)
+DISJOINT = "the outer loss uses no parameter that the inner loss moves"
 
 
 @dataclass(frozen=True)
@@ -105,6 +69,11 @@ class ImplicitHypergradient:
             curvature of a proximal term ``½·damping·‖θ − θ*‖²`` in the inner loss.
         hvp: ``"auto"`` tries ``"autograd"`` (a gradient graph that is reused), then ``"func"``
             (``torch.func``), then ``"finite_difference"``, and takes the first that works.
+        preconditioner: a positive diagonal ``D``: the solver then works on
+            ``D^½ (H + damping·I) D^½``, and ``u`` is turned back. :class:`SecondMoments` reads it
+            from an adaptive optimizer; a dict of tensors, by the names of the parameters, is taken
+            as it is. The solution stays the same, a truncated one does not, nor does a step size
+            mean the same.
 
     Example:
         Ridge regression, differentiated by its penalty:
@@ -127,6 +96,7 @@ class ImplicitHypergradient:
     solver: Callable[[Callable[[Any], Any], Any], Solution] = Neumann()
     damping: float = 0.0
     hvp: Literal["auto"] | Mode = "auto"
+    preconditioner: Preconditioner | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.solver) or isinstance(self.solver, type):
@@ -144,6 +114,11 @@ class ImplicitHypergradient:
             raise ValueError(
                 f"ImplicitHypergradient(hvp={self.hvp!r}): choose one of "
                 f"{', '.join(map(repr, ('auto', *LINEARISERS)))}"
+            )
+        if not isinstance(self.preconditioner, (SecondMoments, Mapping, type(None))):
+            raise TypeError(
+                f"ImplicitHypergradient(preconditioner={self.preconditioner!r}): choose "
+                "SecondMoments(), or a dict of positive tensors by the names of the parameters"
             )
 
     def __call__(
@@ -180,7 +155,7 @@ class ImplicitHypergradient:
             if all(g is None for g in grads[: len(theta)]):
                 raise ValueError(
                     "the outer loss does not depend on any of params "
-                    f"({_some(theta)}): a detach() or no_grad() in outer, or other tensors used "
+                    f"({some(theta)}): a detach() or no_grad() in outer, or other tensors used "
                     "in the place of params"
                 )
             rhs = filled(grads[: len(theta)], theta)
@@ -193,7 +168,8 @@ class ImplicitHypergradient:
                 # Inside torch.func a value can't be read, so nothing can be checked there.
                 return LINEARISERS[mode](inner if mode == "func" else checked, theta, phi)
 
-            mixed, info = self.solve(linearise, rhs, zeros_like(hparams))
+            diagonal = diagonal_of(self.preconditioner, None, theta)
+            mixed, info = self.solve(linearise, rhs, zeros_like(hparams), diagonal=diagonal)
         unused = [name for name in phi if mixed[name] is None and direct[name] is None]
         if unused:
             raise ValueError(
@@ -207,10 +183,13 @@ class ImplicitHypergradient:
 
     def solve(
         self,
-        linearise: Callable[[Mode], Linearisation],
+        linearise: Linearise,
         rhs: Tree,
         zero: Tree,
         shift: Mapping[str, float] | None = None,
+        diagonal: Tree | None = None,
+        fresh: Iterable[Linearise] | None = None,
+        ruled_out: dict[Mode, BaseException] | None = None,
     ) -> tuple[Partial, SolveInfo]:
         """Solve for ``u`` and return ``∂/∂φ ⟨∇θ inner, u⟩`` with the verdict.
 
@@ -220,18 +199,29 @@ class ImplicitHypergradient:
             zero: a zero of the result's structure.
             shift: curvature per parameter that the inner loss does not show, such as the
                 optimizer's weight decay.
+            diagonal: ``D`` of the preconditioner, by parameter.
+            fresh: linearisations of other batches, one for each product of the solver; can be
+                iterated over anew where a mode fails.
+            ruled_out: modes that are known not to serve, and why; those that turn out not to are
+                added if another one does.
         """
         check_finite("the gradient of the outer loss", rhs)
         if max_abs(rhs) == 0.0:
-            return dict(zero), SolveInfo(0.0, 0, Status.CONVERGED, None, "none")
+            return dict(zero), _nothing_to_solve("the gradient of the outer loss is zero")
         modes: tuple[Mode, ...] = tuple(LINEARISERS) if self.hvp == "auto" else (self.hvp,)
-        failures: dict[Mode, BaseException] = {}
+        known = {} if ruled_out is None else ruled_out
+        failures = dict(known)
         for mode in modes:
+            if mode in failures:
+                continue
             try:
-                return self._solve_in(mode, linearise, rhs, shift or {})
-            except _Unserved as unserved:
+                answer = self._solve_in(mode, linearise, rhs, zero, shift or {}, diagonal, fresh)
+            except Unserved as unserved:
                 logger.info("hvp mode %r does not serve this model: %s", mode, unserved.cause)
                 failures[mode] = unserved.cause
+            else:
+                known.update(failures)
+                return answer
         first = next(iter(failures.values()))
         if len({str(error) for error in failures.values()}) == 1:
             raise first
@@ -243,18 +233,32 @@ class ImplicitHypergradient:
     def _solve_in(
         self,
         mode: Mode,
-        linearise: Callable[[Mode], Linearisation],
+        linearise: Linearise,
         rhs: Tree,
+        zero: Tree,
         shift: Mapping[str, float],
+        diagonal: Tree | None,
+        fresh: Iterable[Linearise] | None,
     ) -> tuple[Partial, SolveInfo]:
-        with _serving():
+        with serving():
             linearisation = linearise(mode)
-        operator = _Operator(linearisation.hvp, shift, self.damping)
-        # A copy: a solver may work in place, and the verdict needs the original.
-        solution = self.solver(operator, {name: v.clone() for name, v in rhs.items()})
-        u = _checked_value(self.solver, solution, rhs)
-        with _serving():
-            product, mixed = linearisation.cross(u)
+        solver, hvp = self.solver, linearisation.hvp
+        if fresh is None:
+            # What the inner loss leaves alone decouples from the rest and has no mixed derivative,
+            # so leaving it out changes nothing but the conditioning of the system.
+            rhs = {name: rhs[name] for name in linearisation.params}
+        else:
+            solver = self._on_fresh_batches()
+            hvp = _product_by_product(fresh, mode)
+        if not rhs:
+            return dict.fromkeys(zero), _nothing_to_solve("the inner loss uses no parameter")
+        if max_abs(rhs) == 0.0:
+            return dict(zero), _nothing_to_solve(DISJOINT)
+        operator = Operator(hvp, shift, self.damping)
+        u, solution = _solution(solver, operator, rhs, diagonal)
+        with serving():
+            product, mixed = _widened(linearisation, u)
+            doubt = linearisation.doubt(u, product) if linearisation.doubt else 0.0
         check_finite(
             "the product of the Hessian with the solution",
             product,
@@ -265,75 +269,92 @@ class ImplicitHypergradient:
             {k: m for k, m in mixed.items() if m is not None},
             "the inner loss has no finite derivative here",
         )
-        residual = axpy(-1.0, operator.shifted(product, u), rhs)
         down = 1.0 / power_of_two(rhs)
+        size, doubt = norm(scale(down, rhs)), down * doubt
+        measured = norm(scale(down, axpy(-1.0, operator.shifted(product, u), rhs)))
+        residual = measured + doubt
+        status = solution.status
+        if status is Status.CONVERGED and residual > TRUSTED_RESIDUAL * size:
+            noisy = measured <= TRUSTED_RESIDUAL * size
+            status = Status.NOISY_PRODUCTS if noisy else Status.UNCONFIRMED
+        largest, smallest = operator.largest, operator.smallest
+        if diagonal is None:
+            # What the solver saw of the operator itself is worth as much as a product.
+            largest = solution.curvature or largest
+            seen = (operator.smallest, solution.smallest_curvature)
+            smallest = min((s for s in seen if s is not None), default=None)
+        hidden = (smallest or 0.0) * norm(scale(down, u))
+        detail = solution.detail
+        if fresh is not None:
+            note = "a batch for every product, so the residual is that of one batch among many"
+            detail = f"{detail}; {note}" if detail else note
         info = SolveInfo(
-            relative_residual=norm(scale(down, residual)) / norm(scale(down, rhs)),
+            relative_residual=residual / size,
             num_hvps=operator.count,
-            status=solution.status,
-            curvature=solution.curvature if solution.curvature else operator.largest,
+            status=status,
+            curvature=largest,
             hvp_mode=mode,
-            smallest_curvature=operator.smallest,
-            detail=solution.detail,
+            smallest_curvature=smallest,
+            detail=detail,
+            error_estimate=residual / hidden if hidden > 0.0 else None,
         )
         return mixed, info
 
-
-class _Operator:
-    """``v -> (H + shift + damping)v``, noting what the products reveal."""
-
-    def __init__(
-        self, hvp: Callable[[Tree], Tree], shift: Mapping[str, float], damping: float
-    ) -> None:
-        self._hvp = hvp
-        self._shift = shift
-        self._damping = damping
-        self.count = 0
-        self.largest: float | None = None
-        self.smallest: float | None = None
-
-    def __call__(self, v: Tree) -> Tree:
-        with _serving():
-            product = self.shifted(self._hvp(v), v)
-        self.count += 1
-        squared = dot(v, v)
-        if squared > 0.0:
-            quotient = dot(v, product) / squared
-            if not math.isfinite(quotient):
-                raise FloatingPointError(
-                    f"Hessian-vector product {self.count} is not finite (vᵀHv/vᵀv = {quotient}); "
-                    "the inner loss has an infinite second derivative here, or the series "
-                    "diverges: lower the solver's step size, or add damping"
-                )
-            self.largest = quotient if self.largest is None else max(quotient, self.largest)
-            self.smallest = quotient if self.smallest is None else min(quotient, self.smallest)
-        return product
-
-    def shifted(self, product: Tree, v: Tree) -> Tree:
-        """Add what the graph of the inner loss does not hold."""
-        return {
-            name: torch.add(entry, v[name], alpha=self._shift.get(name, 0.0) + self._damping)
-            for name, entry in product.items()
-        }
+    def _on_fresh_batches(self) -> Callable[[Any, Any], Solution]:
+        adapt = getattr(self.solver, "on_fresh_batches", None)
+        if adapt is None:
+            raise ValueError(
+                f"batches= gives every product another batch, and {self.solver!r} needs products "
+                "with one and the same matrix; use Neumann, or leave batches out"
+            )
+        adapted: Callable[[Any, Any], Solution] = adapt()
+        return adapted
 
 
-class _Unserved(Exception):
-    """A way to multiply with the Hessian does not work for this model."""
-
-    def __init__(self, cause: BaseException) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
+def _nothing_to_solve(detail: str) -> SolveInfo:
+    return SolveInfo(0.0, 0, Status.CONVERGED, None, "none", detail=detail)
 
 
-@contextmanager
-def _serving() -> Iterator[None]:
-    """Tell what the differentiation raises from what a solver raises."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise  # another mode would need more
-    except (RuntimeError, NotImplementedError) as error:
-        raise _Unserved(error) from error
+def _solution(
+    solver: Callable[[Any, Any], Solution], operator: Operator, rhs: Tree, diagonal: Tree | None
+) -> tuple[Tree, Solution]:
+    """Solve ``A u = rhs``, in the variables ``D^{-½}u`` where there is a diagonal."""
+    if diagonal is None:
+        # A copy: a solver may work in place, and the verdict needs the original.
+        solution = solver(operator, tree_map(torch.clone, rhs))
+        return _checked_value(solver, solution, rhs), solution
+    roots = {name: diagonal[name].to(b).sqrt() for name, b in rhs.items()}
+
+    def turned(v: Tree) -> Tree:
+        return tree_map(torch.mul, roots, v)
+
+    solution = solver(lambda v: turned(operator(turned(v))), turned(rhs))
+    return turned(_checked_value(solver, solution, rhs)), solution
+
+
+def _widened(linearisation: Linearisation, u: Tree) -> tuple[Tree, Partial]:
+    """``cross`` on a ``u`` that may have entries which the inner loss leaves alone."""
+    product, mixed = linearisation.cross({name: u[name] for name in linearisation.params})
+    return {n: product[n] if n in product else torch.zeros_like(x) for n, x in u.items()}, mixed
+
+
+def _product_by_product(fresh: Iterable[Linearise], mode: Mode) -> Callable[[Tree], Tree]:
+    """Each product with the Hessian of the next batch."""
+    remaining, count = iter(fresh), itertools.count()
+
+    def hvp(v: Tree) -> Tree:
+        made = next(count)
+        linearise = next(remaining, None)
+        if linearise is None:
+            raise ValueError(
+                f"batches ran out after {made} of them: the solver needs one for every "
+                "Hessian-vector product; hand over more, or itertools.cycle(batches)"
+            )
+        linearisation = linearise(mode)
+        product = linearisation.hvp({name: v[name] for name in linearisation.params})
+        return {n: product[n] if n in product else torch.zeros_like(x) for n, x in v.items()}
+
+    return hvp
 
 
 def _checked_value(solver: object, solution: object, b: Tree) -> Tree:
@@ -362,57 +383,7 @@ def _checked_value(solver: object, solution: object, b: Tree) -> Tree:
     return value
 
 
-def check_finite(
-    what: str, tree: Tree, why: str = "look at the batch and at the model's outputs on it"
-) -> None:
-    """Raise on NaN and infinite entries, naming where they are."""
-    if not math.isfinite(max_abs(tree)):
-        where = _some({k: v for k, v in tree.items() if not bool(v.isfinite().all())})
-        raise FloatingPointError(f"{what} is not finite (in {where}); {why}")
-
-
-def check_loss(name: str, loss: object) -> Tensor:
-    """Return ``loss`` if it is one finite number."""
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"the {name} loss must be a tensor, got {type(loss).__name__}")
-    if loss.numel() != 1:
-        raise ValueError(
-            f"the {name} loss must be one number, got shape {tuple(loss.shape)}: reduce it with "
-            ".mean() or .sum()"
-        )
-    if not bool(loss.isfinite()):
-        raise ValueError(
-            f"the {name} loss is {loss.item()}: a batch with NaN or infinite entries, a learning "
-            "rate that made the parameters overflow, or a logarithm of zero in the loss"
-        )
-    return loss.reshape(())
-
-
-def check_tree(name: str, tree: object) -> None:
-    """Raise unless ``tree`` is a non-empty dict of floating-point tensors."""
-    if not isinstance(tree, Mapping):
-        raise TypeError(
-            f"{name} must be a dict of named tensors, got {type(tree).__name__}; for a module use "
-            "dict(module.named_parameters())"
-        )
-    if not tree:
-        raise ValueError(
-            f"{name} is empty: nothing to differentiate by. An exhausted generator or a filter on "
-            "names that matches nothing gives this"
-        )
-    for key, entry in tree.items():
-        if not isinstance(entry, Tensor) or not entry.is_floating_point():
-            kind = entry.dtype if isinstance(entry, Tensor) else type(entry).__name__
-            raise TypeError(f"{name}[{key!r}] must be a floating-point tensor, got {kind}")
-
-
 def _grad(loss: Tensor, inputs: list[Tensor]) -> tuple[Tensor | None, ...]:
     if not loss.requires_grad:
         return (None,) * len(inputs)
     return torch.autograd.grad(loss, inputs, allow_unused=True)
-
-
-def _some(tree: Tree, limit: int = 3) -> str:
-    names = list(tree)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

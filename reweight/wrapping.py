@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from reweight._graph import refuse_reentrant
 from reweight._isolation import Isolation, isolated, swapped, twice_differentiable
 from reweight._linearise import (
     Linearisation,
@@ -20,22 +22,31 @@ from reweight._linearise import (
     with_finite_difference,
     with_func,
 )
+from reweight._notices import Notices
+from reweight._operator import Unserved
 from reweight._penalty import weight_decay
-from reweight._trees import Tree, filled, map_tensors
-from reweight.hypergradient import (
-    Hypergradient,
-    ImplicitHypergradient,
-    SolveInfo,
-    check_finite,
-    check_loss,
-)
+from reweight._second_derivatives import disagreement
+from reweight._trees import Tree, doubled, filled, map_tensors, norm
+from reweight._validate import check_finite, check_loss
+from reweight.hypergradient import DISJOINT, Hypergradient, ImplicitHypergradient, Linearise
 from reweight.losses import Losses
+from reweight.preconditioning import diagonal_of
 from reweight.solvers import Status
+from reweight.verdict import SolveInfo
 from reweight.weighters import SampleWeighter
+
+logger = logging.getLogger("reweight")
 
 LossesFn = Callable[[Any, Any], "Losses | Tensor"]
 OuterFn = Callable[[Any, Any], Tensor]
 Reduction = Literal["mean", "sum"]
+
+# Endings of a solve that nobody asks for by the choice of a solver.
+_ALARMING = (Status.DIVERGING, Status.NEGATIVE_CURVATURE, Status.UNCONFIRMED)
+# The comparison of second derivatives needs a float64 copy of the inner parameters or three.
+_LARGEST_COMPARED = 20_000_000
+# A hypergradient smaller than this share of the influences comes from weights that do not respond.
+_SATURATED = 1e-6
 
 
 def wrap(
@@ -150,7 +161,10 @@ class Reweighted:
         self._hypergradient = hypergradient or ImplicitHypergradient()
         self._inner_params = inner_params
         self._reduction: Reduction = reduction
-        self._warned: set[str] = set()
+        self._notices = Notices()
+        self._ruled_out: dict[Mode, BaseException] = {}
+        self._caveats: dict[Mode, str] = {}
+        self._compared: set[Mode] = set()
         self._check_modules()
         self._check_parameters()
         if optimizer is not None:
@@ -179,7 +193,9 @@ class Reweighted:
             losses.check_finite()
             return self._weigh(losses)
 
-    def hypergradient(self, batch: Any, dev_batch: Any) -> Hypergradient:
+    def hypergradient(
+        self, batch: Any, dev_batch: Any, *, batches: Iterable[Any] | None = None
+    ) -> Hypergradient:
         """The gradient of the outer loss on ``dev_batch`` by the weighter's parameters.
 
         A pure function: no ``.grad``, parameter, buffer or attribute of the modules, and no global
@@ -189,15 +205,20 @@ class Reweighted:
         Args:
             batch: a train batch, as for :meth:`loss`; the weights of its samples are judged.
             dev_batch: a batch for the outer loss.
+            batches: train batches for the Hessian, one for every product of the series. A single
+                batch makes every power of its Hessian biased; independent ones do not. For
+                ``Neumann`` only, since other solvers need products with one matrix.
 
         Raises:
             ValueError: losses or weights that are not finite or of a wrong shape, an outer loss
-                that does not depend on the inner parameters.
+                that does not depend on the inner parameters, ``batches`` that run out.
             FloatingPointError: a derivative that is not finite.
         """
-        return self._differentiate(batch, dev_batch)
+        return self._differentiate(batch, dev_batch, batches)
 
-    def _differentiate(self, batch: Any, dev_batch: Any) -> Hypergradient:
+    def _differentiate(
+        self, batch: Any, dev_batch: Any, batches: Iterable[Any] | None
+    ) -> Hypergradient:
         self._check_parameters()
         theta = self._theta()
         with isolated((self.model, self.weighter), self._devices()) as isolation:
@@ -209,16 +230,20 @@ class Reweighted:
                 losses.check_finite()
                 gamma = self._weigh(losses)
                 leaf = gamma.detach().requires_grad_(True)
-                influence, info = self._solve(batch, losses, leaf, theta, rhs, isolation)
+                fresh = None if batches is None else _Fresh(self, batches, theta, isolation)
+                influence, info = self._solve(batch, losses, leaf, theta, rhs, isolation, fresh)
             grads = self._through_weighter(gamma, influence)
+        self._remark(info)
         return Hypergradient(grads, info, influence)
 
-    def outer_backward(self, batch: Any, dev_batch: Any) -> Hypergradient:
+    def outer_backward(
+        self, batch: Any, dev_batch: Any, *, batches: Iterable[Any] | None = None
+    ) -> Hypergradient:
         """Accumulate :meth:`hypergradient` into the ``.grad`` of the weighter's parameters.
 
         Clipping, the step and ``zero_grad`` are yours, as after any ``backward()``.
         """
-        result = self._differentiate(batch, dev_batch)
+        result = self._differentiate(batch, dev_batch, batches)
         for name, parameter in self._phi().items():
             grad = result.grads[name]
             if parameter.grad is None:
@@ -318,6 +343,8 @@ class Reweighted:
     def _outer_gradient(self, theta: Tree, dev_batch: Any) -> Tree:
         loss = self._outer(dev_batch)
         grads: tuple[Tensor | None, ...] = (None,)
+        if not self._compared:
+            refuse_reentrant("outer_loss", loss)
         if loss.requires_grad:
             grads = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
         if all(g is None for g in grads):
@@ -336,16 +363,29 @@ class Reweighted:
         theta: Tree,
         rhs: Tree,
         isolation: Isolation,
+        fresh: _Fresh | None,
     ) -> tuple[Tensor, SolveInfo]:
         """The influence of each sample, and the verdict."""
         zero = torch.zeros_like(weights)
         if not weights.numel():
             return zero, SolveInfo(0.0, 0, Status.CONVERGED, None, "none")
+        if not self._compared:
+            refuse_reentrant("losses", self._reduce(losses, weights))
         mixed, info = self._hypergradient.solve(
-            lambda mode: self._linearise(mode, batch, losses, weights, theta, isolation),
+            lambda mode: self._compared_with_differences(
+                mode,
+                self._linearise(mode, batch, losses, weights, theta, isolation),
+                batch,
+                weights,
+                theta,
+                isolation,
+            ),
             rhs,
             {"weights": zero},
             None if self._optimizer is None else weight_decay(self._optimizer, theta),
+            diagonal_of(self._hypergradient.preconditioner, self._optimizer, theta),
+            fresh,
+            self._ruled_out,
         )
         product = mixed["weights"]
         if product is None:
@@ -353,7 +393,8 @@ class Reweighted:
                 "the losses that get weights do not depend on any inner parameter: a detach() or "
                 "no_grad() in losses, or inner_params leaves out what they use"
             )
-        return product.neg(), info
+        caveat = self._caveats.get(info.hvp_mode, "")  # type: ignore[call-overload]
+        return product.neg(), dataclasses.replace(info, caveat=caveat)
 
     def _linearise(
         self,
@@ -364,10 +405,12 @@ class Reweighted:
         theta: Tree,
         isolation: Isolation,
     ) -> Linearisation:
+        loss = self._reduce(losses, weights)
         if mode == "autograd":
             # The forward pass that gave the losses is the one to differentiate.
-            return from_graph(self._reduce(losses, weights), theta, {"weights": weights})
-        inner = self._inner(batch, theta, isolation, copy_buffers=mode == "func")
+            return from_graph(loss, theta, {"weights": weights})
+        theta = _touched(loss, theta)
+        inner = self._inner(batch, theta, isolation, copied=mode == "func")
         if mode == "func":
             return with_func(inner, theta, {"weights": weights})
 
@@ -377,18 +420,125 @@ class Reweighted:
         return with_finite_difference(inner, theta, {"weights": weights}, installed)
 
     def _inner(
-        self, batch: Any, theta: Tree, isolation: Isolation, *, copy_buffers: bool
+        self, batch: Any, theta: Tree, isolation: Isolation, *, copied: bool
     ) -> Callable[[Tree, Tree], Tensor]:
         """The inner loss as a function of the inner parameters and the weights."""
 
         def inner(params: Tree, hparams: Tree) -> Tensor:
             # The same dropout mask every time. Copied buffers have nothing to be put back.
-            isolation.rewind() if copy_buffers else isolation.restore()
+            isolation.rewind() if copied else isolation.restore()
             tensors = {id(theta[name]): value for name, value in params.items()}
-            with swapped(self.model, tensors, copy_buffers), twice_differentiable():
+            buffers = torch.clone if copied else None
+            with swapped(self.model, tensors, buffers), twice_differentiable():
                 return self._reduce(self._evaluate(batch), hparams["weights"])
 
         return inner
+
+    def _compared_with_differences(
+        self,
+        mode: Mode,
+        linearisation: Linearisation,
+        batch: Any,
+        weights: Tensor,
+        theta: Tree,
+        isolation: Isolation,
+    ) -> Linearisation:
+        """Pass the linearisation through if its products, looked at once, are right."""
+        if mode in self._compared:
+            return linearisation
+        self._compared.add(mode)
+        if linearisation.doubt is not None:
+            return linearisation  # it is made of differences itself
+        found = None
+        theta = {name: theta[name] for name in linearisation.params}
+        compiled = any(hasattr(module, "_orig_mod") for module in self.model.modules())
+        if compiled or sum(p.numel() for p in theta.values()) > _LARGEST_COMPARED:
+            logger.info("hvp mode %r is not compared with finite differences: too costly", mode)
+            return linearisation
+        try:
+            product, gradient = self._in_double(mode, batch, weights, theta, isolation)
+            params = {name: p.detach().double() for name, p in theta.items()}
+            found = disagreement(product, gradient, params)
+        except Exception as error:  # a user's code that makes float32 tensors of its own, and more
+            logger.info("hvp mode %r could not be compared with differences: %s", mode, error)
+        finally:
+            isolation.restore()
+        if found is None:
+            return linearisation
+        by = f"by {found.share:.2g} of its size for {found.name}"
+        if not found.symmetric:
+            self._caveats[mode] = (
+                f"the gradients of the inner loss are not those of any function (the products with "
+                f"its Hessian differ from differences of gradients {by}, and these are not "
+                "symmetric): is there a detach() inside the losses, a straight-through or a "
+                "reversed gradient? The formula then holds for another problem than the one trained"
+            )
+        elif self._hypergradient.hvp == "auto":
+            wrong = f"its second derivatives are wrong {by}, as differences of gradients show"
+            raise Unserved(RuntimeError(wrong))
+        else:
+            self._caveats[mode] = (
+                f"second derivatives in hvp mode {mode!r} are wrong {by}, as differences of "
+                'gradients show; use hvp="auto", which goes on to another mode'
+            )
+        return linearisation
+
+    def _in_double(
+        self, mode: Mode, batch: Any, weights: Tensor, theta: Tree, isolation: Isolation
+    ) -> tuple[Callable[[Tree, Tree], Tree], Callable[[Tree], Tree]]:
+        """``(θ, v) -> H v`` in the mode, and ``θ -> ∇inner``, with everything in float64."""
+        batch, weights = map_tensors(doubled, batch), weights.detach().double()
+        frozen = {id(p): doubled(p.detach()) for p in self.model.parameters()}
+
+        def installed(params: Tree) -> AbstractContextManager[None]:
+            tensors = frozen | {id(theta[name]): value for name, value in params.items()}
+            return swapped(self.model, tensors, lambda buffer: doubled(buffer.clone()))
+
+        def loss() -> Tensor:
+            isolation.rewind()
+            with twice_differentiable():
+                return self._reduce(self._evaluate(batch), weights)
+
+        def inner(params: Tree, hparams: Tree) -> Tensor:
+            with installed(params):
+                return loss()
+
+        def product(params: Tree, v: Tree) -> Tree:
+            if mode == "func":
+                return with_func(inner, params, {}).hvp(v)
+            # Installed during the backward passes too: a checkpointed module runs again in them.
+            with installed(params):
+                linearisation = from_graph(loss(), params, {})
+                entries = linearisation.hvp({n: v[n] for n in linearisation.params})
+            return filled((entries.get(name) for name in params), params)
+
+        def gradient(params: Tree) -> Tree:
+            with installed(params):
+                grads = torch.autograd.grad(loss(), list(params.values()), allow_unused=True)
+            return filled(grads, params)
+
+        return product, gradient
+
+    def _remark(self, info: SolveInfo) -> None:
+        """Say once what a person should know, and the rest to the log."""
+        logger.debug(info.message)
+        if info.hvp_mode == "finite_difference" and self._hypergradient.hvp == "auto":
+            reasons = "; ".join(f"{mode}: {error}" for mode, error in self._ruled_out.items())
+            self._notices.warn(
+                "finite_difference",
+                "the Hessian is multiplied by finite differences of gradients, good to about two "
+                f"digits in float32, because no other way serves this model ({reasons})",
+            )
+        if info.caveat:
+            self._notices.warn("caveat", info.message)
+        if info.detail == DISJOINT:
+            self._notices.warn(
+                "disjoint",
+                f"{DISJOINT}, so the hypergradient is zero: is the outer loss of another head or "
+                "model than the losses that get weights?",
+            )
+        if info.status in _ALARMING:
+            self._notices.warn(info.status.name, info.message)
 
     def _through_weighter(self, weights: Tensor, influence: Tensor) -> dict[str, Tensor]:
         phi = self._phi()
@@ -403,12 +553,11 @@ class Reweighted:
                 f"the weights of {type(self.weighter).__name__} do not depend on any of its "
                 "parameters: is there a detach() or no_grad() in its forward?"
             )
-        if unused and "unused" not in self._warned:
-            self._warned.add("unused")
-            warnings.warn(
+        if unused:
+            self._notices.warn(
+                "unused",
                 f"{type(self.weighter).__name__}: {', '.join(unused[:3])} took no part in the "
-                "weights of this batch, so their hypergradient is zero. Said once.",
-                stacklevel=4,
+                "weights of this batch, so their hypergradient is zero.",
             )
         result = filled(grads, phi)
         check_finite(
@@ -416,6 +565,13 @@ class Reweighted:
             result,
             f"the weights of {type(self.weighter).__name__} have no finite derivative here",
         )
+        if norm(result) < _SATURATED * norm(influence):
+            self._notices.warn(
+                "saturated",
+                f"the weights of {type(self.weighter).__name__} hardly respond to its parameters: "
+                "where they are bounded, they have run to the bound, and an outer step moves "
+                "nothing. Start outer steps later, or lower the outer learning rate.",
+            )
         return result
 
     # -- parameters --------------------------------------------------------------------------
@@ -455,6 +611,13 @@ class Reweighted:
                 f"the weighter {type(self.weighter).__name__} has no trainable parameters: there "
                 "is nothing for the outer problem to learn"
             )
+        unreal = [n for n, p in (theta | phi).items() if not p.is_floating_point()]
+        if unreal:
+            raise TypeError(
+                f"{unreal[0]} is complex: hypergradients are of real parameters. Keep its real "
+                "and imaginary parts, torch.view_as_real(...), as the parameter and make the "
+                "complex tensor in forward"
+            )
         inner = {id(p): name for name, p in theta.items()}
         shared = {name: inner[id(p)] for name, p in phi.items() if id(p) in inner}
         if shared:
@@ -464,3 +627,41 @@ class Reweighted:
                 "parameters. Hand what the weighter needs of the model over as Losses(inputs=...), "
                 "which are detached"
             )
+
+
+class _Fresh:
+    """Linearisations of further train batches, one after the other, from the first each time."""
+
+    def __init__(
+        self, rw: Reweighted, batches: Iterable[Any], theta: Tree, isolation: Isolation
+    ) -> None:
+        if not isinstance(batches, Iterable):
+            raise TypeError(
+                f"batches must be an iterable of train batches, got {type(batches).__name__}"
+            )
+        self._rw, self._theta, self._isolation = rw, theta, isolation
+        self._remaining = iter(batches)
+        self._taken: list[Any] = []
+
+    def __iter__(self) -> Iterator[Linearise]:
+        yield from map(self._of, self._taken)
+        for batch in self._remaining:
+            self._taken.append(batch)
+            yield self._of(batch)
+
+    def _of(self, batch: Any) -> Linearise:
+        def linearise(mode: Mode) -> Linearisation:
+            self._isolation.restore()
+            losses = self._rw._evaluate(batch)
+            losses.check_finite()
+            with torch.no_grad():
+                weights = self._rw._weigh(losses)
+            return self._rw._linearise(mode, batch, losses, weights, self._theta, self._isolation)
+
+        return linearise
+
+
+def _touched(loss: Tensor, theta: Tree) -> Tree:
+    """The parameters that ``loss`` has a gradient for."""
+    grads = torch.autograd.grad(loss, list(theta.values()), retain_graph=True, allow_unused=True)
+    return {n: p for (n, p), g in zip(theta.items(), grads, strict=True) if g is not None}

@@ -36,14 +36,22 @@ def test_leaves_of_several_types_are_added_in_double() -> None:
     # In float32 the second leaf would vanish beside the first: 4096² = 2²⁴.
     x = {"a": torch.tensor([4096.0]), "b": torch.ones(1, dtype=torch.float64)}
     assert trees.dot(x, x) == 2.0**24 + 1.0
-    assert not trees.is_uniform(x)
-    assert trees.is_uniform(tree())
 
 
 def test_flatten_and_back_is_the_identity() -> None:
     x = tree()
     back = trees.unflatten(trees.flatten(x), x)
     assert all(torch.equal(back[name], x[name]) for name in x)
+
+
+def test_a_flat_vector_has_the_widest_type_and_back_each_leaf_has_its_own() -> None:
+    x = {"half": torch.tensor([1.5], dtype=torch.bfloat16), "single": torch.tensor([0.1])}
+    assert trees.flatten({"half": x["half"]}).dtype == torch.float32
+    assert trees.flatten(x).dtype == torch.float32
+    assert trees.flatten({**x, "double": torch.ones(1).double()}).dtype == torch.float64
+    back = trees.unflatten(trees.flatten(x), x)
+    assert all(back[n].dtype == t.dtype and torch.equal(back[n], t) for n, t in x.items())
+    assert trees.rounding(x) == torch.finfo(torch.bfloat16).eps
 
 
 @pytest.mark.parametrize("size", [1e-44, 1e-30, 1e30])

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from reweight._trees import axpy, combine, dot, leaves, norm, scale
-from reweight.solvers.base import Matvec
+from reweight._trees import dot, norm
 
-# Below this share of the operator's size, in units of the type's rounding, the next direction is
-# noise: the subspace is invariant. Each reorthogonalised direction carries about one unit.
+# Below this share of the operator's size, in units of rounding, the next direction is noise: the
+# subspace is invariant. Each reorthogonalised direction carries about one unit.
 _BREAKDOWN = 16.0
 
 
@@ -32,7 +32,7 @@ class Krylov:
     """
 
     length: float
-    basis: list[Any]
+    basis: list[Tensor]
     matrix: NDArray[np.float64]
     num_products: int
     invariant: bool
@@ -43,33 +43,41 @@ class Krylov:
         values = np.linalg.eigvalsh(self.matrix[:known, :known])
         return np.asarray(values, dtype=np.float64)
 
-    def lift(self, coefficients: NDArray[np.float64]) -> Any:
+    def lift(self, coefficients: NDArray[np.float64]) -> Tensor:
         """The vector that has these coordinates in the basis."""
-        return combine([float(c) for c in coefficients], self.basis)
+        total = torch.zeros_like(self.basis[0])
+        for coefficient, direction in zip(coefficients, self.basis, strict=True):
+            total.add_(direction, alpha=float(coefficient))
+        return total
 
 
-def lanczos(matvec: Matvec, b: Any, num_products: int) -> Krylov:
+def lanczos(matvec: Callable[[Tensor], Tensor], b: Tensor, num_products: int, eps: float) -> Krylov:
     """Run at most ``num_products`` steps from ``b ≠ 0``, with full reorthogonalisation."""
     length = norm(b)
-    basis = [scale(1.0 / length, b)]
+    basis = [b * (1.0 / length)]
     diagonal: list[float] = []
     beside: list[float] = []
     invariant = False
-    breakdown = _BREAKDOWN * max(torch.finfo(leaf.dtype).eps for leaf in leaves(b))
     while len(diagonal) < num_products:
         product = matvec(basis[-1])
         size = norm(product)
         diagonal.append(dot(product, basis[-1]))
         for direction in basis:
-            product = axpy(-dot(product, direction), direction, product)
+            product = torch.add(product, direction, alpha=-dot(product, direction))
         left = norm(product)
-        if left <= breakdown * size:
+        if left <= _BREAKDOWN * eps * size:
             invariant = True
             break
         beside.append(left)
-        basis.append(scale(1.0 / left, product))
-    matrix = np.zeros((len(basis), len(basis)))
+        basis.append(product * (1.0 / left))
+    matrix = tridiagonal(diagonal, beside, len(basis))
+    return Krylov(length, basis, matrix, len(diagonal), invariant)
+
+
+def tridiagonal(diagonal: list[float], beside: list[float], size: int) -> NDArray[np.float64]:
+    """The symmetric matrix with these entries; what is missing is zero."""
+    matrix = np.zeros((size, size))
     matrix[np.arange(len(diagonal)), np.arange(len(diagonal))] = diagonal
     off = np.arange(len(beside))
     matrix[off, off + 1] = matrix[off + 1, off] = beside
-    return Krylov(length, basis, matrix, len(diagonal), invariant)
+    return matrix

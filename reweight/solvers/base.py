@@ -9,15 +9,10 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from reweight._trees import (
-    flatten,
-    is_uniform,
-    max_abs,
-    power_of_two,
-    scale,
-    unflatten,
-    zeros_like,
-)
+import torch
+from torch import Tensor
+
+from reweight._trees import flatten, max_abs, power_of_two, rounding, unflatten
 
 Matvec = Callable[[Any], Any]
 
@@ -43,9 +38,26 @@ class Status(str, Enum):
         "inner problem is not at a minimum; add damping of at least the negative curvature, or "
         "train the inner problem further; what was solved before that direction is returned"
     )
+    ILL_CONDITIONED = (
+        "the residual is small, but directions of small curvature can hide a larger error behind "
+        "it; lower rtol and raise max_steps (or num_terms), or add damping"
+    )
+    NOISY_PRODUCTS = (
+        "the system is solved for products that carry an error of their own, as finite differences "
+        "do; use float64, or layers that can be differentiated twice"
+    )
+    UNCONFIRMED = (
+        "the solver reports an answer, but the residual measured afterwards is too large: it "
+        "tests something else, or rounding got in between; lower rtol, use float64 or add damping"
+    )
     APPROXIMATED = (
         "the Hessian was replaced by a multiple of the identity: the direction is only right "
         "where all curvatures are alike; use Neumann or ConjugateGradient for more"
+    )
+    LOW_RANK = (
+        "the Hessian was replaced by a low-rank matrix plus damping: the direction is only right "
+        "where the rest of the Hessian is like that damping; raise rank, or choose a damping near "
+        "the curvatures that are left out"
     )
 
     def __str__(self) -> str:
@@ -61,20 +73,25 @@ class Solution:
         status: how the solve ended.
         curvature: an estimate of the largest eigenvalue of ``A``, where the solver made one.
         detail: numbers that belong to the status (a growth factor, a step size), or ``""``.
+        smallest_curvature: an estimate of the smallest eigenvalue of ``A`` that ``b`` has a part
+            in, where the solver made one. It comes from above.
     """
 
     value: Any
     status: Status
     curvature: float | None = None
     detail: str = ""
+    smallest_curvature: float | None = None
 
 
 class LinearSolver(ABC):
     """A frozen value that solves ``A u = b`` given only products with a symmetric ``A``.
 
-    Subclasses implement :meth:`solve_scaled`. Calling the solver first divides ``b`` by a power
-    of two, so that gradients of size 1e-30 or 1e30 neither underflow nor overflow in the inner
-    products; powers of two make that exact. A zero ``b`` has the exact answer zero.
+    Subclasses implement :meth:`solve_scaled`, which sees one tensor: a dict is joined to a vector
+    first, of its widest type and of single precision at least, so that inner products are no
+    coarser than the products with ``A``. Then ``b`` is divided by a power of two, so that
+    gradients of size 1e-30 or 1e30 neither underflow nor overflow in inner products; powers of two
+    make that exact. A zero ``b`` has the exact answer zero.
 
     Any other callable ``(matvec, b) -> Solution`` serves as a solver just as well.
     """
@@ -92,10 +109,13 @@ class LinearSolver(ABC):
         Raises:
             FloatingPointError: ``b`` is not finite.
         """
-        if isinstance(b, dict) and is_uniform(b):
-            # One long vector: a handful of operations per step instead of a handful per leaf.
-            flat = self(lambda v: flatten(matvec(unflatten(v, b))), flatten(b))
+        eps = rounding(b)
+        if isinstance(b, dict):
+            flat = self._solve(lambda v: flatten(matvec(unflatten(v, b))), flatten(b), eps)
             return replace(flat, value=unflatten(flat.value, b))
+        return self._solve(matvec, b, eps)
+
+    def _solve(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
         largest = max_abs(b)
         if not math.isfinite(largest):
             raise FloatingPointError(
@@ -104,14 +124,15 @@ class LinearSolver(ABC):
                 "and at the model's outputs on it"
             )
         if largest == 0.0:
-            return Solution(zeros_like(b), Status.CONVERGED)
+            return Solution(torch.zeros_like(b), Status.CONVERGED)
         unit = power_of_two(b)
-        solution = self.solve_scaled(matvec, scale(1.0 / unit, b))
-        return replace(solution, value=scale(unit, solution.value))
+        solution = self.solve_scaled(matvec, b * (1.0 / unit), eps)
+        return replace(solution, value=solution.value * unit)
 
     @abstractmethod
-    def solve_scaled(self, matvec: Matvec, b: Any) -> Solution:
+    def solve_scaled(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
         """Solve for a right-hand side whose largest entry lies in [0.5, 1).
 
-        At the very ends of the range of the floating-point type it may lie elsewhere.
+        At the very ends of the range of the floating-point type it may lie elsewhere. Products
+        carry a relative rounding error of about ``eps``.
         """

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from reweight._trees import axpy, dot, leaves, norm, zeros_like
+from reweight._trees import dot, norm
 from reweight.solvers._check import positive, whole
-from reweight.solvers.base import LinearSolver, Matvec, Solution, Status
+from reweight.solvers._lanczos import tridiagonal
+from reweight.solvers.base import LinearSolver, Solution, Status
 
-# What products with A are taken to be exact to, in units of the type's rounding. A flat direction
-# shows curvature of that size, of either sign, and a step along it would be all noise.
+# What products with A are taken to be exact to, in units of rounding. A flat direction shows
+# curvature of that size, of either sign, and a step along it would be all noise.
 _ROUNDING = 32.0
 
 
@@ -29,8 +32,8 @@ class ConjugateGradient(LinearSolver):
     Every iterate is averaged with those before it so that its residual is the smallest possible
     (Zhou and Walker, "Residual smoothing techniques for iterative methods", SIAM J. Sci. Comput.,
     1994). That matters where ``A`` is flat in directions that ``b`` has, as with more parameters
-    than samples, or a parameter that only the outer loss uses: there the plain iterates grow
-    without bound, and the averaged ones approach a least-squares solution.
+    than samples: there the plain iterates grow without bound, and the averaged ones approach a
+    least-squares solution.
 
     Args:
         max_steps: the largest number of products with ``A``.
@@ -51,39 +54,68 @@ class ConjugateGradient(LinearSolver):
         whole("ConjugateGradient", "max_steps", self.max_steps, 1)
         positive("ConjugateGradient", "rtol", self.rtol)
 
-    def solve_scaled(self, matvec: Matvec, b: Any) -> Solution:
+    def solve_scaled(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
         """Run the recurrence from ``u = 0``."""
-        u = best = zeros_like(b)
+        u = best = torch.zeros_like(b)
         residual = left = direction = b
         squared = dot(b, b)
         target = self.rtol**2 * squared
-        rounding = _ROUNDING * max(torch.finfo(leaf.dtype).eps for leaf in leaves(b))
-        largest = stretch = 0.0
+        spectrum = _Spectrum()
+        stretch = 0.0
         for step in range(self.max_steps):
             product = matvec(direction)
             length = dot(direction, direction)
             curvature = dot(direction, product)
-            largest = max(largest, curvature / length)
             stretch = max(stretch, norm(product) / math.sqrt(length))
-            if curvature <= rounding * stretch * length:
+            if curvature <= _ROUNDING * eps * stretch * length:
+                quotient = curvature / length
                 return Solution(
                     best if step else b,
                     Status.NEGATIVE_CURVATURE,
-                    largest or None,
-                    f"pᵀAp/pᵀp = {curvature / length:.3g} in step {step + 1}",
+                    max(spectrum.ends()[1], quotient) or None,
+                    f"pᵀAp/pᵀp = {quotient:.3g} in step {step + 1}",
+                    quotient,
                 )
             advance = squared / curvature
-            u = axpy(advance, direction, u)
-            residual = axpy(-advance, product, residual)
+            u = torch.add(u, direction, alpha=advance)
+            residual = torch.add(residual, product, alpha=-advance)
             previous, squared = squared, dot(residual, residual)
+            spectrum.add(advance, squared / previous)
             if squared <= target:
-                return Solution(u, Status.CONVERGED, largest)
+                return spectrum.solution(u, Status.CONVERGED)
             # The point between the best iterate and the new one where the residual is smallest.
-            change = axpy(-1.0, residual, left)
+            change = left - residual
             share = dot(left, change) / dot(change, change)
-            best = axpy(share, axpy(-1.0, best, u), best)
-            left = axpy(-share, change, left)
+            best = torch.add(best, u - best, alpha=share)
+            left = torch.add(left, change, alpha=-share)
             if dot(left, left) <= target:
-                return Solution(best, Status.CONVERGED, largest)
-            direction = axpy(squared / previous, direction, residual)
-        return Solution(best, Status.MAX_STEPS, largest)
+                return spectrum.solution(best, Status.CONVERGED)
+            direction = torch.add(residual, direction, alpha=squared / previous)
+        return spectrum.solution(best, Status.MAX_STEPS)
+
+
+@dataclass
+class _Spectrum:
+    """The Lanczos matrix that belongs to the steps taken (Golub and Van Loan, §11.3.5)."""
+
+    diagonal: list[float] = field(default_factory=list)
+    beside: list[float] = field(default_factory=list)
+    carried: float = 0.0
+
+    def add(self, advance: float, shrinkage: float) -> None:
+        """``advance`` and ``shrinkage`` are the α and β of one step."""
+        self.diagonal.append(1.0 / advance + self.carried)
+        self.beside.append(math.sqrt(shrinkage) / advance)
+        self.carried = shrinkage / advance
+
+    def ends(self) -> tuple[float, float]:
+        """The smallest and the largest eigenvalue of ``A`` in the space searched."""
+        if not self.diagonal:
+            return 0.0, 0.0
+        size = len(self.diagonal)
+        values = np.linalg.eigvalsh(tridiagonal(self.diagonal, self.beside[: size - 1], size))
+        return float(values[0]), float(values[-1])
+
+    def solution(self, value: Tensor, status: Status) -> Solution:
+        smallest, largest = self.ends()
+        return Solution(value, status, largest, smallest_curvature=smallest)

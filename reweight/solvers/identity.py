@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from reweight._trees import scale
+from torch import Tensor
+
 from reweight.solvers._check import positive
-from reweight.solvers.base import LinearSolver, Matvec, Solution, Status
+from reweight.solvers.base import LinearSolver, Solution, Status
 
 
 @dataclass(frozen=True)
 class Identity(LinearSolver):
     """``u = α·b``: no Hessian-vector product at all (Luketina et al., ICML 2016).
+
+    With ``ImplicitHypergradient(Identity(), preconditioner=SecondMoments())`` it is the rule of
+    SAMA (Choe et al., NeurIPS 2023): one step of the adaptive optimizer in the place of the
+    inverse.
 
     Args:
         step_size: ``α``, the inverse of the curvature that is assumed everywhere.
@@ -28,6 +33,6 @@ class Identity(LinearSolver):
     def __post_init__(self) -> None:
         positive("Identity", "step_size", self.step_size)
 
-    def solve_scaled(self, matvec: Matvec, b: Any) -> Solution:
+    def solve_scaled(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
         """Return ``α·b``."""
-        return Solution(scale(self.step_size, b), Status.APPROXIMATED)
+        return Solution(self.step_size * b, Status.APPROXIMATED)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from reweight._trees import axpy, norm, scale
+from reweight._trees import norm
 from reweight.solvers._check import positive, whole
 from reweight.solvers._lanczos import lanczos
-from reweight.solvers.base import LinearSolver, Matvec, Solution, Status
+from reweight.solvers.base import LinearSolver, Solution, Status
+from reweight.solvers.power_iteration import PowerIteration
 
 # Products from which "auto" estimates the largest curvature. The terms of the series come out of
 # the same products, so they cost nothing; more than eight hardly sharpen the estimate.
@@ -35,7 +39,8 @@ class Neumann(LinearSolver):
     Args:
         num_terms: ``K``, also the number of products with ``A``. 0 gives ``α·b``, for which
             ``"auto"`` still makes one product.
-        step_size: ``α``, or ``"auto"``.
+        step_size: ``α``, or ``"auto"``, or a :class:`PowerIteration` that estimates ``λmax`` with
+            products of its own and is kept warm between solves.
 
     Example:
         >>> import torch
@@ -45,71 +50,115 @@ class Neumann(LinearSolver):
     """
 
     num_terms: int = 3
-    step_size: float | Literal["auto"] = "auto"
+    step_size: float | Literal["auto"] | PowerIteration = "auto"
 
     def __post_init__(self) -> None:
         whole("Neumann", "num_terms", self.num_terms, 0)
-        if self.step_size != "auto":
+        if self.step_size != "auto" and not isinstance(self.step_size, PowerIteration):
             positive("Neumann", "step_size", self.step_size)
 
-    def solve_scaled(self, matvec: Matvec, b: Any) -> Solution:
-        """Sum the series term by term."""
+    def on_fresh_batches(self) -> LinearSolver:
+        """The solver to use where every product is of another operator.
+
+        A Krylov space of several operators is none, so ``"auto"`` then goes by the curvature that
+        the terms so far have shown.
+        """
+        return _TermByTerm(self) if self.step_size == "auto" else self
+
+    def solve_scaled(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
+        """Sum the series."""
+        series = _Series(b)
+        if isinstance(self.step_size, PowerIteration):
+            series.saw(self.step_size(matvec, b))
+            return self.go_on(matvec, series, b, torch.zeros_like(b))
         if self.step_size == "auto":
-            return self._solve_auto(matvec, b)
+            return self._from_krylov(matvec, b, eps, series)
         step_size = float(self.step_size)
         total = term = b
-        series = _Series(norm(b))
         for _ in range(self.num_terms):
             product = matvec(term)
             series.saw(norm(product) / (series.size or 1.0))
-            term = axpy(-step_size, product, term)
-            total = axpy(1.0, term, total)
+            term = torch.add(term, product, alpha=-step_size)
+            total = total + term
             series.add(norm(term))
-        return series.verdict(scale(step_size, total), step_size)
+        return series.verdict(step_size * total, step_size)
 
-    def _solve_auto(self, matvec: Matvec, b: Any) -> Solution:
-        krylov = lanczos(matvec, b, max(1, min(self.num_terms, _PROBE)))
-        curvature = float(np.abs(krylov.ritz_values()).max())
-        if curvature == 0.0:
-            return Solution(b, Status.NEGATIVE_CURVATURE, None, "no curvature at all along b")
-        step_size = 1.0 / curvature
+    def _from_krylov(
+        self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float, series: _Series
+    ) -> Solution:
+        krylov = lanczos(matvec, b, max(1, min(self.num_terms, _PROBE)), eps)
+        values = krylov.ritz_values()
+        series.saw(float(np.abs(values).max()))
+        series.smallest = float(values[0])
+        if series.curvature == 0.0:
+            return _flat(b)
+        step_size = 1.0 / series.curvature
         num_terms = self.num_terms
         if not krylov.invariant:
             num_terms = min(num_terms, krylov.num_products)
         coordinates = np.zeros(len(krylov.basis))
         coordinates[0] = krylov.length
-        total = coordinates.copy()
-        series = _Series(krylov.length, curvature)
+        total = np.zeros(len(krylov.basis))
         for _ in range(num_terms):
-            coordinates = coordinates - step_size * (krylov.matrix @ coordinates)
             total += coordinates
+            coordinates = coordinates - step_size * (krylov.matrix @ coordinates)
             series.add(float(np.linalg.norm(coordinates)))
-        # From here on as u ← u + α r, r ← r − α A r: the same series, but α may change.
         u = krylov.lift(step_size * total)
-        if num_terms < self.num_terms:
-            residual = krylov.lift(coordinates)
-            u = axpy(-step_size, residual, u)
-            for _ in range(self.num_terms - num_terms):
-                if series.size <= series.floor:
-                    break
-                product = matvec(residual)
-                series.saw(norm(product) / series.size)
-                step_size = 1.0 / series.curvature
-                u = axpy(step_size, residual, u)
-                residual = axpy(-step_size, product, residual)
-                series.add(norm(residual))
-            u = axpy(step_size, residual, u)
-        return series.verdict(u, step_size)
+        return self.go_on(matvec, series, krylov.lift(coordinates), u, done=num_terms)
+
+    def go_on(
+        self,
+        matvec: Callable[[Tensor], Tensor],
+        series: _Series,
+        residual: Tensor,
+        u: Tensor,
+        done: int = 0,
+    ) -> Solution:
+        """The rest of the series as ``u ← u + α r, r ← r − α A r``, in which α may change."""
+        step_size = 1.0 / series.curvature if series.curvature else 0.0
+        for _ in range(self.num_terms - done):
+            if series.size <= series.floor:
+                break
+            product = matvec(residual)
+            series.saw(norm(product) / series.size)
+            if series.curvature == 0.0:
+                return _flat(residual)
+            step_size = 1.0 / series.curvature
+            u = torch.add(u, residual, alpha=step_size)
+            residual = torch.add(residual, product, alpha=-step_size)
+            series.add(norm(residual))
+        if step_size == 0.0:
+            return _flat(residual)
+        return series.verdict(torch.add(u, residual, alpha=step_size), step_size)
+
+
+@dataclass(frozen=True)
+class _TermByTerm(LinearSolver):
+    """``Neumann(step_size="auto")`` where every product is of another operator."""
+
+    neumann: Neumann
+
+    def solve_scaled(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
+        """Sum the series with the curvatures met so far."""
+        series = _Series(b)
+        if not self.neumann.num_terms:
+            series.saw(norm(matvec(b)) / series.size)
+        return self.neumann.go_on(matvec, series, b, torch.zeros_like(b))
+
+
+def _flat(b: Tensor) -> Solution:
+    return Solution(b, Status.NEGATIVE_CURVATURE, None, "no curvature at all along b", 0.0)
 
 
 class _Series:
     """Watches the sizes of the terms, which say whether the series converges."""
 
-    def __init__(self, size: float, curvature: float = 0.0) -> None:
-        self.first = self.size = size
-        self.curvature = curvature
+    def __init__(self, b: Tensor) -> None:
+        self.first = self.size = norm(b)
+        self.curvature = 0.0
+        self.smallest: float | None = None
         # Terms below rounding carry nothing; going on would only amplify noise.
-        self.floor = 1e-16 * size
+        self.floor = 1e-16 * self.first
         self.factor = 0.0
         self.growths = 0
 
@@ -117,14 +166,16 @@ class _Series:
         self.curvature = max(self.curvature, curvature)
 
     def add(self, size: float) -> None:
+        """Note the size of the next term."""
         self.factor = size / self.size if self.size else 0.0
         self.growths = self.growths + 1 if self.factor > 1.0 else 0
         self.size = size
 
-    def verdict(self, value: Any, step_size: float) -> Solution:
+    def verdict(self, value: Tensor, step_size: float) -> Solution:
         curvature = self.curvature or None
         if self.size <= _CONVERGED * self.first:
-            return Solution(value, Status.CONVERGED, curvature, f"step size {step_size:.3g}")
+            detail = f"step size {step_size:.3g}"
+            return Solution(value, Status.CONVERGED, curvature, detail, self.smallest)
         too_long = step_size * self.curvature > 2.0
         if too_long or self.growths >= 2:
             detail = f"the last term is {self.factor:.3g} times the one before"
@@ -134,7 +185,7 @@ class _Series:
                     f"{1.0 / self.curvature:.3g} would not grow there"
                 )
             status = Status.DIVERGING if too_long else Status.NEGATIVE_CURVATURE
-            return Solution(value, status, curvature, detail)
+            return Solution(value, status, curvature, detail, self.smallest)
         left = self.size / self.first
         detail = f"step size {step_size:.3g}, last term {left:.2g} of the first"
-        return Solution(value, Status.TRUNCATED, curvature, detail)
+        return Solution(value, Status.TRUNCATED, curvature, detail, self.smallest)

@@ -1,0 +1,114 @@
+"""Whether second derivatives are those of the loss.
+
+A wrong double backward (``weight_norm`` on the CPU, a custom function whose backward pass detaches)
+raises nothing and looks like any other. Here one product with the Hessian is compared with central
+differences of first-order gradients, in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reweight._trees import Tree, axpy, dot, norm, scale, tree_map
+
+Gradient = Callable[[Tree], Tree]
+Product = Callable[[Tree, Tree], Tree]
+
+# Relative steps of the differences. Where the loss is computed in float64 all the way, the small
+# ones agree to many digits and no kink of a ReLU lies in between; where a part of it is computed
+# in float32, only the large one is any good. Which ones agree says what to believe.
+_STEPS = (1e-3, 1e-5, 1e-7)
+# A disagreement of at least this share, and of ten times the doubt in the differences, is one.
+_SHARE = 1e-3
+_MARGIN = 10.0
+# Blocks of the product below this share of all of it are not looked at one by one.
+_SMALL = 1e-6
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Where a product and the differences of gradients are not the same.
+
+    Attributes:
+        name: the parameter at which they differ most.
+        share: by how much of the differences there.
+        symmetric: whether the differences themselves are those of a symmetric matrix. If not, the
+            gradient is not the gradient of any function.
+    """
+
+    name: str
+    share: float
+    symmetric: bool
+
+
+def disagreement(product: Product, gradient: Gradient, params: Tree) -> Disagreement | None:
+    """Compare ``product`` with differences of ``gradient`` along random directions.
+
+    Both are called with leaves that require gradients.
+
+    Args:
+        product: ``(θ, v) -> H v``, float64.
+        gradient: ``θ -> ∇inner(θ)``, float64.
+        params: θ.
+
+    Returns:
+        The worst block, or ``None`` if they agree or the differences can't tell.
+    """
+    generator = torch.Generator().manual_seed(0)
+    # Entries without a gradient stay where they are. That of a padding row is zero by decree,
+    # whatever the loss does with it: such a row is a constant and no parameter.
+    moving = tree_map(lambda g: g != 0.0, gradient(_leaves(params)))
+    v = _direction(params, moving, generator)
+    found = product(_leaves(params), v)
+    expected, doubt = _difference(gradient, params, v)
+    total = norm(expected)
+    worst, name = 0.0, ""
+    for key, entry in expected.items():
+        size = max(norm(entry), _SMALL * total)
+        apart = norm(found[key] - entry)
+        if apart > max(_SHARE * size, _MARGIN * doubt[key]) and apart / size > worst:
+            worst, name = apart / size, key
+    if not name:
+        return None
+    w = _direction(params, moving, generator)
+    other, other_doubt = _difference(gradient, params, w)
+    sizes = norm(w) * total + norm(v) * norm(other)
+    noise = norm(w) * sum(doubt.values()) + norm(v) * sum(other_doubt.values())
+    skew = abs(dot(w, expected) - dot(v, other))
+    return Disagreement(name, worst, skew <= max(1e-4 * sizes, _MARGIN * noise))
+
+
+def _leaves(params: Tree) -> Tree:
+    return tree_map(lambda p: p.detach().requires_grad_(True), params)
+
+
+def _direction(params: Tree, moving: Tree, generator: torch.Generator) -> Tree:
+    """Normal entries of each parameter's own size."""
+    direction = {}
+    for name, p in params.items():
+        noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
+        size = norm(p) / max(p.numel(), 1) ** 0.5
+        direction[name] = noise * (size or 1.0) * moving[name]
+    return direction
+
+
+def _difference(gradient: Gradient, params: Tree, v: Tree) -> tuple[Tree, dict[str, float]]:
+    """``H v`` by central differences, and how far two steps are apart, for each parameter.
+
+    Each parameter takes the two neighbouring steps that agree best.
+    """
+    found = []
+    for step in _STEPS:
+        ahead, behind = (gradient(_leaves(axpy(sign * step, v, params))) for sign in (1.0, -1.0))
+        found.append(scale(1.0 / (2.0 * step), axpy(-1.0, behind, ahead)))
+    best: dict[str, Tensor] = {}
+    doubt: dict[str, float] = {}
+    for name in params:
+        apart = [norm(a[name] - b[name]) for a, b in zip(found, found[1:], strict=False)]
+        first = min(range(len(apart)), key=apart.__getitem__)
+        best[name], doubt[name] = found[first + 1][name], apart[first]
+    return best, doubt

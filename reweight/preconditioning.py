@@ -1,0 +1,134 @@
+"""A change of variables that makes the linear system rounder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from reweight._trees import Tree
+from reweight._validate import some
+
+
+@dataclass(frozen=True)
+class SecondMoments:
+    """The diagonal ``D = lr/(√v̂ + ε)`` of an adaptive optimizer, read from its state.
+
+    ``v̂`` are the second moments of the gradient that Adam and its kin keep (``exp_avg_sq`` with
+    its bias correction, ``max_exp_avg_sq`` with ``amsgrad``), RMSprop's ``square_avg`` or Adagrad's
+    ``sum``; ``lr`` and ``ε`` are those of the parameter's group. ``D`` is the derivative of the
+    optimizer's step by the gradient, up to a term in the first moment that vanishes at a minimum.
+
+    Hand it to ``ImplicitHypergradient(preconditioner=...)``. Then ``Neumann(num_terms=K,
+    step_size=1.0)`` is ``Σ_{n=0..K} (I − DA)ⁿ D b``, the derivative through ``K + 1`` steps of
+    that optimizer; ``ConjugateGradient`` is preconditioned conjugate gradients; and ``Identity``
+    gives ``D·b``, the rule of SAMA (Choe et al., "Making Scalable Meta Learning Practical",
+    NeurIPS 2023).
+
+    Entries whose second moment is zero, as in embedding rows that no batch has looked up yet, get
+    the mean of the others: ``lr/ε`` would be larger than anything else in the system.
+
+    Example:
+        >>> import torch
+        >>> w = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
+        >>> optimizer = torch.optim.Adam([w], lr=0.1, eps=0.0)
+        >>> (w * torch.tensor([1.0, 4.0])).sum().backward()
+        >>> optimizer.step()
+        >>> SecondMoments().diagonal(optimizer, {"w": w})["w"]      # lr / |gradient|
+        tensor([0.1000, 0.0250])
+    """
+
+    def diagonal(self, optimizer: Optimizer | None, params: Mapping[str, Tensor]) -> Tree:
+        """``D`` by the names of ``params``, in their shapes; every entry is positive.
+
+        Raises:
+            ValueError: no optimizer, one without second moments, or one that has not yet stepped.
+        """
+        if optimizer is None:
+            raise ValueError(
+                "SecondMoments() reads the inner optimizer's state, and there is none here: pass "
+                "wrap(..., optimizer=optimizer); outside of wrap, pass a dict of tensors as "
+                "preconditioner"
+            )
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        found: dict[str, Tensor] = {}
+        for name, parameter in params.items():
+            state = optimizer.state.get(parameter, {})
+            if state and id(parameter) in groups:
+                found[name] = _diagonal(optimizer, groups[id(parameter)], state)
+        total = sum(float(d.double().sum()) for d in found.values())
+        count = sum(int((d > 0.0).sum()) for d in found.values())
+        if not count or not total > 0.0:
+            raise ValueError(
+                f"SecondMoments() found no second moments in {type(optimizer).__name__} for "
+                f"{some(params)}: it has not made a step yet (take an inner step before the first "
+                "outer one), its learning rate is 0, or it is not an adaptive one"
+            )
+        mean = total / count
+        return {
+            name: torch.where(found[name] > 0.0, found[name], mean)
+            if name in found
+            else torch.full_like(parameter, mean, requires_grad=False)
+            for name, parameter in params.items()
+        }
+
+
+def _diagonal(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
+    """``lr/(√v̂ + ε)``; zero where there is no second moment."""
+    moments, correction = _second_moments(optimizer, group, state)
+    size = (moments / correction).sqrt()
+    lr, eps = float(group["lr"]), float(group.get("eps", 0.0))
+    return torch.where(size > 0.0, lr / (size + eps), 0.0)
+
+
+def _second_moments(
+    optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]
+) -> tuple[Tensor, float]:
+    if "exp_avg_sq" in state:
+        moments = state.get("max_exp_avg_sq", state["exp_avg_sq"])
+        return moments, 1.0 - float(group["betas"][1]) ** float(state["step"])
+    for key in ("square_avg", "sum"):
+        if key in state:
+            return state[key], 1.0
+    raise ValueError(
+        f"SecondMoments() reads the second moments of Adam, AdamW, NAdam, RAdam, RMSprop or "
+        f"Adagrad; {type(optimizer).__name__} keeps {', '.join(map(repr, state)) or 'none'}. Leave "
+        "the preconditioner out, or pass a dict of tensors"
+    )
+
+
+Preconditioner = SecondMoments | Mapping[str, Tensor]
+
+
+def diagonal_of(
+    preconditioner: Preconditioner | None, optimizer: Optimizer | None, params: Tree
+) -> Tree | None:
+    """The diagonal that a solve on ``params`` uses, checked."""
+    if preconditioner is None:
+        return None
+    if isinstance(preconditioner, SecondMoments):
+        diagonal = preconditioner.diagonal(optimizer, params)
+    else:
+        missing = [name for name in params if name not in preconditioner]
+        if missing:
+            raise ValueError(
+                f"preconditioner has no entry for {some(dict.fromkeys(missing))}: it needs a "
+                "tensor for each of params, by the same names"
+            )
+        diagonal = {name: preconditioner[name].detach() for name in params}
+    for name, entry in diagonal.items():
+        if entry.shape != params[name].shape:
+            raise ValueError(
+                f"preconditioner[{name!r}] has shape {tuple(entry.shape)}, but the parameter has "
+                f"{tuple(params[name].shape)}"
+            )
+        if not bool((entry > 0.0).all() & entry.isfinite().all()):
+            raise ValueError(
+                f"preconditioner[{name!r}] must be positive and finite everywhere: it is the "
+                "diagonal of a change of variables. A learning rate of 0 gives zeros"
+            )
+    return diagonal
