@@ -24,6 +24,11 @@ class Operator:
         self.largest: float | None = None
         self.smallest: float | None = None
 
+    def quotient(self, v: Tree) -> float:
+        """``vᵀAv`` of a unit vector, by a product that is not counted."""
+        with serving():
+            return dot(v, self.shifted(self._hvp(v), v))
+
     def __call__(self, v: Tree) -> Tree:
         with serving():
             product = self.shifted(self._hvp(v), v)

@@ -27,6 +27,7 @@ from reweight._trees import (
     max_abs,
     norm,
     power_of_two,
+    rounding,
     scale,
     tree_map,
     zeros_like,
@@ -271,7 +272,8 @@ class ImplicitHypergradient:
         )
         down = 1.0 / power_of_two(rhs)
         size, doubt = norm(scale(down, rhs)), down * doubt
-        measured = norm(scale(down, axpy(-1.0, operator.shifted(product, u), rhs)))
+        left = scale(down, axpy(-1.0, operator.shifted(product, u), rhs))
+        measured = norm(left)
         residual = measured + doubt
         status = solution.status
         if status is Status.CONVERGED and residual > TRUSTED_RESIDUAL * size:
@@ -283,6 +285,10 @@ class ImplicitHypergradient:
             largest = solution.curvature or largest
             seen = (operator.smallest, solution.smallest_curvature)
             smallest = min((s for s in seen if s is not None), default=None)
+        if fresh is None and rounding(rhs) * size < measured <= TRUSTED_RESIDUAL * size:
+            # The residual is what is still unsolved. If that is where the curvature is small, the
+            # solution is far off however small the residual; one more product shows it.
+            smallest = min(operator.quotient(scale(1.0 / measured, left)), math.inf if smallest is None else smallest)
         hidden = (smallest or 0.0) * norm(scale(down, u))
         detail = solution.detail
         if fresh is not None:

@@ -32,8 +32,8 @@ class SolveInfo:
         caveat: why the operator itself is not the Hessian of the inner loss, or ``""``: a second
             derivative that finite differences contradict.
         error_estimate: ``‖residual‖/(smallest_curvature·‖u‖)``, the relative error of ``u`` that
-            the residual can hide; ``None`` where no positive curvature was met. Curvatures that no
-            product has shown can hide more.
+            the residual can hide; ``None`` where no positive curvature was met. Where the residual
+            is small, the curvature along the residual itself is looked at too.
     """
 
     relative_residual: float
@@ -56,7 +56,7 @@ class SolveInfo:
         """
         return (
             self.relative_residual <= TRUSTED_RESIDUAL
-            and not self._curves_down
+            and not self.curves_down
             and not self._ill_conditioned
             and not self.caveat
         )
@@ -72,7 +72,7 @@ class SolveInfo:
         if self.caveat:
             return f"not a hypergradient: {self.caveat}"
         status = self.status
-        if self._curves_down:
+        if self.curves_down:
             status = Status.NEGATIVE_CURVATURE
         elif self.relative_residual <= TRUSTED_RESIDUAL:
             status = Status.ILL_CONDITIONED
@@ -84,7 +84,8 @@ class SolveInfo:
         return f"{kind}: {numbers}; {status}{detail}"
 
     @property
-    def _curves_down(self) -> bool:
+    def curves_down(self) -> bool:
+        """Whether a direction of negative curvature was met, beyond rounding."""
         if self.smallest_curvature is None or self.curvature is None:
             return False
         # A singular Hessian meets quotients of either sign at rounding size.

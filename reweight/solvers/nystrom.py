@@ -76,6 +76,9 @@ class Nystrom(LinearSolver):
         outside = flat - vectors @ inside
         u = vectors @ (inside / (values + self.damping)) + outside / self.damping
         largest = float(values.max()) if values.numel() else None
+        # What the columns do not show is taken for ρ.
+        found = values if values.numel() == flat.numel() else [*values, self.damping]
+        smallest = min(map(float, found))
         detail = f"rank {values.numel()}, damping {self.damping:.3g}"
         if lowest < 0.0:
             return Solution(
@@ -85,7 +88,7 @@ class Nystrom(LinearSolver):
                 f"an eigenvalue of {lowest:.3g} among the chosen columns was left out; {detail}",
                 lowest,
             )
-        return Solution(u.view(shape), Status.LOW_RANK, largest, detail)
+        return Solution(u.view(shape), Status.LOW_RANK, largest, detail, smallest)
 
     def _choose(
         self,

@@ -1,0 +1,148 @@
+"""Every solver on every problem, against dense linear algebra; TorchOpt beside it.
+
+    python benchmarks/exactness.py [--json FILE]
+
+A cell shows the relative error of the hypergradient, and "right" (it is within what the verdict
+allows, 1e-2 at most), or why the verdict says that it is not to be trusted, or WRONG: neither.
+TorchOpt gives no verdict, so a cell of its table is right or WRONG. An infinite error: the Hessian
+is singular, and there is no answer. TorchOpt's table needs the extra [bench].
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from problems import PROBLEMS, SOLVERS, Bilevel, allowed_error, strategy
+
+from reweight.verdict import TRUSTED_ERROR
+
+
+def ours(problem: Bilevel, name: str) -> dict[str, Any]:
+    grads, info = strategy(name, problem)(
+        problem.inner, problem.outer, problem.params, problem.hparams
+    )
+    error = problem.error(grads)
+    outcome = "negative curvature" if info.curves_down else info.status.name
+    outcome = outcome.lower().replace("_", " ")
+    if info.trustworthy:
+        outcome = "right" if error <= allowed_error(info) else "WRONG"
+    return {
+        "error": error,
+        "outcome": outcome,
+        "residual": info.relative_residual,
+        "num_hvps": info.num_hvps,
+        "status": info.status.name,
+    }
+
+
+def torchopt_solvers() -> dict[str, Callable[..., Any]]:
+    """Its linear solvers, by their settings; each takes the damping as ``ridge``."""
+    from torchopt.linear_solve import solve_cg, solve_inv, solve_normal_cg
+
+    def neumann(**options: Any) -> Callable[..., Any]:
+        return lambda ridge: solve_inv(ns=True, ridge=ridge, **options)
+
+    def gradients(solve: Any, **options: Any) -> Callable[..., Any]:
+        return lambda ridge: solve(ridge=ridge, **options)
+
+    return {
+        "solve_inv(ns, 3)": neumann(maxiter=3),
+        "solve_inv(ns, 3, alpha=0.1)": neumann(maxiter=3, alpha=0.1),
+        "solve_inv(ns, 500)": neumann(maxiter=500),
+        "solve_inv(ns, 500, alpha=0.1)": neumann(maxiter=500, alpha=0.1),
+        "solve_cg()": gradients(solve_cg),
+        "solve_cg(maxiter=10)": gradients(solve_cg, maxiter=10),
+        "solve_cg(maxiter=200, rtol=1e-10)": gradients(solve_cg, maxiter=200, rtol=1e-10),
+        "solve_normal_cg(maxiter=200)": gradients(solve_normal_cg, maxiter=200),
+        "solve_inv() (dense)": gradients(solve_inv),
+    }
+
+
+def theirs(problem: Bilevel, make: Callable[..., Any]) -> dict[str, Any]:
+    """The hypergradient by ``torchopt.diff.implicit.custom_root``."""
+    from torchopt.diff.implicit import custom_root
+
+    def inner(theta: Tensor, phi: Tensor) -> Tensor:
+        return problem.inner(
+            problem.parted(theta, problem.params), problem.parted(phi, problem.hparams)
+        )
+
+    theta = problem.joined(problem.params)
+    phi = problem.joined(problem.hparams).requires_grad_(True)
+    ridge = problem.damping or None
+
+    @custom_root(torch.func.grad(inner, argnums=0), argnums=1, solve=make(ridge))
+    def solution(start: Tensor, phi: Tensor) -> Tensor:
+        return start.clone()
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimum = solution(theta, phi)
+            loss = problem.outer(
+                problem.parted(optimum, problem.params), problem.parted(phi, problem.hparams)
+            )
+            grads = problem.parted(torch.autograd.grad(loss, phi)[0], problem.hparams)
+    except Exception as error:
+        return {"error": math.nan, "outcome": f"raises {type(error).__name__}"}
+    error = problem.error(grads)
+    return {"error": error, "outcome": "right" if error <= TRUSTED_ERROR else "WRONG"}
+
+
+def show(title: str, table: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """One row a solver, one column a problem."""
+    width = max(map(len, table))
+    columns = list(next(iter(table.values())))
+    print(f"\n{title}\n")
+    for start in range(0, len(columns), 3):
+        part = columns[start : start + 3]
+        print(f"{'':{width}}" + "".join(f"   {name:<25}" for name in part))
+        for solver, row in table.items():
+            cells = [f"{row[name]['error']:6.0e} {row[name]['outcome']}" for name in part]
+            print(f"{solver:{width}}" + "".join(f"   {cell:<25}" for cell in cells).rstrip())
+        print()
+    outcomes = [cell["outcome"] for row in table.values() for cell in row.values()]
+    right, wrong = outcomes.count("right"), outcomes.count("WRONG")
+    print(f"{right} right, {len(outcomes) - right - wrong} told or refused, {wrong} WRONG")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="also write the tables to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    problems = {name: make() for name, make in PROBLEMS.items()}
+    tables: dict[str, Any] = {
+        "reweight": {
+            name: {problem: ours(p, name) for problem, p in problems.items()} for name in SOLVERS
+        }
+    }
+    show("reweight: relative error of the hypergradient, float64", tables["reweight"])
+    try:
+        import torchopt
+    except ImportError:
+        print("\nTorchOpt is not installed: pip install '.[bench]' for its table")
+    else:
+        name = f"TorchOpt {torchopt.__version__}"
+        tables[name] = {
+            solver: {problem: theirs(p, make) for problem, p in problems.items()}
+            for solver, make in torchopt_solvers().items()
+        }
+        show(f"{name}: the same", tables[name])
+    if arguments.json:
+        arguments.json.write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

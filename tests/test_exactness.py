@@ -1,0 +1,59 @@
+"""Every solver on every problem: right to what it states, or it says that it is not, and why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from problems import PROBLEMS, SOLVERS, allowed_error, strategy
+
+from reweight import ConjugateGradient, ImplicitHypergradient, Status
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_an_answer_is_right_or_known_not_to_be(name: str, solver: str) -> None:
+    problem = PROBLEMS[name]()
+    grads, info = strategy(solver, problem)(
+        problem.inner, problem.outer, problem.params, problem.hparams
+    )
+    if info.trustworthy:
+        assert problem.error(grads) <= allowed_error(info)
+    else:
+        assert info.status is not Status.CONVERGED
+        assert "not an exact hypergradient" in info.message
+        # A sentence names the cause: that of the status, or the curvature that was met.
+        cause = Status.NEGATIVE_CURVATURE if info.curves_down else info.status
+        assert str(cause) in info.message
+
+
+SOLVABLE = [n for n in PROBLEMS if n not in ("singular", "indefinite", "the same, untrained")]
+
+
+@pytest.mark.parametrize("name", SOLVABLE)
+def test_conjugate_gradients_answer_wherever_there_is_an_answer(name: str) -> None:
+    problem = PROBLEMS[name]()
+    grads, info = strategy("CG(200, rtol=1e-10)", problem)(
+        problem.inner, problem.outer, problem.params, problem.hparams
+    )
+    assert info.trustworthy
+    assert problem.error(grads) < 1e-10
+
+
+def test_a_small_residual_that_hides_a_large_error_is_not_trusted() -> None:
+    """All but nothing of the outer gradient lies where the curvature is 1e-7."""
+    curvature = torch.tensor([1.0, 0.9, 1e-7], dtype=torch.float64)
+    part = torch.tensor([1.0, 1.0, 1e-4], dtype=torch.float64)
+    params = {"w": torch.zeros(3, dtype=torch.float64)}
+    hparams = {"h": torch.zeros(3, dtype=torch.float64)}
+    grads, info = ImplicitHypergradient(ConjugateGradient(rtol=1e-3, max_steps=50))(
+        lambda p, h: 0.5 * (curvature * p["w"].square()).sum() - (h["h"] * p["w"]).sum(),
+        lambda p, h: (part * p["w"]).sum(),
+        params,
+        hparams,
+    )
+    exact = part / curvature
+    assert float((grads["h"] - exact).norm()) > 0.9 * float(exact.norm())
+    assert info.status is Status.CONVERGED and info.relative_residual < 1e-3
+    assert not info.trustworthy
+    assert info.error_estimate is not None and info.error_estimate > 0.1
+    assert str(Status.ILL_CONDITIONED) in info.message
