@@ -2,7 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor
+from torch.autograd.graph import Node
+
+from reweight._trees import Tree
+
+
+def _nodes(loss: Tensor) -> Iterator[Node]:
+    """Every operation behind ``loss``, and the leaves."""
+    waiting, seen = [loss.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting += [parent for parent, _ in node.next_functions]
+
+
+def reached(loss: Tensor, params: Tree) -> Tree:
+    """The entries of ``params``, all leaves, that ``loss`` may depend on."""
+    found = {
+        id(variable)
+        for node in _nodes(loss)
+        if (variable := getattr(node, "variable", None)) is not None
+    }
+    return {name: p for name, p in params.items() if id(p) in found}
 
 
 def refuse_reentrant(name: str, loss: Tensor) -> None:
@@ -10,16 +37,9 @@ def refuse_reentrant(name: str, loss: Tensor) -> None:
 
     ``torch.autograd.grad`` gives ``None`` for every parameter inside such a part, without a word.
     """
-    waiting, seen = [loss.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.name() == "CheckpointFunctionBackward":
-            raise ValueError(
-                f"{name} runs through torch.utils.checkpoint with use_reentrant=True, which drops "
-                "the gradients of the parameters inside when they are asked for by name; pass "
-                "use_reentrant=False"
-            )
-        waiting += [parent for parent, _ in node.next_functions]
+    if any(node.name() == "CheckpointFunctionBackward" for node in _nodes(loss)):
+        raise ValueError(
+            f"{name} runs through torch.utils.checkpoint with use_reentrant=True, which drops the "
+            "gradients of the parameters inside when they are asked for by name; pass "
+            "use_reentrant=False"
+        )

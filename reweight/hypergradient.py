@@ -288,7 +288,8 @@ class ImplicitHypergradient:
         if fresh is None and rounding(rhs) * size < measured <= TRUSTED_RESIDUAL * size:
             # The residual is what is still unsolved. If that is where the curvature is small, the
             # solution is far off however small the residual; one more product shows it.
-            smallest = min(operator.quotient(scale(1.0 / measured, left)), math.inf if smallest is None else smallest)
+            along = operator.quotient(scale(1.0 / measured, left))
+            smallest = along if smallest is None else min(along, smallest)
         hidden = (smallest or 0.0) * norm(scale(down, u))
         detail = solution.detail
         if fresh is not None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from reweight._graph import refuse_reentrant
+from reweight._graph import reached, refuse_reentrant
 from reweight._isolation import Isolation, isolated, swapped, twice_differentiable
 from reweight._linearise import (
     Linearisation,
@@ -409,7 +409,7 @@ class Reweighted:
         if mode == "autograd":
             # The forward pass that gave the losses is the one to differentiate.
             return from_graph(loss, theta, {"weights": weights})
-        theta = _touched(loss, theta)
+        theta = reached(loss, theta)
         inner = self._inner(batch, theta, isolation, copied=mode == "func")
         if mode == "func":
             return with_func(inner, theta, {"weights": weights})
@@ -659,9 +659,3 @@ class _Fresh:
             return self._rw._linearise(mode, batch, losses, weights, self._theta, self._isolation)
 
         return linearise
-
-
-def _touched(loss: Tensor, theta: Tree) -> Tree:
-    """The parameters that ``loss`` has a gradient for."""
-    grads = torch.autograd.grad(loss, list(theta.values()), retain_graph=True, allow_unused=True)
-    return {n: p for (n, p), g in zip(theta.items(), grads, strict=True) if g is not None}

@@ -1,0 +1,91 @@
+"""Layers and operations: the mode that serves them, their error and their time.
+
+    python benchmarks/operations.py [--json FILE]
+
+For each, one hypergradient of a small model with the operation in it, by conjugate gradients,
+against a Hessian of fourth-order differences of float64 gradients, which knows nothing of second
+derivatives. Times are medians of single-threaded float32 outer steps after the first one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import textwrap
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from operations import OPERATIONS, Operation
+from problems import relative_error
+
+REPEATS = 7
+
+
+def measured(operation: Operation) -> dict[str, Any]:
+    """One row: refused and why, or the errors, the mode and the time."""
+    try:
+        expected, damping = operation.reference()
+        double = operation.hypergradient(damping=damping)
+        single = operation.hypergradient(torch.float32, damping)
+    except ValueError as error:
+        return {"mode": "refused", "words": str(error)}
+    if not double.info.trustworthy:
+        return {"mode": "not trusted", "words": double.info.message}
+    return {
+        "mode": double.info.hvp_mode,
+        "error": relative_error(double.influence, expected),
+        "error_float32": relative_error(single.influence.double(), expected),
+        "num_hvps": single.info.num_hvps,
+        "milliseconds": milliseconds(operation, damping),
+    }
+
+
+def milliseconds(operation: Operation, damping: float) -> float:
+    """Of one outer step, by a wrapped model that has made one."""
+    rw = operation.wrapped(torch.float32, damping)
+    train, dev = operation.batches(torch.float32)
+    times = []
+    with operation.around():
+        for _ in range(REPEATS + 1):
+            start = time.perf_counter()
+            rw.hypergradient(train, dev)
+            times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="also write the table to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # the table says it
+    width = max(map(len, OPERATIONS))
+    print(f"torch {torch.__version__}, 1 thread")
+    print(f"{'':{width}}  {'mode':17}  {'float64':>8}  {'float32':>8}  {'HVPs':>4}  {'ms':>6}")
+    rows = {}
+    for name, operation in OPERATIONS.items():
+        row = rows[name] = measured(operation)
+        line = f"{name:{width}}  {row['mode']:17}  "
+        if "words" not in row:
+            line += (
+                f"{row['error']:8.0e}  {row['error_float32']:8.0e}  {row['num_hvps']:4}  "
+                f"{row['milliseconds']:6.1f}"
+            )
+        print(line, flush=True)
+    told = {name: row["words"] for name, row in rows.items() if "words" in row}
+    print(f"\n{len(rows) - len(told)} of {len(rows)} are served. The others, in the library's words:")
+    for name, words in told.items():
+        print(textwrap.fill(f"{name}: {words}", 100, initial_indent="- ", subsequent_indent="  "))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
