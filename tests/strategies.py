@@ -143,7 +143,7 @@ class Problem:
     def inner(self, theta: Tensor, weights: Tensor) -> Tensor:
         """What the inner parameters minimise, written out."""
         spec = self.spec
-        losses, fixed = self._call(theta, lambda m: (m.losses(self.train), m.fixed(self.train)))
+        losses, fixed = self.call(theta, lambda m: (m.losses(self.train), m.fixed(self.train)))
         weighted = (weights * losses).sum()
         if spec.reduction == "mean":
             weighted = weighted / spec.batch_size
@@ -152,7 +152,7 @@ class Problem:
         return weighted + fixed + decay + proximal
 
     def outer(self, theta: Tensor) -> Tensor:
-        return self._call(theta, lambda m: m.outer_loss(self.dev))
+        return self.call(theta, lambda m: m.outer_loss(self.dev))
 
     def position(self) -> Tensor:
         return torch.cat([p.detach().reshape(-1) for p in self.model.parameters()])
@@ -165,7 +165,7 @@ class Problem:
         with torch.no_grad():
             return self.weighter(self.frozen_losses(), self.inputs(self.train))
 
-    def _call(self, theta: Tensor, fn: Callable[[Model], Any]) -> Any:
+    def call(self, theta: Tensor, fn: Callable[[Model], Any]) -> Any:
         parts = theta.split([p.numel() for p in self.model.parameters()])
         named = dict(self.model.named_parameters())
         tensors = {n: t.view_as(p) for t, (n, p) in zip(parts, named.items(), strict=True)}
@@ -186,8 +186,8 @@ def _prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"model.{name}": tensor for name, tensor in tensors.items()}
 
 
-def make(spec: Spec) -> Problem:
-    """Build the problem: random everything, then the terms that make it a minimum."""
+def anywhere(spec: Spec) -> Problem:
+    """Random everything, at no minimum; the Hessian is left empty."""
     generator = torch.Generator().manual_seed(spec.seed)
     model = Model(spec.model)
     weighter, inputs = _weighter(spec.weighter)
@@ -195,7 +195,13 @@ def make(spec: Spec) -> Problem:
         for p in (*model.parameters(), *weighter.parameters()):
             p.copy_(0.7 * torch.randn(p.shape, generator=generator, dtype=torch.float64))
     train, dev = Batch(spec.batch_size, generator), Batch(4, generator)
-    problem = Problem(spec, model, weighter, inputs, train, dev, torch.empty(0))
+    return Problem(spec, model, weighter, inputs, train, dev, torch.empty(0))
+
+
+def make(spec: Spec) -> Problem:
+    """Build the problem: random everything, then the terms that make it a minimum."""
+    problem = anywhere(spec)
+    model = problem.model
     theta, weights = problem.position(), problem.weigh()
     curvature = torch.linalg.eigvalsh(torch.func.hessian(problem.inner)(theta, weights))
     # A condition number of at most 20 for conjugate gradients, 4 for the slower series.
