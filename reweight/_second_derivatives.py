@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reweight._trees import Tree, axpy, dot, norm, scale, tree_map
+from reweight._trees import Tree, axpy, norm, scale, tree_map
 
-Gradient = Callable[[Tree], Tree]
+Evaluate = Callable[[Tree], tuple[float, Tree]]
 Product = Callable[[Tree, Tree], Tree]
 
 # Relative steps of the differences. Where the loss is computed in float64 all the way, the small
@@ -25,6 +25,8 @@ _STEPS = (1e-3, 1e-5, 1e-7)
 # A disagreement of at least this share, and of ten times the doubt in the differences, is one.
 _SHARE = 1e-3
 _MARGIN = 10.0
+# First derivatives of a loss in float64 are exact to many more digits.
+_SHARE_OF_FIRST = 1e-6
 # Blocks of the product below this share of all of it are not looked at one by one.
 _SMALL = 1e-6
 
@@ -36,35 +38,34 @@ class Disagreement:
     Attributes:
         name: the parameter at which they differ most.
         share: by how much of the differences there.
-        symmetric: whether the differences themselves are those of a symmetric matrix. If not, the
-            gradient is not the gradient of any function.
+        of_the_loss: whether first derivatives are those of the loss. If not, differences of them
+            are no second derivatives of it either.
     """
 
     name: str
     share: float
-    symmetric: bool
+    of_the_loss: bool
 
 
-def disagreement(product: Product, gradient: Gradient, params: Tree) -> Disagreement | None:
-    """Compare ``product`` with differences of ``gradient`` along random directions.
+def disagreement(product: Product, evaluate: Evaluate, params: Tree) -> Disagreement | None:
+    """Compare ``product`` with differences of gradients along a random direction.
 
     Both are called with leaves that require gradients.
 
     Args:
         product: ``(θ, v) -> H v``, float64.
-        gradient: ``θ -> ∇inner(θ)``, float64.
+        evaluate: ``θ -> (inner(θ), ∇inner(θ))``, float64.
         params: θ.
 
     Returns:
         The worst block, or ``None`` if they agree or the differences can't tell.
     """
-    generator = torch.Generator().manual_seed(0)
+    _, here = evaluate(_leaves(params))
     # Entries without a gradient stay where they are. That of a padding row is zero by decree,
     # whatever the loss does with it: such a row is a constant and no parameter.
-    moving = tree_map(lambda g: g != 0.0, gradient(_leaves(params)))
-    v = _direction(params, moving, generator)
+    v = _direction(params, here)
     found = product(_leaves(params), v)
-    expected, doubt = _difference(gradient, params, v)
+    expected, doubt = _differences(evaluate, params, v)
     total = norm(expected)
     worst, name = 0.0, ""
     for key, entry in expected.items():
@@ -72,39 +73,33 @@ def disagreement(product: Product, gradient: Gradient, params: Tree) -> Disagree
         apart = norm(found[key] - entry)
         if apart > max(_SHARE * size, _MARGIN * doubt[key]) and apart / size > worst:
             worst, name = apart / size, key
-    if not name:
-        return None
-    w = _direction(params, moving, generator)
-    other, other_doubt = _difference(gradient, params, w)
-    sizes = norm(w) * total + norm(v) * norm(other)
-    noise = norm(w) * sum(doubt.values()) + norm(v) * sum(other_doubt.values())
-    skew = abs(dot(w, expected) - dot(v, other))
-    return Disagreement(name, worst, skew <= max(1e-4 * sizes, _MARGIN * noise))
+    return Disagreement(name, worst, _descends(evaluate, params, here)) if name else None
 
 
 def _leaves(params: Tree) -> Tree:
     return tree_map(lambda p: p.detach().requires_grad_(True), params)
 
 
-def _direction(params: Tree, moving: Tree, generator: torch.Generator) -> Tree:
-    """Normal entries of each parameter's own size."""
+def _direction(params: Tree, gradient: Tree) -> Tree:
+    """Normal entries of each parameter's own size, where there is a gradient."""
+    generator = torch.Generator().manual_seed(0)
     direction = {}
     for name, p in params.items():
         noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
         size = norm(p) / max(p.numel(), 1) ** 0.5
-        direction[name] = noise * (size or 1.0) * moving[name]
+        direction[name] = noise * (size or 1.0) * (gradient[name] != 0.0)
     return direction
 
 
-def _difference(gradient: Gradient, params: Tree, v: Tree) -> tuple[Tree, dict[str, float]]:
+def _differences(evaluate: Evaluate, params: Tree, v: Tree) -> tuple[Tree, dict[str, float]]:
     """``H v`` by central differences, and how far two steps are apart, for each parameter.
 
     Each parameter takes the two neighbouring steps that agree best.
     """
     found = []
     for step in _STEPS:
-        ahead, behind = (gradient(_leaves(axpy(sign * step, v, params))) for sign in (1.0, -1.0))
-        found.append(scale(1.0 / (2.0 * step), axpy(-1.0, behind, ahead)))
+        ahead, behind = _beside(evaluate, params, v, step)
+        found.append(scale(1.0 / (2.0 * step), axpy(-1.0, behind[1], ahead[1])))
     best: dict[str, Tensor] = {}
     doubt: dict[str, float] = {}
     for name in params:
@@ -112,3 +107,25 @@ def _difference(gradient: Gradient, params: Tree, v: Tree) -> tuple[Tree, dict[s
         first = min(range(len(apart)), key=apart.__getitem__)
         best[name], doubt[name] = found[first + 1][name], apart[first]
     return best, doubt
+
+
+def _descends(evaluate: Evaluate, params: Tree, gradient: Tree) -> bool:
+    """Whether the loss changes along its gradient as the gradient says."""
+    slope = norm(gradient)
+    if slope == 0.0:
+        return True
+    v = scale((norm(params) or 1.0) / slope, gradient)
+    found = []
+    for step in _STEPS:
+        ahead, behind = _beside(evaluate, params, v, step)
+        found.append((ahead[0] - behind[0]) / (2.0 * step))
+    doubt, value = min((abs(a - b), b) for a, b in zip(found, found[1:], strict=False))
+    expected = slope * norm(v)
+    return abs(value - expected) <= max(_SHARE_OF_FIRST * expected, _MARGIN * doubt)
+
+
+def _beside(
+    evaluate: Evaluate, params: Tree, v: Tree, step: float
+) -> tuple[tuple[float, Tree], tuple[float, Tree]]:
+    ahead, behind = (evaluate(_leaves(axpy(sign * step, v, params))) for sign in (1.0, -1.0))
+    return ahead, behind

@@ -71,13 +71,15 @@ class SolveInfo:
             return f"trustworthy: {numbers}"
         if self.caveat:
             return f"not a hypergradient: {self.caveat}"
-        status = self.status
+        status, detail = self.status, self.detail
         if self.curves_down:
             status = Status.NEGATIVE_CURVATURE
+            met = f"a curvature of {self.smallest_curvature:.3g} was met"
+            detail = f"{detail}; {met}" if detail else met
         elif self.relative_residual <= TRUSTED_RESIDUAL:
             status = Status.ILL_CONDITIONED
             numbers += f", an error of {self.error_estimate:.2g} is to be expected behind it"
-        detail = f" ({self.detail})" if self.detail else ""
+        detail = f" ({detail})" if detail else ""
         kind = "not an exact hypergradient"
         if status in _BY_DESIGN:
             kind += ", by choice of solver"

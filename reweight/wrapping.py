@@ -456,9 +456,9 @@ class Reweighted:
             logger.info("hvp mode %r is not compared with finite differences: too costly", mode)
             return linearisation
         try:
-            product, gradient = self._in_double(mode, batch, weights, theta, isolation)
+            product, evaluate = self._in_double(mode, batch, weights, theta, isolation)
             params = {name: p.detach().double() for name, p in theta.items()}
-            found = disagreement(product, gradient, params)
+            found = disagreement(product, evaluate, params)
         except Exception as error:  # a user's code that makes float32 tensors of its own, and more
             logger.info("hvp mode %r could not be compared with differences: %s", mode, error)
         finally:
@@ -466,12 +466,12 @@ class Reweighted:
         if found is None:
             return linearisation
         by = f"by {found.share:.2g} of its size for {found.name}"
-        if not found.symmetric:
+        if not found.of_the_loss:
             self._caveats[mode] = (
-                f"the gradients of the inner loss are not those of any function (the products with "
-                f"its Hessian differ from differences of gradients {by}, and these are not "
-                "symmetric): is there a detach() inside the losses, a straight-through or a "
-                "reversed gradient? The formula then holds for another problem than the one trained"
+                "the gradients of the inner loss are not its derivatives (nor are the products "
+                f"with its Hessian, {by}): is there a detach() inside the losses, a "
+                "straight-through or a reversed gradient? The formula then holds for another "
+                "problem than the one that is trained"
             )
         elif self._hypergradient.hvp == "auto":
             wrong = f"its second derivatives are wrong {by}, as differences of gradients show"
@@ -485,8 +485,8 @@ class Reweighted:
 
     def _in_double(
         self, mode: Mode, batch: Any, weights: Tensor, theta: Tree, isolation: Isolation
-    ) -> tuple[Callable[[Tree, Tree], Tree], Callable[[Tree], Tree]]:
-        """``(θ, v) -> H v`` in the mode, and ``θ -> ∇inner``, with everything in float64."""
+    ) -> tuple[Callable[[Tree, Tree], Tree], Callable[[Tree], tuple[float, Tree]]]:
+        """``(θ, v) -> H v`` in the mode, and ``θ -> (inner, ∇inner)``, all of it in float64."""
         batch, weights = map_tensors(doubled, batch), weights.detach().double()
         frozen = {id(p): doubled(p.detach()) for p in self.model.parameters()}
 
@@ -512,12 +512,13 @@ class Reweighted:
                 entries = linearisation.hvp({n: v[n] for n in linearisation.params})
             return filled((entries.get(name) for name in params), params)
 
-        def gradient(params: Tree) -> Tree:
+        def evaluate(params: Tree) -> tuple[float, Tree]:
             with installed(params):
-                grads = torch.autograd.grad(loss(), list(params.values()), allow_unused=True)
-            return filled(grads, params)
+                value = loss()
+                grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
+            return float(value), filled(grads, params)
 
-        return product, gradient
+        return product, evaluate
 
     def _remark(self, info: SolveInfo) -> None:
         """Say once what a person should know, and the rest to the log."""

@@ -352,7 +352,7 @@ def compiled() -> nn.Module:
 
 
 DIFFERENCES = "finite_difference"
-NO_FUNCTION = "gradients of the inner loss are not those of any function"
+NOT_ITS_OWN = "gradients of the inner loss are not its derivatives"
 
 OPERATIONS: dict[str, Operation] = {
     "Linear": layer(lambda: nn.Linear(4, 3), 3),
@@ -407,7 +407,7 @@ OPERATIONS: dict[str, Operation] = {
     "spectral_norm, train": layer(
         lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)),
         3,
-        expected=NO_FUNCTION,  # its singular vectors move with the weight, and have no gradient
+        expected=NOT_ITS_OWN,  # its singular vectors move with the weight, and have no gradient
     ),
     "spectral_norm, eval": Operation(
         lambda: Net(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)), 3).eval()
@@ -423,7 +423,7 @@ OPERATIONS: dict[str, Operation] = {
         OnceDifferentiable.apply, expected=DIFFERENCES
     ),
     "autograd.Function that detaches": function(Detaching.apply, expected=DIFFERENCES),
-    "straight-through estimator": function(StraightThrough.apply, expected=NO_FUNCTION),
+    "straight-through estimator": function(StraightThrough.apply, expected=NOT_ITS_OWN),
     "cdist": function(
         lambda x: torch.cdist(x[:, None], torch.eye(4).to(x)[None, :2]), 2, expected=DIFFERENCES
     ),

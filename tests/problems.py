@@ -117,6 +117,18 @@ def spd(seed: int, size: int, lowest: float = 0.2, highest: float = 2.0) -> tupl
     return (basis * eigenvalues) @ basis.T, b
 
 
+class Counted:
+    """A matrix that counts its products and keeps what it was multiplied with."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+        self.seen: list[Tensor] = []
+
+    def __call__(self, v: Tensor) -> Tensor:
+        self.seen.append(v)
+        return self.matrix @ v
+
+
 # -- problems with a dense oracle ----------------------------------------------------------------
 
 Tree = dict[str, Tensor]

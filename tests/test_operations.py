@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from operations import NO_FUNCTION, OPERATIONS
+from operations import NOT_ITS_OWN, OPERATIONS
 from problems import relative_error
 from torch import Tensor
 
@@ -65,7 +65,7 @@ def test_finite_differences_serve_everything(name: str) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_can_not_be_served_is_refused_with_a_sentence(name: str) -> None:
     operation = OPERATIONS[name]
-    if operation.expected == NO_FUNCTION:
+    if operation.expected == NOT_ITS_OWN:
         info = operation.hypergradient().info
         assert not info.trustworthy
         assert operation.expected in info.message and info.caveat in info.message

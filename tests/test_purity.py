@@ -290,7 +290,7 @@ def test_memory_does_not_grow_with_calls() -> None:
     before = tensors()
     for _ in range(3):
         rw.hypergradient(train, dev)
-    assert tensors() == before
+    assert tensors() <= before  # what earlier tests left may go in between
 
 
 # -- .grad -------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from problems import relative_error, spd
 from torch import Tensor
 
-from reweight import ConjugateGradient, Identity, Neumann, Solution, Status
+from reweight import ConjugateGradient, Identity, Neumann, Nystrom, PowerIteration, Solution, Status
 from reweight.solvers import LinearSolver
 
 Matvec = Callable[[Any], Any]
@@ -32,6 +32,11 @@ TRUNCATED: dict[str, LinearSolver] = {
     "neumann-fixed-3": Neumann(num_terms=3, step_size=0.4),
 }
 SOLVERS = EXACT | TRUNCATED
+# These look at single columns of the matrix, so another basis is another approximation.
+COLUMNS: dict[str, LinearSolver] = {
+    "nystrom-3": Nystrom(3, damping=0.5),
+    "nystrom-leverage": Nystrom(3, damping=0.5, columns="leverage"),
+}
 
 # Where a property is tried for many solvers, each gets a share of the examples.
 shared = settings(max_examples=settings.default.max_examples // 5)
@@ -48,7 +53,7 @@ def exact(solvers: dict[str, LinearSolver] = EXACT) -> Any:
     return pytest.mark.parametrize("solver", solvers.values(), ids=solvers.keys())
 
 
-every = exact(SOLVERS)
+every = exact(SOLVERS | COLUMNS)
 
 
 # -- answers -----------------------------------------------------------------------------------
@@ -166,8 +171,8 @@ def test_scaling_b_by_a_power_of_two_scales_the_answer_exactly(
 
 @pytest.mark.parametrize(
     "solver",
-    [Identity(0.5), Neumann(3, 0.4), *EXACT.values()],
-    ids=["identity", "neumann-fixed-3", *EXACT],
+    [Identity(0.5), Neumann(3, 0.4), *COLUMNS.values(), *EXACT.values()],
+    ids=["identity", "neumann-fixed-3", *COLUMNS, *EXACT],
 )
 @shared
 @given(seed=seeds, size=sizes, c=st.floats(-3.0, 3.0))
@@ -182,7 +187,7 @@ def test_linear_solvers_are_linear(solver: LinearSolver, seed: int, size: int, c
     assert float((apart - together).norm()) <= 1e-11 * size_of_parts
 
 
-@every
+@exact(SOLVERS)
 @shared
 @given(seed=seeds, size=sizes)
 def test_the_answer_does_not_depend_on_the_basis(
@@ -446,6 +451,12 @@ def test_nearly_invariant_subspaces_do_not_cost_digits(seed: int) -> None:
         (lambda: ConjugateGradient(rtol=0.0), "rtol=0.0"),
         (lambda: ConjugateGradient(rtol=-1e-3), "rtol=-0.001"),
         (lambda: Identity(step_size=0.0), "step_size=0.0"),
+        (lambda: Nystrom(rank=0), "rank=0"),
+        (lambda: Nystrom(damping=0.0), "damping=0.0"),
+        (lambda: Nystrom(columns="best"), "columns='best'"),  # type: ignore[arg-type]
+        (lambda: Nystrom(seed=-1), "seed=-1"),
+        (lambda: PowerIteration(num_steps=0), "num_steps=0"),
+        (lambda: PowerIteration(first_steps=0), "first_steps=0"),
     ],
 )
 def test_fields_out_of_range_are_refused_by_name(make: Callable[[], object], names: str) -> None:

@@ -36,7 +36,7 @@ class Status(str, Enum):
     NEGATIVE_CURVATURE = (
         "the Hessian is not positive definite along a search direction: it is flat there, or the "
         "inner problem is not at a minimum; add damping of at least the negative curvature, or "
-        "train the inner problem further; what was solved before that direction is returned"
+        "train the inner problem further"
     )
     ILL_CONDITIONED = (
         "the residual is small, but directions of small curvature can hide a larger error behind "

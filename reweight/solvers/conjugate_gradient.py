@@ -73,7 +73,8 @@ class ConjugateGradient(LinearSolver):
                     best if step else b,
                     Status.NEGATIVE_CURVATURE,
                     max(spectrum.ends()[1], quotient) or None,
-                    f"pᵀAp/pᵀp = {quotient:.3g} in step {step + 1}",
+                    f"pᵀAp/pᵀp = {quotient:.3g} in step {step + 1}, "
+                    + ("what was solved before it is returned" if step else "b is returned"),
                     quotient,
                 )
             advance = squared / curvature

@@ -1,0 +1,109 @@
+"""A warning is given once for each cause, where the user's code is."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reweight import (
+    ConjugateGradient,
+    ImplicitHypergradient,
+    Losses,
+    LossWeighter,
+    Neumann,
+    Reweighted,
+    wrap,
+)
+
+
+def losses(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return (model(batch[0]).squeeze(-1) - batch[1]).square()
+
+
+def make(
+    solver: object, model: nn.Module | None = None, weighter: LossWeighter | None = None
+) -> Reweighted:
+    torch.manual_seed(0)
+    return wrap(
+        nn.Linear(3, 1) if model is None else model,
+        LossWeighter(4) if weighter is None else weighter,
+        losses,
+        lambda model, batch: losses(model, batch).mean(),
+        hypergradient=ImplicitHypergradient(solver),  # type: ignore[arg-type]
+    )
+
+
+def batch(seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(6, 3, generator=generator), torch.randn(6, generator=generator)
+
+
+TRAIN, DEV = batch(0), batch(1)
+
+
+def test_a_cause_is_said_once_and_points_at_the_users_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rw = make(Neumann(10, step_size=5.0))
+    with pytest.warns(UserWarning, match="the terms of the series grow.*Said once") as caught:
+        rw.hypergradient(TRAIN, DEV)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings(), caplog.at_level(logging.DEBUG, "reweight"):
+        warnings.simplefilter("error")
+        rw.outer_backward(TRAIN, DEV)
+    assert "the terms of the series grow" in caplog.text
+    # Another wrapped model has not been told yet.
+    with pytest.warns(UserWarning, match="grow"):
+        make(Neumann(10, step_size=5.0)).outer_backward(TRAIN, DEV)
+
+
+def test_nothing_is_printed_where_no_one_asked_for_the_log(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    rw = make(Neumann(10, step_size=5.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(3):
+            rw.hypergradient(TRAIN, DEV)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("solver", [Neumann(), ConjugateGradient(2)], ids=repr)
+def test_a_solver_that_stops_as_it_was_told_to_is_not_warned_of(solver: object) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        info = make(solver).hypergradient(TRAIN, DEV).info
+    assert not info.trustworthy  # it says so itself
+    assert "not an exact hypergradient" in info.message
+
+
+def test_weights_at_their_bound_are_told() -> None:
+    weighter = LossWeighter(4)
+    with torch.no_grad():
+        weighter.mlp[-1].bias += 40.0  # every weight has run to its maximum
+    rw = make(Neumann(), weighter=weighter)
+    with pytest.warns(UserWarning, match="weights of LossWeighter hardly respond.*lower the outer"):
+        rw.hypergradient(TRAIN, DEV)
+
+
+def test_heads_that_do_not_meet_are_told() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.train_head, self.dev_head = nn.Linear(3, 1), nn.Linear(3, 1)
+
+    torch.manual_seed(0)
+    rw = wrap(
+        Heads(),
+        LossWeighter(4),
+        lambda model, b: Losses(losses(model.train_head, b)),  # type: ignore[arg-type]
+        lambda model, b: losses(model.dev_head, b).mean(),  # type: ignore[arg-type]
+    )
+    with pytest.warns(UserWarning, match="uses no parameter that the inner loss moves"):
+        result = rw.hypergradient(TRAIN, DEV)
+    assert not bool(result.influence.any())
+    assert all(not bool(g.any()) for g in result.grads.values())
