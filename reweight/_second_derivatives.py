@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reweight._trees import Tree, axpy, norm, scale, tree_map
+from reweight._trees import Tree, axpy, dot, norm, scale, tree_map
 
 Evaluate = Callable[[Tree], tuple[float, Tree]]
 Product = Callable[[Tree, Tree], Tree]
@@ -27,6 +27,8 @@ _SHARE = 1e-3
 _MARGIN = 10.0
 # First derivatives of a loss in float64 are exact to many more digits.
 _SHARE_OF_FIRST = 1e-6
+# Of the sizes of two products, which a random pair of directions seldom fills.
+_SHARE_OF_SKEW = 1e-5
 # Blocks of the product below this share of all of it are not looked at one by one.
 _SMALL = 1e-6
 
@@ -38,8 +40,8 @@ class Disagreement:
     Attributes:
         name: the parameter at which they differ most.
         share: by how much of the differences there.
-        of_the_loss: whether first derivatives are those of the loss. If not, differences of them
-            are no second derivatives of it either.
+        of_the_loss: whether the gradients are the derivatives of the loss, as its values show, and
+            their differences symmetric. If not, differences are no second derivatives either.
     """
 
     name: str
@@ -73,16 +75,24 @@ def disagreement(product: Product, evaluate: Evaluate, params: Tree) -> Disagree
         apart = norm(found[key] - entry)
         if apart > max(_SHARE * size, _MARGIN * doubt[key]) and apart / size > worst:
             worst, name = apart / size, key
-    return Disagreement(name, worst, _descends(evaluate, params, here)) if name else None
+    if not name:
+        return None
+    w = _direction(params, here, seed=1)
+    other, other_doubt = _differences(evaluate, params, w)
+    sizes = norm(w) * total + norm(v) * norm(other)
+    noise = norm(w) * sum(doubt.values()) + norm(v) * sum(other_doubt.values())
+    skew = abs(dot(w, expected) - dot(v, other))
+    symmetric = skew <= max(_SHARE_OF_SKEW * sizes, _MARGIN * noise)
+    return Disagreement(name, worst, symmetric and _descends(evaluate, params, here))
 
 
 def _leaves(params: Tree) -> Tree:
     return tree_map(lambda p: p.detach().requires_grad_(True), params)
 
 
-def _direction(params: Tree, gradient: Tree) -> Tree:
+def _direction(params: Tree, gradient: Tree, seed: int = 0) -> Tree:
     """Normal entries of each parameter's own size, where there is a gradient."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     direction = {}
     for name, p in params.items():
         noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
