@@ -1,0 +1,141 @@
+"""The picture of a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# From the palette of Okabe and Ito, which people who see colours otherwise can tell apart.
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+
+Rows = list[dict[str, Any]]
+
+
+def plot_rows(rows: Rows, path: str | Path | None) -> Figure:
+    """Four panels over the outer steps."""
+    if not rows:
+        raise ValueError("no outer steps were recorded: call recorder.add(step, result) first")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "plots need matplotlib: pip install 'torch-reweight[plot]'", name="matplotlib"
+        ) from error
+    # Not through pyplot, which would keep the figure alive and choose a window system.
+    figure = Figure(figsize=(10.0, 6.4), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True)
+    _weights(panels[0][0], rows)
+    _residuals(panels[0][1], rows)
+    _directions(panels[1][0], rows)
+    _curvatures(panels[1][1], rows)
+    for panel in panels[1]:
+        panel.set_xlabel("step")
+    for panel in panels.flat:
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def _series(rows: Rows, name: str) -> tuple[list[int], list[float]]:
+    kept = [(row["step"], row[name]) for row in rows if row[name] is not None]
+    return [step for step, _ in kept], [value for _, value in kept]
+
+
+def _weights(axes: Axes, rows: Rows) -> None:
+    axes.set_title("weights of the batch", loc="left")
+    axes.set_ylabel("weight")
+    steps, mean = _series(rows, "weight_mean")
+    if not steps:
+        axes.text(0.5, 0.5, "no weights were recorded", ha="center", transform=axes.transAxes)
+        return
+    low, high = _series(rows, "weight_smallest")[1], _series(rows, "weight_largest")[1]
+    axes.fill_between(steps, low, high, color=_BLUE, alpha=0.2, lw=0, label="range")
+    axes.plot(steps, mean, color=_BLUE, label="mean")
+    # For weights of 0 and one other value the share is the mean over the largest: the room above
+    # keeps the two lines apart.
+    axes.set_ylim(0.0, 1.3 * max(high) or 1.0)
+    share = axes.twinx()
+    share.plot(
+        *_series(rows, "weight_effective_share"), color=_ORANGE, ls="--", label="effective share"
+    )
+    share.set_ylim(0.0, 1.05)
+    share.set_ylabel("effective share of the batch", color=_ORANGE)
+    share.spines["top"].set_visible(False)
+    _legend(axes, share)
+
+
+def _residuals(axes: Axes, rows: Rows) -> None:
+    axes.set_title("linear solves", loc="left")
+    axes.set_ylabel("relative residual")
+    steps, residuals = _series(rows, "relative_residual")
+    if any(value > 0.0 for value in residuals):
+        axes.set_yscale("log")
+    axes.plot(steps, residuals, color=_GREY, lw=0.8, zorder=1)
+    for trusted, marker, color, label in (
+        (True, "o", _GREEN, "trustworthy"),
+        (False, "x", _ORANGE, "not trusted"),
+    ):
+        part = [row for row in rows if row["trustworthy"] == trusted]
+        if part:
+            x, y = _series(part, "relative_residual")
+            axes.scatter(x, y, s=14, marker=marker, color=color, lw=1, label=label, zorder=2)
+    _legend(axes)
+
+
+def _directions(axes: Axes, rows: Rows) -> None:
+    axes.set_title("hypergradients", loc="left")
+    axes.set_ylabel("norm", color=_BLUE)
+    steps, norms = _series(rows, "hypergradient_norm")
+    axes.plot(steps, norms, color=_BLUE, label="norm")
+    if all(value > 0.0 for value in norms):
+        axes.set_yscale("log")
+    angle = axes.twinx()
+    angle.scatter(
+        *_series(rows, "cosine_with_previous"), s=9, color=_ORANGE, label="cosine with the previous"
+    )
+    angle.axhline(0.0, color=_ORANGE, lw=0.5)
+    angle.set_ylim(-1.05, 1.05)
+    angle.set_ylabel("cosine", color=_ORANGE)
+    angle.spines["top"].set_visible(False)
+    _legend(axes, angle)
+
+
+def _curvatures(axes: Axes, rows: Rows) -> None:
+    axes.set_title("curvature met", loc="left")
+    axes.set_ylabel("vᵀHv / vᵀv")
+    for name, color, label in (
+        ("curvature", _BLUE, "largest"),
+        ("smallest_curvature", _ORANGE, "smallest"),
+    ):
+        axes.plot(*_series(rows, name), color=color, label=label)
+    axes.axhline(0.0, color=_GREY, lw=0.8)
+    sizes = [abs(v) for v in _series(rows, "curvature")[1] if v]
+    if sizes and max(sizes) > 100.0 * min(sizes):
+        # Curvatures of both signs, over orders of magnitude.
+        axes.set_yscale("symlog", linthresh=min(sizes))
+    _legend(axes)
+
+
+def _legend(*axes: Axes) -> None:
+    """One legend above the panel, where it covers no data."""
+    found = [part.get_legend_handles_labels() for part in axes]
+    handles = [handle for part, _ in found for handle in part]
+    labels = [label for _, part in found for label in part]
+    axes[0].legend(
+        handles,
+        labels,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        ncols=len(labels),
+        frameon=False,
+        fontsize="small",
+        columnspacing=1.0,
+        handletextpad=0.4,
+        borderaxespad=0.2,
+    )

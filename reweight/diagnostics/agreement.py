@@ -1,0 +1,123 @@
+"""Whether two hypergradients point the same way."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from reweight._trees import dot, max_abs, norm, power_of_two, scale
+from reweight.hypergradient import Hypergradient
+from reweight.solvers import Identity
+from reweight.wrapping import Reweighted
+
+# Below this, a hypergradient on one dev batch says little about another.
+_NOISE = 0.2
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Cosines between hypergradients; ``print`` it.
+
+    Each is between -1 and 1, and NaN where one of the two is zero.
+
+    Attributes:
+        other_dev: of the gradients on two dev batches; ``None`` if there was only one.
+        other_dev_influence: of the influences ``[B]`` on two dev batches, likewise.
+        identity: of the gradients with this solver and with ``Identity()``.
+        identity_influence: of the influences with these two.
+    """
+
+    other_dev: float | None
+    other_dev_influence: float | None
+    identity: float
+    identity_influence: float
+
+    @property
+    def message(self) -> str:
+        """What the cosines say."""
+        parts = []
+        if self.other_dev is not None:
+            if math.isnan(self.other_dev):
+                parts.append("on one of the dev batches the hypergradient is zero")
+            elif self.other_dev < _NOISE:
+                parts.append(
+                    "the two dev batches disagree: an outer step follows the noise of its dev "
+                    "batch, so take larger ones, or a smaller outer learning rate"
+                )
+            else:
+                parts.append("the two dev batches agree")
+        if math.isnan(self.identity):
+            parts.append("the hypergradient is zero")
+        elif self.identity < 0.0:
+            parts.append("the curvature turns the direction that the identity gives around")
+        else:
+            parts.append("the identity gives a direction on the same side")
+        return "; ".join(parts)
+
+    def __str__(self) -> str:
+        lines = [f"{'cosine with':<20}  {'gradient':>8}  {'influence':>9}"]
+        if self.other_dev is not None and self.other_dev_influence is not None:
+            lines.append(
+                f"{'another dev batch':<20}  {self.other_dev:8.3f}  {self.other_dev_influence:9.3f}"
+            )
+        lines.append(
+            f"{'the identity solver':<20}  {self.identity:8.3f}  {self.identity_influence:9.3f}"
+        )
+        return "\n".join([*lines, self.message])
+
+
+def agreement(rw: Reweighted, batch: Any, dev_batch: Any, other_dev_batch: Any = None) -> Agreement:
+    """Compare a hypergradient with that of another dev batch, and of no curvature at all.
+
+    ``rw`` is left as it is.
+
+    Args:
+        rw: what :func:`reweight.wrap` returned.
+        batch: a train batch.
+        dev_batch: a dev batch.
+        other_dev_batch: another one; without it only solvers are compared.
+
+    Example:
+        >>> import torch, reweight
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(3, 1)
+        >>> def losses(model, batch):
+        ...     x, y = batch
+        ...     return (model(x).squeeze(-1) - y).square()
+        >>> rw = reweight.wrap(model, reweight.LossWeighter(), losses,
+        ...                    outer_loss=lambda model, batch: losses(model, batch).mean())
+        >>> train, dev = ((torch.randn(8, 3), torch.randn(8)) for _ in range(2))
+        >>> round(agreement(rw, train, dev, dev).other_dev, 6)
+        1.0
+    """
+    ours = rw.hypergradient(batch, dev_batch)
+    plain = copy.copy(rw)
+    plain._hypergradient = dataclasses.replace(rw._hypergradient, solver=Identity())
+    identity = plain.hypergradient(batch, dev_batch)
+    other: tuple[float | None, float | None] = (None, None)
+    if other_dev_batch is not None:
+        other = _cosines(ours, rw.hypergradient(batch, other_dev_batch))
+    return Agreement(*other, *_cosines(ours, identity))
+
+
+def _cosines(one: Hypergradient, two: Hypergradient) -> tuple[float, float]:
+    return cosine(one.grads, two.grads), cosine(
+        {"influence": one.influence}, {"influence": two.influence}
+    )
+
+
+def cosine(x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> float:
+    """Of the angle between two dicts of tensors; NaN if one of them is zero."""
+    units = []
+    for vector in (dict(x), dict(y)):
+        if max_abs(vector) == 0.0:
+            return math.nan
+        unit = scale(1.0 / power_of_two(vector), vector)
+        units.append(scale(1.0 / norm(unit), unit))
+    return max(-1.0, min(1.0, dot(*units)))

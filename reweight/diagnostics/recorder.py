@@ -1,0 +1,188 @@
+"""What every outer step did, in numbers that can be kept."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from torch import Tensor
+
+from reweight._trees import norm
+from reweight.diagnostics._plot import plot_rows
+from reweight.diagnostics.agreement import cosine
+from reweight.diagnostics.weights import WeightSummary
+from reweight.hypergradient import Hypergradient
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+
+
+class Recorder:
+    """Gathers the verdicts, weights and directions of the outer steps; plots and saves them.
+
+    Holds numbers, and of the tensors only the last hypergradient, for its cosine with the next.
+
+    Attributes:
+        rows: one dict per outer step, all with the same keys. Of the weights, what
+            :class:`WeightSummary` says; ``None`` where a step was added without them.
+
+    Example:
+        >>> import torch, reweight
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(3, 1)
+        >>> def losses(model, batch):
+        ...     x, y = batch
+        ...     return (model(x).squeeze(-1) - y).square()
+        >>> rw = reweight.wrap(model, reweight.LossWeighter(), losses,
+        ...                    outer_loss=lambda model, batch: losses(model, batch).mean())
+        >>> recorder = Recorder()
+        >>> batch, dev = ((torch.randn(8, 3), torch.randn(8)) for _ in range(2))
+        >>> for step in range(3):                                  # in your loop
+        ...     result = rw.outer_backward(batch, dev)
+        ...     recorder.add(step, result, rw.weights(batch))
+        >>> [round(row["weight_mean"], 3) for row in recorder.rows]
+        [1.0, 1.0, 1.0]
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self._previous: dict[str, Tensor] | None = None
+
+    def add(self, step: int, result: Hypergradient, weights: Tensor | None = None) -> None:
+        """Note one outer step.
+
+        Args:
+            step: of your loop; it is what plots have on their axis.
+            result: what ``rw.outer_backward`` or ``rw.hypergradient`` returned.
+            weights: ``[B]``, as ``rw.weights(batch)`` returns them.
+
+        Raises:
+            TypeError: something else than a result.
+            ValueError: weights that make no sense.
+        """
+        if not isinstance(result, Hypergradient):
+            raise TypeError(
+                f"result must be what rw.outer_backward returned, got {type(result).__name__}"
+            )
+        summary = None if weights is None else WeightSummary.of(weights)
+        info = result.info
+        row: Row = {
+            "step": step,
+            "hypergradient_norm": norm(result.grads),
+            "cosine_with_previous": None,
+            "relative_residual": info.relative_residual,
+            "error_estimate": info.error_estimate,
+            "num_hvps": info.num_hvps,
+            "curvature": info.curvature,
+            "smallest_curvature": info.smallest_curvature,
+            "status": info.status.name,
+            "trustworthy": info.trustworthy,
+            "hvp_mode": info.hvp_mode,
+            "helpful_share": float((result.influence < 0).double().mean()),
+        }
+        if self._previous is not None:
+            angle = cosine(self._previous, result.grads)
+            row["cosine_with_previous"] = None if math.isnan(angle) else angle
+        for name in ("mean", "std", "smallest", "largest", "effective_share", "entropy"):
+            row[f"weight_{name}"] = None if summary is None else getattr(summary, name)
+        self.rows.append(row)
+        self._previous = {name: g.detach().clone() for name, g in result.grads.items()}
+
+    def summary(self) -> str:
+        """A few lines on all steps."""
+        if not self.rows:
+            return "no outer steps were recorded"
+        first, last = self.rows[0], self.rows[-1]
+        trusted = sum(row["trustworthy"] for row in self.rows)
+        counts: dict[str, int] = {}
+        for row in self.rows:
+            counts[row["status"]] = counts.get(row["status"], 0) + 1
+        endings = ", ".join(f"{name.lower()} {count}" for name, count in counts.items())
+        angles = [c for row in self.rows if (c := row["cosine_with_previous"]) is not None]
+        lines = [
+            f"{len(self.rows)} outer steps, {first['step']} to {last['step']}; "
+            f"{trusted} trustworthy ({endings})",
+            f"hypergradient norm {first['hypergradient_norm']:.3g} at first, "
+            f"{last['hypergradient_norm']:.3g} at last",
+        ]
+        if angles:
+            mean = sum(angles) / len(angles)
+            lines[-1] += f"; cosine of one with the next {mean:.2f} on average"
+        if last["weight_mean"] is not None:
+            lines.append(
+                f"weights at last: mean {last['weight_mean']:.3g}, from "
+                f"{last['weight_smallest']:.3g} to {last['weight_largest']:.3g}, "
+                f"{100.0 * last['weight_effective_share']:.0f} % of the batch effective"
+            )
+        return "\n".join(lines)
+
+    def save(self, path: str | Path) -> None:
+        """Write the rows as ``.csv`` or ``.json``; the file is replaced as a whole or not at all.
+
+        Raises:
+            ValueError: another ending.
+        """
+        path = Path(path)
+        writers: dict[str, Callable[[TextIO, list[Row]], None]] = {
+            ".csv": _write_csv,
+            ".json": _write_json,
+        }
+        if path.suffix not in writers:
+            raise ValueError(f"path={str(path)!r}: the ending must be .csv or .json")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", newline="", encoding="utf-8") as file:
+                writers[path.suffix](file, self.rows)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Weights, residuals, curvatures and directions over the outer steps.
+
+        Args:
+            path: where to write the picture too; the ending chooses the format.
+
+        Returns:
+            The figure.
+
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError: nothing was recorded.
+        """
+        return plot_rows(self.rows, path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is to be saved to go on recording later."""
+        return {"version": 1, "rows": [dict(row) for row in self.rows], "previous": self._previous}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state of :meth:`state_dict`.
+
+        Raises:
+            ValueError: not a state of this kind.
+        """
+        if not isinstance(state, Mapping) or state.get("version") != 1 or "rows" not in state:
+            raise ValueError("this is not a state of a Recorder (version 1)")
+        self.rows = [dict(row) for row in state["rows"]]
+        self._previous = state["previous"]
+
+
+def _write_csv(file: TextIO, rows: list[Row]) -> None:
+    writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["step"])
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _write_json(file: TextIO, rows: list[Row]) -> None:
+    json.dump(rows, file, indent=1)
+    file.write("\n")

@@ -1,0 +1,183 @@
+"""How many samples the weights leave."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Fewer samples than this share of the batch carry the loss: it is decided by a few.
+_COLLAPSED = 0.1
+# A standard deviation below this share of the mean tells no sample from another.
+_ALIKE = 1e-3
+# Every weighter starts at weights of 1. Alike weights further from it than this have been moved.
+_MOVED = 0.5
+
+
+def effective_sample_size(weights: Tensor) -> float:
+    """``(Σw)²/Σw²``: the number of equal weights that would be as noisy (Kish, 1965).
+
+    Args:
+        weights: ``[B]``, not negative.
+
+    Returns:
+        Between 1 and ``B``; 0 if there is no weight above zero.
+
+    Raises:
+        ValueError: weights that are negative, not finite or not of shape ``[B]``.
+
+    Example:
+        >>> import torch
+        >>> effective_sample_size(torch.tensor([1.0, 1.0, 0.0, 0.0]))
+        2.0
+    """
+    w = _checked(weights)
+    squares = float(w.square().sum())
+    return float(w.sum()) ** 2 / squares if squares else 0.0
+
+
+def entropy(weights: Tensor, *, normalised: bool = False) -> float:
+    """The entropy ``−Σ p ln p`` of ``p = w/Σw``, in nats.
+
+    Args:
+        weights: ``[B]``, not negative.
+        normalised: as a share of ``ln B``, the entropy of equal weights.
+
+    Returns:
+        Between 0 (one sample has it all) and ``ln B``, or 1; 0 if there is no weight above zero.
+
+    Raises:
+        ValueError: weights that are negative, not finite or not of shape ``[B]``.
+
+    Example:
+        >>> import torch
+        >>> round(entropy(torch.tensor([2.0, 2.0, 0.0, 0.0]), normalised=True), 3)
+        0.5
+    """
+    w = _checked(weights)
+    if not bool(w.any()):
+        return 0.0
+    value = max(float(torch.special.entr(w / w.sum()).sum()), 0.0)
+    if not normalised:
+        return value
+    return min(value / math.log(len(w)), 1.0) if len(w) > 1 else 1.0
+
+
+@dataclass(frozen=True)
+class WeightSummary:
+    """A batch of weights in a few numbers; ``print`` it.
+
+    Attributes:
+        size: the number of samples, ``B``.
+        mean: of the weights; a weighter starts at 1.
+        std: their standard deviation over the batch.
+        smallest: the smallest weight.
+        largest: the largest.
+        effective_sample_size: see :func:`effective_sample_size`.
+        entropy: normalised, see :func:`entropy`.
+
+    Example:
+        >>> import torch
+        >>> print(WeightSummary.of(torch.tensor([2.0, 2.0, 0.1, 0.1])))
+        4 weights: mean 1.05, std 0.95, from 0.1 to 2; 2.2 effective samples (55 %), entropy 0.64
+        the weights tell samples apart
+    """
+
+    size: int
+    mean: float
+    std: float
+    smallest: float
+    largest: float
+    effective_sample_size: float
+    entropy: float
+
+    @classmethod
+    def of(cls, weights: Tensor) -> WeightSummary:
+        """Summarise ``weights`` ``[B]``.
+
+        Raises:
+            ValueError: weights that are negative, not finite or not of shape ``[B]``.
+        """
+        w = weights.detach().double()
+        size = effective_sample_size(weights)  # refuses what makes no sense
+        return cls(
+            len(w),
+            float(w.mean()),
+            float(w.std(correction=0)),
+            float(w.min()),
+            float(w.max()),
+            size,
+            entropy(weights, normalised=True),
+        )
+
+    @property
+    def effective_share(self) -> float:
+        """The effective sample size as a share of the batch."""
+        return self.effective_sample_size / self.size
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether a few samples have nearly all the weight, or none has any."""
+        return self.effective_share < _COLLAPSED
+
+    @property
+    def alike(self) -> bool:
+        """Whether all samples have the same weight."""
+        return self.std <= _ALIKE * self.mean
+
+    @property
+    def message(self) -> str:
+        """One sentence: what the weights do, and what to do where that is not as it should be."""
+        if self.largest == 0.0:
+            return (
+                "every weight is zero, so the weighted losses train nothing: lower the outer "
+                "learning rate, or look whether these samples help at all"
+            )
+        if self.collapsed:
+            return (
+                "the weights have collapsed onto a few samples, so the weighted loss is a noisy "
+                "one: lower the outer learning rate, take larger batches, or bound the weights"
+            )
+        if self.size > 1 and self.alike:
+            if abs(self.mean - 1.0) < _MOVED:
+                return "all weights are alike: nothing has been learned from these samples yet"
+            return (
+                f"all weights have moved to {self.mean:.3g} and tell no sample from another: "
+                "bounded weights that run to their bound together stay there, so start the outer "
+                "steps later, or lower the outer learning rate"
+            )
+        return "the weights tell samples apart"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.size} weights: mean {self.mean:.3g}, std {self.std:.3g}, from "
+            f"{self.smallest:.3g} to {self.largest:.3g}; {self.effective_sample_size:.1f} "
+            f"effective samples ({self.effective_share:.0%}), entropy {self.entropy:.2f}\n"
+            f"{self.message}"
+        ).replace("%)", " %)")
+
+
+def _checked(weights: Tensor) -> Tensor:
+    """The weights in float64, divided by the largest: what is computed here has no scale."""
+    if not isinstance(weights, Tensor):
+        raise ValueError(f"weights must be a tensor [B], got {type(weights).__name__}")
+    if weights.ndim != 1 or not len(weights):
+        raise ValueError(
+            f"weights has shape {tuple(weights.shape)}, expected [B] with B > 0: one weight per "
+            "sample, as rw.weights(batch) returns them"
+        )
+    w = weights.detach().double()
+    if not bool(w.isfinite().all()):
+        raise ValueError(
+            "weights are not finite: the weighter's inputs hold NaN, or an outer step was so "
+            "large that it overflowed"
+        )
+    if bool((w < 0.0).any()):
+        raise ValueError(
+            f"weights go down to {float(w.min()):.3g}: an effective number of samples is defined "
+            "for weights that are not negative"
+        )
+    largest = w.max()
+    return w / largest if largest > 0.0 else w
