@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint format types docs clean
+.PHONY: help demo test check lint format types bench docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ format: $(VENV)/.has-test ## mend what `make lint` can mend by itself
 
 types: $(VENV)/.has-test ## check the types of reweight/
 	@$(BIN)/mypy
+
+bench: $(VENV)/.has-bench $(VENV)/.has-test ## how exact: solvers and operations against dense references
+	@$(BIN)/python benchmarks/exactness.py
+	@$(BIN)/python benchmarks/operations.py
 
 docs: $(VENV)/.has-docs ## build docs/_build/html and run the pages' snippets
 	@$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html

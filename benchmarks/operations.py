@@ -80,7 +80,9 @@ def main() -> None:
             )
         print(line, flush=True)
     told = {name: row["words"] for name, row in rows.items() if "words" in row}
-    print(f"\n{len(rows) - len(told)} of {len(rows)} are served. The others, in the library's words:")
+    print(
+        f"\n{len(rows) - len(told)} of {len(rows)} are served. The others, in the library's words:"
+    )
     for name, words in told.items():
         print(textwrap.fill(f"{name}: {words}", 100, initial_indent="- ", subsequent_indent="  "))
     if arguments.json:

@@ -1,17 +1,20 @@
 """Learn which labels to believe: 40 % of the training labels are wrong, 200 dev labels are right.
 
-    python examples/noisy_labels.py
+    python examples/noisy_labels.py [--plot steps.png]
 
 An ordinary training loop, and the same loop with learned weights. A few seconds on a CPU.
 """
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import reweight
+from reweight.diagnostics import Recorder
 
 NUM_CLASSES, NUM_FEATURES, NOISE = 5, 20, 0.4
 # At first every sample helps, a wrong one too, and all weights would run to their maximum and stay
@@ -37,7 +40,9 @@ def outer_loss(model: nn.Module, batch: Batch) -> Tensor:
     return losses(model, batch).mean()
 
 
-def fit(train: Batch, dev: Batch, *, learn_weights: bool) -> tuple[nn.Module, Tensor]:
+def fit(
+    train: Batch, dev: Batch, recorder: Recorder, *, learn_weights: bool
+) -> tuple[nn.Module, Tensor]:
     """Train; return the model and the weight of every training sample."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(NUM_FEATURES, 64), nn.ReLU(), nn.Linear(64, NUM_CLASSES))
@@ -56,8 +61,9 @@ def fit(train: Batch, dev: Batch, *, learn_weights: bool) -> tuple[nn.Module, Te
         optimizer.step()
         if learn_weights and step >= WARMUP and step % 5 == 0:
             outer_optimizer.zero_grad()
-            rw.outer_backward(batch, dev)
+            result = rw.outer_backward(batch, dev)
             outer_optimizer.step()
+            recorder.add(step, result, rw.weights(batch))
     return model, rw.weights(train)
 
 
@@ -68,8 +74,12 @@ def accuracy(model: nn.Module, batch: Batch) -> float:
     return float((model(features).argmax(1) == labels).float().mean())
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Compare the two loops."""
+    parser = argparse.ArgumentParser(description="Learn which labels to believe.")
+    parser.add_argument("--plot", metavar="FILE", help="draw what the outer steps did")
+    plot = parser.parse_args(arguments).plot
+    recorder = Recorder()
     torch.manual_seed(1)
     torch.set_num_threads(1)  # faster than many on tensors this small
     centers = torch.randn(NUM_CLASSES, NUM_FEATURES)
@@ -79,12 +89,15 @@ def main() -> None:
 
     print(f"{NOISE:.0%} of {len(labels)} training labels are wrong")
     for name, learn in (("plain loop", False), ("learned weights", True)):
-        model, weights = fit((features, noisy), dev, learn_weights=learn)
+        model, weights = fit((features, noisy), dev, recorder, learn_weights=learn)
         line = f"{name:<16} test accuracy {accuracy(model, test):.3f}"
         if learn:
             right, mistaken = weights[~wrong].mean(), weights[wrong].mean()
             line += f"   mean weight: right labels {right:.2f}, wrong labels {mistaken:.2f}"
         print(line)
+    if plot:
+        recorder.plot(plot)
+        print(f"{recorder.summary()}\n{plot}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Start at :func:`wrap`.
 
 from __future__ import annotations
 
+from reweight import diagnostics
 from reweight.checking import CheckReport, CheckRow, check_hypergradient
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient
 from reweight.losses import Losses
@@ -59,5 +60,6 @@ __all__ = [
     "Status",
     "TableWeighter",
     "check_hypergradient",
+    "diagnostics",
     "wrap",
 ]

@@ -516,7 +516,7 @@ class Reweighted:
             with installed(params):
                 value = loss()
                 grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
-            return float(value), filled(grads, params)
+            return float(value.detach()), filled(grads, params)
 
         return product, evaluate
 

@@ -293,7 +293,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_a_summary_counts_the_verdicts() -> None:
     recorder, _ = recorded()
-    assert "4 outer steps, 0 to 30; 0 trustworthy (truncated 4)" in recorder.summary()
+    assert "4 outer steps, 0 to 30; solves: 4 truncated; 0 of them exact" in recorder.summary()
     assert "weights at last: mean" in recorder.summary()
     assert Recorder().summary() == "no outer steps were recorded"
 

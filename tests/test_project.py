@@ -6,6 +6,9 @@ import ast
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 import reweight
 
@@ -37,11 +40,27 @@ def test_the_core_does_not_import_integrations() -> None:
             assert "integrations" not in path.read_text(encoding="utf-8"), path
 
 
-def test_every_public_name_exists_and_has_a_place_in_the_reference() -> None:
+def documented(module: ModuleType) -> list[str]:
+    """The names that the reference describes after it turned to ``module``."""
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    documented = re.findall(r"^\.\. auto\w+:: (\w+)$", page, flags=re.MULTILINE)
-    assert sorted(documented) == sorted(reweight.__all__)
-    assert all(hasattr(reweight, name) for name in reweight.__all__)
+    parts = re.split(r"^\.\. currentmodule:: ([\w.]+)$", page, flags=re.MULTILINE)[1:]
+    texts = [
+        text for name, text in zip(parts[::2], parts[1::2], strict=True) if name == module.__name__
+    ]
+    return re.findall(r"^\.\. auto\w+:: (\w+)$", "".join(texts), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("module", [reweight, reweight.diagnostics], ids=lambda m: m.__name__)
+def test_every_public_name_exists_and_has_a_place_in_the_reference(module: ModuleType) -> None:
+    assert all(hasattr(module, name) for name in module.__all__)
+    names = [n for n in module.__all__ if not isinstance(getattr(module, n), ModuleType)]
+    assert sorted(documented(module)) == sorted(names)
+
+
+def test_every_benchmark_has_a_command_in_their_page() -> None:
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for script in (ROOT / "benchmarks").glob("*.py"):
+        assert f"python benchmarks/{script.name}" in page, script.name
 
 
 def test_the_citation_and_the_changelog_name_this_version() -> None:

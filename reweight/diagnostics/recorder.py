@@ -105,11 +105,13 @@ class Recorder:
         counts: dict[str, int] = {}
         for row in self.rows:
             counts[row["status"]] = counts.get(row["status"], 0) + 1
-        endings = ", ".join(f"{name.lower()} {count}" for name, count in counts.items())
+        endings = ", ".join(
+            f"{count} {name.lower().replace('_', ' ')}" for name, count in counts.items()
+        )
         angles = [c for row in self.rows if (c := row["cosine_with_previous"]) is not None]
         lines = [
-            f"{len(self.rows)} outer steps, {first['step']} to {last['step']}; "
-            f"{trusted} trustworthy ({endings})",
+            f"{len(self.rows)} outer steps, {first['step']} to {last['step']}; solves: {endings}; "
+            f"{trusted} of them exact",
             f"hypergradient norm {first['hypergradient_norm']:.3g} at first, "
             f"{last['hypergradient_norm']:.3g} at last",
         ]
