@@ -17,9 +17,9 @@ from reweight._linearise import from_graph
 from reweight._notices import Notices
 from reweight._penalty import weight_decay
 from reweight._trees import Tree, axpy, dot, filled, map_tensors, norm, scale
-from reweight.verdict import SolveInfo
 from reweight.losses import Losses
 from reweight.solvers import ConjugateGradient
+from reweight.verdict import SolveInfo
 from reweight.wrapping import Reweighted
 
 logger = logging.getLogger("reweight")
