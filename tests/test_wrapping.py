@@ -470,6 +470,50 @@ def test_an_inner_loss_that_makes_no_sense_is_refused(
             call(TRAIN)
 
 
+class Borrower(SampleWeighter):
+    """Holds a part of the model, and a scale of its own."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, losses: Tensor, inputs: Any) -> Tensor:
+        return torch.exp(self.scale * self.part(inputs).mean(1).detach())
+
+
+@pytest.mark.parametrize("how", ["frozen", "left out"])
+def test_a_module_shared_with_the_weighter_is_served_where_it_is_not_an_inner_one(how: str) -> None:
+    """Frozen, or trained by somebody else: what it says is an input of the weights."""
+    torch.manual_seed(0)
+    shared = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double()
+    shared.requires_grad_(how == "left out")
+    model = nn.Sequential(shared, nn.Linear(3, 1).double())
+    buffers = {n: b.clone() for n, b in model.named_buffers()}
+    rw = make(
+        model,
+        weighter=Borrower(shared),
+        losses=lambda m, b: Losses(squared_errors(m, b), inputs=b[0]),
+        inner_params=lambda name: name.startswith("1."),
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*took no part")  # cut off by its detach()
+        result = rw.hypergradient(TRAIN, DEV)
+    assert result.info.trustworthy and bool(result.grads["scale"])
+    assert all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())
+    assert model[0] is rw.weighter.part is shared
+
+
+def test_complex_parameters_are_refused_with_a_way_out() -> None:
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spectrum = nn.Parameter(torch.ones(3, dtype=torch.complex128))
+
+    with pytest.raises(TypeError, match="spectrum is complex.*view_as_real"):
+        make(Complex())
+
+
 def test_parameters_frozen_after_wrapping_are_told_apart() -> None:
     rw = make()
     rw.model.requires_grad_(False)

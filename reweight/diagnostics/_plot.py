@@ -38,7 +38,7 @@ def plot_rows(rows: Rows, path: str | Path | None) -> Figure:
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     if path is not None:
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=110)
     return figure
 
 
