@@ -88,6 +88,9 @@ def test_equal_weights_are_all_effective_and_a_single_one_is_one() -> None:
         ([2.0] * 8, "moved to 2 and tell no sample from another.*start the outer steps later"),
         ([0.0] * 8, "every weight is zero"),
         ([1.0] + [0.0] * 19, "collapsed onto a few samples.*lower the outer learning rate"),
+        ([2.0] + [0.0] * 7, "collapsed onto a few samples"),
+        ([1.98, 1.99, 2.0, 1.985], "moved to 1.99 and tell no sample from another"),
+        ([1.0, -0.5, 2.0], "1 of 3 weights are negative, down to -0.5.*softplus"),
         ([2.0, 2.0, 0.1, 0.1], "tell samples apart"),
         ([0.7], "tell samples apart"),
     ],
@@ -99,7 +102,19 @@ def test_a_summary_says_what_the_weights_do(values: list[float], message: str) -
     assert summary.smallest == pytest.approx(min(values))
     assert summary.largest == pytest.approx(max(values))
     assert summary.mean == pytest.approx(sum(values) / len(values))
-    assert summary.effective_share == pytest.approx(summary.effective_sample_size / len(values))
+    share = summary.effective_sample_size / len(values)
+    assert summary.effective_share == pytest.approx(share, nan_ok=True)
+
+
+def test_a_batch_without_weighted_samples_is_described() -> None:
+    summary = WeightSummary.of(torch.ones(0))
+    assert summary.size == 0 == summary.effective_sample_size
+    assert math.isnan(summary.mean) and math.isnan(summary.effective_share)
+    assert "no weights" in str(summary)
+
+
+def test_the_largest_numbers_have_a_mean() -> None:
+    assert WeightSummary.of(torch.full((4,), 1e308, dtype=torch.float64)).mean == 1e308
 
 
 @pytest.mark.parametrize(
@@ -109,13 +124,15 @@ def test_a_summary_says_what_the_weights_do(values: list[float], message: str) -
         (torch.ones(0), r"shape \(0,\)"),
         (torch.tensor([1.0, math.nan]), "not finite"),
         (torch.tensor([1.0, -0.5]), "down to -0.5"),
-        ([1.0, 2.0], "got list"),
     ],
 )
 def test_weights_that_make_no_sense_are_refused(bad: Any, words: str) -> None:
     for function in (effective_sample_size, entropy):
         with pytest.raises(ValueError, match=words):
             function(bad)
+        for other in ([1.0, 2.0], torch.ones(2, dtype=torch.complex64)):
+            with pytest.raises(TypeError, match="real numbers, got"):
+                function(other)
 
 
 # -- influence -----------------------------------------------------------------------------------
@@ -153,6 +170,8 @@ def test_a_ranking_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         rank_influence(influence, **changes)
+    with pytest.raises(TypeError, match="got list"):
+        rank_influence([1.0, 2.0])  # type: ignore[arg-type]
 
 
 # -- agreement -----------------------------------------------------------------------------------
@@ -263,6 +282,40 @@ def test_a_recorder_resumes() -> None:
     assert again.rows[-1]["weight_mean"] is None
     with pytest.raises(ValueError, match="not a state of a Recorder"):
         again.load_state_dict({"rows": []})
+
+
+def of(grads: dict[str, Tensor], residual: float = 0.1) -> Hypergradient:
+    info = SolveInfo(residual, 3, Status.TRUNCATED, 1.0, "autograd")
+    return Hypergradient(grads, info, torch.zeros(0))
+
+
+def test_what_a_training_may_meet_does_not_end_it() -> None:
+    """No weighted samples, negative weights, parameters that were frozen, another precision."""
+    recorder, ones = Recorder(), torch.ones(2)
+    recorder.add(0, of({"a": ones}), torch.ones(0))
+    recorder.add(1, of({"a": ones.double()}), torch.tensor([1.0, -0.5]))
+    recorder.add(2, of({"a": ones, "b": ones}), ones)
+    recorder.add(3, of({"b": ones}))
+    cosines = [row["cosine_with_previous"] for row in recorder.rows]
+    assert cosines == [None, pytest.approx(1.0), None, None]
+    assert [row["weight_mean"] for row in recorder.rows] == [None, 0.25, 1.0, None]
+    assert [row["weight_effective_share"] for row in recorder.rows] == [None, None, 1.0, None]
+    assert recorder.rows[0]["helpful_share"] is None
+    assert len(recorder.plot().axes) >= 4
+    recorder.rows.pop()
+    recorder.rows.pop()
+    assert recorder.summary().endswith("weights at last: mean 0.25, from -0.5 to 1")
+
+
+def test_files_hold_no_numbers_that_others_cannot_read(tmp_path: Path) -> None:
+    recorder = Recorder()
+    recorder.add(0, of({"a": torch.ones(2)}, math.inf))
+    path = tmp_path / "steps.JSON"
+    recorder.save(path)
+    assert json.loads(path.read_text(), parse_constant=pytest.fail)[0]["relative_residual"] is None
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+    assert path.stat().st_mode == ordinary.stat().st_mode
 
 
 @pytest.mark.parametrize("ending", ["csv", "json"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reweight.verdict import TRUSTED_RESIDUAL
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -48,7 +50,7 @@ def _series(rows: Rows, name: str) -> tuple[list[int], list[float]]:
 
 
 def _weights(axes: Axes, rows: Rows) -> None:
-    axes.set_title("weights of the batch", loc="left")
+    axes.set_title("weights of the batch", loc="left", pad=22)
     axes.set_ylabel("weight")
     steps, mean = _series(rows, "weight_mean")
     if not steps:
@@ -59,7 +61,7 @@ def _weights(axes: Axes, rows: Rows) -> None:
     axes.plot(steps, mean, color=_BLUE, label="mean")
     # For weights of 0 and one other value the share is the mean over the largest: the room above
     # keeps the two lines apart.
-    axes.set_ylim(0.0, 1.3 * max(high) or 1.0)
+    axes.set_ylim(min(0.0, *low), 1.3 * max(high) if max(high) > 0.0 else 1.0)
     share = axes.twinx()
     share.plot(
         *_series(rows, "weight_effective_share"), color=_ORANGE, ls="--", label="effective share"
@@ -71,7 +73,7 @@ def _weights(axes: Axes, rows: Rows) -> None:
 
 
 def _residuals(axes: Axes, rows: Rows) -> None:
-    axes.set_title("linear solves", loc="left")
+    axes.set_title("linear solves", loc="left", pad=22)
     axes.set_ylabel("relative residual")
     steps, residuals = _series(rows, "relative_residual")
     if any(value > 0.0 for value in residuals):
@@ -84,12 +86,14 @@ def _residuals(axes: Axes, rows: Rows) -> None:
         part = [row for row in rows if row["trustworthy"] == trusted]
         if part:
             x, y = _series(part, "relative_residual")
+            label = f"{label} ({len(part)})"
             axes.scatter(x, y, s=14, marker=marker, color=color, lw=1, label=label, zorder=2)
+    axes.axhline(TRUSTED_RESIDUAL, color=_GREY, ls="--", lw=1.0, label="limit of trust")
     _legend(axes)
 
 
 def _directions(axes: Axes, rows: Rows) -> None:
-    axes.set_title("hypergradients", loc="left")
+    axes.set_title("hypergradients", loc="left", pad=22)
     axes.set_ylabel("norm", color=_BLUE)
     steps, norms = _series(rows, "hypergradient_norm")
     axes.plot(steps, norms, color=_BLUE, label="norm")
@@ -107,7 +111,7 @@ def _directions(axes: Axes, rows: Rows) -> None:
 
 
 def _curvatures(axes: Axes, rows: Rows) -> None:
-    axes.set_title("curvature met", loc="left")
+    axes.set_title("curvature met", loc="left", pad=22)
     axes.set_ylabel("vᵀHv / vᵀv")
     for name, color, label in (
         ("curvature", _BLUE, "largest"),
@@ -123,15 +127,15 @@ def _curvatures(axes: Axes, rows: Rows) -> None:
 
 
 def _legend(*axes: Axes) -> None:
-    """One legend above the panel, where it covers no data."""
+    """One legend above the panel and below its title, where it covers neither."""
     found = [part.get_legend_handles_labels() for part in axes]
     handles = [handle for part, _ in found for handle in part]
     labels = [label for _, part in found for label in part]
     axes[0].legend(
         handles,
         labels,
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
         ncols=len(labels),
         frameon=False,
         fontsize="small",

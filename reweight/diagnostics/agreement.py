@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from reweight._trees import dot, max_abs, norm, power_of_two, scale
@@ -113,11 +114,19 @@ def _cosines(one: Hypergradient, two: Hypergradient) -> tuple[float, float]:
 
 
 def cosine(x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> float:
-    """Of the angle between two dicts of tensors; NaN if one of them is zero."""
+    """Of the angle between two dicts of tensors.
+
+    NaN if one of them is zero, or if they are not made alike: parameters were frozen, added or
+    loaded with other shapes in between.
+    """
+    if {n: t.shape for n, t in x.items()} != {n: t.shape for n, t in y.items()}:
+        return math.nan
     units = []
     for vector in (dict(x), dict(y)):
         if max_abs(vector) == 0.0:
             return math.nan
         unit = scale(1.0 / power_of_two(vector), vector)
+        # A gradient that was loaded may lie on another device, or have another precision.
+        unit = {n: unit[n].to(x[n].device, torch.float64) for n in x}
         units.append(scale(1.0 / norm(unit), unit))
     return max(-1.0, min(1.0, dot(*units)))

@@ -48,6 +48,7 @@ def rank_influence(
         k: how many of each end, at most.
 
     Raises:
+        TypeError: an influence that is not a tensor.
         ValueError: an influence that is not ``[B]`` or not finite, ids of another length, ``k``
             below 1.
 
@@ -60,6 +61,11 @@ def rank_influence(
         most harmful
           a  +2.000e-01
     """
+    if not isinstance(influence, Tensor):
+        raise TypeError(
+            f"influence must be a tensor [B], got {type(influence).__name__}: hand over "
+            "result.influence of rw.hypergradient or rw.outer_backward"
+        )
     if influence.ndim != 1:
         raise ValueError(
             f"influence has shape {tuple(influence.shape)}, expected [B]: hand over "

@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -66,7 +65,7 @@ class Recorder:
 
         Raises:
             TypeError: something else than a result.
-            ValueError: weights that make no sense.
+            ValueError: weights that are not finite or not ``[B]``.
         """
         if not isinstance(result, Hypergradient):
             raise TypeError(
@@ -86,13 +85,12 @@ class Recorder:
             "status": info.status.name,
             "trustworthy": info.trustworthy,
             "hvp_mode": info.hvp_mode,
-            "helpful_share": float((result.influence < 0).double().mean()),
+            "helpful_share": _known(float((result.influence < 0).double().mean())),
         }
         if self._previous is not None:
-            angle = cosine(self._previous, result.grads)
-            row["cosine_with_previous"] = None if math.isnan(angle) else angle
+            row["cosine_with_previous"] = _known(cosine(self._previous, result.grads))
         for name in ("mean", "std", "smallest", "largest", "effective_share", "entropy"):
-            row[f"weight_{name}"] = None if summary is None else getattr(summary, name)
+            row[f"weight_{name}"] = None if summary is None else _known(getattr(summary, name))
         self.rows.append(row)
         self._previous = {name: g.detach().clone() for name, g in result.grads.items()}
 
@@ -121,32 +119,47 @@ class Recorder:
         if last["weight_mean"] is not None:
             lines.append(
                 f"weights at last: mean {last['weight_mean']:.3g}, from "
-                f"{last['weight_smallest']:.3g} to {last['weight_largest']:.3g}, "
-                f"{100.0 * last['weight_effective_share']:.0f} % of the batch effective"
+                f"{last['weight_smallest']:.3g} to {last['weight_largest']:.3g}"
             )
+            if last["weight_effective_share"] is not None:
+                lines[-1] += (
+                    f", {100.0 * last['weight_effective_share']:.0f} % of the batch effective"
+                )
         return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
         """Write the rows as ``.csv`` or ``.json``; the file is replaced as a whole or not at all.
 
+        What is not known or not finite is empty in the one and ``null`` in the other.
+
         Raises:
             ValueError: another ending.
+            FileNotFoundError: a folder that does not exist.
         """
         path = Path(path)
         writers: dict[str, Callable[[TextIO, list[Row]], None]] = {
             ".csv": _write_csv,
             ".json": _write_json,
         }
-        if path.suffix not in writers:
-            raise ValueError(f"path={str(path)!r}: the ending must be .csv or .json")
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        if path.suffix.lower() not in writers:
+            raise ValueError(
+                f"path={str(path)!r}: the ending must be .csv or .json; plot(path) makes a picture"
+            )
+        rows = [
+            {
+                n: None if isinstance(v, float) and not math.isfinite(v) else v
+                for n, v in row.items()
+            }
+            for row in self.rows
+        ]
+        # An ordinary file, with the permissions that any other gets, in the same folder.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with os.fdopen(handle, "w", newline="", encoding="utf-8") as file:
-                writers[path.suffix](file, self.rows)
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                writers[path.suffix.lower()](file, rows)
             os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Weights, residuals, curvatures and directions over the outer steps.
@@ -179,6 +192,10 @@ class Recorder:
         self._previous = state["previous"]
 
 
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
 def _write_csv(file: TextIO, rows: list[Row]) -> None:
     writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["step"])
     writer.writeheader()
@@ -186,5 +203,5 @@ def _write_csv(file: TextIO, rows: list[Row]) -> None:
 
 
 def _write_json(file: TextIO, rows: list[Row]) -> None:
-    json.dump(rows, file, indent=1)
+    json.dump(rows, file, indent=1, allow_nan=False)
     file.write("\n")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Fewer samples than this share of the batch carry the loss: it is decided by a few.
+# Beside the one sample that every batch has, fewer than this share of the others count.
 _COLLAPSED = 0.1
 # A standard deviation below this share of the mean tells no sample from another.
-_ALIKE = 1e-3
+_ALIKE = 1e-2
 # Every weighter starts at weights of 1. Alike weights further from it than this have been moved.
 _MOVED = 0.5
 
@@ -26,7 +26,8 @@ def effective_sample_size(weights: Tensor) -> float:
         Between 1 and ``B``; 0 if there is no weight above zero.
 
     Raises:
-        ValueError: weights that are negative, not finite or not of shape ``[B]``.
+        TypeError: not a tensor of real numbers.
+        ValueError: weights that are negative, not finite or not of shape ``[B]`` with B > 0.
 
     Example:
         >>> import torch
@@ -35,7 +36,8 @@ def effective_sample_size(weights: Tensor) -> float:
     """
     w = _checked(weights)
     squares = float(w.square().sum())
-    return float(w.sum()) ** 2 / squares if squares else 0.0
+    # Rounding must not carry it over the number of samples.
+    return min(float(w.sum()) ** 2 / squares, float(len(w))) if squares else 0.0
 
 
 def entropy(weights: Tensor, *, normalised: bool = False) -> float:
@@ -49,7 +51,8 @@ def entropy(weights: Tensor, *, normalised: bool = False) -> float:
         Between 0 (one sample has it all) and ``ln B``, or 1; 0 if there is no weight above zero.
 
     Raises:
-        ValueError: weights that are negative, not finite or not of shape ``[B]``.
+        TypeError: not a tensor of real numbers.
+        ValueError: weights that are negative, not finite or not of shape ``[B]`` with B > 0.
 
     Example:
         >>> import torch
@@ -75,8 +78,9 @@ class WeightSummary:
         std: their standard deviation over the batch.
         smallest: the smallest weight.
         largest: the largest.
-        effective_sample_size: see :func:`effective_sample_size`.
-        entropy: normalised, see :func:`entropy`.
+        effective_sample_size: see :func:`effective_sample_size`; NaN with negative weights.
+        entropy: normalised, see :func:`entropy`; NaN with negative weights.
+        num_negative: how many weights are below zero.
 
     Example:
         >>> import torch
@@ -92,35 +96,49 @@ class WeightSummary:
     largest: float
     effective_sample_size: float
     entropy: float
+    num_negative: int = 0
 
     @classmethod
     def of(cls, weights: Tensor) -> WeightSummary:
         """Summarise ``weights`` ``[B]``.
 
+        A batch without weighted samples and negative weights are described too: both are possible
+        in a training, which its record should not end.
+
         Raises:
-            ValueError: weights that are negative, not finite or not of shape ``[B]``.
+            TypeError: not a tensor of real numbers.
+            ValueError: weights that are not finite or not of shape ``[B]``.
         """
-        w = weights.detach().double()
-        size = effective_sample_size(weights)  # refuses what makes no sense
+        w = _finite(weights)
+        nan = math.nan
+        if not len(w):
+            return cls(0, nan, nan, nan, nan, 0.0, nan)
+        negative = int((w < 0.0).sum())
+        unit = float(w.abs().max()) or 1.0  # the mean of the largest numbers is a number
         return cls(
             len(w),
-            float(w.mean()),
-            float(w.std(correction=0)),
+            float((w / unit).mean()) * unit,
+            float((w / unit).std(correction=0)) * unit,
             float(w.min()),
             float(w.max()),
-            size,
-            entropy(weights, normalised=True),
+            nan if negative else effective_sample_size(w),
+            nan if negative else entropy(w, normalised=True),
+            negative,
         )
 
     @property
     def effective_share(self) -> float:
-        """The effective sample size as a share of the batch."""
-        return self.effective_sample_size / self.size
+        """The effective sample size as a share of the batch; NaN for an empty one."""
+        return self.effective_sample_size / self.size if self.size else math.nan
 
     @property
     def collapsed(self) -> bool:
-        """Whether a few samples have nearly all the weight, or none has any."""
-        return self.effective_share < _COLLAPSED
+        """Whether a few samples have nearly all the weight, or none has any.
+
+        That is: an effective sample size below ``1 + 0.1·(B - 1)``, which is a tenth of a large
+        batch. Of a small one, where a single sample is more than a tenth, it is near 1.
+        """
+        return self.size > 1 and self.effective_sample_size < 1.0 + _COLLAPSED * (self.size - 1)
 
     @property
     def alike(self) -> bool:
@@ -130,7 +148,15 @@ class WeightSummary:
     @property
     def message(self) -> str:
         """One sentence: what the weights do, and what to do where that is not as it should be."""
-        if self.largest == 0.0:
+        if not self.size:
+            return "no weights: the batch holds no sample that gets one"
+        if self.num_negative:
+            return (
+                f"{self.num_negative} of {self.size} weights are negative, down to "
+                f"{self.smallest:.3g}: the model is trained away from these samples; if that is "
+                "not meant, end the weighter with a softplus or a sigmoid"
+            )
+        if self.largest == self.smallest == 0.0:
             return (
                 "every weight is zero, so the weighted losses train nothing: lower the outer "
                 "learning rate, or look whether these samples help at all"
@@ -159,20 +185,34 @@ class WeightSummary:
         ).replace("%)", " %)")
 
 
-def _checked(weights: Tensor) -> Tensor:
-    """The weights in float64, divided by the largest: what is computed here has no scale."""
-    if not isinstance(weights, Tensor):
-        raise ValueError(f"weights must be a tensor [B], got {type(weights).__name__}")
-    if weights.ndim != 1 or not len(weights):
+def _finite(weights: Tensor) -> Tensor:
+    """The weights in float64, if they are ``[B]`` and finite."""
+    if not isinstance(weights, Tensor) or weights.is_complex():
+        kind = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+        raise TypeError(
+            f"weights must be a tensor [B] of real numbers, got {kind}; torch.as_tensor(...) makes "
+            "one of a list or an array"
+        )
+    if weights.ndim != 1:
         raise ValueError(
-            f"weights has shape {tuple(weights.shape)}, expected [B] with B > 0: one weight per "
-            "sample, as rw.weights(batch) returns them"
+            f"weights has shape {tuple(weights.shape)}, expected [B]: one weight per sample, as "
+            "rw.weights(batch) returns them"
         )
     w = weights.detach().double()
     if not bool(w.isfinite().all()):
         raise ValueError(
             "weights are not finite: the weighter's inputs hold NaN, or an outer step was so "
             "large that it overflowed"
+        )
+    return w
+
+
+def _checked(weights: Tensor) -> Tensor:
+    """The weights in float64, divided by the largest: what is computed here has no scale."""
+    w = _finite(weights)
+    if not len(w):
+        raise ValueError(
+            "weights has shape (0,), expected [B] with B > 0: the batch holds no weighted sample"
         )
     if bool((w < 0.0).any()):
         raise ValueError(
