@@ -80,15 +80,15 @@ def _residuals(axes: Axes, rows: Rows) -> None:
         axes.set_yscale("log")
     axes.plot(steps, residuals, color=_GREY, lw=0.8, zorder=1)
     for trusted, marker, color, label in (
-        (True, "o", _GREEN, "trustworthy"),
-        (False, "x", _ORANGE, "not trusted"),
+        (True, "o", _GREEN, "exact"),
+        (False, "x", _ORANGE, "not exact"),
     ):
         part = [row for row in rows if row["trustworthy"] == trusted]
         if part:
             x, y = _series(part, "relative_residual")
             label = f"{label} ({len(part)})"
             axes.scatter(x, y, s=14, marker=marker, color=color, lw=1, label=label, zorder=2)
-    axes.axhline(TRUSTED_RESIDUAL, color=_GREY, ls="--", lw=1.0, label="limit of trust")
+    axes.axhline(TRUSTED_RESIDUAL, color=_GREY, ls="--", lw=1.0, label="limit")
     _legend(axes)
 
 
