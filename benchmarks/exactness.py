@@ -105,8 +105,8 @@ def show(title: str, table: dict[str, dict[str, dict[str, Any]]]) -> None:
     width = max(map(len, table))
     columns = list(next(iter(table.values())))
     print(f"\n{title}\n")
-    for start in range(0, len(columns), 3):
-        part = columns[start : start + 3]
+    for start in range(0, len(columns), 2):
+        part = columns[start : start + 2]
         print(f"{'':{width}}" + "".join(f"   {name:<25}" for name in part))
         for solver, row in table.items():
             cells = [f"{row[name]['error']:6.0e} {row[name]['outcome']}" for name in part]
