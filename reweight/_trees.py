@@ -10,7 +10,8 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections import UserDict
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -86,6 +87,25 @@ def power_of_two(x: Tensor | Tree) -> float:
     return float(2.0 ** min(max(math.frexp(max_abs(x))[1], smallest), largest))
 
 
+def cosine(x: Tree, y: Tree) -> float:
+    """Of the angle between two dicts of tensors.
+
+    NaN if one of them is zero, or if they are not made alike: parameters were frozen, added or
+    loaded with other shapes in between.
+    """
+    if {n: t.shape for n, t in x.items()} != {n: t.shape for n, t in y.items()}:
+        return math.nan
+    units = []
+    for vector in (x, y):
+        if max_abs(vector) == 0.0:
+            return math.nan
+        unit = scale(1.0 / power_of_two(vector), vector)
+        # A gradient that was loaded may lie on another device, or have another precision.
+        unit = {n: unit[n].to(x[n].device, torch.float64) for n in x}
+        units.append(scale(1.0 / norm(unit), unit))
+    return max(-1.0, min(1.0, dot(*units)))
+
+
 def _gather(scalars: list[Tensor]) -> Tensor:
     """One float64 tensor, so that a tree costs one transfer from the device and not one a leaf."""
     if len({(s.device, s.dtype) for s in scalars}) > 1:
@@ -135,14 +155,9 @@ def map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
         return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
     if isinstance(value, list):
         return [map_tensors(fn, entry) for entry in value]
-    if isinstance(value, MutableMapping):
-        # A copy, so that a batch of another type than dict stays one.
-        mapped = copy.copy(value)
-        for key, entry in value.items():
-            mapped[key] = map_tensors(fn, entry)
-        return mapped
     if isinstance(value, Mapping):
-        return {key: map_tensors(fn, entry) for key, entry in value.items()}
+        mapped = {key: map_tensors(fn, entry) for key, entry in value.items()}
+        return mapped if type(value) is dict else _like(value, mapped)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changed = copy.copy(value)
         for field in dataclasses.fields(value):
@@ -150,3 +165,15 @@ def map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
             object.__setattr__(changed, field.name, entry)  # frozen ones too
         return changed
     return value
+
+
+def _like(value: Mapping[Any, Any], mapped: dict[Any, Any]) -> Any:
+    """The entries in a mapping of the same type, if that can be made without touching ``value``."""
+    if isinstance(value, (dict, UserDict)):
+        copied: Any = copy.copy(value)
+        copied.update(mapped)
+        return copied
+    try:
+        return type(value)(mapped)  # type: ignore[call-arg]
+    except TypeError:
+        return mapped

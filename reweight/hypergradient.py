@@ -34,14 +34,12 @@ from reweight._trees import (
 )
 from reweight._validate import check_finite, check_loss, check_tree, some
 from reweight.preconditioning import Preconditioner, SecondMoments, diagonal_of
-from reweight.solvers import Neumann, Solution, Status
+from reweight.solvers import Neumann, PowerIteration, Solution, Status
 from reweight.verdict import TRUSTED_RESIDUAL, SolveInfo
 
 logger = logging.getLogger("reweight")
 
 Linearise = Callable[[Mode], Linearisation]
-
-DISJOINT = "the outer loss uses no parameter that the inner loss moves"
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class ImplicitHypergradient:
     preconditioner: Preconditioner | None = None
 
     def __post_init__(self) -> None:
-        if not callable(self.solver) or isinstance(self.solver, type):
+        if not callable(self.solver) or isinstance(self.solver, (type, PowerIteration)):
             raise TypeError(
                 f"ImplicitHypergradient(solver={self.solver!r}): a solver is a value such as "
                 "Neumann(num_terms=3), or any callable (matvec, b) -> Solution"
@@ -243,22 +241,20 @@ class ImplicitHypergradient:
     ) -> tuple[Partial, SolveInfo]:
         with serving():
             linearisation = linearise(mode)
-        solver, hvp = self.solver, linearisation.hvp
-        if fresh is None:
-            # What the inner loss leaves alone decouples from the rest and has no mixed derivative,
-            # so leaving it out changes nothing but the conditioning of the system.
-            rhs = {name: rhs[name] for name in linearisation.params}
-        else:
-            solver = self._on_fresh_batches()
-            hvp = _product_by_product(fresh, mode)
+        # What the inner loss leaves alone decouples from the rest and has no mixed derivative, so
+        # leaving it out changes nothing but the conditioning of the system.
+        everything, rhs = rhs, {name: rhs[name] for name in linearisation.params}
         if not rhs:
             return dict.fromkeys(zero), _nothing_to_solve("the inner loss uses no parameter")
         if max_abs(rhs) == 0.0:
-            return dict(zero), _nothing_to_solve(DISJOINT)
+            return dict(zero), SolveInfo(0.0, 0, Status.DISJOINT, None, "none")
+        solver, hvp = self.solver, linearisation.hvp
+        if fresh is not None:
+            solver, hvp = self._on_fresh_batches(), _product_by_product(fresh, mode, everything)
         operator = Operator(hvp, shift, self.damping)
         u, solution = _solution(solver, operator, rhs, diagonal)
         with serving():
-            product, mixed = _widened(linearisation, u)
+            product, mixed = linearisation.cross(u)
             doubt = linearisation.doubt(u, product) if linearisation.doubt else 0.0
         check_finite(
             "the product of the Hessian with the solution",
@@ -282,14 +278,12 @@ class ImplicitHypergradient:
         largest, smallest = operator.largest, operator.smallest
         if diagonal is None:
             # What the solver saw of the operator itself is worth as much as a product.
-            largest = solution.curvature or largest
-            seen = (operator.smallest, solution.smallest_curvature)
-            smallest = min((s for s in seen if s is not None), default=None)
+            largest = _end(max, largest, solution.curvature)
+            smallest = _end(min, smallest, solution.smallest_curvature)
         if fresh is None and rounding(rhs) * size < measured <= TRUSTED_RESIDUAL * size:
             # The residual is what is still unsolved. If that is where the curvature is small, the
             # solution is far off however small the residual; one more product shows it.
-            along = operator.quotient(scale(1.0 / measured, left))
-            smallest = along if smallest is None else min(along, smallest)
+            smallest = _end(min, smallest, operator.quotient(scale(1.0 / measured, left)))
         hidden = (smallest or 0.0) * norm(scale(down, u))
         detail = solution.detail
         if fresh is not None:
@@ -318,6 +312,13 @@ class ImplicitHypergradient:
         return adapted
 
 
+def _end(
+    choose: Callable[[list[float]], float], one: float | None, other: float | None
+) -> float | None:
+    known = [value for value in (one, other) if value is not None]
+    return choose(known) if known else None
+
+
 def _nothing_to_solve(detail: str) -> SolveInfo:
     return SolveInfo(0.0, 0, Status.CONVERGED, None, "none", detail=detail)
 
@@ -339,14 +340,10 @@ def _solution(
     return turned(_checked_value(solver, solution, rhs)), solution
 
 
-def _widened(linearisation: Linearisation, u: Tree) -> tuple[Tree, Partial]:
-    """``cross`` on a ``u`` that may have entries which the inner loss leaves alone."""
-    product, mixed = linearisation.cross({name: u[name] for name in linearisation.params})
-    return {n: product[n] if n in product else torch.zeros_like(x) for n, x in u.items()}, mixed
-
-
-def _product_by_product(fresh: Iterable[Linearise], mode: Mode) -> Callable[[Tree], Tree]:
-    """Each product with the Hessian of the next batch."""
+def _product_by_product(
+    fresh: Iterable[Linearise], mode: Mode, like: Tree
+) -> Callable[[Tree], Tree]:
+    """Each product with the Hessian of the next batch, on the parameters of the train batch."""
     remaining, count = iter(fresh), itertools.count()
 
     def hvp(v: Tree) -> Tree:
@@ -355,10 +352,13 @@ def _product_by_product(fresh: Iterable[Linearise], mode: Mode) -> Callable[[Tre
         if linearise is None:
             raise ValueError(
                 f"batches ran out after {made} of them: the solver needs one for every "
-                "Hessian-vector product; hand over more, or itertools.cycle(batches)"
+                "Hessian-vector product; hand over an iterator that goes on, such as one of a "
+                "generator that runs through the loader again and again"
             )
         linearisation = linearise(mode)
-        product = linearisation.hvp({name: v[name] for name in linearisation.params})
+        # Each batch may touch other parameters, which have no curvature in those that do not.
+        given = {n: v[n] if n in v else torch.zeros_like(like[n]) for n in linearisation.params}
+        product = linearisation.hvp(given)
         return {n: product[n] if n in product else torch.zeros_like(x) for n, x in v.items()}
 
     return hvp

@@ -18,19 +18,21 @@ from reweight._validate import some
 class SecondMoments:
     """The diagonal ``D = lr/(√v̂ + ε)`` of an adaptive optimizer, read from its state.
 
-    ``v̂`` are the second moments of the gradient that Adam and its kin keep (``exp_avg_sq`` with
-    its bias correction, ``max_exp_avg_sq`` with ``amsgrad``), RMSprop's ``square_avg`` or Adagrad's
-    ``sum``; ``lr`` and ``ε`` are those of the parameter's group. ``D`` is the derivative of the
-    optimizer's step by the gradient, up to a term in the first moment that vanishes at a minimum.
+    ``v̂`` are the second moments of the gradient: ``exp_avg_sq`` of Adam and AdamW with its bias
+    correction (``max_exp_avg_sq`` with ``amsgrad``), RMSprop's ``square_avg`` (centered or not), or
+    Adagrad's ``sum``; ``lr`` and ``ε`` are those of the parameter's group. ``D`` is what such an
+    optimizer moves a parameter by per unit of a gradient that lasts.
 
     Hand it to ``ImplicitHypergradient(preconditioner=...)``. Then ``Neumann(num_terms=K,
-    step_size=1.0)`` is ``Σ_{n=0..K} (I − DA)ⁿ D b``, the derivative through ``K + 1`` steps of
-    that optimizer; ``ConjugateGradient`` is preconditioned conjugate gradients; and ``Identity``
-    gives ``D·b``, the rule of SAMA (Choe et al., "Making Scalable Meta Learning Practical",
-    NeurIPS 2023).
+    step_size=1.0)`` is ``Σ_{n=0..K} (I − DA)ⁿ D b``, the derivative through ``K + 1`` steps
+    ``θ ← θ − D∇``, the optimizer's with its moments held and its momentum left out;
+    ``ConjugateGradient`` is preconditioned conjugate gradients; and ``Identity`` gives ``D·b``, the
+    rule of SAMA (Choe et al., "Making Scalable Meta Learning Practical", NeurIPS 2023) at a
+    minimum, up to the constant factor of Adam's first moment.
 
-    Entries whose second moment is zero, as in embedding rows that no batch has looked up yet, get
-    the mean of the others: ``lr/ε`` would be larger than anything else in the system.
+    Entries whose second moment is zero, as in embedding rows that no batch has looked up yet, are
+    taken to have the mean second moment of the others: ``lr/ε`` would be larger than anything else
+    in the system.
 
     Example:
         >>> import torch
@@ -59,45 +61,47 @@ class SecondMoments:
         for name, parameter in params.items():
             state = optimizer.state.get(parameter, {})
             if state and id(parameter) in groups:
-                found[name] = _diagonal(optimizer, groups[id(parameter)], state)
-        total = sum(float(d.double().sum()) for d in found.values())
-        count = sum(int((d > 0.0).sum()) for d in found.values())
+                found[name] = _second_moments(optimizer, groups[id(parameter)], state)
+        total = sum(float(v.double().sum()) for v in found.values())
+        count = sum(int((v > 0.0).sum()) for v in found.values())
         if not count or not total > 0.0:
             raise ValueError(
                 f"SecondMoments() found no second moments in {type(optimizer).__name__} for "
                 f"{some(params)}: it has not made a step yet (take an inner step before the first "
-                "outer one), its learning rate is 0, or it is not an adaptive one"
+                "outer one), or it is not an adaptive one"
             )
         mean = total / count
-        return {
-            name: torch.where(found[name] > 0.0, found[name], mean)
-            if name in found
-            else torch.full_like(parameter, mean, requires_grad=False)
-            for name, parameter in params.items()
-        }
+        diagonal: Tree = {}
+        for name, parameter in params.items():
+            group = groups.get(id(parameter), optimizer.defaults)
+            moments = found.get(name, torch.zeros_like(parameter, requires_grad=False))
+            size = torch.where(moments > 0.0, moments, mean).sqrt()
+            diagonal[name] = float(group["lr"]) / (size + float(group.get("eps", 0.0)))
+        return diagonal
 
 
-def _diagonal(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
-    """``lr/(√v̂ + ε)``; zero where there is no second moment."""
-    moments, correction = _second_moments(optimizer, group, state)
-    size = (moments / correction).sqrt()
-    lr, eps = float(group["lr"]), float(group.get("eps", 0.0))
-    return torch.where(size > 0.0, lr / (size + eps), 0.0)
-
-
-def _second_moments(
-    optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]
-) -> tuple[Tensor, float]:
-    if "exp_avg_sq" in state:
-        moments = state.get("max_exp_avg_sq", state["exp_avg_sq"])
-        return moments, 1.0 - float(group["betas"][1]) ** float(state["step"])
-    for key in ("square_avg", "sum"):
-        if key in state:
-            return state[key], 1.0
+def _second_moments(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
+    """``v̂`` of one parameter; zero where there is none yet."""
+    kind = type(optimizer).__name__
+    if kind not in ("NAdam", "RAdam"):  # whose schedules and rectification make other steps
+        moments: Tensor
+        if "exp_avg_sq" in state:
+            moments = state.get("max_exp_avg_sq", state["exp_avg_sq"])
+            return moments / (1.0 - float(group["betas"][1]) ** float(state["step"]))
+        if "square_avg" in state and "acc_delta" not in state:  # which is Adadelta's
+            moments = state["square_avg"]
+            if group.get("centered"):
+                moments = moments - state["grad_avg"].square()
+            return moments
+        if "sum" in state:
+            # lr/(1 + (t - 1)·lr_decay) over √v, put into the moments.
+            decayed = 1.0 + (float(state["step"]) - 1.0) * float(group.get("lr_decay", 0.0))
+            moments = state["sum"]
+            return moments * decayed**2
     raise ValueError(
-        f"SecondMoments() reads the second moments of Adam, AdamW, NAdam, RAdam, RMSprop or "
-        f"Adagrad; {type(optimizer).__name__} keeps {', '.join(map(repr, state)) or 'none'}. Leave "
-        "the preconditioner out, or pass a dict of tensors"
+        "SecondMoments() reads the second moments of Adam, AdamW, RMSprop or Adagrad; "
+        f"{kind} keeps {', '.join(map(repr, state)) or 'none'}. Leave the preconditioner out, or "
+        "pass a dict of tensors"
     )
 
 

@@ -21,13 +21,15 @@ class SolveInfo:
     Attributes:
         relative_residual: ``‖v − (H + damping)u‖/‖v‖`` of the answer, recomputed. With finite
             differences, their own uncertainty is added.
-        num_hvps: Hessian-vector products that the solver asked for.
+        num_hvps: Hessian-vector products that the solver asked for; the verdict makes one more for
+            the residual, and sometimes a second.
         status: how the solve ended; ``str(status)`` is the advice.
         curvature: the largest curvature met, damping included: an estimate of λmax from below where
             the Hessian is positive definite. ``None`` if no product was made.
         hvp_mode: ``"autograd"``, ``"func"`` or ``"finite_difference"``; ``"none"`` if the dev
             gradient was zero, or the batch without weighted samples, and nothing had to be solved.
-        smallest_curvature: the smallest Rayleigh quotient ``vᵀHv/vᵀv`` met, damping included.
+        smallest_curvature: the smallest Rayleigh quotient ``vᵀHv/vᵀv`` met, damping included; with
+            ``Nystrom`` also what it takes for the curvature beyond its columns.
         detail: the numbers that belong to the status.
         caveat: why the operator itself is not the Hessian of the inner loss, or ``""``: a second
             derivative that finite differences contradict.
@@ -65,7 +67,8 @@ class SolveInfo:
     def message(self) -> str:
         """One sentence: what was reached, and if that is not an answer, why and what to do."""
         if self.hvp_mode == "none":
-            return f"trustworthy: {self.detail or 'nothing had to be solved'}"
+            reason = self.status if self.status is Status.DISJOINT else self.detail
+            return f"trustworthy: {reason or 'nothing had to be solved'}"
         numbers = f"relative residual {self.relative_residual:.2g} after {self.num_hvps} HVPs"
         if self.trustworthy:
             return f"trustworthy: {numbers}"

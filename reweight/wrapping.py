@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -28,7 +29,7 @@ from reweight._penalty import weight_decay
 from reweight._second_derivatives import disagreement
 from reweight._trees import Tree, doubled, filled, map_tensors, norm
 from reweight._validate import check_finite, check_loss
-from reweight.hypergradient import DISJOINT, Hypergradient, ImplicitHypergradient, Linearise
+from reweight.hypergradient import Hypergradient, ImplicitHypergradient, Linearise
 from reweight.losses import Losses
 from reweight.preconditioning import diagonal_of
 from reweight.solvers import Status
@@ -41,12 +42,19 @@ LossesFn = Callable[[Any, Any], "Losses | Tensor"]
 OuterFn = Callable[[Any, Any], Tensor]
 Reduction = Literal["mean", "sum"]
 
-# Endings of a solve that nobody asks for by the choice of a solver.
-_ALARMING = (Status.DIVERGING, Status.NEGATIVE_CURVATURE, Status.UNCONFIRMED)
-# The comparison of second derivatives needs a float64 copy of the inner parameters or three.
+# Endings of a solve that nobody asks for by the choice of a solver. Negative curvature is met in
+# every network, and is one only where it has made the direction useless.
+_ALARMING = (Status.DIVERGING, Status.UNCONFIRMED, Status.DISJOINT)
+_USELESS_RESIDUAL = 10.0
+# The comparison of second derivatives needs float64 copies of the model, a few times.
 _LARGEST_COMPARED = 20_000_000
 # A hypergradient smaller than this share of the influences comes from weights that do not respond.
 _SATURATED = 1e-6
+
+_UNTOUCHED = (
+    "the losses that get weights do not depend on any inner parameter: a detach() or no_grad() in "
+    "losses, or inner_params leaves out what they use"
+)
 
 
 def wrap(
@@ -65,7 +73,9 @@ def wrap(
         model: the model that is trained on weighted samples.
         weighter: gives each sample its weight; its parameters are what the outer problem learns.
         losses: ``(model, batch) -> Losses``, or ``-> Tensor [B]`` where nothing is fixed and the
-            weighter looks at the losses only. Default: ``model.losses(batch)``.
+            weighter looks at the losses only. Default: ``model.losses(batch)``. Outer steps call
+            it too, the first one about ten times, most of them with a float64 copy of the model
+            and of the batch: keep side effects such as metrics out of it.
         outer_loss: ``(model, batch) -> Tensor []``, what the weights shall make better, on a dev
             batch. Default: ``model.outer_loss(batch)`` if there is one, else the fixed part of
             ``losses``.
@@ -165,6 +175,7 @@ class Reweighted:
         self._ruled_out: dict[Mode, BaseException] = {}
         self._caveats: dict[Mode, str] = {}
         self._compared: set[Mode] = set()
+        self._graphs_seen = False
         self._check_modules()
         self._check_parameters()
         if optimizer is not None:
@@ -200,14 +211,16 @@ class Reweighted:
 
         A pure function: no ``.grad``, parameter, buffer or attribute of the modules, and no global
         random state (torch, numpy, Python) is other than before. Gradient hooks do not run: they
-        change the optimizer's steps, not the loss that it descends.
+        change the optimizer's steps, not the loss that it descends. (The one thing that moves on is
+        a :class:`PowerIteration`, if the solver has one.)
 
         Args:
             batch: a train batch, as for :meth:`loss`; the weights of its samples are judged.
             dev_batch: a batch for the outer loss.
             batches: train batches for the Hessian, one for every product of the series. A single
                 batch makes every power of its Hessian biased; independent ones do not. For
-                ``Neumann`` only, since other solvers need products with one matrix.
+                ``Neumann`` only, since other solvers need products with one matrix. Hand over an
+                iterator that lives as long as the training: a loader would start anew each time.
 
         Raises:
             ValueError: losses or weights that are not finite or of a wrong shape, an outer loss
@@ -343,7 +356,7 @@ class Reweighted:
     def _outer_gradient(self, theta: Tree, dev_batch: Any) -> Tree:
         loss = self._outer(dev_batch)
         grads: tuple[Tensor | None, ...] = (None,)
-        if not self._compared:
+        if not self._graphs_seen:
             refuse_reentrant("outer_loss", loss)
         if loss.requires_grad:
             grads = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
@@ -369,8 +382,9 @@ class Reweighted:
         zero = torch.zeros_like(weights)
         if not weights.numel():
             return zero, SolveInfo(0.0, 0, Status.CONVERGED, None, "none")
-        if not self._compared:
+        if not self._graphs_seen:
             refuse_reentrant("losses", self._reduce(losses, weights))
+            self._graphs_seen = True
         mixed, info = self._hypergradient.solve(
             lambda mode: self._compared_with_differences(
                 mode,
@@ -389,10 +403,7 @@ class Reweighted:
         )
         product = mixed["weights"]
         if product is None:
-            raise ValueError(
-                "the losses that get weights do not depend on any inner parameter: a detach() or "
-                "no_grad() in losses, or inner_params leaves out what they use"
-            )
+            raise ValueError(_UNTOUCHED)
         caveat = self._caveats.get(info.hvp_mode, "")  # type: ignore[call-overload]
         return product.neg(), dataclasses.replace(info, caveat=caveat)
 
@@ -410,6 +421,8 @@ class Reweighted:
             # The forward pass that gave the losses is the one to differentiate.
             return from_graph(loss, theta, {"weights": weights})
         theta = reached(loss, theta)
+        if not theta:
+            raise ValueError(_UNTOUCHED)
         inner = self._inner(batch, theta, isolation, copied=mode == "func")
         if mode == "func":
             return with_func(inner, theta, {"weights": weights})
@@ -444,25 +457,23 @@ class Reweighted:
         isolation: Isolation,
     ) -> Linearisation:
         """Pass the linearisation through if its products, looked at once, are right."""
-        if mode in self._compared:
-            return linearisation
-        self._compared.add(mode)
-        if linearisation.doubt is not None:
-            return linearisation  # it is made of differences itself
+        if mode in self._compared or linearisation.doubt is not None:
+            return linearisation  # compared already, or made of differences itself
         found = None
         theta = {name: theta[name] for name in linearisation.params}
-        compiled = any(hasattr(module, "_orig_mod") for module in self.model.modules())
-        if compiled or sum(p.numel() for p in theta.values()) > _LARGEST_COMPARED:
-            logger.info("hvp mode %r is not compared with finite differences: too costly", mode)
-            return linearisation
-        try:
-            product, evaluate = self._in_double(mode, batch, weights, theta, isolation)
-            params = {name: p.detach().double() for name, p in theta.items()}
-            found = disagreement(product, evaluate, params)
-        except Exception as error:  # a user's code that makes float32 tensors of its own, and more
-            logger.info("hvp mode %r could not be compared with differences: %s", mode, error)
-        finally:
-            isolation.restore()
+        reason = self._too_costly()
+        if reason:
+            logger.info("hvp mode %r is not compared with finite differences: %s", mode, reason)
+        else:
+            try:
+                product, evaluate = self._in_double(mode, batch, weights, theta, isolation)
+                params = {name: p.detach().double() for name, p in theta.items()}
+                found = disagreement(product, evaluate, params)
+            except Exception as error:  # losses that make float32 tensors of their own, and more
+                logger.info("hvp mode %r could not be compared with differences: %s", mode, error)
+            finally:
+                isolation.restore()
+        self._compared.add(mode)
         if found is None:
             return linearisation
         by = f"by {found.share:.2g} of its size for {found.name}"
@@ -475,7 +486,10 @@ class Reweighted:
             )
         elif self._hypergradient.hvp == "auto":
             wrong = f"its second derivatives are wrong {by}, as differences of gradients show"
-            raise Unserved(RuntimeError(wrong))
+            # Now, and not when another mode has served: whatever happens in between, this one
+            # is not to be tried again.
+            self._ruled_out[mode] = RuntimeError(wrong)
+            raise Unserved(self._ruled_out[mode])
         else:
             self._caveats[mode] = (
                 f"second derivatives in hvp mode {mode!r} are wrong {by}, as differences of "
@@ -483,12 +497,24 @@ class Reweighted:
             )
         return linearisation
 
+    def _too_costly(self) -> str:
+        """Why second derivatives can't be compared in float64, or nothing."""
+        for module in self.model.modules():
+            if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+                return "a compiled model would be compiled anew for float64"
+        tensors = itertools.chain(self.model.parameters(), self.model.buffers())
+        size = sum(t.numel() for t in tensors)
+        if size > _LARGEST_COMPARED:
+            return f"{size} parameters and buffers would be copied in float64"
+        return ""
+
     def _in_double(
         self, mode: Mode, batch: Any, weights: Tensor, theta: Tree, isolation: Isolation
     ) -> tuple[Callable[[Tree, Tree], Tree], Callable[[Tree], tuple[float, Tree]]]:
         """``(θ, v) -> H v`` in the mode, and ``θ -> (inner, ∇inner)``, all of it in float64."""
         batch, weights = map_tensors(doubled, batch), weights.detach().double()
-        frozen = {id(p): doubled(p.detach()) for p in self.model.parameters()}
+        inner = {id(p) for p in theta.values()}
+        frozen = {id(p): doubled(p.detach()) for p in self.model.parameters() if id(p) not in inner}
 
         def installed(params: Tree) -> AbstractContextManager[None]:
             tensors = frozen | {id(theta[name]): value for name, value in params.items()}
@@ -499,13 +525,13 @@ class Reweighted:
             with twice_differentiable():
                 return self._reduce(self._evaluate(batch), weights)
 
-        def inner(params: Tree, hparams: Tree) -> Tensor:
+        def installed_loss(params: Tree, hparams: Tree) -> Tensor:
             with installed(params):
                 return loss()
 
         def product(params: Tree, v: Tree) -> Tree:
             if mode == "func":
-                return with_func(inner, params, {}).hvp(v)
+                return with_func(installed_loss, params, {}).hvp(v)
             # Installed during the backward passes too: a checkpointed module runs again in them.
             with installed(params):
                 linearisation = from_graph(loss(), params, {})
@@ -527,18 +553,13 @@ class Reweighted:
             reasons = "; ".join(f"{mode}: {error}" for mode, error in self._ruled_out.items())
             self._notices.warn(
                 "finite_difference",
-                "the Hessian is multiplied by finite differences of gradients, good to about two "
-                f"digits in float32, because no other way serves this model ({reasons})",
+                "the Hessian is multiplied by finite differences of gradients, good to two to "
+                f"five digits in float32, because no other way serves this model ({reasons})",
             )
         if info.caveat:
             self._notices.warn("caveat", info.message)
-        if info.detail == DISJOINT:
-            self._notices.warn(
-                "disjoint",
-                f"{DISJOINT}, so the hypergradient is zero: is the outer loss of another head or "
-                "model than the losses that get weights?",
-            )
-        if info.status in _ALARMING:
+        useless = info.relative_residual > _USELESS_RESIDUAL
+        if info.status in _ALARMING or (info.status is Status.NEGATIVE_CURVATURE and useless):
             self._notices.warn(info.status.name, info.message)
 
     def _through_weighter(self, weights: Tensor, influence: Tensor) -> dict[str, Tensor]:

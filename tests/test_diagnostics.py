@@ -28,7 +28,6 @@ from reweight import (
     Reweighted,
     SolveInfo,
     Status,
-    diagnostics,
     wrap,
 )
 from reweight.diagnostics import (
@@ -378,7 +377,3 @@ def test_a_missing_matplotlib_is_named_with_the_extra(monkeypatch: pytest.Monkey
 def test_what_is_no_result_is_refused() -> None:
     with pytest.raises(TypeError, match="what rw.outer_backward returned, got Tensor"):
         Recorder().add(0, torch.ones(3))  # type: ignore[arg-type]
-
-
-def test_the_package_offers_what_it_lists() -> None:
-    assert all(hasattr(diagnostics, name) for name in diagnostics.__all__)

@@ -53,18 +53,39 @@ def make(solver: Any, model: nn.Module | None = None, hvp: Any = "auto") -> Rewe
 TRAIN, DEV = batch(0), batch(1)
 
 
-@pytest.mark.parametrize("solver", [Neumann(4, 0.1), Neumann(4), Neumann(0)], ids=repr)
-def test_the_same_batch_again_and_again_is_one_operator(solver: Neumann) -> None:
-    rw = make(solver)
-    result = rw.hypergradient(TRAIN, DEV, batches=itertools.repeat(TRAIN))
-    alpha = solver.step_size
-    if alpha == "auto":  # by the terms met so far, so compare with what it says it took
-        assert result.info.curvature is not None
-        assert "step size" in result.info.detail
-        assert result.info.relative_residual < 1.0
-        return
-    expected = make(Neumann(4, alpha)).hypergradient(TRAIN, DEV)
+@pytest.mark.parametrize("num_terms", [0, 1, 4])
+def test_the_same_batch_again_and_again_is_one_operator(num_terms: int) -> None:
+    solver = Neumann(num_terms, 0.1)
+    result = make(solver).hypergradient(TRAIN, DEV, batches=itertools.repeat(TRAIN))
+    expected = make(solver).hypergradient(TRAIN, DEV)
     assert relative_error(result.influence, expected.influence) < 1e-12
+
+
+@pytest.mark.parametrize("num_terms", [0, 1, 4])
+def test_an_automatic_step_size_goes_by_the_curvatures_met_so_far(num_terms: int) -> None:
+    """u ← u + α r, r ← r − α H_n r, with α one over the largest ‖H_n r‖/‖r‖ so far."""
+    batches = [batch(seed) for seed in range(5, 5 + max(num_terms, 1))]
+    rw = make(Neumann(num_terms))
+    result = rw.hypergradient(TRAIN, DEV, batches=batches)
+    r, samples = dense(rw.model)
+    u, largest = torch.zeros_like(r), 0.0
+    for b in batches:
+        product = 2.0 / SIZE * design(b).T @ (design(b) @ r)
+        largest = max(largest, float(product.norm() / r.norm()))
+        if num_terms:
+            u, r = u + r / largest, r - product / largest
+    assert relative_error(result.influence, -samples @ (u + r / largest)) < 1e-12
+
+
+def design(b: Batch) -> Tensor:
+    return torch.cat([b[0], torch.ones(SIZE, 1, dtype=torch.float64)], 1)
+
+
+def dense(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """The outer gradient, and per-sample gradients over the batch size."""
+    theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    v = 2.0 / SIZE * design(DEV).T @ (design(DEV) @ theta - DEV[1])
+    return v, 2.0 / SIZE * (design(TRAIN) @ theta - TRAIN[1])[:, None] * design(TRAIN)
 
 
 def test_each_product_is_of_the_next_batch() -> None:
@@ -73,16 +94,11 @@ def test_each_product_is_of_the_next_batch() -> None:
     rw = make(Neumann(3, alpha))
     result = rw.hypergradient(TRAIN, DEV, batches=batches)
 
-    def design(b: Batch) -> Tensor:
-        return torch.cat([b[0], torch.ones(SIZE, 1, dtype=torch.float64)], 1)
-
-    theta = torch.cat([p.detach().reshape(-1) for p in rw.model.parameters()])
-    v = 2.0 / SIZE * design(DEV).T @ (design(DEV) @ theta - DEV[1])
+    v, samples = dense(rw.model)
     term, total = v, v
     for b in batches:
         term = term - alpha * 2.0 / SIZE * design(b).T @ (design(b) @ term)
         total = total + term
-    samples = 2.0 / SIZE * (design(TRAIN) @ theta - TRAIN[1])[:, None] * design(TRAIN)
     assert relative_error(result.influence, -alpha * samples @ total) < 1e-12
     assert result.info.num_hvps == 3
     assert "a batch for every product" in result.info.detail
@@ -120,6 +136,36 @@ def test_independent_batches_take_the_bias_away() -> None:
     assert float(one.mean()) > 5.0 * float(one.std()) / draws**0.5
     assert abs(float(several.mean())) < 2.0 * float(several.std()) / draws**0.5
     assert abs(float(several.mean())) < 0.3 * float(one.mean())
+
+
+class Headed(nn.Module):
+    """A body, and a head of the dev loss alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 1)
+        self.head = nn.Parameter(torch.full((50,), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_head_of_the_dev_loss_alone_does_no_harm(fresh: bool) -> None:
+    model = Headed().double()
+    batches = [batch(5), batch(6), batch(7)] if fresh else None
+
+    def run(outer: Any) -> Hypergradient:
+        rw = make(Neumann(3), model)
+        rw._outer_loss = outer
+        return rw.hypergradient(TRAIN, DEV, batches=batches)
+
+    plain = run(lambda m, b: losses(m.body, b).weighted.mean())
+    headed = run(lambda m, b: losses(m.body, b).weighted.mean() + m.head.sum())
+    assert torch.equal(plain.influence, headed.influence)
+    assert plain.info == headed.info
+    with pytest.warns(UserWarning, match="uses no parameter that the inner loss moves"):
+        assert not bool(run(lambda m, b: m.head.sum()).influence.any())
 
 
 def test_no_more_batches_are_taken_than_there_are_products() -> None:
@@ -186,7 +232,7 @@ def custom(matvec: Any, b: Any) -> Solution:
 @pytest.mark.parametrize(
     ("solver", "batches", "error", "words"),
     [
-        (Neumann(3, 0.1), [TRAIN], ValueError, "ran out after 1 of them.*itertools.cycle"),
+        (Neumann(3, 0.1), [TRAIN], ValueError, "ran out after 1 of them.*iterator that goes on"),
         (Neumann(3, 0.1), [], ValueError, "ran out after 0"),
         (Neumann(3, 0.1), 5, TypeError, "iterable of train batches, got int"),
         (ConjugateGradient(), [TRAIN] * 20, ValueError, "ConjugateGradient.*use Neumann"),

@@ -91,9 +91,17 @@ def adam(parameters: Any, **options: Any) -> torch.optim.Optimizer:
             lambda s: s["exp_avg_sq"] / (1.0 - 0.999 ** float(s["step"])),
         ),
         (lambda p: torch.optim.RMSprop(p, lr=0.01), lambda s: s["square_avg"]),
+        (
+            lambda p: torch.optim.RMSprop(p, lr=0.01, centered=True),
+            lambda s: s["square_avg"] - s["grad_avg"].square(),
+        ),
         (lambda p: torch.optim.Adagrad(p, lr=0.01), lambda s: s["sum"]),
+        (
+            lambda p: torch.optim.Adagrad(p, lr=0.01, lr_decay=0.1),
+            lambda s: s["sum"] * (1.0 + 0.1 * 4.0) ** 2,
+        ),
     ],
-    ids=["adam", "amsgrad", "adamw", "rmsprop", "adagrad"],
+    ids=["adam", "amsgrad", "adamw", "rmsprop", "centered", "adagrad", "decayed"],
 )
 def test_the_diagonal_is_that_of_the_optimizers_step(make: Any, moments: Any) -> None:
     model, optimizer = trained(make, 5)
@@ -102,6 +110,26 @@ def test_the_diagonal_is_that_of_the_optimizers_step(make: Any, moments: Any) ->
     for name, parameter in named.items():
         expected = 0.01 / (moments(optimizer.state[parameter]).sqrt() + optimizer.defaults["eps"])
         torch.testing.assert_close(found[name], expected)
+
+
+def steps_of(optimizer: torch.optim.Optimizer, parameter: Tensor, gradient: Tensor) -> Tensor:
+    """What the optimizer moves by in the end, where the gradient lasts."""
+    for _ in range(5000):
+        before = parameter.detach().clone()
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    return before - parameter.detach()
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "RMSprop"])
+def test_the_diagonal_is_the_step_per_unit_of_a_gradient_that_lasts(kind: str) -> None:
+    parameter = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    gradient = torch.tensor([1.0, -0.1, 5.0], dtype=torch.float64)
+    options = {"weight_decay": 0.0} if kind == "AdamW" else {}
+    optimizer = getattr(torch.optim, kind)([parameter], lr=0.01, **options)
+    step = steps_of(optimizer, parameter, gradient)
+    diagonal = SecondMoments().diagonal(optimizer, {"p": parameter})["p"]
+    torch.testing.assert_close(diagonal * gradient, step, rtol=1e-4, atol=0.0)  # of β2⁵⁰⁰⁰
 
 
 def test_the_learning_rate_and_epsilon_of_each_group_are_read() -> None:
@@ -116,7 +144,7 @@ def test_the_learning_rate_and_epsilon_of_each_group_are_read() -> None:
     torch.testing.assert_close(found["bias"], torch.full((1,), 0.05))
 
 
-def test_what_has_no_second_moment_yet_gets_the_mean_of_the_rest() -> None:
+def test_what_has_no_second_moment_yet_is_taken_for_the_mean() -> None:
     table, head = nn.Embedding(4, 2), nn.Linear(2, 1)
     idle = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.Adam([*table.parameters(), *head.parameters(), idle], lr=0.1)
@@ -124,9 +152,12 @@ def test_what_has_no_second_moment_yet_gets_the_mean_of_the_rest() -> None:
     optimizer.step()
     params = {"table": table.weight, "head": head.weight, "idle": idle}
     found = SecondMoments().diagonal(optimizer, params)
-    seen = torch.cat([found["table"][1:3].reshape(-1), found["head"].reshape(-1)])
-    torch.testing.assert_close(found["table"][0], seen.mean().expand(2))
-    torch.testing.assert_close(found["idle"], seen.mean().expand(3))
+    moments = [optimizer.state[p]["exp_avg_sq"] / 0.001 for p in (table.weight, head.weight)]
+    seen = torch.cat([moments[0][1:3].reshape(-1), moments[1].reshape(-1)])
+    expected = 0.1 / (seen.mean().sqrt() + 1e-8)
+    torch.testing.assert_close(found["table"][0], expected.expand(2))
+    torch.testing.assert_close(found["idle"], expected.expand(3))
+    assert float(found["table"][0, 0]) < 1e3  # and not lr/ε
     assert not found["idle"].requires_grad
 
 
@@ -144,7 +175,7 @@ def test_the_identity_is_the_rule_of_sama() -> None:
 
 
 @pytest.mark.parametrize("num_terms", [0, 1, 3])
-def test_a_series_is_the_derivative_through_that_many_more_steps_of_the_optimizer(
+def test_a_series_is_the_derivative_through_as_many_steps_scaled_by_the_diagonal(
     num_terms: int,
 ) -> None:
     model, optimizer = trained(adam)
@@ -228,7 +259,10 @@ def test_what_can_not_be_read_is_told() -> None:
     descent = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     mean_squared_error(model, TRAIN).backward()
     descent.step()
+    rectified = torch.optim.RAdam(model.parameters(), lr=0.1)
+    rectified.step()
     for optimizer, words in (
+        (rectified, "RAdam keeps 'step'"),
         (None, r"pass wrap\(\.\.\., optimizer=optimizer\)"),
         (fresh, "has not made a step yet"),
         (descent, "reads the second moments of Adam.*SGD keeps 'momentum_buffer'"),

@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reweight import ImplicitHypergradient, LossWeighter, Neumann, Reweighted, wrap
+from reweight import (
+    ImplicitHypergradient,
+    LossWeighter,
+    Neumann,
+    Reweighted,
+    Solution,
+    Status,
+    wrap,
+)
 from reweight._second_derivatives import disagreement
 
 Tree = dict[str, Tensor]
@@ -230,3 +238,38 @@ def test_a_mode_that_did_not_serve_is_not_tried_again() -> None:
     info = rw.hypergradient(batch(8, 4), batch(8, 4, 1)).info
     # The losses once, then two gradients each for a product, for the influence, and its doubt.
     assert info.hvp_mode == "finite_difference" and len(calls) == 1 + 2 * 3
+
+
+def test_a_wrong_mode_stays_ruled_out_whatever_comes_in_between() -> None:
+    """An error after it was found out, in the mode that came next, must not let it in again."""
+    torch.manual_seed(0)
+    calls = []
+
+    def failing_once(matvec: Any, b: Any) -> Solution:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyError("not now")
+        return Solution(b, Status.APPROXIMATED)
+
+    model = nn.utils.parametrizations.weight_norm(nn.Linear(4, 1))
+    rw = make(model, hypergradient=ImplicitHypergradient(failing_once))
+    with pytest.raises(KeyError):
+        rw.hypergradient(batch(8, 4), batch(8, 4, 1))
+    with pytest.warns(UserWarning, match="second derivatives are wrong"):
+        info = rw.hypergradient(batch(8, 4), batch(8, 4, 1)).info
+    assert info.hvp_mode == "finite_difference"
+
+
+def test_a_large_frozen_backbone_is_not_copied(caplog: pytest.LogCaptureFixture) -> None:
+    class Backbone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen = nn.Embedding(2_000_001, 10, _freeze=True)
+            self.out = nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(x)
+
+    with caplog.at_level(logging.INFO, "reweight"):
+        quiet(make(Backbone()), batch(8, 4), batch(8, 4, 1))
+    assert "20000015 parameters and buffers would be copied in float64" in caplog.text

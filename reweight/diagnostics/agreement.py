@@ -5,14 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from reweight._trees import dot, max_abs, norm, power_of_two, scale
+from reweight._trees import cosine
 from reweight.hypergradient import Hypergradient
 from reweight.solvers import Identity
 from reweight.wrapping import Reweighted
@@ -56,7 +52,7 @@ class Agreement:
         if math.isnan(self.identity):
             parts.append("the hypergradient is zero")
         elif self.identity < 0.0:
-            parts.append("the curvature turns the direction that the identity gives around")
+            parts.append("with curvature the hypergradient points against the one without it")
         else:
             parts.append("the identity gives a direction on the same side")
         return "; ".join(parts)
@@ -76,7 +72,7 @@ class Agreement:
 def agreement(rw: Reweighted, batch: Any, dev_batch: Any, other_dev_batch: Any = None) -> Agreement:
     """Compare a hypergradient with that of another dev batch, and of no curvature at all.
 
-    ``rw`` is left as it is.
+    ``rw`` is left as it is (but for a :class:`reweight.PowerIteration` in its solver).
 
     Args:
         rw: what :func:`reweight.wrap` returned.
@@ -99,7 +95,9 @@ def agreement(rw: Reweighted, batch: Any, dev_batch: Any, other_dev_batch: Any =
     """
     ours = rw.hypergradient(batch, dev_batch)
     plain = copy.copy(rw)
-    plain._hypergradient = dataclasses.replace(rw._hypergradient, solver=Identity())
+    plain._hypergradient = dataclasses.replace(
+        rw._hypergradient, solver=Identity(), preconditioner=None
+    )
     identity = plain.hypergradient(batch, dev_batch)
     other: tuple[float | None, float | None] = (None, None)
     if other_dev_batch is not None:
@@ -111,22 +109,3 @@ def _cosines(one: Hypergradient, two: Hypergradient) -> tuple[float, float]:
     return cosine(one.grads, two.grads), cosine(
         {"influence": one.influence}, {"influence": two.influence}
     )
-
-
-def cosine(x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> float:
-    """Of the angle between two dicts of tensors.
-
-    NaN if one of them is zero, or if they are not made alike: parameters were frozen, added or
-    loaded with other shapes in between.
-    """
-    if {n: t.shape for n, t in x.items()} != {n: t.shape for n, t in y.items()}:
-        return math.nan
-    units = []
-    for vector in (dict(x), dict(y)):
-        if max_abs(vector) == 0.0:
-            return math.nan
-        unit = scale(1.0 / power_of_two(vector), vector)
-        # A gradient that was loaded may lie on another device, or have another precision.
-        unit = {n: unit[n].to(x[n].device, torch.float64) for n in x}
-        units.append(scale(1.0 / norm(unit), unit))
-    return max(-1.0, min(1.0, dot(*units)))

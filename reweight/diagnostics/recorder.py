@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from torch import Tensor
 
-from reweight._trees import norm
+from reweight._trees import cosine, norm
 from reweight.diagnostics._plot import plot_rows
-from reweight.diagnostics.agreement import cosine
 from reweight.diagnostics.weights import WeightSummary
 from reweight.hypergradient import Hypergradient
 

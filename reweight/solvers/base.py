@@ -40,7 +40,11 @@ class Status(str, Enum):
     )
     ILL_CONDITIONED = (
         "the residual is small, but directions of small curvature can hide a larger error behind "
-        "it; lower rtol and raise max_steps (or num_terms), or add damping"
+        "it; solve further (a lower rtol, more steps, terms or columns), or add damping"
+    )
+    DISJOINT = (
+        "the outer loss uses no parameter that the inner loss moves, so the hypergradient is zero; "
+        "is it the loss of another head or model than the losses that get weights?"
     )
     NOISY_PRODUCTS = (
         "the system is solved for products that carry an error of their own, as finite differences "

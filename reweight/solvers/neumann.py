@@ -54,7 +54,12 @@ class Neumann(LinearSolver):
 
     def __post_init__(self) -> None:
         whole("Neumann", "num_terms", self.num_terms, 0)
-        if self.step_size != "auto" and not isinstance(self.step_size, PowerIteration):
+        if isinstance(self.step_size, str) and self.step_size != "auto":
+            raise ValueError(
+                f"Neumann(step_size={self.step_size!r}): choose a number, "
+                '"auto" or PowerIteration()'
+            )
+        if not isinstance(self.step_size, (str, PowerIteration)):
             positive("Neumann", "step_size", self.step_size)
 
     def on_fresh_batches(self) -> LinearSolver:
