@@ -87,7 +87,8 @@ def _second_moments(optimizer: Optimizer, group: dict[str, Any], state: dict[str
         moments: Tensor
         if "exp_avg_sq" in state:
             moments = state.get("max_exp_avg_sq", state["exp_avg_sq"])
-            return moments / (1.0 - float(group["betas"][1]) ** float(state["step"]))
+            forgotten: float = float(group["betas"][1]) ** float(state["step"])
+            return moments / (1.0 - forgotten)
         if "square_avg" in state and "acc_delta" not in state:  # which is Adadelta's
             moments = state["square_avg"]
             if group.get("centered"):
