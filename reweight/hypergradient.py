@@ -219,7 +219,8 @@ class ImplicitHypergradient:
                 logger.info("hvp mode %r does not serve this model: %s", mode, unserved.cause)
                 failures[mode] = unserved.cause
             else:
-                known.update(failures)
+                # Words only: an error holds on to the frames it went through, and so to the batch.
+                known.update({m: RuntimeError(str(e)) for m, e in failures.items()})
                 return answer
         first = next(iter(failures.values()))
         if len({str(error) for error in failures.values()}) == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -291,6 +292,25 @@ def test_memory_does_not_grow_with_calls() -> None:
     for _ in range(3):
         rw.hypergradient(train, dev)
     assert tensors() <= before  # what earlier tests left may go in between
+
+
+def test_a_mode_that_fails_does_not_keep_the_batch_alive() -> None:
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag = nn.EmbeddingBag(5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bag((x > 0).long())
+
+    rw = make(Bag().double())
+    train, dev = batches()
+    watched = [weakref.ref(t) for t in (*train, *dev)]
+    with pytest.warns(UserWarning, match="finite differences"):
+        rw.hypergradient(train, dev)
+    del train, dev
+    gc.collect()
+    assert all(ref() is None for ref in watched)
 
 
 # -- .grad -------------------------------------------------------------------------------------
