@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from problems import mean_squared_error, squared_errors
+from problems import mean_squared_error, ridge, squared_errors
 from torch import Tensor, nn
 
 from reweight import (
+    CheckRow,
     ConjugateGradient,
+    Identity,
     ImplicitHypergradient,
     Losses,
     LossWeighter,
     Neumann,
+    PowerIteration,
     Reweighted,
     SampleWeighter,
+    SecondMoments,
+    Solution,
+    Status,
     TableWeighter,
     check_hypergradient,
     wrap,
 )
+from reweight.checking import check as flow
+from reweight.checking import descent
 
 SIZE = 8
 EXACT = ConjugateGradient(max_steps=100, rtol=1e-10)
@@ -208,14 +219,17 @@ def test_a_mismatch_raises_with_the_report_when_asked_to() -> None:
 def test_the_report_is_a_table_that_a_person_can_read() -> None:
     lines = str(check_hypergradient(make(), TRAIN, DEV)).splitlines()
     assert lines[0].startswith("hypergradient agrees with finite differences: relative error")
-    assert lines[1].split() == ["parameter", "hypergradient", "exact", "solve", "finite", "diff."]
+    assert lines[1].split() == [
+        *("parameter", "hypergradient", "exact", "solve", "finite", "diff.", "error")
+    ]
     table = lines[1:6]
     assert len({len(line) for line in table}) == 1
     assert [line.split()[0] for line in table[1:]] == [
         n for n, _ in trained_weighter().named_parameters()
     ]
-    assert lines[-1] == "nothing to mend"
-    assert all(len(line) <= 120 for line in lines)
+    assert lines[6] == "advice:   nothing to mend"
+    assert lines[7].startswith("position: your parameters are not at a minimum")
+    assert all(len(line) <= 110 for line in lines)
 
 
 def test_the_directions_follow_the_seed() -> None:
@@ -262,3 +276,487 @@ def test_losses_that_do_not_follow_the_copy_are_explained() -> None:
     for rw in (remembered, single):
         with pytest.raises(RuntimeError, match="float64 copy.*not the one they are given"):
             check_hypergradient(rw, TRAIN, DEV)
+
+
+# -- the report ----------------------------------------------------------------------------------
+
+
+def test_each_row_has_its_error_and_the_largest_is_the_reports() -> None:
+    report = check_hypergradient(make(network("mlp"), solver=Neumann(1)), TRAIN, DEV)
+    largest = max(abs(row.finite_difference) for row in report.rows)
+    for row in report.rows:
+        apart = abs(row.hypergradient - row.finite_difference)
+        assert row.error == pytest.approx(apart / largest)
+    assert report.error == max(row.error for row in report.rows)
+    worst = max(report.rows, key=lambda row: row.error)
+    marked = [line for line in str(report).splitlines() if line.endswith("<- worst")]
+    assert [line.split()[0] for line in marked] == [worst.name]
+    assert f"{worst.error:.1e}" in marked[0]
+
+
+def test_long_names_lose_their_middle_and_not_the_table() -> None:
+    report = check_hypergradient(make(solver=Neumann(1)), TRAIN, DEV)
+    name = "encoder.layers.11.attention.self.query.lora_A.default.parametrizations.weight"
+    rows = (CheckRow(name, -1.0, -1.0, -1.0, 2.0), CheckRow("b", 1.0, 1.0, 1.0, 1.0))
+    lines = str(dataclasses.replace(report, rows=rows)).splitlines()
+    assert all(len(line) <= 110 for line in lines)
+    head, tail = lines[2].split()[0].split("…")
+    assert name.startswith(head) and name.endswith(tail) and min(len(head), len(tail)) > 15
+    assert lines[2].endswith("<- worst")
+    assert lines[2].index("1.000000e+00") == lines[3].index("1.000000e+00")
+
+
+# -- problems that need help to be compared ------------------------------------------------------
+
+
+def absolute_errors(model: nn.Module, b: Any) -> Tensor:
+    return (model(b[0]).reshape(-1) - b[1]).abs()
+
+
+def cross_entropies(model: nn.Module, b: Any) -> Tensor:
+    labels = (b[1] > 0).to(b[1])
+    return nn.functional.binary_cross_entropy_with_logits(
+        model(b[0]).reshape(-1), labels, reduction="none"
+    )
+
+
+@pytest.mark.parametrize("losses", [absolute_errors, cross_entropies])
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Tanh])
+def test_a_problem_without_a_minimum_is_compared_with_damping(losses: Any, act: Any) -> None:
+    """Kinks, separable classes and an untrained network: still a set-up can be checked."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), act(), nn.Linear(8, 1))
+    rw = make(model, optimizer=None, losses=losses)
+    report = check_hypergradient(rw, TRAIN, DEV)
+    assert report.damping > 0.0
+    assert report.ok and report.exact_error < 1e-3
+    assert f", damping {report.damping:g})" in report.verdict
+    assert f"damping:  {report.damping:g} was added to the inner problem" in str(report)
+
+
+def test_a_wrong_gradient_is_found_where_damping_is_needed_too() -> None:
+    rw = make(optimizer=None, losses=cross_entropies, outer_loss=scaled(2.0))
+    report = check_hypergradient(rw, TRAIN, DEV)
+    assert not report.ok
+    assert "the gradient of the outer loss is 2 times" in report.advice
+
+
+def test_what_a_perfect_fit_hides_is_looked_at_with_damping() -> None:
+    few = tuple(t[:2] for t in TRAIN)
+    right = check_hypergradient(make(decay=0.0), few, DEV)
+    assert right.ok and right.damping == 0.0
+    assert "With damping" in right.advice and "an exact solve agrees to" in right.advice
+    wrong = check_hypergradient(make(decay=0.0, outer_loss=scaled(3.0)), few, DEV)
+    assert not wrong.ok and wrong.damping > 0.0
+    assert "3 times the slope" in wrong.advice
+
+
+def test_a_model_trained_on_its_dev_batch_is_no_mismatch() -> None:
+    """Its outer gradient is zero where training has come to rest."""
+    train = ridge().train
+    model = at_rest(lambda model: mean_squared_error(model, train))
+    rw = make(model, optimizer=None, weighter=TableWeighter(SIZE).double(), losses=with_ids)
+    report = check_hypergradient(rw, train, train)
+    assert report.ok
+    assert "little was tested" in report.advice and "train batch for its dev" in report.advice
+
+
+def test_what_could_not_be_compared_has_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "_DAMPING", ())
+    report = check_hypergradient(make(optimizer=None, losses=absolute_errors), TRAIN, DEV)
+    assert not report.ok and math.isnan(report.error)
+    assert all(math.isnan(row.finite_difference) and math.isnan(row.error) for row in report.rows)
+    assert all(math.isfinite(row.hypergradient) for row in report.rows)
+    assert report.verdict == "hypergradient COULD NOT BE COMPARED with finite differences"
+    lines = str(report).splitlines()
+    assert lines[2].split()[3:] == ["-", "-"]
+    assert f"its gradient is still {report.inner_gradient:.2g} of the outer" in report.advice
+    assert "train further first" in report.advice
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_large_problems_are_solved_without_writing_the_hessian_out(
+    dense: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(descent, "_DENSE", 1000 if dense else 0)
+    report = check_hypergradient(make(network("mlp")), TRAIN, DEV, rtol=1e-5)
+    assert report.ok and report.damping == 0.0
+    assert report.inner_gradient < 1e-8
+
+
+def test_losses_without_second_derivatives_are_solved_again_too() -> None:
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x.square()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return 2.0 * ctx.saved_tensors[0] * grad
+
+    def losses(model: nn.Module, b: Any) -> Tensor:
+        return Once.apply(model(b[0]).reshape(-1) - b[1])  # type: ignore[no-any-return]
+
+    report = check_hypergradient(make(losses=losses), TRAIN, DEV)
+    assert report.ok and report.inner_gradient < 1e-8
+    assert report.info.hvp_mode == "finite_difference"
+
+
+def test_dropout_is_one_and_the_same_throughout() -> None:
+    """In the model and in the weighter, which draws after the model does."""
+
+    class Noisy(LossWeighter):
+        def forward(self, losses: Tensor, inputs: Any) -> Tensor:
+            return super().forward(torch.dropout(losses, 0.5, True), inputs)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 1))
+    torch.manual_seed(3)
+    weighter = Noisy(4)
+    nn.init.normal_(weighter.mlp[-1].weight, std=0.3)
+    assert check_hypergradient(make(model, weighter=weighter), TRAIN, DEV, rtol=1e-5).ok
+
+
+def test_what_an_optimizer_or_a_solver_remembers_is_taken_along() -> None:
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), weight_decay=0.2)
+    mean_squared_error(model, TRAIN).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    largest = PowerIteration()
+    solver = Neumann(4000, step_size=largest)
+    strategy = ImplicitHypergradient(solver, preconditioner=SecondMoments())
+    rw = make(model, optimizer=optimizer, hypergradient=strategy)
+    assert check_hypergradient(rw, TRAIN, DEV).ok
+    assert largest._direction is None and rw._hypergradient is strategy
+
+
+# -- what a mismatch comes from ------------------------------------------------------------------
+
+
+class Scaled(torch.autograd.Function):
+    """Passes values through and multiplies gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.factor * grad, None
+
+
+def scaled(factor: float) -> Callable[[nn.Module, Any], Tensor]:
+    return lambda model, b: Scaled.apply(mean_squared_error(model, b), factor)  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("factor", "reason"),
+    [
+        (2.0, "as where a loss is counted twice"),
+        (0.5, "as where half a loss is counted"),
+        (-1.0, "as behind a gradient reversal"),
+        (float(SIZE), f"as where a mean over the {SIZE} samples is taken for a sum"),
+        (1.0 / SIZE, f"as where a mean over the {SIZE} samples is taken twice"),
+        (3.0, ""),
+    ],
+)
+def test_a_common_factor_is_named(factor: float, reason: str) -> None:
+    report = check_hypergradient(make(outer_loss=scaled(factor)), TRAIN, DEV)
+    assert not report.ok
+    assert f"all parameters by the same factor {factor:.3g}:" in report.advice
+    assert f"the gradient of the outer loss is {factor:.3g} times the slope" in report.advice
+    assert reason in report.advice
+    assert ("as where" in report.advice or "as behind" in report.advice) == bool(reason)
+
+
+def test_a_wrong_gradient_of_the_weights_is_told() -> None:
+    class Weighter(LossWeighter):
+        def forward(self, losses: Tensor, inputs: Any) -> Tensor:
+            weights: Tensor = Scaled.apply(super().forward(losses, inputs), 2.0)
+            return weights
+
+    torch.manual_seed(3)
+    weighter = Weighter(4)
+    nn.init.normal_(weighter.mlp[-1].weight, std=0.3)
+    report = check_hypergradient(make(weighter=weighter), TRAIN, DEV)
+    assert not report.ok and "the gradient of the weights of Weighter is 2 times" in report.advice
+
+
+def test_a_detach_inside_is_told() -> None:
+    def outer(model: Any, b: Any) -> Tensor:
+        return (b[0] @ model.weight[0] + model.bias.detach() - b[1]).square().mean()
+
+    report = check_hypergradient(make(outer_loss=outer), TRAIN, DEV)
+    assert not report.ok
+    assert "the gradient of the outer loss is not the slope" in report.advice
+    assert "detach()" in report.advice
+
+
+def test_straight_through_gradients_are_told() -> None:
+    """Where they vanish nothing is smallest, so there is nothing to compare with."""
+
+    def rounded(model: nn.Module, b: Any) -> Tensor:
+        predicted = model(b[0]).reshape(-1)
+        steps = predicted + ((4.0 * predicted).round() / 4.0 - predicted).detach()
+        return (steps - b[1]).square()
+
+    def fixed(model: nn.Module, b: Any) -> Losses:
+        return Losses(squared_errors(model, b), rounded(model, b).mean())
+
+    for losses, what in ((rounded, "losses that get weights"), (fixed, "fixed losses")):
+        report = check_hypergradient(make(losses=losses), TRAIN, DEV)
+        assert not report.ok and "COULD NOT BE COMPARED" in report.verdict
+        assert f"the gradient of the {what} is not the slope of the value" in report.advice
+
+
+def test_noise_of_ones_own_is_told() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def losses(model: nn.Module, b: Any) -> Tensor:
+        return squared_errors(model, b) * (1.0 + 0.1 * torch.rand(SIZE, generator=generator))
+
+    report = check_hypergradient(make(losses=losses), TRAIN, DEV)
+    assert not report.ok
+    assert "the losses that get weights are others on every call" in report.advice
+
+
+def test_a_cast_to_single_precision_is_told() -> None:
+    def losses(model: nn.Module, b: Any) -> Tensor:
+        return squared_errors(model, b).float()
+
+    report = check_hypergradient(make(losses=losses), TRAIN, DEV, rtol=1e-8)
+    assert not report.ok
+    assert "computed in float32 on the float64 copy" in report.advice
+    assert "take .float() and the like out" in report.advice
+
+
+def test_wrong_second_derivatives_are_told() -> None:
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x.square()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return 2.0 * ctx.saved_tensors[0].detach() * grad
+
+    def losses(model: nn.Module, b: Any) -> Tensor:
+        return Square.apply(model(b[0]).reshape(-1) - b[1])  # type: ignore[no-any-return]
+
+    forced = check_hypergradient(make(network("mlp"), losses=losses, hvp="autograd"), TRAIN, DEV)
+    assert not forced.ok
+    assert "second derivatives in hvp mode 'autograd' are wrong" in forced.advice
+    assert 'hvp="finite_difference"' in forced.advice
+    other = make(network("mlp"), losses=losses, hvp="finite_difference")
+    assert check_hypergradient(other, TRAIN, DEV).ok
+
+
+# -- what a solver does ---------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """Solves exactly, but another system."""
+
+    factor: float = 1.0
+    shift: float = 0.0
+
+    def __call__(self, matvec: Any, b: Any) -> Solution:
+        def shifted(v: Any) -> Any:
+            return {n: x - self.shift * v[n] for n, x in matvec(v).items()}
+
+        u = ConjugateGradient(200, rtol=1e-13)(shifted, b).value
+        return Solution({n: self.factor * x for n, x in u.items()}, Status.CONVERGED)
+
+
+@pytest.mark.parametrize(
+    ("decay", "damping", "what"), [(0.2, 0.0, "weight decay"), (0.2, 0.1, "damping")]
+)
+def test_a_solver_that_leaves_a_part_out_is_told(decay: float, damping: float, what: str) -> None:
+    solver = Own(shift=decay if what == "weight decay" else damping)
+    rw = make(network("mlp"), solver, decay, damping)
+    report = check_hypergradient(rw, TRAIN, DEV)
+    assert not report.ok and report.exact_error < 1e-6
+    assert report.verdict.startswith("the set-up is right, but Own(factor=1.0, shift=")
+    assert f"gives is the hypergradient without {what}: it solves with" in report.advice
+    assert "the matvec it is handed" in report.advice
+
+
+def test_a_solver_that_loses_a_factor_is_told() -> None:
+    report = check_hypergradient(make(solver=Own(factor=0.1)), TRAIN, DEV)
+    assert report.verdict.endswith(
+        "but Own(factor=0.1) does not solve the linear system well enough"
+    )
+    assert "off by the same factor 0.1 for all parameters" in report.advice
+
+
+@pytest.mark.parametrize(
+    ("solver", "verdict"),
+    [
+        (Neumann(), "Neumann(num_terms=3) is a truncated, regularised direction by design"),
+        (Identity(0.3), "Identity(step_size=0.3) takes the Hessian for a multiple of the identity"),
+        (ConjugateGradient(2), "but ConjugateGradient(max_steps=2) does not solve"),
+        (Own(1.0 + 1e-4), "Own(factor=1.0001) solves to a residual of 0.0001, not to the 1e-06"),
+    ],
+)
+def test_the_verdict_says_what_kind_of_solver_it_is(solver: Any, verdict: str) -> None:
+    report = check_hypergradient(make(network("mlp"), solver), TRAIN, DEV, rtol=1e-6)
+    assert report.verdict.startswith("the set-up is right") and verdict in report.verdict
+    assert "DISAGREES" not in str(report)
+    assert "with the linear system solved exactly the two agree to" in report.advice
+    assert len(str(report).splitlines()[0]) <= 110
+
+
+# -- where training stands -----------------------------------------------------------------------
+
+TRAIN_DOUBLE, DEV_DOUBLE = (
+    tuple(t.double() if t.is_floating_point() else t for t in b) for b in (TRAIN, DEV)
+)
+RAW = torch.randn(SIZE, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+WEIGHTS = torch.nn.functional.softplus(RAW) / math.log(2.0)
+
+
+def at_rest(loss: Callable[[nn.Module], Tensor], size: int = 3) -> nn.Module:
+    """A linear model where a smooth loss is smallest."""
+    torch.manual_seed(0)
+    model = nn.Linear(size, 1, dtype=torch.float64)
+    optimizer = torch.optim.LBFGS(
+        model.parameters(), max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(model)
+        value.backward()
+        return value
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.zero_grad()
+    return model
+
+
+def with_ids(model: nn.Module, b: Any) -> Losses:
+    return Losses(squared_errors(model, b), inputs=b[2])
+
+
+def with_fixed(model: nn.Module, b: Any) -> Losses:
+    return Losses(squared_errors(model, b), mean_squared_error(model, DEV_DOUBLE), b[2])
+
+
+def weighted(model: nn.Module) -> Tensor:
+    return WEIGHTS * squared_errors(model, TRAIN_DOUBLE)
+
+
+def decay(model: nn.Module, rate: float, matrices_only: bool = False) -> Tensor:
+    chosen = [p for p in model.parameters() if p.ndim > 1 or not matrices_only]
+    return 0.5 * rate * sum((p.square().sum() for p in chosen), torch.zeros(()).double())
+
+
+def position(
+    loop: Callable[[nn.Module], Tensor],
+    told: float | None = None,
+    losses: Any = with_ids,
+    reduction: Any = "mean",
+    optimizer: Any = torch.optim.SGD,
+) -> str:
+    """What is said of a model that a loop has trained with a loss of its own."""
+    model = at_rest(loop)
+    weighter = TableWeighter(SIZE).double()
+    with torch.no_grad():
+        weighter.raw.copy_(RAW)
+    known = None
+    if told is not None:
+        known = optimizer(model.parameters(), lr=0.1, weight_decay=told)
+    rw = make(model, weighter=weighter, losses=losses, reduction=reduction, optimizer=known)
+    report = check_hypergradient(rw, TRAIN_DOUBLE, DEV_DOUBLE, rtol=1e-6)
+    assert report.ok  # the comparison takes wrap's word for it
+    assert "".join(report.position.split()) in "".join(str(report).split())
+    return report.position
+
+
+@pytest.mark.parametrize("told", [None, 0.0, 0.3])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_loop_that_trains_what_wrap_was_told_is_confirmed(told: Any, reduction: Any) -> None:
+    def loop(model: nn.Module) -> Tensor:
+        total: Tensor = getattr(weighted(model), reduction)()
+        return total + decay(model, told or 0.0)
+
+    said = position(loop, told, reduction=reduction)
+    assert said.startswith("your parameters are at the minimum of this problem (relative gradient")
+    assert said.endswith("it is the one your loop trains")
+
+
+def test_weight_decay_that_wrap_was_not_told_of_is_told() -> None:
+    said = position(lambda m: weighted(m).mean() + decay(m, 0.3))
+    assert "your loop seems to train with weight decay of about 0.3," in said
+    assert "pass optimizer=" in said and "Losses(fixed=...)" in said
+    said = position(lambda m: weighted(m).mean() + decay(m, 0.3, matrices_only=True))
+    assert "weight decay of about 0.3 on its matrices" in said
+    # Seen long before it matters.
+    assert "about 0.01," in position(lambda m: weighted(m).mean() + decay(m, 1e-2))
+
+
+def test_other_weight_decay_than_the_optimizers_is_told() -> None:
+    def loop(rate: float) -> Callable[[nn.Module], Tensor]:
+        return lambda m: weighted(m).mean() + decay(m, rate)
+
+    said = position(loop(0.3), told=0.1)
+    assert "about 0.2 more weight decay than the optimizer says" in said
+    assert "(0.3 in place of 0.1)" in said and "pass the one your loop steps" in said
+    said = position(loop(0.1), told=0.3)
+    assert "about 0.2 less weight decay than the optimizer says" in said
+    said = position(loop(0.0), told=0.3, optimizer=torch.optim.AdamW)
+    assert "about 0.3 less weight decay than AdamW says (0 in place of 0.3)" in said
+    assert "decoupled decay" in said
+
+
+@pytest.mark.parametrize("losses", [with_ids, with_fixed])
+def test_another_reduction_is_told(losses: Any) -> None:
+    """With a fixed part, or with weight decay, which a factor is measured against."""
+
+    def loop(factor: float) -> Callable[[nn.Module], Tensor]:
+        def value(model: nn.Module) -> Tensor:
+            fixed = mean_squared_error(model, DEV_DOUBLE) if losses is with_fixed else 0.0
+            return factor * weighted(model).mean() + fixed + decay(model, 0.3)
+
+        return value
+
+    said = position(loop(SIZE), 0.3, losses)
+    assert 'sum the weighted losses, where wrap was told reduction="mean"' in said
+    assert 'pass reduction="sum"' in said
+    said = position(loop(1.0), 0.3, losses, "sum")
+    assert 'average the weighted losses, where wrap was told reduction="sum"' in said
+    assert 'pass reduction="mean"' in said
+    said = position(loop(1.0 / SIZE), 0.3, losses)
+    assert f"divide the weighted losses by their number, {SIZE}, once more" in said
+
+
+def test_another_factor_is_told_beside_fixed_losses() -> None:
+    said = position(
+        lambda m: 0.4 * weighted(m).mean() + mean_squared_error(m, DEV_DOUBLE), losses=with_fixed
+    )
+    assert "count the weighted losses 0.4 times as much beside the fixed ones" in said
+
+
+def test_a_loop_without_weights_is_told() -> None:
+    said = position(lambda m: squared_errors(m, TRAIN_DOUBLE).mean() + decay(m, 0.3), 0.3)
+    assert "train on losses without their weights" in said and "rw.loss(batch)" in said
+
+
+def test_a_model_that_is_not_at_a_minimum_is_told() -> None:
+    said = check_hypergradient(make(), TRAIN, DEV).position
+    assert said.startswith("your parameters are not at a minimum of the inner problem on this")
+    assert "training is not done" in said and "exact only at a minimum" in said
+
+
+def test_two_parameters_prove_nothing() -> None:
+    """A multiple of the parameters comes near any gradient of two dimensions."""
+    one, dev = (tuple(t[:, :1] if t.ndim > 1 else t for t in b) for b in (TRAIN_DOUBLE, DEV_DOUBLE))
+    model = at_rest(lambda m: mean_squared_error(m, one) + decay(m, 0.3), size=1)
+    report = check_hypergradient(make(model, optimizer=None), one, dev)
+    assert "not at a minimum" in report.position

@@ -1,0 +1,145 @@
+"""What a comparison comes to, and what a mismatch most likely comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from reweight._trees import dot, norm
+from reweight.checking.compare import SOLVED, Comparison, exact_solver
+from reweight.checking.links import common_factor, reason
+from reweight.checking.problem import Problem
+from reweight.checking.report import shortened
+from reweight.solvers import Status
+
+_BY_DESIGN = {
+    Status.TRUNCATED: "is a truncated, regularised direction by design",
+    Status.LOW_RANK: "takes the Hessian for a low-rank matrix plus damping by design",
+    Status.APPROXIMATED: "takes the Hessian for a multiple of the identity by design",
+}
+
+
+def judge(
+    problem: Problem, comparison: Comparison, rtol: float, fault: str | None
+) -> tuple[str, str]:
+    """The verdict in one line, and the advice.
+
+    Args:
+        problem: at the solution that was compared.
+        comparison: the numbers.
+        rtol: the relative error that counts as agreement.
+        fault: what was found wrong with a gradient or a value by itself.
+    """
+    ours, exact = (max(comparison.errors(h)) for h in (comparison.ours, comparison.exact))
+    damped = f", damping {comparison.damping:g}" if comparison.damping else ""
+    numbers = (
+        f"with finite differences: relative error {ours:.2g} "
+        f"(asked {rtol:.2g}, exact solve {exact:.2g}{damped})"
+    )
+    if ours <= rtol:
+        return f"hypergradient agrees {numbers}", "nothing to mend"
+    disagrees = f"hypergradient DISAGREES {numbers}"
+    if comparison.side_channel:
+        return disagrees, (
+            f"{type(problem.rw.weighter).__name__} reads inner parameters by a side channel: with "
+            "its losses and inputs held, its weights still moved with the inner parameters, which "
+            "the hypergradient leaves out. Hand what it needs of the model over as "
+            "Losses(inputs=...)"
+        )
+    if exact <= rtol:
+        return _solver(problem, comparison, rtol)
+    if not comparison.decides(rtol):
+        verdict = "hypergradient COULD NOT BE COMPARED with finite differences"
+        return verdict, fault or _undecided(comparison)
+    pairs = comparison.along(comparison.exact), list(comparison.slopes.values())
+    factor = common_factor(*pairs, rtol)
+    said = "also an exact solve disagrees"
+    if factor is not None:
+        said += f", all parameters by the same factor {factor:.3g}"
+        said += "" if fault else reason(factor, comparison.ours.influence.numel())
+    return disagrees, f"{said}: " + (
+        fault
+        or "likely causes are losses that are not a function of parameters and batch alone, custom "
+        "gradients that are not the gradients of the loss, or a detach() inside the model"
+    )
+
+
+def _solver(problem: Problem, comparison: Comparison, rtol: float) -> tuple[str, str]:
+    """The set-up is right; what the solver made of it."""
+    ours, exact = comparison.ours, comparison.exact
+    info, name = ours.info, _named(problem.strategy.solver)
+    error, right = max(comparison.errors(ours)), max(comparison.errors(exact))
+    advice = (
+        f"the set-up is right: with the linear system solved exactly the two agree to {right:.1g}. "
+    )
+    lengths = norm(ours.grads) * norm(exact.grads)
+    cosine = dot(ours.grads, exact.grads) / lengths if lengths else 0.0
+    beside = f"off by {error:.2g} here, at a cosine of {cosine:.4f} with the exact hypergradient"
+    if info.status in _BY_DESIGN:
+        return (
+            f"the set-up is right; {name} {_BY_DESIGN[info.status]}",
+            f"{advice}{name} is {beside}. Its verdict: {info.message}",
+        )
+    if info.trustworthy:
+        return (
+            f"the set-up is right; {name} solves to a residual of {info.relative_residual:.1g}, "
+            f"not to the {rtol:.1g} asked",
+            f"{advice}{name} is {beside}. Lower its tolerance, or ask for less",
+        )
+    verdict = f"the set-up is right, but {name} does not solve the linear system well enough"
+    if (ignored := _ignored(problem, comparison, rtol)) is not None:
+        return verdict, (
+            f"{advice}What {name} gives is the hypergradient without {ignored}: it solves with a "
+            "matrix of its own, where it should multiply by the matvec it is handed"
+        )
+    factor = common_factor(comparison.along(ours), comparison.along(exact), rtol)
+    if factor is not None:
+        beside = (
+            f"off by the same factor {factor:.3g} for all parameters, as where a factor of the "
+            "solution (a step size, a norm) is left out"
+        )
+    return verdict, f"{advice}{name} is {beside}. Its verdict: {info.message}"
+
+
+def _ignored(problem: Problem, comparison: Comparison, rtol: float) -> str | None:
+    """A part of the linear system without which an exact solve gives what the solver does."""
+    ours = comparison.along(comparison.ours)
+    parts = {
+        "weight decay": (any(problem.decay.values()), {"decay": False}),
+        "damping": (problem.strategy.damping > 0.0, {"damping": False}),
+    }
+    for part, (present, left_out) in parts.items():
+        if not present:
+            continue
+        other = comparison.along(
+            problem.hypergradient(comparison.damping, exact_solver(problem), **left_out)
+        )
+        largest = max(abs(x) for x in other)
+        if all(abs(a - b) <= rtol * largest for a, b in zip(ours, other, strict=True)):
+            return part
+    return None
+
+
+def _undecided(comparison: Comparison) -> str:
+    if comparison.left > SOLVED:
+        return (
+            "the inner problem could not be solved on this batch, also not with damping added: its "
+            f"gradient is still {comparison.left:.2g} of the outer gradient, where finite "
+            f"differences need {SOLVED:.0e}. Use a smaller or smoother slice (losses with kinks "
+            "are smallest at the kinks), add weight decay, or train further first"
+        )
+    return (
+        "the linear system itself has no good answer here, also not with damping added: "
+        f"{comparison.exact.info.message}"
+    )
+
+
+def _named(solver: object) -> str:
+    """A solver as one would write it down."""
+    if dataclasses.is_dataclass(solver) and not isinstance(solver, type):
+        fields = [
+            f"{field.name}={getattr(solver, field.name)!r}"
+            for index, field in enumerate(f for f in dataclasses.fields(solver) if f.repr)
+            if index == 0 or getattr(solver, field.name) != field.default
+        ]
+        return shortened(f"{type(solver).__name__}({', '.join(fields)})", 50)
+    return shortened(getattr(solver, "__name__", type(solver).__name__), 50)
