@@ -13,7 +13,8 @@ def weight_decay(optimizer: Optimizer, params: Mapping[str, Tensor]) -> dict[str
 
     An optimizer with coupled weight decay ``λ`` descends ``inner + ½λ‖θ‖²``, which no graph of the
     inner loss shows; its Hessian is ``H + λI``. Decoupled decay is taken for the same ``λ``: exact
-    beside plain steps, an approximation beside the adaptive ones of AdamW. Read anew at every outer step, since schedules change it.
+    beside plain steps, an approximation beside the adaptive ones of AdamW. Read anew at every outer
+    step, since schedules change it.
 
     Raises:
         ValueError: a parameter is in no group of the optimizer, or is maximised.
