@@ -216,7 +216,7 @@ class ImplicitHypergradient:
             try:
                 answer = self._solve_in(mode, linearise, rhs, zero, shift or {}, diagonal, fresh)
             except Unserved as unserved:
-                logger.info("hvp mode %r does not serve this model: %s", mode, unserved.cause)
+                logger.info("hvp mode %r does not serve this model: %s", mode, str(unserved))
                 failures[mode] = unserved.cause
             else:
                 # Words only: an error holds on to the frames it went through, and so to the batch.

@@ -470,7 +470,9 @@ class Reweighted:
                 params = {name: p.detach().double() for name, p in theta.items()}
                 found = disagreement(product, evaluate, params)
             except Exception as error:  # losses that make float32 tensors of their own, and more
-                logger.info("hvp mode %r could not be compared with differences: %s", mode, error)
+                logger.info(
+                    "hvp mode %r could not be compared with differences: %s", mode, str(error)
+                )
             finally:
                 isolation.restore()
         self._compared.add(mode)

@@ -41,7 +41,7 @@ def loss(params: Tree) -> Tensor:
 def evaluate(params: Tree) -> tuple[float, Tree]:
     value = loss(params)
     grads = torch.autograd.grad(value, list(params.values()))
-    return float(value), dict(zip(params, grads, strict=True))
+    return float(value.detach()), dict(zip(params, grads, strict=True))
 
 
 def product(params: Tree, v: Tree) -> Tree:

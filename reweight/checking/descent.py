@@ -173,7 +173,7 @@ def hessian(objective: Objective, params: Tree, twice: bool = True) -> Map:
             hvp(params)
             return hvp
         except RuntimeError as error:
-            logger.info("no second derivatives of the inner problem: %s", error)
+            logger.info("no second derivatives of the inner problem: %s", str(error))
 
     def differences(v: Tree) -> Tree:
         here = copied(params)
