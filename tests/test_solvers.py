@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from problems import relative_error, spd
 from torch import Tensor
@@ -353,6 +353,10 @@ def test_conjugate_gradients_never_return_more_residual_than_nothing(
 
 
 @given(seed=seeds, size=st.integers(2, 8))
+# Right-hand sides with next to nothing of the only steep direction.
+@example(seed=3378, size=2)
+@example(seed=1136, size=3)
+@example(seed=3288, size=3)
 def test_conjugate_gradients_approach_a_least_squares_solution_of_a_singular_system(
     seed: int, size: int
 ) -> None:

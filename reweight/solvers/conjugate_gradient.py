@@ -66,7 +66,11 @@ class ConjugateGradient(LinearSolver):
             product = matvec(direction)
             length = dot(direction, direction)
             curvature = dot(direction, product)
-            stretch = max(stretch, norm(product) / math.sqrt(length))
+            size = norm(product)
+            # λmax from below: ‖Ap‖/‖p‖, and what sees a steep direction however little p has of it.
+            stretch = max(stretch, size / math.sqrt(length))
+            if curvature > 0.0:
+                stretch = max(stretch, size * (size / curvature))
             if curvature <= _ROUNDING * eps * stretch * length:
                 quotient = curvature / length
                 return Solution(
