@@ -18,12 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+_RandomState = tuple[Tensor, tuple[Any, ...], Any, list[Tensor]]
+
 
 class Isolation:
     """Remembers what a forward pass may change.
 
-    The buffers and plain attributes of some modules (``training``, a cached attention map), and the
-    random state of some devices.
+    The buffers and the reassigned attributes of some modules (``training``, a cached attention
+    map), and the random state of some devices. While it is open the modules see copies of their
+    buffers, new ones after every :meth:`restore`: a graph that was made in between and saved one
+    finds in it what it saved, whatever the next pass writes.
     """
 
     def __init__(self, modules: tuple[nn.Module, ...], devices: set[torch.device]) -> None:
@@ -32,36 +36,76 @@ class Isolation:
             for root in modules
             for module in root.modules()
         ]
-        self._values = [
-            (buffer, buffer.clone())
+        self._values = {
+            id(buffer): (buffer, buffer.clone())
             for _, _, buffers in self._modules
             for buffer in buffers.values()
             if buffer is not None
-        ]
+        }
         self._cuda = sorted(d.index or 0 for d in devices if d.type == "cuda")
-        self._random = torch.get_rng_state(), random.getstate(), np.random.get_state()
-        self._cuda_random = [torch.cuda.get_rng_state(index) for index in self._cuda]
+        self._start = self._outside = self._random_state()
+        self._copy_buffers()
 
     def restore(self) -> None:
-        """Put everything back; safe to call more than once."""
+        """Make the next pass find what the first one found."""
         self.rewind()
+        for module, attributes, _ in self._modules:
+            _put_back(vars(module), attributes)
+        self._copy_buffers()
+
+    def close(self) -> None:
+        """Put everything back."""
+        self._set_random_state(self._outside)
         for module, attributes, buffers in self._modules:
             _put_back(vars(module), attributes)
             _put_back(module._buffers, buffers)
-        for buffer, value in self._values:
-            if not torch.equal(buffer, value):
-                # Past the version counter: graphs that were made before and saved this buffer find
-                # in it what they saved.
+        for buffer, value in self._values.values():
+            # Written to by another way than the module's own name for it.
+            if not _same(buffer, value):
                 buffer.data.copy_(value)
 
     def rewind(self) -> None:
         """Put back the random state only, so that the next pass draws what this one drew."""
-        torch_state, python_state, numpy_state = self._random
+        self._set_random_state(self._start)
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """Go on with the random state of before, and keep what is drawn from it."""
+        inside = self._random_state()
+        self._set_random_state(self._outside)
+        try:
+            yield
+        finally:
+            self._outside = self._random_state()
+            self._set_random_state(inside)
+
+    def _copy_buffers(self) -> None:
+        copies = {key: value.clone() for key, (_, value) in self._values.items()}
+        for module, _, buffers in self._modules:
+            module._buffers.clear()
+            module._buffers.update(
+                {name: None if b is None else copies[id(b)] for name, b in buffers.items()}
+            )
+
+    def _random_state(self) -> _RandomState:
+        return (
+            torch.get_rng_state(),
+            random.getstate(),
+            np.random.get_state(),
+            [torch.cuda.get_rng_state(index) for index in self._cuda],
+        )
+
+    def _set_random_state(self, state: _RandomState) -> None:
+        torch_state, python_state, numpy_state, cuda_states = state
         torch.set_rng_state(torch_state)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-        for index, state in zip(self._cuda, self._cuda_random, strict=True):
-            torch.cuda.set_rng_state(state, index)
+        for index, cuda_state in zip(self._cuda, cuda_states, strict=True):
+            torch.cuda.set_rng_state(cuda_state, index)
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    return bool(((x == y) | ((x != x) & (y != y))).all())
 
 
 def _put_back(slots: dict[str, Any], before: dict[str, Any]) -> None:
@@ -79,7 +123,7 @@ def isolated(modules: tuple[nn.Module, ...], devices: set[torch.device]) -> Iter
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(_plain_gradients(modules))
         isolation = Isolation(modules, devices)
-        stack.callback(isolation.restore)
+        stack.callback(isolation.close)
         stack.enter_context(torch.enable_grad())
         for kind in {device.type for device in devices}:
             # Half-precision products carry errors of a percent: too many for a linear solver.

@@ -7,8 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
-from reweight._trees import Tree, dot
+from reweight._trees import Tree, dot, flatten, rounding, unflatten
+from reweight.solvers._lanczos import lanczos
+
+# Products spent on the residual: one sees a curvature that it is made of, three one that it has.
+_LOOKS = 3
 
 
 class Operator:
@@ -24,10 +29,19 @@ class Operator:
         self.largest: float | None = None
         self.smallest: float | None = None
 
-    def quotient(self, v: Tree) -> float:
-        """``vᵀAv`` of a unit vector, by a product that is not counted."""
-        with serving():
-            return dot(v, self.shifted(self._hvp(v), v))
+    def flattest(self, v: Tree) -> float:
+        """The smallest curvature in the span of ``v, Av, A²v``, by products that are not counted.
+
+        From above, and of the part of the spectrum that ``v ≠ 0`` has a share in.
+        """
+
+        def times(flat: Tensor) -> Tensor:
+            part = unflatten(flat, v)
+            with serving():
+                return flatten(self.shifted(self._hvp(part), part))
+
+        values = lanczos(times, flatten(v), _LOOKS, rounding(v)).ritz_values()
+        return float(values[0])
 
     def __call__(self, v: Tree) -> Tree:
         with serving():
@@ -71,3 +85,11 @@ def serving() -> Iterator[None]:
         raise  # another mode would need more
     except (RuntimeError, NotImplementedError) as error:
         raise Unserved(error) from error
+
+
+class Foreign(Exception):
+    """An error of the user's own code, where it could be taken for one of a mode."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error

@@ -7,21 +7,25 @@ differences of first-order gradients, in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reweight._trees import Tree, axpy, dot, norm, scale, tree_map
 
 Evaluate = Callable[[Tree], tuple[float, Tree]]
 Product = Callable[[Tree, Tree], Tree]
 
-# Relative steps of the differences. Where the loss is computed in float64 all the way, the small
-# ones agree to many digits and no kink of a ReLU lies in between; where a part of it is computed
-# in float32, only the large one is any good. Which ones agree says what to believe.
+# Relative steps of the differences: so small that hardly a kink of a ReLU lies in between. Which
+# ones agree says what to believe.
 _STEPS = (1e-3, 1e-5, 1e-7)
+_ROUNDED = (torch.float32, torch.float16, torch.bfloat16)
+# How far from the parameters all is looked at, in shares of their size.
+_BESIDE = 1e-2
 # A disagreement of at least this share, and of ten times the doubt in the differences, is one.
 _SHARE = 1e-3
 _MARGIN = 10.0
@@ -49,23 +53,34 @@ class Disagreement:
     of_the_loss: bool
 
 
-def disagreement(product: Product, evaluate: Evaluate, params: Tree) -> Disagreement | None:
+def disagreement(
+    product: Product, evaluate: Evaluate, params: Tree, constant: Mapping[str, int]
+) -> Disagreement | None:
     """Compare ``product`` with differences of gradients along a random direction.
 
-    Both are called with leaves that require gradients.
+    Both are called with leaves that require gradients, not at ``params`` but near by: where a head
+    is still zero, the second derivatives of what lies below it are not seen.
 
     Args:
         product: ``(θ, v) -> H v``, float64.
         evaluate: ``θ -> (inner(θ), ∇inner(θ))``, float64.
         params: θ.
+        constant: rows of some entries of θ that are no parameters, such as those of padding.
 
     Returns:
         The worst block, or ``None`` if they agree or the differences can't tell.
+
+    Raises:
+        TypeError: a part of the loss is computed in less than float64, so that differences say
+            nothing.
     """
-    _, here = evaluate(_leaves(params))
-    # Entries without a gradient stay where they are. That of a padding row is zero by decree,
-    # whatever the loss does with it: such a row is a constant and no parameter.
-    v = _direction(params, here)
+    size = norm(params) / max(sum(p.numel() for p in params.values()), 1) ** 0.5
+    params = axpy(_BESIDE, _direction(params, constant, 2, least=size), params)
+    with _Precision() as precision:
+        _, here = evaluate(_leaves(params))
+    if precision.rounded_to is not None:
+        raise TypeError(f"a part of the loss is rounded to {precision.rounded_to}")
+    v = _direction(params, constant, 0)
     found = product(_leaves(params), v)
     expected, doubt = _differences(evaluate, params, v)
     total = norm(expected)
@@ -77,7 +92,7 @@ def disagreement(product: Product, evaluate: Evaluate, params: Tree) -> Disagree
             worst, name = apart / size, key
     if not name:
         return None
-    w = _direction(params, here, seed=1)
+    w = _direction(params, constant, 1)
     other, other_doubt = _differences(evaluate, params, w)
     sizes = norm(w) * total + norm(v) * norm(other)
     noise = norm(w) * sum(doubt.values()) + norm(v) * sum(other_doubt.values())
@@ -90,15 +105,33 @@ def _leaves(params: Tree) -> Tree:
     return tree_map(lambda p: p.detach().requires_grad_(True), params)
 
 
-def _direction(params: Tree, gradient: Tree, seed: int = 0) -> Tree:
-    """Normal entries of each parameter's own size, where there is a gradient."""
+def _direction(params: Tree, constant: Mapping[str, int], seed: int, least: float = 0.0) -> Tree:
+    """Normal entries of each parameter's own size; zero in rows that are constant."""
     generator = torch.Generator().manual_seed(seed)
     direction = {}
     for name, p in params.items():
         noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
-        size = norm(p) / max(p.numel(), 1) ** 0.5
-        direction[name] = noise * (size or 1.0) * (gradient[name] != 0.0)
+        size = max(norm(p) / max(p.numel(), 1) ** 0.5, least)
+        direction[name] = noise * (size or 1.0)
+        if name in constant:
+            direction[name][constant[name]] = 0.0
     return direction
+
+
+class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the last type that something in float64 was rounded to, if anything was."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rounded_to: torch.dtype | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(entry, Tensor) and entry.dtype == torch.float64 for entry in args):
+            for entry in result if isinstance(result, (tuple, list)) else (result,):
+                if isinstance(entry, Tensor) and entry.dtype in _ROUNDED:
+                    self.rounded_to = entry.dtype
+        return result
 
 
 def _differences(evaluate: Evaluate, params: Tree, v: Tree) -> tuple[Tree, dict[str, float]]:

@@ -161,6 +161,8 @@ def map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changed = copy.copy(value)
         for field in dataclasses.fields(value):
+            if not hasattr(value, field.name):
+                continue  # made by __post_init__ or later
             entry = map_tensors(fn, getattr(value, field.name))
             object.__setattr__(changed, field.name, entry)  # frozen ones too
         return changed

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from reweight._linearise import LINEARISERS, Linearisation, Mode, Objective, Partial
-from reweight._operator import Operator, Unserved, serving
+from reweight._operator import Foreign, Operator, Unserved, serving
 from reweight._trees import (
     Tree,
     axpy,
@@ -40,6 +40,9 @@ from reweight.verdict import TRUSTED_RESIDUAL, SolveInfo
 logger = logging.getLogger("reweight")
 
 Linearise = Callable[[Mode], Linearisation]
+
+# What the residual of a solved system comes to, in units of rounding.
+_ROUNDING = 64.0
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,8 @@ class ImplicitHypergradient:
                 continue
             try:
                 answer = self._solve_in(mode, linearise, rhs, zero, shift or {}, diagonal, fresh)
+            except Foreign as foreign:
+                raise foreign.error from None
             except Unserved as unserved:
                 logger.info("hvp mode %r does not serve this model: %s", mode, str(unserved))
                 failures[mode] = unserved.cause
@@ -268,7 +273,7 @@ class ImplicitHypergradient:
             "the inner loss has no finite derivative here",
         )
         down = 1.0 / power_of_two(rhs)
-        size, doubt = norm(scale(down, rhs)), down * doubt
+        size, doubt, eps = norm(scale(down, rhs)), down * doubt, rounding(rhs)
         left = scale(down, axpy(-1.0, operator.shifted(product, u), rhs))
         measured = norm(left)
         residual = measured + doubt
@@ -281,11 +286,10 @@ class ImplicitHypergradient:
             # What the solver saw of the operator itself is worth as much as a product.
             largest = _end(max, largest, solution.curvature)
             smallest = _end(min, smallest, solution.smallest_curvature)
-        if fresh is None and rounding(rhs) * size < measured <= TRUSTED_RESIDUAL * size:
+        if fresh is None and 0.0 < measured <= TRUSTED_RESIDUAL * size:
             # The residual is what is still unsolved. If that is where the curvature is small, the
-            # solution is far off however small the residual; one more product shows it.
-            smallest = _end(min, smallest, operator.quotient(scale(1.0 / measured, left)))
-        hidden = (smallest or 0.0) * norm(scale(down, u))
+            # solution is far off however small the residual; a few more products show it.
+            smallest = _end(min, smallest, operator.flattest(scale(1.0 / measured, left)))
         detail = solution.detail
         if fresh is not None:
             note = "a batch for every product, so the residual is that of one batch among many"
@@ -298,7 +302,7 @@ class ImplicitHypergradient:
             hvp_mode=mode,
             smallest_curvature=smallest,
             detail=detail,
-            error_estimate=residual / hidden if hidden > 0.0 else None,
+            error_estimate=_hidden_error(residual, norm(scale(down, u)), smallest, largest, eps),
         )
         return mixed, info
 
@@ -318,6 +322,18 @@ def _end(
 ) -> float | None:
     known = [value for value in (one, other) if value is not None]
     return choose(known) if known else None
+
+
+def _hidden_error(
+    residual: float, size: float, smallest: float | None, largest: float | None, eps: float
+) -> float | None:
+    """The relative error of ``u`` that a residual can hide."""
+    if smallest is None or largest is None or size == 0.0:
+        return None
+    if smallest <= eps * abs(largest):
+        # Flat, to rounding: a residual beyond rounding can hide anything.
+        return math.inf if residual > _ROUNDING * eps * abs(largest) * size else None
+    return residual / (smallest * size)
 
 
 def _nothing_to_solve(detail: str) -> SolveInfo:
@@ -349,7 +365,10 @@ def _product_by_product(
 
     def hvp(v: Tree) -> Tree:
         made = next(count)
-        linearise = next(remaining, None)
+        try:
+            linearise = next(remaining, None)
+        except Exception as error:
+            raise Foreign(error) from error
         if linearise is None:
             raise ValueError(
                 f"batches ran out after {made} of them: the solver needs one for every "

@@ -19,6 +19,7 @@ from reweight._isolation import Isolation, isolated, swapped, twice_differentiab
 from reweight._linearise import (
     Linearisation,
     Mode,
+    Partial,
     from_graph,
     with_finite_difference,
     with_func,
@@ -210,9 +211,10 @@ class Reweighted:
         """The gradient of the outer loss on ``dev_batch`` by the weighter's parameters.
 
         A pure function: no ``.grad``, parameter, buffer or attribute of the modules, and no global
-        random state (torch, numpy, Python) is other than before. Gradient hooks do not run: they
-        change the optimizer's steps, not the loss that it descends. (The one thing that moves on is
-        a :class:`PowerIteration`, if the solver has one.)
+        random state (torch, numpy, Python) is other than before. (What a forward pass writes into
+        lists, dicts and plain tensors of its own is not put back; ``batches`` draw as they would
+        anywhere; a :class:`PowerIteration` moves on.) Gradient hooks do not run: they change the
+        optimizer's steps, not the loss that it descends.
 
         Args:
             batch: a train batch, as for :meth:`loss`; the weights of its samples are judged.
@@ -235,7 +237,7 @@ class Reweighted:
         self._check_parameters()
         theta = self._theta()
         with isolated((self.model, self.weighter), self._devices()) as isolation:
-            rhs = self._outer_gradient(theta, dev_batch)
+            rhs, direct = self._outer_gradients(theta, self._phi(), dev_batch)
             isolation.restore()
             # Around the backward passes too: a checkpointed module runs again in them.
             with twice_differentiable():
@@ -246,6 +248,9 @@ class Reweighted:
                 fresh = None if batches is None else _Fresh(self, batches, theta, isolation)
                 influence, info = self._solve(batch, losses, leaf, theta, rhs, isolation, fresh)
             grads = self._through_weighter(gamma, influence)
+            for name, part in direct.items():
+                if part is not None:  # such as a penalty on the weights
+                    grads[name] = grads[name] + part
         self._remark(info)
         return Hypergradient(grads, info, influence)
 
@@ -354,19 +359,25 @@ class Reweighted:
         return check_loss("outer", loss)
 
     def _outer_gradient(self, theta: Tree, dev_batch: Any) -> Tree:
+        return self._outer_gradients(theta, {}, dev_batch)[0]
+
+    def _outer_gradients(self, theta: Tree, phi: Tree, dev_batch: Any) -> tuple[Tree, Partial]:
+        """Of the outer loss, by the inner parameters, and directly by the weighter's."""
         loss = self._outer(dev_batch)
-        grads: tuple[Tensor | None, ...] = (None,)
+        grads: tuple[Tensor | None, ...] = (None,) * (len(theta) + len(phi))
         if not self._graphs_seen:
             refuse_reentrant("outer_loss", loss)
         if loss.requires_grad:
-            grads = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
-        if all(g is None for g in grads):
+            inputs = [*theta.values(), *phi.values()]
+            grads = torch.autograd.grad(loss, inputs, allow_unused=True)
+        if all(g is None for g in grads[: len(theta)]):
             raise ValueError(
                 "the outer loss does not depend on any inner parameter: losses(model, batch) has "
                 "no fixed part to take it from (pass outer_loss=), or it is computed under "
                 "no_grad() or from a detached output, or inner_params leaves out what it uses"
             )
-        return filled(grads, theta)
+        direct = dict(zip(phi, grads[len(theta) :], strict=True))
+        return filled(grads[: len(theta)], theta), direct
 
     def _solve(
         self,
@@ -383,7 +394,15 @@ class Reweighted:
         if not weights.numel():
             return zero, SolveInfo(0.0, 0, Status.CONVERGED, None, "none")
         if not self._graphs_seen:
-            refuse_reentrant("losses", self._reduce(losses, weights))
+            loss = self._reduce(losses, weights)
+            refuse_reentrant("losses", loss)
+            for name in reached(loss, self._phi()):
+                raise ValueError(
+                    f"the losses depend on the weighter's {name} by another way than the weights: "
+                    "a module that the weighter shares with the model, or a penalty in "
+                    "Losses(fixed=...). Freeze it, give the weighter a copy, or put the penalty "
+                    "into outer_loss"
+                )
             self._graphs_seen = True
         mixed, info = self._hypergradient.solve(
             lambda mode: self._compared_with_differences(
@@ -468,13 +487,11 @@ class Reweighted:
             try:
                 product, evaluate = self._in_double(mode, batch, weights, theta, isolation)
                 params = {name: p.detach().double() for name, p in theta.items()}
-                found = disagreement(product, evaluate, params)
+                found = disagreement(product, evaluate, params, self._padding(theta))
             except Exception as error:  # losses that make float32 tensors of their own, and more
                 logger.info(
                     "hvp mode %r could not be compared with differences: %s", mode, str(error)
                 )
-            finally:
-                isolation.restore()
         self._compared.add(mode)
         if found is None:
             return linearisation
@@ -498,6 +515,16 @@ class Reweighted:
                 'gradients show; use hvp="auto", which goes on to another mode'
             )
         return linearisation
+
+    def _padding(self, theta: Tree) -> dict[str, int]:
+        """The rows of tables that get no gradient, by decree: constants, and no parameters."""
+        rows = {
+            id(module.weight): module.padding_idx
+            for module in self.model.modules()
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        }
+        found = {name: rows.get(id(p)) for name, p in theta.items()}
+        return {name: row for name, row in found.items() if row is not None}
 
     def _too_costly(self) -> str:
         """Why second derivatives can't be compared in float64, or nothing."""
@@ -568,9 +595,14 @@ class Reweighted:
         phi = self._phi()
         grads: tuple[Tensor | None, ...] = (None,) * len(phi)
         if weights.requires_grad:
-            grads = torch.autograd.grad(
-                weights, list(phi.values()), influence.to(weights.dtype), allow_unused=True
-            )
+            parameters = list(phi.values())
+
+            def pulled(v: Tensor) -> tuple[Tensor | None, ...]:
+                return torch.autograd.grad(
+                    weights, parameters, v.to(weights.dtype), allow_unused=True, retain_graph=True
+                )
+
+            grads = pulled(influence)
         unused = [name for name, g in zip(phi, grads, strict=True) if g is None]
         if len(unused) == len(phi):
             raise ValueError(
@@ -589,13 +621,19 @@ class Reweighted:
             result,
             f"the weights of {type(self.weighter).__name__} have no finite derivative here",
         )
-        if norm(result) < _SATURATED * norm(influence):
-            self._notices.warn(
-                "saturated",
-                f"the weights of {type(self.weighter).__name__} hardly respond to its parameters: "
-                "where they are bounded, they have run to the bound, and an outer step moves "
-                "nothing. Start outer steps later, or lower the outer learning rate.",
-            )
+        size = norm(influence)
+        if norm(result) < _SATURATED * size:
+            # Unless they cancel, as at an optimum: of one sign and at random they don't.
+            random = torch.rand(len(weights), generator=torch.Generator().manual_seed(0))
+            apart = pulled(influence.abs() * (0.5 + random.to(influence)))
+            if norm(filled(apart, phi)) < _SATURATED * size:
+                self._notices.warn(
+                    "saturated",
+                    f"the weights of {type(self.weighter).__name__} hardly respond to its "
+                    "parameters: where they are bounded, they have run to the bound, and an outer "
+                    "step moves nothing. Start outer steps later, or lower the outer learning "
+                    "rate.",
+                )
         return result
 
     # -- parameters --------------------------------------------------------------------------
@@ -612,6 +650,11 @@ class Reweighted:
 
     def _check_modules(self) -> None:
         for name, module in self.model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                raise TypeError(
+                    f"{name or 'model'} is a TorchScript module, whose parameters can't be put "
+                    "in another's place: hand over the module that it was made from"
+                )
             if not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
                 continue
             for option in ("max_norm", "scale_grad_by_freq"):
@@ -664,12 +707,19 @@ class _Fresh:
                 f"batches must be an iterable of train batches, got {type(batches).__name__}"
             )
         self._rw, self._theta, self._isolation = rw, theta, isolation
-        self._remaining = iter(batches)
+        with isolation.outside():  # which draws the seed of a loader's order
+            self._remaining = iter(batches)
         self._taken: list[Any] = []
 
     def __iter__(self) -> Iterator[Linearise]:
         yield from map(self._of, self._taken)
-        for batch in self._remaining:
+        while True:
+            # A loader's shuffle draws from the random state that the user's own code sees.
+            with self._isolation.outside():
+                try:
+                    batch = next(self._remaining)
+                except StopIteration:
+                    return
             self._taken.append(batch)
             yield self._of(batch)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from problems import PROBLEMS, SOLVERS, allowed_error, strategy
 
-from reweight import ConjugateGradient, ImplicitHypergradient, Status
+from reweight import ConjugateGradient, ImplicitHypergradient, Neumann, Nystrom, Status
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -57,3 +59,40 @@ def test_a_small_residual_that_hides_a_large_error_is_not_trusted() -> None:
     assert not info.trustworthy
     assert info.error_estimate is not None and info.error_estimate > 0.1
     assert str(Status.ILL_CONDITIONED) in info.message
+
+
+@pytest.mark.parametrize("share", [5e-4, 1e-5, 1e-8])
+@pytest.mark.parametrize(
+    "solver",
+    [Neumann(100), Neumann(3), Neumann(50, 0.5), ConjugateGradient(50, 1e-12), Nystrom(2, 1e-9)],
+    ids=repr,
+)
+def test_a_small_part_of_the_gradient_where_there_is_no_curvature_is_not_trusted(
+    solver: Any, share: float
+) -> None:
+    """There is no solution, though the residual is as small as that part."""
+    params = {"w": torch.zeros(2, dtype=torch.float64)}
+    hparams = {"h": torch.zeros(2, dtype=torch.float64)}
+    part = torch.tensor([1.0, share], dtype=torch.float64)
+    _, info = ImplicitHypergradient(solver)(
+        lambda p, h: p["w"][0].square() - (h["h"] * p["w"]).sum(),
+        lambda p, h: (part * p["w"]).sum(),
+        params,
+        hparams,
+    )
+    assert not info.trustworthy
+
+
+def test_a_flat_residual_below_a_steep_one_is_seen() -> None:
+    curvature = torch.tensor([1.0, 1.00001, 1e-7], dtype=torch.float64)
+    part = torch.tensor([1.0, 1.0, 1e-7], dtype=torch.float64)
+    zero = torch.zeros(3, dtype=torch.float64)
+    grads, info = ImplicitHypergradient(ConjugateGradient())(
+        lambda p, h: 0.5 * (curvature * p["w"].square()).sum() - (h["h"] * p["w"]).sum(),
+        lambda p, h: (part * p["w"]).sum(),
+        {"w": zero},
+        {"h": zero},
+    )
+    exact = part / curvature
+    assert float((grads["h"] - exact).norm()) > 0.3 * float(exact.norm())
+    assert not info.trustworthy

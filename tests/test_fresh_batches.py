@@ -253,3 +253,52 @@ def test_a_hypergradient_may_be_accumulated() -> None:
     rw.outer_backward(TRAIN, DEV, batches=batches)
     grad = dict(rw.weighter.named_parameters())["raw"].grad
     assert grad is not None and torch.equal(grad, expected.grads["raw"])
+
+
+def shuffled(seen: list[list[int]]) -> Iterator[Batch]:
+    """Draws from torch's global generator, as a loader that shuffles does."""
+    while True:
+        rows = torch.randperm(SIZE)
+        seen.append(rows.tolist())
+        yield tuple(t[rows] for t in TRAIN)  # type: ignore[misc]
+
+
+def test_batches_drawn_from_the_global_generator_are_all_different() -> None:
+    seen: list[list[int]] = []
+    rw = make(Neumann(3))
+    stream = shuffled(seen)
+    for _ in range(2):
+        rw.hypergradient(TRAIN, DEV, batches=stream)
+    assert len({tuple(rows) for rows in seen}) == len(seen) == 6
+    torch.manual_seed(0)
+    expected = [torch.randperm(SIZE).tolist() for _ in range(6)]
+    seen.clear()
+    torch.manual_seed(0)
+    loader = torch.utils.data.DataLoader(range(SIZE), batch_size=None, shuffle=True)
+    orders = []
+    for _ in range(2):
+        rw.hypergradient(
+            TRAIN,
+            DEV,
+            batches=(orders.append(int(i)) or TRAIN for i in loader),  # type: ignore[func-returns-value]
+        )
+    assert orders[:3] != orders[3:]
+    torch.manual_seed(0)
+    rw.hypergradient(TRAIN, DEV, batches=shuffled(seen))
+    assert seen == expected[:3]
+    # And the state is where these draws left it.
+    assert torch.randperm(SIZE).tolist() == expected[3]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, KeyError, OSError])
+def test_an_error_of_the_iterator_comes_through_and_rules_nothing_out(
+    error: type[Exception],
+) -> None:
+    def stream() -> Iterator[Batch]:
+        yield TRAIN
+        raise error("disk is gone")
+
+    rw = make(Neumann(3, 0.1))
+    with pytest.raises(error, match="disk is gone"):
+        rw.hypergradient(TRAIN, DEV, batches=stream())
+    assert rw.hypergradient(TRAIN, DEV).info.hvp_mode == "autograd"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from reweight import (
     ConjugateGradient,
+    ConstantWeighter,
     ImplicitHypergradient,
     Losses,
     LossWeighter,
@@ -88,6 +89,20 @@ def test_weights_at_their_bound_are_told() -> None:
     rw = make(Neumann(), weighter=weighter)
     with pytest.warns(UserWarning, match="weights of LossWeighter hardly respond.*lower the outer"):
         rw.hypergradient(TRAIN, DEV)
+
+
+def test_influences_that_cancel_are_no_weights_at_their_bound() -> None:
+    """As at an optimum of a weight that all samples share."""
+    rw = wrap(
+        nn.Linear(3, 1),
+        ConstantWeighter(),
+        losses,
+        lambda model, b: losses(model, b).mean() - losses(model, TRAIN).mean(),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gradient = rw._through_weighter(rw._weigh(Losses(torch.ones(2))), torch.tensor([1.0, -1.0]))
+    assert not any(bool(g.any()) for g in gradient.values())
 
 
 def test_heads_that_do_not_meet_are_told() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import weakref
@@ -21,6 +22,7 @@ from reweight import (
     ImplicitHypergradient,
     Losses,
     LossWeighter,
+    Neumann,
     Reweighted,
     SampleWeighter,
     wrap,
@@ -277,6 +279,48 @@ def test_a_graph_from_before_can_still_be_differentiated() -> None:
     for name, parameter in again.model.named_parameters():
         if expected[name] is not None:
             assert torch.equal(parameter.grad, expected[name])
+
+
+class Averaging(nn.Module):
+    """Uses a buffer in the pass that wrote to it, in place or anew."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.out = nn.Linear(3, 1)
+        self.register_buffer("average", torch.ones(1).double())
+        self.in_place = in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_place:
+            self.average.mul_(0.5).add_(2.0 + x.detach().mean())
+        else:
+            self.average = self.average * 0.5 + 2.0 + x.detach().mean()
+        return self.out(x) * self.average
+
+
+@every_mode
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_buffer_that_was_written_and_used_is_seen_as_it_was_then(hvp: str, fresh: bool) -> None:
+    """A graph saved it, so no later pass may write to what was saved."""
+    train, dev = batches()
+    options: dict[str, Any] = {"batches": [batches(s)[0] for s in (5, 6, 7)]} if fresh else {}
+    results = []
+    for in_place in (True, False):
+        torch.manual_seed(0)
+        net = Averaging(in_place).double()
+        rw = make(net, hypergradient=ImplicitHypergradient(Neumann(3, 0.01), hvp=hvp))  # type: ignore[arg-type]
+        with untouched(net) if in_place else contextlib.nullcontext():
+            results += [rw.hypergradient(train, dev, **options) for _ in range(2)]
+    for other in results[1:]:
+        torch.testing.assert_close(other.influence, results[0].influence, rtol=1e-12, atol=0.0)
+
+
+def test_a_buffer_of_nan_stays_one() -> None:
+    net = Averaging(False).double()
+    net.register_buffer("unset", torch.full((1,), float("nan")).expand(3))
+    rw = make(net)
+    rw.hypergradient(*batches())
+    assert bool(net.unset.isnan().all())
 
 
 def test_memory_does_not_grow_with_calls() -> None:

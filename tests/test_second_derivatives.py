@@ -51,7 +51,7 @@ def product(params: Tree, v: Tree) -> Tree:
 
 
 def test_right_products_agree() -> None:
-    assert disagreement(product, evaluate, point()) is None
+    assert disagreement(product, evaluate, point(), {}) is None
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
@@ -61,7 +61,7 @@ def test_a_wrong_block_is_named_and_measured(name: str, share: float) -> None:
         right = product(params, v)
         return {**right, name: right[name] * (1.0 + share)}
 
-    found = disagreement(wrong, evaluate, point())
+    found = disagreement(wrong, evaluate, point(), {})
     assert found is not None and found.name == name and found.of_the_loss
     assert found.share == pytest.approx(share, rel=1e-3)
 
@@ -71,7 +71,7 @@ def test_gradients_that_are_not_derivatives_are_told_apart() -> None:
         value, grads = evaluate(params)
         return value, {**grads, "a": grads["a"] * (1.0 + params["b"].detach().sum() ** 2)}
 
-    found = disagreement(product, bent, point())
+    found = disagreement(product, bent, point(), {})
     assert found is not None and not found.of_the_loss
 
 
@@ -82,13 +82,14 @@ def test_gradients_with_an_error_of_their_own_prove_nothing() -> None:
         value, grads = evaluate(params)
         return value, {n: g.float().double() for n, g in grads.items()}
 
-    assert disagreement(product, rounded, point()) is None
+    with pytest.raises(TypeError, match="rounded to torch.float32"):
+        disagreement(product, rounded, point(), {})
 
     def noisy(params: Tree) -> tuple[float, Tree]:
         value, grads = evaluate(params)
         return value, {n: g + 1e-3 * torch.sin(1e6 * g) for n, g in grads.items()}
 
-    assert disagreement(product, noisy, point()) is None
+    assert disagreement(product, noisy, point(), {}) is None
 
 
 # -- in a wrapped model --------------------------------------------------------------------------
@@ -143,17 +144,77 @@ def test_kinks_are_no_reason_for_suspicion(seed: int, width: int, size: int, sca
     assert info.hvp_mode == "autograd" and not info.caveat
 
 
-def test_a_model_that_computes_in_float32_all_by_itself_is_not_suspected() -> None:
-    class Casting(nn.Module):
+class Casting(nn.Module):
+    """Rounds what it computes, whatever type it has itself."""
+
+    def __init__(self, to: torch.dtype, where: str) -> None:
+        super().__init__()
+        self.a, self.b, self.to_, self.where = nn.Linear(4, 8), nn.Linear(8, 1), to, where
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.a(x))
+        if self.where == "inside":
+            hidden = hidden.to(self.to_).to(self.b.weight.dtype)
+        out = self.b(hidden)
+        return out.to(self.to_) if self.where == "output" else out
+
+
+@pytest.mark.parametrize("where", ["inside", "output"])
+@pytest.mark.parametrize("to", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_model_that_rounds_is_not_suspected(
+    to: torch.dtype, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    with caplog.at_level(logging.INFO, "reweight"):
+        assert quiet(make(Casting(to, where)), batch(8, 4), batch(8, 4, 1)) == "autograd"
+    assert f"rounded to {to}" in caplog.text
+
+
+def test_constants_of_a_lower_type_round_nothing() -> None:
+    class Constant(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 1)
+            self.out = nn.Linear(4, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.b(torch.tanh(self.a(x)).float().to(self.b.weight.dtype))
+            return self.out(x) * torch.tensor([2.0]) + torch.ones(1)
+
+    rw = make(Constant())
+    assert quiet(rw, batch(8, 4), batch(8, 4, 1)) == "autograd"
+    assert rw._compared == {"autograd"}
+
+
+class Cube(torch.autograd.Function):
+    """Whose backward pass hides the input from a second one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 3 * ctx.saved_tensors[0].detach() ** 2 * grad
+
+
+@pytest.mark.parametrize("zero", ["head", "all"])
+def test_what_a_head_of_zeros_hides_is_found_too(zero: str) -> None:
+    """Nothing below it has a gradient yet, nor does its second derivative show."""
+
+    class Headed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 1)
+            for p in (self if zero == "all" else self.head).parameters():
+                nn.init.zeros_(p)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(Cube.apply(self.body(x)))
 
     torch.manual_seed(0)
-    assert quiet(make(Casting()), batch(8, 4), batch(8, 4, 1)) == "autograd"
+    with pytest.warns(UserWarning, match="second derivatives are wrong by"):
+        info = make(Headed()).hypergradient(batch(8, 4), batch(8, 4, 1)).info
+    assert info.hvp_mode == "finite_difference"
 
 
 def test_what_can_not_be_compared_goes_to_the_log(caplog: pytest.LogCaptureFixture) -> None:

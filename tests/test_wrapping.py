@@ -371,6 +371,14 @@ def test_what_can_not_be_wrapped_is_refused_at_once(
         make(**changes)
 
 
+def test_torchscript_is_refused_at_once() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, that it is going away
+        scripted = torch.jit.script(nn.Linear(3, 1))
+    with pytest.raises(TypeError, match="0 is a TorchScript module"):
+        make(nn.Sequential(scripted))
+
+
 def test_an_optimizer_that_maximises_is_refused() -> None:
     model = linear()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, maximize=True)
@@ -482,26 +490,55 @@ class Borrower(SampleWeighter):
         return torch.exp(self.scale * self.part(inputs).mean(1).detach())
 
 
-@pytest.mark.parametrize("how", ["frozen", "left out"])
-def test_a_module_shared_with_the_weighter_is_served_where_it_is_not_an_inner_one(how: str) -> None:
-    """Frozen, or trained by somebody else: what it says is an input of the weights."""
+def shared() -> tuple[nn.Module, Reweighted]:
     torch.manual_seed(0)
-    shared = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double()
-    shared.requires_grad_(how == "left out")
-    model = nn.Sequential(shared, nn.Linear(3, 1).double())
-    buffers = {n: b.clone() for n, b in model.named_buffers()}
+    part = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double()
     rw = make(
-        model,
-        weighter=Borrower(shared),
+        nn.Sequential(part, nn.Linear(3, 1).double()),
+        weighter=Borrower(part),
         losses=lambda m, b: Losses(squared_errors(m, b), inputs=b[0]),
         inner_params=lambda name: name.startswith("1."),
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*took no part")  # cut off by its detach()
-        result = rw.hypergradient(TRAIN, DEV)
+    return part, rw
+
+
+def test_a_frozen_module_shared_with_the_weighter_is_served() -> None:
+    part, rw = shared()
+    part.requires_grad_(False)
+    buffers = {n: b.clone() for n, b in rw.model.named_buffers()}
+    result = rw.hypergradient(TRAIN, DEV)
     assert result.info.trustworthy and bool(result.grads["scale"])
-    assert all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())
-    assert model[0] is rw.weighter.part is shared
+    assert all(torch.equal(b, buffers[n]) for n, b in rw.model.named_buffers())
+    assert rw.model[0] is rw.weighter.part is part
+
+
+def test_losses_that_depend_on_the_weighter_beside_the_weights_are_refused() -> None:
+    """The derivative would be of a part only: of the weights, and not of the losses themselves."""
+    _, rw = shared()
+    with pytest.raises(ValueError, match="depend on the weighter's part.0.*Freeze it"):
+        rw.hypergradient(TRAIN, DEV)
+    penalised = weighter()
+    rw = make(
+        weighter=penalised,
+        losses=lambda m, b: Losses(squared_errors(m, b), penalised.mlp[0].weight.square().sum()),
+    )
+    with pytest.raises(ValueError, match="mlp.0.weight by another way.*into outer_loss"):
+        rw.hypergradient(TRAIN, DEV)
+
+
+def test_a_penalty_on_the_weighter_in_the_outer_loss_counts() -> None:
+    penalised = weighter()
+
+    def outer(model: nn.Module, batch: Any) -> Tensor:
+        return mean_squared_error(model, batch) + 3.0 * penalised.mlp[0].weight.square().sum()
+
+    model = nn.Linear(3, 1).double()
+    plain = make(model, weighter=penalised).hypergradient(TRAIN, DEV)
+    result = make(model, weighter=penalised, outer_loss=outer).hypergradient(TRAIN, DEV)
+    assert torch.equal(result.influence, plain.influence)
+    for name, grad in result.grads.items():
+        direct = 6.0 * penalised.mlp[0].weight if name == "mlp.0.weight" else 0.0
+        torch.testing.assert_close(grad, plain.grads[name] + direct)
 
 
 def test_complex_parameters_are_refused_with_a_way_out() -> None:
