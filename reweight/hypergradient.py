@@ -302,7 +302,9 @@ class ImplicitHypergradient:
             hvp_mode=mode,
             smallest_curvature=smallest,
             detail=detail,
-            error_estimate=_hidden_error(residual, norm(scale(down, u)), smallest, largest, eps),
+            error_estimate=_hidden_error(
+                residual / size, norm(scale(down, u)) / size, smallest, largest, eps
+            ),
         )
         return mixed, info
 
@@ -327,12 +329,12 @@ def _end(
 def _hidden_error(
     residual: float, size: float, smallest: float | None, largest: float | None, eps: float
 ) -> float | None:
-    """The relative error of ``u`` that a residual can hide."""
+    """The relative error that a residual can hide in a ``u`` of this size, ``v`` being of size 1."""
     if smallest is None or largest is None or size == 0.0:
         return None
     if smallest <= eps * abs(largest):
         # Flat, to rounding: a residual beyond rounding can hide anything.
-        return math.inf if residual > _ROUNDING * eps * abs(largest) * size else None
+        return math.inf if residual > _ROUNDING * eps else None
     return residual / (smallest * size)
 
 
