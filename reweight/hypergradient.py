@@ -329,7 +329,7 @@ def _end(
 def _hidden_error(
     residual: float, size: float, smallest: float | None, largest: float | None, eps: float
 ) -> float | None:
-    """The relative error that a residual can hide in a ``u`` of this size, ``v`` being of size 1."""
+    """The relative error that a residual can hide in ``u``; both sizes are relative to ``v``."""
     if smallest is None or largest is None or size == 0.0:
         return None
     if smallest <= eps * abs(largest):

@@ -78,8 +78,8 @@ def wrap(
             it too, the first one about ten times, most of them with a float64 copy of the model
             and of the batch: keep side effects such as metrics out of it.
         outer_loss: ``(model, batch) -> Tensor []``, what the weights shall make better, on a dev
-            batch. It may use the weighter's parameters too, for a penalty on the weights. Default: ``model.outer_loss(batch)`` if there is one, else the fixed part of
-            ``losses``.
+            batch. It may use the weighter's parameters too, for a penalty on the weights. Default:
+            ``model.outer_loss(batch)`` if there is one, else the fixed part of ``losses``.
         optimizer: the optimizer of the model. It is only read: its weight decay is part of the
             inner problem, and without it the hypergradient is another one.
         hypergradient: how to solve; default ``ImplicitHypergradient(Neumann(num_terms=3))``.
