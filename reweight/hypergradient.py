@@ -272,39 +272,16 @@ class ImplicitHypergradient:
             {k: m for k, m in mixed.items() if m is not None},
             "the inner loss has no finite derivative here",
         )
-        down = 1.0 / power_of_two(rhs)
-        size, doubt, eps = norm(scale(down, rhs)), down * doubt, rounding(rhs)
-        left = scale(down, axpy(-1.0, operator.shifted(product, u), rhs))
-        measured = norm(left)
-        residual = measured + doubt
-        status = solution.status
-        if status is Status.CONVERGED and residual > TRUSTED_RESIDUAL * size:
-            noisy = measured <= TRUSTED_RESIDUAL * size
-            status = Status.NOISY_PRODUCTS if noisy else Status.UNCONFIRMED
-        largest, smallest = operator.largest, operator.smallest
-        if diagonal is None:
-            # What the solver saw of the operator itself is worth as much as a product.
-            largest = _end(max, largest, solution.curvature)
-            smallest = _end(min, smallest, solution.smallest_curvature)
-        if fresh is None and 0.0 < measured <= TRUSTED_RESIDUAL * size:
-            # The residual is what is still unsolved. If that is where the curvature is small, the
-            # solution is far off however small the residual; a few more products show it.
-            smallest = _end(min, smallest, operator.flattest(scale(1.0 / measured, left)))
-        detail = solution.detail
-        if fresh is not None:
-            note = "a batch for every product, so the residual is that of one batch among many"
-            detail = f"{detail}; {note}" if detail else note
-        info = SolveInfo(
-            relative_residual=residual / size,
-            num_hvps=operator.count,
-            status=status,
-            curvature=largest,
-            hvp_mode=mode,
-            smallest_curvature=smallest,
-            detail=detail,
-            error_estimate=_hidden_error(
-                residual / size, norm(scale(down, u)) / size, smallest, largest, eps
-            ),
+        info = _verdict(
+            mode,
+            operator,
+            solution,
+            rhs,
+            u,
+            operator.shifted(product, u),
+            doubt,
+            preconditioned=diagonal is not None,
+            fresh=fresh is not None,
         )
         return mixed, info
 
@@ -317,6 +294,54 @@ class ImplicitHypergradient:
             )
         adapted: Callable[[Any, Any], Solution] = adapt()
         return adapted
+
+
+def _verdict(
+    mode: Mode,
+    operator: Operator,
+    solution: Solution,
+    rhs: Tree,
+    u: Tree,
+    product: Tree,
+    doubt: float,
+    *,
+    preconditioned: bool,
+    fresh: bool,
+) -> SolveInfo:
+    """What the answer ``u`` is worth, given its ``product`` with the operator."""
+    down = 1.0 / power_of_two(rhs)
+    size, doubt, eps = norm(scale(down, rhs)), down * doubt, rounding(rhs)
+    left = scale(down, axpy(-1.0, product, rhs))
+    measured = norm(left)
+    residual = measured + doubt
+    status = solution.status
+    if status is Status.CONVERGED and residual > TRUSTED_RESIDUAL * size:
+        noisy = measured <= TRUSTED_RESIDUAL * size
+        status = Status.NOISY_PRODUCTS if noisy else Status.UNCONFIRMED
+    largest, smallest = operator.largest, operator.smallest
+    if not preconditioned:
+        # What the solver saw of the operator itself is worth as much as a product.
+        largest = _end(max, largest, solution.curvature)
+        smallest = _end(min, smallest, solution.smallest_curvature)
+    if not fresh and 0.0 < measured <= TRUSTED_RESIDUAL * size:
+        # The residual is what is still unsolved. If that is where the curvature is small, the
+        # solution is far off however small the residual; a few more products show it.
+        smallest = _end(min, smallest, operator.flattest(scale(1.0 / measured, left)))
+    detail = solution.detail
+    if fresh:
+        note = "a batch for every product, so the residual is that of one batch among many"
+        detail = f"{detail}; {note}" if detail else note
+    hidden = _hidden_error(residual / size, norm(scale(down, u)) / size, smallest, largest, eps)
+    return SolveInfo(
+        relative_residual=residual / size,
+        num_hvps=operator.count,
+        status=status,
+        curvature=largest,
+        hvp_mode=mode,
+        smallest_curvature=smallest,
+        detail=detail,
+        error_estimate=hidden,
+    )
 
 
 def _end(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from reweight._examination import Examination, InDouble
 from reweight._graph import reached, refuse_reentrant
 from reweight._isolation import Isolation, isolated, swapped, twice_differentiable
 from reweight._linearise import (
@@ -25,10 +25,8 @@ from reweight._linearise import (
     with_func,
 )
 from reweight._notices import Notices
-from reweight._operator import Unserved
 from reweight._penalty import weight_decay
-from reweight._second_derivatives import disagreement
-from reweight._trees import Tree, doubled, filled, map_tensors, norm
+from reweight._trees import Tree, filled, map_tensors, norm
 from reweight._validate import check_finite, check_loss
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient, Linearise
 from reweight.losses import Losses
@@ -47,8 +45,6 @@ Reduction = Literal["mean", "sum"]
 # every network, and is one only where it has made the direction useless.
 _ALARMING = (Status.DIVERGING, Status.UNCONFIRMED, Status.DISJOINT)
 _USELESS_RESIDUAL = 10.0
-# The comparison of second derivatives needs float64 copies of the model, a few times.
-_LARGEST_COMPARED = 20_000_000
 # A hypergradient smaller than this share of the influences comes from weights that do not respond.
 _SATURATED = 1e-6
 
@@ -173,9 +169,7 @@ class Reweighted:
         self._inner_params = inner_params
         self._reduction: Reduction = reduction
         self._notices = Notices()
-        self._ruled_out: dict[Mode, BaseException] = {}
-        self._caveats: dict[Mode, str] = {}
-        self._compared: set[Mode] = set()
+        self._examination = Examination()
         self._graphs_seen = False
         self._check_modules()
         self._check_parameters()
@@ -247,10 +241,7 @@ class Reweighted:
                 leaf = gamma.detach().requires_grad_(True)
                 fresh = None if batches is None else _Fresh(self, batches, theta, isolation)
                 influence, info = self._solve(batch, losses, leaf, theta, rhs, isolation, fresh)
-            grads = self._through_weighter(gamma, influence)
-            for name, part in direct.items():
-                if part is not None:  # such as a penalty on the weights
-                    grads[name] = grads[name] + part
+            grads = self._through_weighter(gamma, influence, direct)
         self._remark(info)
         return Hypergradient(grads, info, influence)
 
@@ -346,6 +337,9 @@ class Reweighted:
         fixed = losses.fixed
         return total + (fixed.reshape(()) if isinstance(fixed, Tensor) else fixed)
 
+    def _inner_loss(self, batch: Any, weights: Tensor) -> Tensor:
+        return self._reduce(self._evaluate(batch), weights)
+
     # -- the outer problem -------------------------------------------------------------------
 
     def _outer(self, dev_batch: Any) -> Tensor:
@@ -404,26 +398,27 @@ class Reweighted:
                     "into outer_loss"
                 )
             self._graphs_seen = True
+        auto = self._hypergradient.hvp == "auto"
+        double = InDouble(self.model, self._inner_loss, batch, weights, theta, isolation)
+
+        def linearise(mode: Mode) -> Linearisation:
+            linearisation = self._linearise(mode, batch, losses, weights, theta, isolation)
+            self._examination.look(mode, linearisation, double, auto=auto)
+            return linearisation
+
         mixed, info = self._hypergradient.solve(
-            lambda mode: self._compared_with_differences(
-                mode,
-                self._linearise(mode, batch, losses, weights, theta, isolation),
-                batch,
-                weights,
-                theta,
-                isolation,
-            ),
+            linearise,
             rhs,
             {"weights": zero},
             None if self._optimizer is None else weight_decay(self._optimizer, theta),
             diagonal_of(self._hypergradient.preconditioner, self._optimizer, theta),
             fresh,
-            self._ruled_out,
+            self._examination.ruled_out,
         )
         product = mixed["weights"]
         if product is None:
             raise ValueError(_UNTOUCHED)
-        caveat = self._caveats.get(info.hvp_mode, "")  # type: ignore[call-overload]
+        caveat = self._examination.caveats.get(info.hvp_mode, "")
         return product.neg(), dataclasses.replace(info, caveat=caveat)
 
     def _linearise(
@@ -462,124 +457,16 @@ class Reweighted:
             tensors = {id(theta[name]): value for name, value in params.items()}
             buffers = torch.clone if copied else None
             with swapped(self.model, tensors, buffers), twice_differentiable():
-                return self._reduce(self._evaluate(batch), hparams["weights"])
+                return self._inner_loss(batch, hparams["weights"])
 
         return inner
-
-    def _compared_with_differences(
-        self,
-        mode: Mode,
-        linearisation: Linearisation,
-        batch: Any,
-        weights: Tensor,
-        theta: Tree,
-        isolation: Isolation,
-    ) -> Linearisation:
-        """Pass the linearisation through if its products, looked at once, are right."""
-        if mode in self._compared or linearisation.doubt is not None:
-            return linearisation  # compared already, or made of differences itself
-        found = None
-        theta = {name: theta[name] for name in linearisation.params}
-        reason = self._too_costly()
-        if reason:
-            logger.info("hvp mode %r is not compared with finite differences: %s", mode, reason)
-        else:
-            try:
-                product, evaluate = self._in_double(mode, batch, weights, theta, isolation)
-                params = {name: p.detach().double() for name, p in theta.items()}
-                found = disagreement(product, evaluate, params, self._padding(theta))
-            except Exception as error:  # losses that make float32 tensors of their own, and more
-                logger.info(
-                    "hvp mode %r could not be compared with differences: %s", mode, str(error)
-                )
-        self._compared.add(mode)
-        if found is None:
-            return linearisation
-        by = f"by {found.share:.2g} of its size for {found.name}"
-        if not found.of_the_loss:
-            self._caveats[mode] = (
-                "the gradients of the inner loss are not its derivatives (nor are the products "
-                f"with its Hessian, {by}): is there a detach() inside the losses, a "
-                "straight-through or a reversed gradient? The formula then holds for another "
-                "problem than the one that is trained"
-            )
-        elif self._hypergradient.hvp == "auto":
-            wrong = f"its second derivatives are wrong {by}, as differences of gradients show"
-            # Now, and not when another mode has served: whatever happens in between, this one
-            # is not to be tried again.
-            self._ruled_out[mode] = RuntimeError(wrong)
-            raise Unserved(self._ruled_out[mode])
-        else:
-            self._caveats[mode] = (
-                f"second derivatives in hvp mode {mode!r} are wrong {by}, as differences of "
-                'gradients show; use hvp="auto", which goes on to another mode'
-            )
-        return linearisation
-
-    def _padding(self, theta: Tree) -> dict[str, int]:
-        """The rows of tables that get no gradient, by decree: constants, and no parameters."""
-        rows = {
-            id(module.weight): module.padding_idx
-            for module in self.model.modules()
-            if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-        }
-        found = {name: rows.get(id(p)) for name, p in theta.items()}
-        return {name: row for name, row in found.items() if row is not None}
-
-    def _too_costly(self) -> str:
-        """Why second derivatives can't be compared in float64, or nothing."""
-        for module in self.model.modules():
-            if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
-                return "a compiled model would be compiled anew for float64"
-        tensors = itertools.chain(self.model.parameters(), self.model.buffers())
-        size = sum(t.numel() for t in tensors)
-        if size > _LARGEST_COMPARED:
-            return f"{size} parameters and buffers would be copied in float64"
-        return ""
-
-    def _in_double(
-        self, mode: Mode, batch: Any, weights: Tensor, theta: Tree, isolation: Isolation
-    ) -> tuple[Callable[[Tree, Tree], Tree], Callable[[Tree], tuple[float, Tree]]]:
-        """``(θ, v) -> H v`` in the mode, and ``θ -> (inner, ∇inner)``, all of it in float64."""
-        batch, weights = map_tensors(doubled, batch), weights.detach().double()
-        inner = {id(p) for p in theta.values()}
-        frozen = {id(p): doubled(p.detach()) for p in self.model.parameters() if id(p) not in inner}
-
-        def installed(params: Tree) -> AbstractContextManager[None]:
-            tensors = frozen | {id(theta[name]): value for name, value in params.items()}
-            return swapped(self.model, tensors, lambda buffer: doubled(buffer.clone()))
-
-        def loss() -> Tensor:
-            isolation.rewind()
-            with twice_differentiable():
-                return self._reduce(self._evaluate(batch), weights)
-
-        def installed_loss(params: Tree, hparams: Tree) -> Tensor:
-            with installed(params):
-                return loss()
-
-        def product(params: Tree, v: Tree) -> Tree:
-            if mode == "func":
-                return with_func(installed_loss, params, {}).hvp(v)
-            # Installed during the backward passes too: a checkpointed module runs again in them.
-            with installed(params):
-                linearisation = from_graph(loss(), params, {})
-                entries = linearisation.hvp({n: v[n] for n in linearisation.params})
-            return filled((entries.get(name) for name in params), params)
-
-        def evaluate(params: Tree) -> tuple[float, Tree]:
-            with installed(params):
-                value = loss()
-                grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
-            return float(value.detach()), filled(grads, params)
-
-        return product, evaluate
 
     def _remark(self, info: SolveInfo) -> None:
         """Say once what a person should know, and the rest to the log."""
         logger.debug(info.message)
         if info.hvp_mode == "finite_difference" and self._hypergradient.hvp == "auto":
-            reasons = "; ".join(f"{mode}: {error}" for mode, error in self._ruled_out.items())
+            known = self._examination.ruled_out.items()
+            reasons = "; ".join(f"{mode}: {error}" for mode, error in known)
             self._notices.warn(
                 "finite_difference",
                 "the Hessian is multiplied by finite differences of gradients, good to two to "
@@ -591,7 +478,10 @@ class Reweighted:
         if info.status in _ALARMING or (info.status is Status.NEGATIVE_CURVATURE and useless):
             self._notices.warn(info.status.name, info.message)
 
-    def _through_weighter(self, weights: Tensor, influence: Tensor) -> dict[str, Tensor]:
+    def _through_weighter(
+        self, weights: Tensor, influence: Tensor, direct: Partial
+    ) -> dict[str, Tensor]:
+        """By the chain rule, and what the outer loss takes of the weighter directly."""
         phi = self._phi()
         grads: tuple[Tensor | None, ...] = (None,) * len(phi)
         if weights.requires_grad:
@@ -609,20 +499,22 @@ class Reweighted:
                 f"the weights of {type(self.weighter).__name__} do not depend on any of its "
                 "parameters: is there a detach() or no_grad() in its forward?"
             )
-        if unused:
+        if unused := [name for name in unused if direct.get(name) is None]:
             self._notices.warn(
                 "unused",
                 f"{type(self.weighter).__name__}: {', '.join(unused[:3])} took no part in the "
                 "weights of this batch, so their hypergradient is zero.",
             )
-        result = filled(grads, phi)
+        chained = filled(grads, phi)
+        added = filled((direct.get(name) for name in phi), phi)
+        result = {name: chained[name] + added[name] for name in phi}
         check_finite(
             "the hypergradient",
             result,
             f"the weights of {type(self.weighter).__name__} have no finite derivative here",
         )
         size = norm(influence)
-        if norm(result) < _SATURATED * size:
+        if norm(chained) < _SATURATED * size:
             # Unless they cancel, as at an optimum: of one sign and at random they don't.
             random = torch.rand(len(weights), generator=torch.Generator().manual_seed(0))
             apart = pulled(influence.abs() * (0.5 + random.to(influence)))

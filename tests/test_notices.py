@@ -101,7 +101,8 @@ def test_influences_that_cancel_are_no_weights_at_their_bound() -> None:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        gradient = rw._through_weighter(rw._weigh(Losses(torch.ones(2))), torch.tensor([1.0, -1.0]))
+        weights = rw._weigh(Losses(torch.ones(2)))
+        gradient = rw._through_weighter(weights, torch.tensor([1.0, -1.0]), {})
     assert not any(bool(g.any()) for g in gradient.values())
 
 

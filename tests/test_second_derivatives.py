@@ -181,7 +181,7 @@ def test_constants_of_a_lower_type_round_nothing() -> None:
 
     rw = make(Constant())
     assert quiet(rw, batch(8, 4), batch(8, 4, 1)) == "autograd"
-    assert rw._compared == {"autograd"}
+    assert rw._examination.compared == {"autograd"}
 
 
 class Cube(torch.autograd.Function):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reweight._examination import Examination
 from reweight._isolation import Isolation, isolated, twice_differentiable
 from reweight._notices import Notices
 from reweight._penalty import weight_decay
@@ -62,7 +63,7 @@ class Problem:
         self.rw.model, self.rw.weighter = self._modules
         # What was found out about the original is for the original to know, and what is to be said
         # of the copy is said by the report.
-        self.rw._ruled_out, self.rw._caveats, self.rw._compared = {}, {}, set()
+        self.rw._examination = Examination()
         self.rw._notices = _Silent()
         self.theta = self.rw._theta()
         diagonal = diagonal_of(told.preconditioner, rw._optimizer, rw._theta())
@@ -94,7 +95,7 @@ class Problem:
     def twice(self) -> bool:
         """Whether second derivatives may be had from autograd, as far as is known."""
         told = self.strategy.hvp == "finite_difference"
-        return not told and "autograd" not in self.rw._ruled_out
+        return not told and "autograd" not in self.rw._examination.ruled_out
 
     @contextmanager
     def opened(self) -> Iterator[None]:
