@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from reweight.verdict import SolveInfo
 
-_WIDTH = 110
+_WIDTH = 98
 _MARK = "  <- worst"
 
 
