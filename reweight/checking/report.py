@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from reweight.verdict import SolveInfo
 
-_WIDTH = 98
+_WIDTH, _TEXT_WIDTH = 110, 88
 _MARK = "  <- worst"
 
 
@@ -129,7 +129,7 @@ def _paragraph(label: str, text: str) -> list[str]:
     # Hyphens stay where they are: "1e-06" and "float-point" are not places to break.
     return textwrap.wrap(
         text,
-        _WIDTH - 10,
+        _TEXT_WIDTH,
         initial_indent=f"{label:<10}",
         subsequent_indent=" " * 10,
         break_on_hyphens=False,
