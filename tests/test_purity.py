@@ -15,6 +15,7 @@ import pytest
 import torch
 from problems import mean_squared_error, squared_errors
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reweight import (
     ConjugateGradient,
@@ -279,6 +280,44 @@ def test_a_graph_from_before_can_still_be_differentiated() -> None:
     for name, parameter in again.model.named_parameters():
         if expected[name] is not None:
             assert torch.equal(parameter.grad, expected[name])
+
+
+def attention_backends() -> tuple[bool, ...]:
+    cuda = torch.backends.cuda
+    return (
+        cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.math_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
+    )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("hvp", ["autograd", "func"])
+def test_the_choice_of_an_attention_kernel_is_put_back(hvp: str, fails: bool) -> None:
+    """Products run by the plain formula, which is the one that can be differentiated twice."""
+    seen = []
+
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.out = nn.Linear(1, 2), nn.Linear(2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(attention_backends())
+            if fails and len(seen) > 2:
+                raise KeyError("in the middle")
+            h = self.body(x[..., None])
+            return self.out(nn.functional.scaled_dot_product_attention(h, h, h).mean(1))
+
+    rw = make(Attending().double(), hvp=hvp)
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+        before = attention_backends()
+        with pytest.raises(KeyError) if fails and hvp == "func" else contextlib.nullcontext():
+            rw.hypergradient(*batches())
+        assert attention_backends() == before
+    assert seen[0] == before  # the outer gradient is of first order: whatever the user likes
+    assert seen[1] == (False, False, True, False)
 
 
 class Averaging(nn.Module):
