@@ -21,7 +21,7 @@ demo: $(VENV)/.has-cdr ## learn which source behaviours matter, on generated dat
 	@$(BIN)/python examples/cdr/run_biao.py --data g1 --seeds 3 --jobs 2 $(ARGS)
 
 test: $(VENV)/.has-test ## run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: lint types docs test ## all that must hold before a change goes in
 
