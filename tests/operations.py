@@ -86,6 +86,18 @@ class Checkpointed(nn.Module):
         return hidden
 
 
+class Bag(nn.Module):
+    """Signs of its inputs, looked up in a bag: nothing that autograd differentiates twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.bag((x > 0).long())
+        return out
+
+
 class OnceDifferentiable(torch.autograd.Function):
     """A cube as people wrote them before double backward."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from operations import Bag
 from problems import relative_error
 from torch import Tensor, nn
 
@@ -185,14 +186,6 @@ def test_no_more_batches_are_taken_than_there_are_products() -> None:
 
 
 def test_a_mode_that_fails_gives_its_batches_to_the_next() -> None:
-    class Bag(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.bag = nn.EmbeddingBag(5, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.bag((x > 0).long())
-
     taken: list[int] = []
 
     def stream() -> Iterator[Batch]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from operations import Bag
 from problems import mean_squared_error, squared_errors
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -378,14 +379,6 @@ def test_memory_does_not_grow_with_calls() -> None:
 
 
 def test_a_mode_that_fails_does_not_keep_the_batch_alive() -> None:
-    class Bag(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.bag = nn.EmbeddingBag(5, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.bag((x > 0).long())
-
     rw = make(Bag().double())
     train, dev = batches()
     watched = [weakref.ref(t) for t in (*train, *dev)]

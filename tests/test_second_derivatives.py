@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operations import Bag, Detaching
 from torch import Tensor, nn
 
 from reweight import (
@@ -184,19 +185,6 @@ def test_constants_of_a_lower_type_round_nothing() -> None:
     assert rw._examination.compared == {"autograd"}
 
 
-class Cube(torch.autograd.Function):
-    """Whose backward pass hides the input from a second one."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return 3 * ctx.saved_tensors[0].detach() ** 2 * grad
-
-
 @pytest.mark.parametrize("zero", ["head", "all"])
 def test_what_a_head_of_zeros_hides_is_found_too(zero: str) -> None:
     """Nothing below it has a gradient yet, nor does its second derivative show."""
@@ -209,7 +197,7 @@ def test_what_a_head_of_zeros_hides_is_found_too(zero: str) -> None:
                 nn.init.zeros_(p)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(Cube.apply(self.body(x)))
+            return self.head(Detaching.apply(self.body(x)))
 
     torch.manual_seed(0)
     with pytest.warns(UserWarning, match="second derivatives are wrong by"):
@@ -283,14 +271,6 @@ def test_a_mode_that_did_not_serve_is_not_tried_again() -> None:
     def losses(m: nn.Module, b: Any) -> Tensor:
         calls.append(1)
         return (m(b[0]).squeeze(-1) - b[1]).square()
-
-    class Bag(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.bag = nn.EmbeddingBag(5, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.bag((x > 0).long())
 
     rw = make(Bag(), losses=losses)
     with pytest.warns(UserWarning, match="finite differences"):
