@@ -36,16 +36,13 @@ class Operator:
         """
 
         def times(flat: Tensor) -> Tensor:
-            part = unflatten(flat, v)
-            with serving():
-                return flatten(self.shifted(self._hvp(part), part))
+            return flatten(self._times(unflatten(flat, v)))
 
         values = lanczos(times, flatten(v), _LOOKS, rounding(v)).ritz_values()
         return float(values[0])
 
     def __call__(self, v: Tree) -> Tree:
-        with serving():
-            product = self.shifted(self._hvp(v), v)
+        product = self._times(v)
         self.count += 1
         squared = dot(v, v)
         if squared > 0.0:
@@ -59,6 +56,10 @@ class Operator:
             self.largest = quotient if self.largest is None else max(quotient, self.largest)
             self.smallest = quotient if self.smallest is None else min(quotient, self.smallest)
         return product
+
+    def _times(self, v: Tree) -> Tree:
+        with serving():
+            return self.shifted(self._hvp(v), v)
 
     def shifted(self, product: Tree, v: Tree) -> Tree:
         """Add what the graph of the inner loss does not hold."""

@@ -113,14 +113,15 @@ def _gather(scalars: list[Tensor]) -> Tensor:
     return torch.stack(scalars).double()
 
 
-def flat_dtype(x: Tree) -> torch.dtype:
-    """The type of :func:`flatten`: the widest among the leaves, single precision at least."""
-    return functools.reduce(torch.promote_types, {leaf.dtype for leaf in x.values()}, torch.float32)
-
-
 def flatten(x: Tree) -> Tensor:
-    """All entries of a dict as one vector, on the device of its first leaf."""
-    dtype, device = flat_dtype(x), next(iter(x.values())).device
+    """All entries of a dict as one vector, on the device of its first leaf.
+
+    Of the widest type among the leaves, and of single precision at least.
+    """
+    dtype = functools.reduce(
+        torch.promote_types, {leaf.dtype for leaf in x.values()}, torch.float32
+    )
+    device = next(iter(x.values())).device
     return torch.cat([leaf.reshape(-1).to(device, dtype) for leaf in x.values()])
 
 

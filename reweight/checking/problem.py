@@ -17,7 +17,7 @@ from reweight._examination import Examination
 from reweight._isolation import Isolation, isolated, twice_differentiable
 from reweight._notices import Notices
 from reweight._penalty import weight_decay
-from reweight._trees import Tree, filled, map_tensors, norm
+from reweight._trees import Tree, doubled, filled, map_tensors, norm
 from reweight.hypergradient import Hypergradient
 from reweight.losses import Losses
 from reweight.preconditioning import diagonal_of
@@ -80,7 +80,7 @@ class Problem:
             lr=1.0,
         )
         self.rw._optimizer = self._decaying
-        self.batch, self.dev_batch = (map_tensors(_double, b) for b in (batch, dev_batch))
+        self.batch, self.dev_batch = (map_tensors(doubled, b) for b in (batch, dev_batch))
         self.origin = self.position()
         self._drawn: Isolation | None = None
         self.springs: list[Spring] = []
@@ -239,7 +239,3 @@ def gradient(loss: Tensor, params: Tree) -> Tree:
         return filled([None] * len(params), params)
     grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True, retain_graph=True)
     return filled(grads, params)
-
-
-def _double(x: Tensor) -> Tensor:
-    return x.double() if x.is_floating_point() else x
