@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from reweight._isolation import Isolation, swapped, twice_differentiable
+from reweight._isolation import Isolation, is_compiled, twice_differentiable
 from reweight._linearise import Linearisation, Mode, from_graph, with_func
 from reweight._operator import Unserved
+from reweight._point import Point
+from reweight._replaced import Replaced
+from reweight._rows import Table, tables_of
 from reweight._second_derivatives import Disagreement, disagreement
 from reweight._trees import Tree, doubled, filled, map_tensors
 
@@ -27,66 +29,80 @@ class InDouble:
     """The inner problem of a model in float64, at some weights.
 
     Args:
-        model: is evaluated with other tensors in the place of its own, and is itself left alone.
+        point: where the model stands.
         loss: ``(batch, weights) -> []``, by the model.
         batch: as the user handed it over.
         weights: of the samples.
-        theta: the inner parameters.
         isolation: that the model is evaluated in.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        point: Point,
         loss: Callable[[Any, Tensor], Tensor],
         batch: Any,
         weights: Tensor,
-        theta: Tree,
         isolation: Isolation,
     ) -> None:
-        self._model, self._loss, self._isolation = model, loss, isolation
-        self._batch, self._weights, self._theta = batch, weights, theta
+        self._point, self._loss, self._isolation = point, loss, isolation
+        self._batch, self._weights = batch, weights
 
-    def _padding(self, theta: Tree) -> dict[str, int]:
-        """The rows of tables that get no gradient, by decree: constants, and no parameters."""
+    def _padding(self, point: Point) -> dict[str, int]:
+        """The rows of whole tables that get no gradient, by decree: constants, no parameters."""
         rows = {
             id(module.weight): module.padding_idx
-            for module in self._model.modules()
+            for module in point.model.modules()
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
         }
-        found = {name: rows.get(id(p)) for name, p in theta.items()}
+        found = {n: rows.get(id(p)) for n, p in point.theta.items() if n not in point.tables}
         return {name: row for name, row in found.items() if row is not None}
 
-    def too_costly(self) -> str:
-        """Why it should not be evaluated, or nothing."""
-        for module in self._model.modules():
-            if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
-                return "a compiled model would be compiled anew for float64"
-        tensors = itertools.chain(self._model.parameters(), self._model.buffers())
+    def _idle(self, point: Point) -> dict[str, Table]:
+        """Inner tables that the loss may read, but does not depend on."""
+        tables = tables_of(point.model, self._point.theta)
+        return {name: Table.unread(t) for name, t in tables.items() if name not in point.theta}
+
+    def _copied(self, point: Point) -> list[Tensor]:
+        """The parameters that are doubled beside those of the point."""
+        inner = {
+            id(p)
+            for p in (*point.theta.values(), *tables_of(point.model, self._point.theta).values())
+        }
+        return [p for p in point.model.parameters() if id(p) not in inner]
+
+    def too_costly(self, names: tuple[str, ...]) -> str:
+        """Why it should not be evaluated over some parameters, or nothing."""
+        if is_compiled(self._point.model):
+            return "a compiled model would be compiled anew for float64"
+        point = self._point.only(names)
+        tensors = [*point.values().values(), *self._copied(point), *point.model.buffers()]
         size = sum(t.numel() for t in tensors)
         return f"{size} parameters and buffers would be copied in float64" * (size > _LARGEST)
 
     def disagreement(self, mode: Mode, names: tuple[str, ...]) -> Disagreement | None:
         """Between products in the mode and differences of gradients, over some parameters."""
-        theta = {name: self._theta[name] for name in names}
-        product, evaluate = self._functions(mode, theta)
-        params = {name: p.detach().double() for name, p in theta.items()}
-        return disagreement(product, evaluate, params, self._padding(theta))
+        point = self._point.only(names)
+        product, evaluate = self._functions(mode, point)
+        params = {name: p.detach().double() for name, p in point.values().items()}
+        return disagreement(product, evaluate, params, self._padding(point))
 
     def _functions(
-        self, mode: Mode, theta: Tree
+        self, mode: Mode, point: Point
     ) -> tuple[Callable[[Tree, Tree], Tree], Callable[[Tree], tuple[float, Tree]]]:
         """``(θ, v) -> H v`` in the mode, and ``θ -> (inner, ∇inner)``."""
         batch = map_tensors(doubled, self._batch)
         weights = self._weights.detach().double()
-        inner = {id(p) for p in theta.values()}
-        frozen = {
-            id(p): doubled(p.detach()) for p in self._model.parameters() if id(p) not in inner
-        }
+        frozen = {id(p): doubled(p.detach()) for p in self._copied(point)}
+        idle = self._idle(point)
+        constants = {name: doubled(table.values()) for name, table in idle.items()}
 
-        def installed(params: Tree) -> AbstractContextManager[None]:
-            tensors = frozen | {id(theta[name]): value for name, value in params.items()}
-            return swapped(self._model, tensors, lambda buffer: doubled(buffer.clone()))
+        @contextmanager
+        def installed(params: Tree) -> Iterator[None]:
+            with (
+                point.at(params, frozen, lambda buffer: doubled(buffer.clone())),
+                Replaced(idle, constants),
+            ):
+                yield
 
         def loss() -> Tensor:
             self._isolation.rewind()
@@ -146,7 +162,7 @@ class Examination:
         if mode in self.compared or linearisation.doubt is not None:
             return  # compared already, or made of differences itself
         found = None
-        if reason := problem.too_costly():
+        if reason := problem.too_costly(linearisation.params):
             logger.info("hvp mode %r is not compared with finite differences: %s", mode, reason)
         else:
             try:

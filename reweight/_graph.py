@@ -32,6 +32,18 @@ def reached(loss: Tensor, params: Tree) -> Tree:
     return {name: p for name, p in params.items() if id(p) in found}
 
 
+def consumers(loss: Tensor, params: Tree) -> dict[str, list[Node]]:
+    """The operations behind ``loss`` that take an entry of ``params``, all leaves, as it is."""
+    names = {id(p): name for name, p in params.items()}
+    found: dict[str, list[Node]] = {name: [] for name in params}
+    for node in _nodes(loss):
+        for parent, _ in node.next_functions:
+            name = names.get(id(getattr(parent, "variable", None)))
+            if name is not None:
+                found[name].append(node)
+    return found
+
+
 def refuse_reentrant(name: str, loss: Tensor) -> None:
     """Raise where a part of the graph is checkpointed the reentrant way.
 

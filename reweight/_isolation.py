@@ -169,6 +169,14 @@ def twice_differentiable() -> Iterator[None]:
         yield
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a part of it was given to ``torch.compile``."""
+    return any(
+        hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+        for module in model.modules()
+    )
+
+
 @contextmanager
 def swapped(
     module: nn.Module,

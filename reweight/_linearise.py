@@ -7,14 +7,16 @@ the solver sees is one linear operator.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from reweight._places import Places
+from reweight._rows import Table
 from reweight._trees import Tree, axpy, filled, norm, scale, zeros_like
 
 Objective = Callable[[Tree, Tree], Tensor]
@@ -33,46 +35,63 @@ class Linearisation:
         cross: ``u -> (H u, ∂/∂φ ⟨∇θ inner, u⟩)``, both from one pass; ``None`` for entries of φ
             that the gradient is seen not to depend on.
         doubt: ``(u, H u) -> size of the error in H u``, where products are approximate.
+        rows: of the entries of θ that are tables, the rows that stand for them, sorted: what the
+            inner loss leaves alone in a table is all the others.
     """
 
     params: tuple[str, ...]
     hvp: Callable[[Tree], Tree]
     cross: Callable[[Tree], tuple[Tree, Partial]]
     doubt: Callable[[Tree, Tree], float] | None = None
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def from_graph(loss: Tensor, params: Tree, hparams: Tree) -> Linearisation:
+def from_graph(
+    loss: Tensor, params: Tree, hparams: Tree, tables: Mapping[str, Table] | None = None
+) -> Linearisation:
     """Linearise a loss that was already evaluated on ``params`` and ``hparams``.
 
     The first gradient is built with its graph and reused by every product: the fastest way in
-    eager mode. Needs double backward of every operation in the loss.
-    """
-    grads = torch.autograd.grad(loss, list(params.values()), create_graph=True, allow_unused=True)
-    gradient = {name: g for name, g in zip(params, grads, strict=True) if g is not None}
-    touched = {name: params[name] for name in gradient}
-    # A parameter in which the loss is linear has a constant gradient, without a graph.
-    live = [name for name, g in gradient.items() if g.requires_grad]
+    eager mode. Needs double backward of every operation in the loss, but not of the look-ups in
+    ``tables``: the graph is differentiated by what they read.
 
-    def pull(v: Tree, wrt: list[Tensor]) -> tuple[Tensor | None, ...]:
-        if not live:
-            return (None,) * len(wrt)
-        return torch.autograd.grad(
-            [gradient[name] for name in live],
-            wrt,
-            [v[name] for name in live],
-            retain_graph=True,
-            allow_unused=True,
+    Raises:
+        RuntimeError: a look-up whose factors depend on parameters.
+    """
+    if mixed_look_ups := [name for name, t in (tables or {}).items() if not t.linear]:
+        raise RuntimeError(
+            f"{mixed_look_ups[0]} is read with per_sample_weights that are learned, of which "
+            "there is no second derivative"
         )
+    places = Places(params, tables or {})
+    grads = torch.autograd.grad(loss, places.inputs, create_graph=True, allow_unused=True)
+    # A parameter in which the loss is linear has a constant gradient, without a graph.
+    live = [i for i, g in enumerate(grads) if g is not None and g.requires_grad]
+    touched = places.reached(grads)
+
+    def pull(v: Tree, *further: Tensor) -> tuple[Tree, tuple[Tensor | None, ...]]:
+        inputs = touched.inputs
+        products: tuple[Tensor | None, ...] = (None,) * (len(inputs) + len(further))
+        if live:
+            along = places.spread(v)
+            products = torch.autograd.grad(
+                [grads[i] for i in live],
+                [*inputs, *further],
+                [along[i] for i in live],
+                retain_graph=True,
+                allow_unused=True,
+            )
+        return touched.collect(products[: len(inputs)]), products[len(inputs) :]
 
     def hvp(v: Tree) -> Tree:
-        return filled(pull(v, list(touched.values())), touched)
+        return pull(v)[0]
 
     def cross(u: Tree) -> tuple[Tree, Partial]:
-        both = pull(u, [*touched.values(), *hparams.values()])
-        mixed = dict(zip(hparams, both[len(touched) :], strict=True))
-        return filled(both[: len(touched)], touched), mixed
+        product, mixed = pull(u, *hparams.values())
+        return product, dict(zip(hparams, mixed, strict=True))
 
-    return Linearisation(tuple(touched), hvp, cross)
+    rows = {name: table.rows for name, table in touched.tables.items()}
+    return Linearisation(tuple(touched.params), hvp, cross, rows=rows)
 
 
 def with_autograd(inner: Objective, params: Tree, hparams: Tree) -> Linearisation:

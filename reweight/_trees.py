@@ -41,9 +41,19 @@ def zeros_like(x: Vector) -> Vector:
 def filled(grads: Iterable[Tensor | None], like: Tree) -> Tree:
     """Gradients by the names of ``like``: dense, and zero where there is no path."""
     return {
-        name: torch.zeros_like(x) if g is None else (g.to_dense() if g.is_sparse else g)
+        name: torch.zeros_like(x) if g is None else dense(g)
         for (name, x), g in zip(like.items(), grads, strict=True)
     }
+
+
+def dense(x: Tensor) -> Tensor:
+    """The same tensor, with its zeros."""
+    return x.to_dense() if x.is_sparse else x
+
+
+def stored(x: Tree) -> Tree:
+    """The entries that sparse tensors hold, and dense ones as they are."""
+    return {name: leaf._values() if leaf.is_sparse else leaf for name, leaf in x.items()}
 
 
 def axpy(a: float, x: Vector, y: Vector) -> Vector:

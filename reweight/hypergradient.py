@@ -20,15 +20,18 @@ from torch import Tensor
 
 from reweight._linearise import LINEARISERS, Linearisation, Mode, Objective, Partial
 from reweight._operator import Foreign, Operator, Unserved, serving
+from reweight._rows import pick
 from reweight._trees import (
     Tree,
     axpy,
+    dense,
     filled,
     max_abs,
     norm,
     power_of_two,
     rounding,
     scale,
+    stored,
     tree_map,
     zeros_like,
 )
@@ -40,6 +43,7 @@ from reweight.verdict import TRUSTED_RESIDUAL, SolveInfo
 logger = logging.getLogger("reweight")
 
 Linearise = Callable[[Mode], Linearisation]
+Diagonal = Callable[[Linearisation], "Tree | None"]
 
 # What the residual of a solved system comes to, in units of rounding.
 _ROUNDING = 64.0
@@ -170,7 +174,9 @@ class ImplicitHypergradient:
                 # Inside torch.func a value can't be read, so nothing can be checked there.
                 return LINEARISERS[mode](inner if mode == "func" else checked, theta, phi)
 
-            diagonal = diagonal_of(self.preconditioner, None, theta)
+            def diagonal(system: Linearisation) -> Tree | None:
+                return diagonal_of(self.preconditioner, None, {n: theta[n] for n in system.params})
+
             mixed, info = self.solve(linearise, rhs, zeros_like(hparams), diagonal=diagonal)
         unused = [name for name in phi if mixed[name] is None and direct[name] is None]
         if unused:
@@ -189,7 +195,7 @@ class ImplicitHypergradient:
         rhs: Tree,
         zero: Tree,
         shift: Mapping[str, float] | None = None,
-        diagonal: Tree | None = None,
+        diagonal: Diagonal = lambda system: None,
         fresh: Iterable[Linearise] | None = None,
         ruled_out: dict[Mode, BaseException] | None = None,
     ) -> tuple[Partial, SolveInfo]:
@@ -197,18 +203,18 @@ class ImplicitHypergradient:
 
         Args:
             linearise: makes the linearisation of the inner gradient in the mode asked for.
-            rhs: ``v = ∂outer/∂θ``.
+            rhs: ``v = ∂outer/∂θ``; sparse for tables of which few rows are concerned.
             zero: a zero of the result's structure.
             shift: curvature per parameter that the inner loss does not show, such as the
                 optimizer's weight decay.
-            diagonal: ``D`` of the preconditioner, by parameter.
+            diagonal: ``D`` of the preconditioner, or ``None``, for what a linearisation is about.
             fresh: linearisations of other batches, one for each product of the solver; can be
                 iterated over anew where a mode fails.
             ruled_out: modes that are known not to serve, and why; those that turn out not to are
                 added if another one does.
         """
-        check_finite("the gradient of the outer loss", rhs)
-        if max_abs(rhs) == 0.0:
+        check_finite("the gradient of the outer loss", stored(rhs))
+        if max_abs(stored(rhs)) == 0.0:
             return dict(zero), _nothing_to_solve("the gradient of the outer loss is zero")
         modes: tuple[Mode, ...] = tuple(LINEARISERS) if self.hvp == "auto" else (self.hvp,)
         known = {} if ruled_out is None else ruled_out
@@ -242,14 +248,14 @@ class ImplicitHypergradient:
         rhs: Tree,
         zero: Tree,
         shift: Mapping[str, float],
-        diagonal: Tree | None,
+        diagonal: Diagonal,
         fresh: Iterable[Linearise] | None,
     ) -> tuple[Partial, SolveInfo]:
         with serving():
             linearisation = linearise(mode)
         # What the inner loss leaves alone decouples from the rest and has no mixed derivative, so
         # leaving it out changes nothing but the conditioning of the system.
-        everything, rhs = rhs, {name: rhs[name] for name in linearisation.params}
+        everything, rhs = rhs, _restricted(rhs, linearisation)
         if not rhs:
             return dict.fromkeys(zero), _nothing_to_solve("the inner loss uses no parameter")
         if max_abs(rhs) == 0.0:
@@ -257,8 +263,9 @@ class ImplicitHypergradient:
         solver, hvp = self.solver, linearisation.hvp
         if fresh is not None:
             solver, hvp = self._on_fresh_batches(), _product_by_product(fresh, mode, everything)
+        scales = diagonal(linearisation)
         operator = Operator(hvp, shift, self.damping)
-        u, solution = _solution(solver, operator, rhs, diagonal)
+        u, solution = _solution(solver, operator, rhs, scales)
         with serving():
             product, mixed = linearisation.cross(u)
             doubt = linearisation.doubt(u, product) if linearisation.doubt else 0.0
@@ -280,7 +287,7 @@ class ImplicitHypergradient:
             u,
             operator.shifted(product, u),
             doubt,
-            preconditioned=diagonal is not None,
+            preconditioned=scales is not None,
             fresh=fresh is not None,
         )
         return mixed, info
@@ -294,6 +301,15 @@ class ImplicitHypergradient:
             )
         adapted: Callable[[Any, Any], Solution] = adapt()
         return adapted
+
+
+def _restricted(x: Tree, linearisation: Linearisation) -> Tree:
+    """``x`` on what the linearisation is about."""
+    rows = linearisation.rows
+    return {
+        name: pick(x[name], rows[name]) if name in rows else dense(x[name])
+        for name in linearisation.params
+    }
 
 
 def _verdict(
@@ -390,6 +406,9 @@ def _product_by_product(
     """Each product with the Hessian of the next batch, on the parameters of the train batch."""
     remaining, count = iter(fresh), itertools.count()
 
+    def zero(x: Tensor) -> Tensor:
+        return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+
     def hvp(v: Tree) -> Tree:
         made = next(count)
         try:
@@ -404,7 +423,7 @@ def _product_by_product(
             )
         linearisation = linearise(mode)
         # Each batch may touch other parameters, which have no curvature in those that do not.
-        given = {n: v[n] if n in v else torch.zeros_like(like[n]) for n in linearisation.params}
+        given = {n: v[n] if n in v else zero(like[n]) for n in linearisation.params}
         product = linearisation.hvp(given)
         return {n: product[n] if n in product else torch.zeros_like(x) for n, x in v.items()}
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from reweight._rows import pick
 from reweight._trees import Tree
 from reweight._validate import some
 
@@ -31,8 +32,8 @@ class SecondMoments:
     minimum, up to the constant factor of Adam's first moment.
 
     Entries whose second moment is zero, as in embedding rows that no batch has looked up yet, are
-    taken to have the mean second moment of the others: ``lr/ε`` would be larger than anything else
-    in the system.
+    taken to have the mean second moment of the others in the system: ``lr/ε`` would be larger than
+    anything else in it.
 
     Example:
         >>> import torch
@@ -44,8 +45,15 @@ class SecondMoments:
         tensor([0.1000, 0.0250])
     """
 
-    def diagonal(self, optimizer: Optimizer | None, params: Mapping[str, Tensor]) -> Tree:
+    def diagonal(
+        self,
+        optimizer: Optimizer | None,
+        params: Mapping[str, Tensor],
+        rows: Mapping[str, Tensor] | None = None,
+    ) -> Tree:
         """``D`` by the names of ``params``, in their shapes; every entry is positive.
+
+        With ``rows``, long ``[r]`` by name, only these rows of some parameters are looked at.
 
         Raises:
             ValueError: no optimizer, one without second moments, or one that has not yet stepped.
@@ -56,12 +64,18 @@ class SecondMoments:
                 "wrap(..., optimizer=optimizer); outside of wrap, pass a dict of tensors as "
                 "preconditioner"
             )
+        rows = rows or {}
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         found: dict[str, Tensor] = {}
         for name, parameter in params.items():
             state = optimizer.state.get(parameter, {})
             if state and id(parameter) in groups:
-                found[name] = _second_moments(optimizer, groups[id(parameter)], state)
+                of_rows = {
+                    key: _rows_of(entry, rows.get(name))
+                    for key, entry in state.items()
+                    if isinstance(entry, Tensor) and entry.shape == parameter.shape
+                }
+                found[name] = _second_moments(optimizer, groups[id(parameter)], state | of_rows)
         total = sum(float(v.double().sum()) for v in found.values())
         count = sum(int((v > 0.0).sum()) for v in found.values())
         if not count or not total > 0.0:
@@ -74,7 +88,9 @@ class SecondMoments:
         diagonal: Tree = {}
         for name, parameter in params.items():
             group = groups.get(id(parameter), optimizer.defaults)
-            moments = found.get(name, torch.zeros_like(parameter, requires_grad=False))
+            moments = found.get(name)
+            if moments is None:
+                moments = torch.zeros_like(_rows_of(parameter.detach(), rows.get(name)))
             size = torch.where(moments > 0.0, moments, mean).sqrt()
             diagonal[name] = float(group["lr"]) / (size + float(group.get("eps", 0.0)))
         return diagonal
@@ -109,14 +125,22 @@ def _second_moments(optimizer: Optimizer, group: dict[str, Any], state: dict[str
 Preconditioner = SecondMoments | Mapping[str, Tensor]
 
 
+def _rows_of(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else pick(x, rows)
+
+
 def diagonal_of(
-    preconditioner: Preconditioner | None, optimizer: Optimizer | None, params: Tree
+    preconditioner: Preconditioner | None,
+    optimizer: Optimizer | None,
+    params: Tree,
+    rows: Mapping[str, Tensor] | None = None,
 ) -> Tree | None:
-    """The diagonal that a solve on ``params`` uses, checked."""
+    """The diagonal that a solve on ``params``, or on some rows of some of them, uses, checked."""
     if preconditioner is None:
         return None
+    rows = rows or {}
     if isinstance(preconditioner, SecondMoments):
-        diagonal = preconditioner.diagonal(optimizer, params)
+        diagonal = preconditioner.diagonal(optimizer, params, rows)
     else:
         missing = [name for name in params if name not in preconditioner]
         if missing:
@@ -124,13 +148,14 @@ def diagonal_of(
                 f"preconditioner has no entry for {some(dict.fromkeys(missing))}: it needs a "
                 "tensor for each of params, by the same names"
             )
-        diagonal = {name: preconditioner[name].detach() for name in params}
+        for name, parameter in params.items():
+            if preconditioner[name].shape != parameter.shape:
+                raise ValueError(
+                    f"preconditioner[{name!r}] has shape {tuple(preconditioner[name].shape)}, but "
+                    f"the parameter has {tuple(parameter.shape)}"
+                )
+        diagonal = {n: _rows_of(preconditioner[n].detach(), rows.get(n)) for n in params}
     for name, entry in diagonal.items():
-        if entry.shape != params[name].shape:
-            raise ValueError(
-                f"preconditioner[{name!r}] has shape {tuple(entry.shape)}, but the parameter has "
-                f"{tuple(params[name].shape)}"
-            )
         if not bool((entry > 0.0).all() & entry.isfinite().all()):
             raise ValueError(
                 f"preconditioner[{name!r}] must be positive and finite everywhere: it is the "

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -15,7 +14,7 @@ from torch.optim import Optimizer
 
 from reweight._examination import Examination, InDouble
 from reweight._graph import reached, refuse_reentrant
-from reweight._isolation import Isolation, isolated, swapped, twice_differentiable
+from reweight._isolation import Isolation, is_compiled, isolated, twice_differentiable
 from reweight._linearise import (
     Linearisation,
     Mode,
@@ -26,6 +25,9 @@ from reweight._linearise import (
 )
 from reweight._notices import Notices
 from reweight._penalty import weight_decay
+from reweight._places import Places
+from reweight._point import Point
+from reweight._rows import looked_up, tables_of
 from reweight._trees import Tree, filled, map_tensors, norm
 from reweight._validate import check_finite, check_loss
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient, Linearise
@@ -352,26 +354,28 @@ class Reweighted:
             loss = torch.as_tensor(self._evaluate(dev_batch).fixed)
         return check_loss("outer", loss)
 
-    def _outer_gradient(self, theta: Tree, dev_batch: Any) -> Tree:
-        return self._outer_gradients(theta, {}, dev_batch)[0]
-
     def _outer_gradients(self, theta: Tree, phi: Tree, dev_batch: Any) -> tuple[Tree, Partial]:
-        """Of the outer loss, by the inner parameters, and directly by the weighter's."""
+        """Of the outer loss, by the inner parameters, and directly by the weighter's.
+
+        Sparse for tables of which it reads a few rows.
+        """
         loss = self._outer(dev_batch)
-        grads: tuple[Tensor | None, ...] = (None,) * (len(theta) + len(phi))
         if not self._graphs_seen:
             refuse_reentrant("outer_loss", loss)
+        places = Places(theta, looked_up(loss, tables_of(self.model, theta)))
+        num_places = len(places.inputs)
+        grads: tuple[Tensor | None, ...] = (None,) * (num_places + len(phi))
         if loss.requires_grad:
-            inputs = [*theta.values(), *phi.values()]
+            inputs = [*places.inputs, *phi.values()]
             grads = torch.autograd.grad(loss, inputs, allow_unused=True)
-        if all(g is None for g in grads[: len(theta)]):
+        if all(g is None for g in grads[:num_places]):
             raise ValueError(
                 "the outer loss does not depend on any inner parameter: losses(model, batch) has "
                 "no fixed part to take it from (pass outer_loss=), or it is computed under "
                 "no_grad() or from a detached output, or inner_params leaves out what it uses"
             )
-        direct = dict(zip(phi, grads[len(theta) :], strict=True))
-        return filled(grads[: len(theta)], theta), direct
+        direct = dict(zip(phi, grads[num_places:], strict=True))
+        return places.gradient(grads[:num_places]), direct
 
     def _solve(
         self,
@@ -399,19 +403,30 @@ class Reweighted:
                 )
             self._graphs_seen = True
         auto = self._hypergradient.hvp == "auto"
-        double = InDouble(self.model, self._inner_loss, batch, weights, theta, isolation)
+        # Further batches read other rows, which one batch's rows say nothing of.
+        tables = {} if fresh else tables_of(self.model, theta)
 
         def linearise(mode: Mode) -> Linearisation:
-            linearisation = self._linearise(mode, batch, losses, weights, theta, isolation)
+            loss = self._reduce(losses, weights)
+            # A compiled part would be compiled anew to see other values in a look-up.
+            whole = mode != "autograd" and is_compiled(self.model)
+            point = Point(self.model, theta, {} if whole else looked_up(loss, tables))
+            linearisation = self._linearise(mode, batch, loss, weights, point, isolation)
+            double = InDouble(point, self._inner_loss, batch, weights, isolation)
             self._examination.look(mode, linearisation, double, auto=auto)
             return linearisation
+
+        def diagonal(system: Linearisation) -> Tree | None:
+            named = {name: theta[name] for name in system.params}
+            told = self._hypergradient.preconditioner
+            return diagonal_of(told, self._optimizer, named, system.rows)
 
         mixed, info = self._hypergradient.solve(
             linearise,
             rhs,
             {"weights": zero},
             None if self._optimizer is None else weight_decay(self._optimizer, theta),
-            diagonal_of(self._hypergradient.preconditioner, self._optimizer, theta),
+            diagonal,
             fresh,
             self._examination.ruled_out,
         )
@@ -425,38 +440,36 @@ class Reweighted:
         self,
         mode: Mode,
         batch: Any,
-        losses: Losses,
+        loss: Tensor,
         weights: Tensor,
-        theta: Tree,
+        point: Point,
         isolation: Isolation,
     ) -> Linearisation:
-        loss = self._reduce(losses, weights)
         if mode == "autograd":
             # The forward pass that gave the losses is the one to differentiate.
-            return from_graph(loss, theta, {"weights": weights})
-        theta = reached(loss, theta)
-        if not theta:
+            return from_graph(loss, point.theta, {"weights": weights}, point.tables)
+        point = point.only(reached(loss, point.theta))
+        if not point.theta:
             raise ValueError(_UNTOUCHED)
-        inner = self._inner(batch, theta, isolation, copied=mode == "func")
+        inner = self._inner(batch, point, isolation, copied=mode == "func")
         if mode == "func":
-            return with_func(inner, theta, {"weights": weights})
-
-        def installed(params: Tree) -> AbstractContextManager[None]:
-            return swapped(self.model, {id(theta[n]): value for n, value in params.items()})
-
-        return with_finite_difference(inner, theta, {"weights": weights}, installed)
+            linearisation = with_func(inner, point.values(), {"weights": weights})
+        else:
+            linearisation = with_finite_difference(
+                inner, point.values(), {"weights": weights}, point.at
+            )
+        return dataclasses.replace(linearisation, rows=point.rows)
 
     def _inner(
-        self, batch: Any, theta: Tree, isolation: Isolation, *, copied: bool
+        self, batch: Any, point: Point, isolation: Isolation, *, copied: bool
     ) -> Callable[[Tree, Tree], Tensor]:
         """The inner loss as a function of the inner parameters and the weights."""
 
         def inner(params: Tree, hparams: Tree) -> Tensor:
             # The same dropout mask every time. Copied buffers have nothing to be put back.
             isolation.rewind() if copied else isolation.restore()
-            tensors = {id(theta[name]): value for name, value in params.items()}
             buffers = torch.clone if copied else None
-            with swapped(self.model, tensors, buffers), twice_differentiable():
+            with point.at(params, buffers=buffers), twice_differentiable():
                 return self._inner_loss(batch, hparams["weights"])
 
         return inner
@@ -622,6 +635,8 @@ class _Fresh:
             losses.check_finite()
             with torch.no_grad():
                 weights = self._rw._weigh(losses)
-            return self._rw._linearise(mode, batch, losses, weights, self._theta, self._isolation)
+            point = Point(self._rw.model, self._theta, {})
+            loss = self._rw._reduce(losses, weights)
+            return self._rw._linearise(mode, batch, loss, weights, point, self._isolation)
 
         return linearise

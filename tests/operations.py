@@ -87,15 +87,14 @@ class Checkpointed(nn.Module):
 
 
 class Bag(nn.Module):
-    """Signs of its inputs, looked up in a bag: nothing that autograd differentiates twice."""
+    """Signs of its inputs, looked up in a bag of its own: it has no second derivative in torch."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bag = nn.EmbeddingBag(5, 1)
+        self.table = nn.Parameter(torch.randn(5, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.bag((x > 0).long())
-        return out
+        return nn.functional.embedding_bag((x > 0).long(), self.table)
 
 
 class OnceDifferentiable(torch.autograd.Function):
@@ -396,10 +395,8 @@ OPERATIONS: dict[str, Operation] = {
         inputs=ids,
         expected="scale_grad_by_freq",
     ),
-    "EmbeddingBag": layer(lambda: nn.EmbeddingBag(7, 2), 2, inputs=ids, expected=DIFFERENCES),
-    "EmbeddingBag(mode='max')": layer(
-        lambda: nn.EmbeddingBag(7, 2, mode="max"), 2, inputs=ids, expected=DIFFERENCES
-    ),
+    "EmbeddingBag": layer(lambda: nn.EmbeddingBag(7, 2), 2, inputs=ids),
+    "EmbeddingBag(mode='max')": layer(lambda: nn.EmbeddingBag(7, 2, mode="max"), 2, inputs=ids),
     "RNN": recurrent(nn.RNN),
     "GRU": recurrent(nn.GRU),
     "LSTM": recurrent(nn.LSTM),

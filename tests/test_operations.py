@@ -86,8 +86,8 @@ def test_a_wrong_second_derivative_that_was_asked_for_is_not_trusted(name: str, 
 
 
 def test_falling_back_to_differences_is_said_and_why() -> None:
-    with pytest.warns(UserWarning, match="finite differences of gradients.*_embedding_bag"):
-        OPERATIONS["EmbeddingBag"].hypergradient()
+    with pytest.warns(UserWarning, match="finite differences of gradients.*_ctc_loss"):
+        OPERATIONS["ctc_loss"].hypergradient()
     with pytest.warns(UserWarning, match="second derivatives are wrong by .* for body"):
         OPERATIONS["weight_norm"].hypergradient()
 
@@ -101,5 +101,7 @@ def test_nothing_is_warned_of_where_nothing_is_lost(
         pytest.skip("digits are")
     with warnings.catch_warnings(), caplog.at_level(logging.INFO, "reweight"):
         warnings.simplefilter("error", UserWarning)
+        # torch's own, of a module that is cast to float64 for the test.
+        warnings.filterwarnings("ignore", "Casting complex values to real")
         operation.hypergradient(damping=reference(name)[1])
     assert not [r for r in caplog.records if "could not be compared" in r.message]

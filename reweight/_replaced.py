@@ -1,0 +1,128 @@
+"""Look-ups that read other values than the table holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from reweight._rows import INTEGERS, Table, bags
+from reweight._trees import Tree
+
+
+class Replaced(TorchFunctionMode):
+    """While it is open, some rows of some tables read as other values, in every look-up.
+
+    The table itself stays where it is, for all that looks at its size, and what it holds in other
+    rows stays a constant.
+
+    Args:
+        tables: by name.
+        values: of their active rows, ``[r, D]``, by the same names; of any floating-point type.
+    """
+
+    def __init__(self, tables: Mapping[str, Table], values: Tree) -> None:
+        super().__init__()
+        self._of = {id(t.weight): (t, values[name]) for name, t in tables.items()}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        place = _TABLE_AT.get(func)
+        if place is None:
+            return func(*args, **kwargs)
+        at, name, look_up = place
+        weight = args[at] if len(args) > at else kwargs.get(name)
+        if id(weight) not in self._of:
+            return func(*args, **kwargs)
+        table, values = self._of[id(weight)]
+
+        def read(index: Tensor, padding_idx: int | None = None) -> Tensor:
+            others = table.weight.detach()[index].to(values.dtype)
+            if not len(table.rows):
+                return others
+            at = torch.searchsorted(table.rows, index).clamp(max=len(table.rows) - 1)
+            active = table.rows[at] == index
+            if padding_idx is not None:
+                active &= index != padding_idx % len(table.weight)
+            return torch.where(active.unsqueeze(-1), values[at], others)
+
+        result = look_up(read, *args, **kwargs)
+        return func(*args, **kwargs) if result is None else result
+
+
+_Read = Callable[..., Tensor]
+
+
+def _embedding(
+    read: _Read, input: Tensor, weight: Tensor, padding_idx: int | None = None, *_: Any, **__: Any
+) -> Tensor:
+    return read(input.long(), padding_idx)
+
+
+def _embedding_bag(
+    read: _Read,
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """In operations that can be differentiated twice, other than the original."""
+    if input.dim() == 2:
+        offsets = torch.arange(0, input.numel(), max(input.shape[1], 1), device=input.device)
+        if not input.numel():
+            offsets = torch.zeros(len(input), dtype=torch.long, device=input.device)
+    assert offsets is not None  # or torch would have refused
+    num_bags = len(offsets) - include_last_offset
+    index = input.reshape(-1).long()
+    bag = bags(offsets.long(), len(index))
+    values = read(index, padding_idx)
+    real = torch.ones_like(index, dtype=torch.bool)
+    if padding_idx is not None:
+        real = index != padding_idx % len(weight)
+    if mode == "max":
+        to = bag.unsqueeze(1).expand_as(values)
+        below = values.masked_fill(~real.unsqueeze(1), -torch.inf)
+        start = values.new_full((num_bags, values.shape[1]), -torch.inf)
+        largest = start.scatter_reduce(0, to, below, "amax")
+        return largest.masked_fill(largest == -torch.inf, 0.0)
+    if per_sample_weights is not None:
+        values = values * per_sample_weights.reshape(-1, 1).to(values.dtype)
+    values = values * real.unsqueeze(1)
+    total = values.new_zeros(num_bags, values.shape[1]).index_add(0, bag, values)
+    if mode == "mean":
+        total = total / torch.bincount(bag[real], minlength=num_bags).clamp(min=1).unsqueeze(1)
+    return total
+
+
+def _getitem(read: _Read, table: Tensor, index: Any) -> Tensor | None:
+    if not isinstance(index, Tensor) or index.dtype not in INTEGERS:
+        return None
+    index = index.long()
+    return read(torch.where(index < 0, index + len(table), index))
+
+
+def _index_select(read: _Read, input: Tensor, dim: int, index: Tensor) -> Tensor | None:
+    return read(index.reshape(-1).long()) if dim == 0 else None
+
+
+# Where a look-up takes its table, and the same of other values.
+_TABLE_AT: dict[Any, tuple[int, str, Callable[..., Tensor | None]]] = {
+    functional.embedding: (1, "weight", _embedding),
+    functional.embedding_bag: (1, "weight", _embedding_bag),
+    Tensor.__getitem__: (0, "self", _getitem),
+    Tensor.index_select: (0, "self", _index_select),
+    torch.index_select: (0, "input", _index_select),
+}
