@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -226,3 +225,220 @@ def test_the_influence_is_that_of_whole_tables(spec: Spec) -> None:
     # Differences of gradients have six to ten digits in float64.
     tolerance = 1e-5 if spec.hvp == "finite_difference" else 1e-10
     assert float((got.influence - expected).norm()) <= tolerance * float(expected.norm()) + 1e-12
+
+
+# -- what is noticed ---------------------------------------------------------------------------
+
+
+class Catalogue(nn.Module):
+    """Scores items by their embedding; how the table is used is for the tests to say."""
+
+    def __init__(self, num_items: int = 9, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.items = nn.Embedding(num_items, DIM, **options)
+        self.out = nn.Linear(DIM, DIM)
+
+    def forward(self, index: Tensor) -> Tensor:
+        return self.out(self.items(index)).tanh()
+
+
+def squares(model: nn.Module, index: Tensor) -> Tensor:
+    return (model(index) - 1.0).square().mean(-1)
+
+
+def over_all_items(model: nn.Module, index: Tensor) -> Tensor:
+    logits = model(index) @ model.items.weight.T
+    return functional.cross_entropy(logits, index, reduction="none")
+
+
+def with_the_sum(model: nn.Module, index: Tensor) -> Tensor:
+    return squares(model, index) + model.items.weight.square().sum()
+
+
+THREE_TERMS = Neumann(3, step_size=0.1)
+TRAIN, DEV = torch.tensor([1, 3, 3, 8]), torch.tensor([3, 2, 8, 0])
+
+
+def catalogue(
+    losses: Callable[..., Tensor] = squares,
+    model: nn.Module | None = None,
+    hvp: Any = "auto",
+    solver: Any = THREE_TERMS,
+    damping: float = 0.0,
+    scaled: Any = None,
+    **options: Any,
+) -> reweight.Reweighted:
+    model = Catalogue().double() if model is None else model
+    weighter = reweight.LossWeighter().to(next(model.parameters()).dtype)
+    told = ImplicitHypergradient(solver, damping, hvp, scaled)
+    return reweight.wrap(
+        model,
+        weighter,
+        losses,
+        lambda m, b: losses(m, b).mean(),
+        hypergradient=told,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("losses", [over_all_items, with_the_sum])
+@pytest.mark.parametrize("hvp", MODES)
+def test_a_table_that_is_used_as_a_whole_is_served_whole(losses: Any, hvp: str) -> None:
+    model = Catalogue().double()
+    assert not looked_up(
+        losses(model, TRAIN).sum(), tables_of(model, dict(model.named_parameters()))
+    )
+    with quiet():
+        got = catalogue(losses, model, hvp).hypergradient(TRAIN, DEV)
+    params = dict(model.named_parameters())
+
+    def inner(theta: dict[str, Tensor], phi: dict[str, Tensor]) -> Tensor:
+        return (phi["weights"] * evaluated(theta, TRAIN)).mean()
+
+    def evaluated(theta: dict[str, Tensor], index: Tensor) -> Tensor:
+        with torch.nn.utils.parametrize.cached():
+            return losses(Functional(model, theta), index)
+
+    weights = {"weights": torch.ones(4).double()}
+    strategy = ImplicitHypergradient(THREE_TERMS, hvp="autograd")
+    expected, _ = strategy(inner, lambda t, p: evaluated(t, DEV).mean(), params, weights)
+    tolerance = 1e-6 if hvp == "finite_difference" else 1e-12
+    assert relative_error(got.influence, expected["weights"]) < tolerance
+
+
+class Functional:
+    """A catalogue at other parameters."""
+
+    def __init__(self, model: nn.Module, theta: dict[str, Tensor]) -> None:
+        self.model, self.theta = model, theta
+        self.items = type("Table", (), {"weight": theta["items.weight"]})
+
+    def __call__(self, index: Tensor) -> Tensor:
+        return functional_call(self.model, self.theta, (index,))
+
+
+def test_a_bag_whose_factors_are_learned_is_served_by_its_rows() -> None:
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.bag = nn.EmbeddingBag(9, DIM, mode="sum")
+            self.factors = nn.Parameter(torch.tensor([0.5, -1.0]))
+
+        def forward(self, index: Tensor) -> Tensor:
+            both = torch.stack([index, (index + 1) % 9], 1)
+            return self.bag(both, per_sample_weights=self.factors.expand(len(index), 2)).tanh()
+
+    class Plain(Weighted):
+        def forward(self, index: Tensor) -> Tensor:
+            both = torch.stack([index, (index + 1) % 9], 1)
+            return (product(self.bag.weight, both, None) * self.factors[:, None]).sum(1).tanh()
+
+    model, plain = Weighted().double(), Plain().double()
+    with quiet():
+        got = catalogue(model=model).hypergradient(TRAIN, DEV)
+        expected = catalogue(model=plain).hypergradient(TRAIN, DEV)
+    assert got.info.hvp_mode == "func" and expected.info.hvp_mode == "autograd"
+    assert relative_error(got.influence, expected.influence) < 1e-12
+
+
+def test_look_ups_inside_a_checkpoint_are_seen() -> None:
+    class Checkpointed(Catalogue):
+        def forward(self, index: Tensor) -> Tensor:
+            return checkpoint(super().forward, index, use_reentrant=False)
+
+    model = Checkpointed().double()
+    tables = looked_up(
+        squares(model, TRAIN).sum(), tables_of(model, dict(model.named_parameters()))
+    )
+    assert tables["items.weight"].rows.tolist() == [1, 3, 8]
+    with quiet():
+        got = catalogue(model=model).hypergradient(TRAIN, DEV)
+        expected = catalogue().hypergradient(TRAIN, DEV)
+    assert relative_error(got.influence, expected.influence) < 1e-12
+
+
+def test_batches_that_share_no_row_and_nothing_else_are_told() -> None:
+    class Popularity(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.items = nn.Embedding(9, 1)
+
+        def forward(self, index: Tensor) -> Tensor:
+            return self.items(index)
+
+    rw = catalogue(model=Popularity())
+    with pytest.warns(UserWarning, match="rows of tables that the train batch does not read"):
+        result = rw.hypergradient(torch.tensor([1, 2]), torch.tensor([3, 4]))
+    assert result.info.status is reweight.Status.DISJOINT and not result.influence.any()
+
+
+# -- what it costs -----------------------------------------------------------------------------
+
+MANY = 30_000
+
+
+class _Largest(TorchDispatchMode):
+    """The most entries that any result of an operation has had, views of a parameter aside."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.entries = 0
+        self.owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for entry in result if isinstance(result, (tuple, list)) else (result,):
+            if not isinstance(entry, Tensor) or entry.layout is not torch.strided:
+                continue
+            if entry.untyped_storage().data_ptr() not in self.owned:
+                self.entries = max(self.entries, entry.numel())
+        return result
+
+
+@pytest.mark.parametrize("hvp", MODES)
+@pytest.mark.parametrize(
+    ("sparse", "scaled"), [(False, None), (True, None), (False, SecondMoments())], ids=str
+)
+def test_nothing_of_the_size_of_a_table_is_made(hvp: str, sparse: bool, scaled: Any) -> None:
+    model = Catalogue(MANY, sparse=sparse).double()
+    if sparse:
+        optimizer: Any = torch.optim.SGD(model.parameters(), lr=0.1)
+    else:
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1, weight_decay=0.1)
+    squares(model, TRAIN).mean().backward()
+    optimizer.step()
+    rw = catalogue(model=model, hvp=hvp, optimizer=optimizer, scaled=scaled)
+    with quiet(), _Largest(model) as largest:
+        rw.hypergradient(TRAIN, DEV)
+        rw.hypergradient(DEV, TRAIN)
+    assert 0 < largest.entries < MANY
+
+
+def test_second_moments_of_rows_are_rows_of_second_moments() -> None:
+    model = Catalogue()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, weight_decay=0.1)
+    squares(model, TRAIN).mean().backward()
+    optimizer.step()
+    params = dict(model.named_parameters())
+    rows = {"items.weight": torch.tensor([1, 8])}
+    whole = SecondMoments().diagonal(optimizer, params)
+    some = SecondMoments().diagonal(optimizer, params, rows)
+    assert torch.equal(some["items.weight"], whole["items.weight"][[1, 8]])
+    assert torch.equal(some["out.weight"], whole["out.weight"])
+
+
+def test_a_preconditioner_by_hand_is_given_for_whole_tables() -> None:
+    model = Catalogue().double()
+    scaled = {n: torch.rand_like(p).detach() + 0.5 for n, p in model.named_parameters()}
+    options: Any = {"scaled": scaled, "solver": ConjugateGradient(200, 1e-12), "damping": 5.0}
+    got = catalogue(model=model, **options).hypergradient(TRAIN, DEV)
+    whole = catalogue(
+        lambda m, b: squares(m, b) + 0.0 * m.items.weight.sum(), model=model, **options
+    ).hypergradient(TRAIN, DEV)
+    assert got.info.trustworthy and whole.info.trustworthy
+    assert relative_error(got.influence, whole.influence) < 1e-10
+    del scaled["items.weight"]
+    with pytest.raises(ValueError, match="preconditioner has no entry for items.weight"):
+        catalogue(model=model, scaled=scaled).hypergradient(TRAIN, DEV)

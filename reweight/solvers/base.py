@@ -44,7 +44,8 @@ class Status(str, Enum):
     )
     DISJOINT = (
         "the outer loss uses no parameter that the inner loss moves, so the hypergradient is zero; "
-        "is it the loss of another head or model than the losses that get weights?"
+        "is it the loss of another head or model than the losses that get weights, or only of "
+        "rows of tables that the train batch does not read?"
     )
     NOISY_PRODUCTS = (
         "the system is solved for products that carry an error of their own, as finite differences "
