@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from reweight._trees import Tree, dot, flatten, rounding, unflatten
+from reweight._trees import Tree, flatten, rounding, unflatten
 from reweight.solvers._lanczos import lanczos
 
 # Products spent on the residual: one sees a curvature that it is made of, three one that it has.
@@ -17,36 +17,48 @@ _LOOKS = 3
 
 
 class Operator:
-    """``v -> (H + shift + damping)v``, noting what the products reveal."""
+    """``v -> (H + shift + damping)v``, noting what the products reveal.
+
+    Args:
+        hvp: ``v -> H v``.
+        like: what ``v`` is like.
+        shift: curvature by name that ``hvp`` does not hold.
+        damping: the same for all.
+    """
 
     def __init__(
-        self, hvp: Callable[[Tree], Tree], shift: Mapping[str, float], damping: float
+        self,
+        hvp: Callable[[Tree], Tree],
+        like: Tree,
+        shift: Mapping[str, float],
+        damping: float,
     ) -> None:
         self._hvp = hvp
-        self._shift = shift
-        self._damping = damping
+        self._like = like
+        self._shift = {name: shift.get(name, 0.0) + damping for name in like}
         self.count = 0
         self.largest: float | None = None
         self.smallest: float | None = None
 
-    def flattest(self, v: Tree) -> float:
+    def flattest(self, v: Tensor) -> float:
         """The smallest curvature in the span of ``v, Av, A²v``, by products that are not counted.
 
-        From above, and of the part of the spectrum that ``v ≠ 0`` has a share in.
+        From above, and of the part of the spectrum that ``v ≠ 0``, joined to one vector, has a
+        share in.
         """
-
-        def times(flat: Tensor) -> Tensor:
-            return flatten(self._times(unflatten(flat, v)))
-
-        values = lanczos(times, flatten(v), _LOOKS, rounding(v)).ritz_values()
+        values = lanczos(self._times, v, _LOOKS, rounding(self._like)).ritz_values()
         return float(values[0])
 
     def __call__(self, v: Tree) -> Tree:
+        return unflatten(self.flat(flatten(v)), self._like)
+
+    def flat(self, v: Tensor) -> Tensor:
+        """The same for a vector that all of ``v`` is joined to."""
         product = self._times(v)
         self.count += 1
-        squared = dot(v, v)
+        squared, along = torch.stack([torch.dot(v, v), torch.dot(v, product)]).tolist()
         if squared > 0.0:
-            quotient = dot(v, product) / squared
+            quotient = along / squared
             if not math.isfinite(quotient):
                 raise FloatingPointError(
                     f"Hessian-vector product {self.count} is not finite (vᵀHv/vᵀv = {quotient}); "
@@ -57,16 +69,20 @@ class Operator:
             self.smallest = quotient if self.smallest is None else min(quotient, self.smallest)
         return product
 
-    def _times(self, v: Tree) -> Tree:
+    def _times(self, v: Tensor) -> Tensor:
         with serving():
-            return self.shifted(self._hvp(v), v)
+            return self.shifted(self._hvp(unflatten(v, self._like)), v)
 
-    def shifted(self, product: Tree, v: Tree) -> Tree:
-        """Add what the graph of the inner loss does not hold."""
-        return {
-            name: torch.add(entry, v[name], alpha=self._shift.get(name, 0.0) + self._damping)
-            for name, entry in product.items()
-        }
+    def shifted(self, product: Tree, v: Tensor) -> Tensor:
+        """Add what the graph of the inner loss does not hold to a product with ``v``."""
+        total = flatten(product)
+        shifts = set(self._shift.values())
+        if len(shifts) == 1:
+            return total.add_(v, alpha=shifts.pop())
+        parts = [torch.split(x, [leaf.numel() for leaf in self._like.values()]) for x in (total, v)]
+        for entry, along, shift in zip(*parts, self._shift.values(), strict=True):
+            entry.add_(along, alpha=shift)
+        return total
 
 
 class Unserved(Exception):

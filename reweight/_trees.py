@@ -18,6 +18,10 @@ import torch
 from torch import Tensor
 
 Tree = dict[str, Tensor]
+# Entries summed in their own type before float64 takes over.
+_BLOCK = 4096
+# Norms whose squares, and those of all entries that count, float32 can hold.
+_SQUARES_FIT = (1e-12, 1e15)
 Vector = TypeVar("Vector", Tensor, Tree)
 
 
@@ -74,9 +78,28 @@ def dot(x: Tensor | Tree, y: Tensor | Tree) -> float:
 
 
 def norm(x: Tensor | Tree) -> float:
-    """The Euclidean norm over all leaves; squares are summed in float64, where they fit."""
+    """The Euclidean norm over all leaves, as if squares were summed in float64."""
+    size = float(torch.linalg.vector_norm(_gather([_norm(leaf) for leaf in leaves(x)])))
+    if _SQUARES_FIT[0] < size < _SQUARES_FIT[1]:
+        return size
     norms = [torch.linalg.vector_norm(leaf, dtype=torch.float64) for leaf in leaves(x)]
     return float(torch.linalg.vector_norm(_gather(norms)))
+
+
+def _norm(x: Tensor) -> Tensor:
+    """The norm of one tensor: float32 within blocks, where it is as good, and a third of the price.
+
+    A sum of as many squares as a block has is exact to seven digits, and of the sums' errors hardly
+    anything is left in the total.
+    """
+    if x.dtype != torch.float32 or x.numel() < 2 * _BLOCK or not x.is_contiguous():
+        size: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
+        return size
+    flat = x.detach().view(-1)
+    whole = flat.numel() // _BLOCK * _BLOCK
+    blocks = torch.linalg.vector_norm(flat[:whole].view(-1, _BLOCK), dim=1).double()
+    rest = torch.linalg.vector_norm(flat[whole:], dtype=torch.float64)
+    return _norm(torch.cat([blocks, rest.view(1)]))
 
 
 def max_abs(x: Tensor | Tree) -> float:
@@ -85,16 +108,16 @@ def max_abs(x: Tensor | Tree) -> float:
     return float(_gather(ends).abs().max()) if ends else 0.0
 
 
-def power_of_two(x: Tensor | Tree) -> float:
-    """A power of two near the largest entry of ``x ≠ 0``.
+def power_of_two(x: Tensor | Tree, largest: float) -> float:
+    """A power of two near the ``largest`` entry of ``x ≠ 0``.
 
     Dividing by it is exact, and leaves entries whose squares neither underflow nor overflow.
     """
     limits = [torch.finfo(leaf.dtype) for leaf in leaves(x)]
     # It and its inverse must be numbers of every leaf's type, be the entry denormal or the largest.
-    largest = min(math.frexp(limit.max)[1] for limit in limits) - 1
-    smallest = max(math.frexp(limit.tiny)[1] for limit in limits) - 1
-    return float(2.0 ** min(max(math.frexp(max_abs(x))[1], smallest), largest))
+    most = min(math.frexp(limit.max)[1] for limit in limits) - 1
+    least = max(math.frexp(limit.tiny)[1] for limit in limits) - 1
+    return float(2.0 ** min(max(math.frexp(largest)[1], least), most))
 
 
 def cosine(x: Tree, y: Tree) -> float:
@@ -107,9 +130,10 @@ def cosine(x: Tree, y: Tree) -> float:
         return math.nan
     units = []
     for vector in (x, y):
-        if max_abs(vector) == 0.0:
+        largest = max_abs(vector)
+        if largest == 0.0:
             return math.nan
-        unit = scale(1.0 / power_of_two(vector), vector)
+        unit = scale(1.0 / power_of_two(vector, largest), vector)
         # A gradient that was loaded may lie on another device, or have another precision.
         unit = {n: unit[n].to(x[n].device, torch.float64) for n in x}
         units.append(scale(1.0 / norm(unit), unit))

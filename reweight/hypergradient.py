@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Literal
 
@@ -26,18 +26,18 @@ from reweight._trees import (
     axpy,
     dense,
     filled,
+    flatten,
     max_abs,
     norm,
     power_of_two,
     rounding,
-    scale,
     stored,
-    tree_map,
+    unflatten,
     zeros_like,
 )
 from reweight._validate import check_finite, check_loss, check_tree, some
 from reweight.preconditioning import Preconditioner, SecondMoments, diagonal_of
-from reweight.solvers import Neumann, PowerIteration, Solution, Status
+from reweight.solvers import LinearSolver, Neumann, PowerIteration, Solution, Status
 from reweight.verdict import TRUSTED_RESIDUAL, SolveInfo
 
 logger = logging.getLogger("reweight")
@@ -45,6 +45,8 @@ logger = logging.getLogger("reweight")
 Linearise = Callable[[Mode], Linearisation]
 Diagonal = Callable[[Linearisation], "Tree | None"]
 
+# Entries of a right-hand side whose squares any type can hold.
+_PLAIN = (1e-6, 1e6)
 # What the residual of a solved system comes to, in units of rounding.
 _ROUNDING = 64.0
 
@@ -258,22 +260,20 @@ class ImplicitHypergradient:
         everything, rhs = rhs, _restricted(rhs, linearisation)
         if not rhs:
             return dict.fromkeys(zero), _nothing_to_solve("the inner loss uses no parameter")
-        if max_abs(rhs) == 0.0:
+        largest = max_abs(rhs)
+        if largest == 0.0:
             return dict(zero), SolveInfo(0.0, 0, Status.DISJOINT, None, "none")
         solver, hvp = self.solver, linearisation.hvp
         if fresh is not None:
             solver, hvp = self._on_fresh_batches(), _product_by_product(fresh, mode, everything)
         scales = diagonal(linearisation)
-        operator = Operator(hvp, shift, self.damping)
-        u, solution = _solution(solver, operator, rhs, scales)
+        operator = Operator(hvp, rhs, shift, self.damping)
+        b = flatten(rhs)
+        u, solution = _solution(solver, operator, b, rhs, scales)
         with serving():
-            product, mixed = linearisation.cross(u)
-            doubt = linearisation.doubt(u, product) if linearisation.doubt else 0.0
-        check_finite(
-            "the product of the Hessian with the solution",
-            product,
-            "the inner loss has no finite second derivative here",
-        )
+            product, mixed = linearisation.cross(unflatten(u, rhs))
+            doubt = linearisation.doubt(unflatten(u, rhs), product) if linearisation.doubt else 0.0
+        left = b - operator.shifted(product, u)
         check_finite(
             "the derivative of the inner gradient",
             {k: m for k, m in mixed.items() if m is not None},
@@ -283,13 +283,22 @@ class ImplicitHypergradient:
             mode,
             operator,
             solution,
-            rhs,
+            # Where squares would underflow or overflow, all is measured in other units.
+            1.0 if _PLAIN[0] < largest < _PLAIN[1] else 1.0 / power_of_two(rhs, largest),
+            b,
             u,
-            operator.shifted(product, u),
+            left,
             doubt,
+            rounding(rhs),
             preconditioned=scales is not None,
             fresh=fresh is not None,
         )
+        if not math.isfinite(info.relative_residual):
+            check_finite(
+                "the product of the Hessian with the solution",
+                product,
+                "the inner loss has no finite second derivative here",
+            )
         return mixed, info
 
     def _on_fresh_batches(self) -> Callable[[Any, Any], Solution]:
@@ -316,19 +325,20 @@ def _verdict(
     mode: Mode,
     operator: Operator,
     solution: Solution,
-    rhs: Tree,
-    u: Tree,
-    product: Tree,
+    unit: float,
+    b: Tensor,
+    u: Tensor,
+    left: Tensor,
     doubt: float,
+    eps: float,
     *,
     preconditioned: bool,
     fresh: bool,
 ) -> SolveInfo:
-    """What the answer ``u`` is worth, given its ``product`` with the operator."""
-    down = 1.0 / power_of_two(rhs)
-    size, doubt, eps = norm(scale(down, rhs)), down * doubt, rounding(rhs)
-    left = scale(down, axpy(-1.0, product, rhs))
-    measured = norm(left)
+    """What the answer ``u`` to ``b`` is worth, given what it leaves of it."""
+    if unit != 1.0:
+        b, left, u, doubt = b * unit, left * unit, u * unit, doubt * unit
+    size, measured = norm(b), norm(left)
     residual = measured + doubt
     status = solution.status
     if status is Status.CONVERGED and residual > TRUSTED_RESIDUAL * size:
@@ -342,12 +352,12 @@ def _verdict(
     if not fresh and 0.0 < measured <= TRUSTED_RESIDUAL * size:
         # The residual is what is still unsolved. If that is where the curvature is small, the
         # solution is far off however small the residual; a few more products show it.
-        smallest = _end(min, smallest, operator.flattest(scale(1.0 / measured, left)))
+        smallest = _end(min, smallest, operator.flattest(left * (1.0 / measured)))
     detail = solution.detail
     if fresh:
         note = "a batch for every product, so the residual is that of one batch among many"
         detail = f"{detail}; {note}" if detail else note
-    hidden = _hidden_error(residual / size, norm(scale(down, u)) / size, smallest, largest, eps)
+    hidden = _hidden_error(residual / size, norm(u) / size, smallest, largest, eps)
     return SolveInfo(
         relative_residual=residual / size,
         num_hvps=operator.count,
@@ -384,20 +394,38 @@ def _nothing_to_solve(detail: str) -> SolveInfo:
 
 
 def _solution(
-    solver: Callable[[Any, Any], Solution], operator: Operator, rhs: Tree, diagonal: Tree | None
-) -> tuple[Tree, Solution]:
-    """Solve ``A u = rhs``, in the variables ``D^{-½}u`` where there is a diagonal."""
-    if diagonal is None:
+    solver: Callable[[Any, Any], Solution],
+    operator: Operator,
+    b: Tensor,
+    rhs: Tree,
+    diagonal: Tree | None,
+) -> tuple[Tensor, Solution]:
+    """Solve ``A u = b``, in the variables ``D^{-½}u`` where there is a diagonal.
+
+    ``rhs`` is ``b`` apart, as solvers of other makes see it.
+    """
+    matvec, roots = operator.flat, None
+    if diagonal is not None:
+        roots = flatten({name: diagonal[name] for name in rhs}).to(b.dtype).sqrt()
+        b = roots * b
+
+        def matvec(v: Tensor) -> Tensor:
+            return operator.flat(v.mul(roots)).mul_(roots)
+
+    if isinstance(solver, LinearSolver):
+        solution = solver.solve_flat(matvec, b, rounding(rhs))
+        value = solution.value
+        if not math.isfinite(max_abs(value)):
+            _checked_value(solver, replace(solution, value=unflatten(value, rhs)), rhs)
+    else:
+
+        def apart(v: Tree) -> Tree:
+            return unflatten(matvec(flatten(v)), rhs)
+
         # A copy: a solver may work in place, and the verdict needs the original.
-        solution = solver(operator, tree_map(torch.clone, rhs))
-        return _checked_value(solver, solution, rhs), solution
-    roots = {name: diagonal[name].to(b).sqrt() for name, b in rhs.items()}
-
-    def turned(v: Tree) -> Tree:
-        return tree_map(torch.mul, roots, v)
-
-    solution = solver(lambda v: turned(operator(turned(v))), turned(rhs))
-    return turned(_checked_value(solver, solution, rhs)), solution
+        solution = solver(apart, unflatten(b.clone(), rhs))
+        value = flatten(_checked_value(solver, solution, rhs))
+    return value if roots is None else roots * value, solution
 
 
 def _product_by_product(

@@ -75,7 +75,7 @@ def test_dividing_by_the_power_of_two_is_exact_at_the_ends_of_every_type(
         "max": info.max,
     }[end]
     x = torch.tensor([value], dtype=dtype)
-    unit = trees.power_of_two(x)
+    unit = trees.power_of_two(x, trees.max_abs(x))
     assert math.frexp(unit)[0] == 0.5
     assert bool((x * (1.0 / unit)).isfinite().all())
     assert torch.equal(x * (1.0 / unit) * unit, x)
@@ -163,3 +163,11 @@ def test_a_mapping_stays_one_of_its_type_and_its_own_entries_are_not_touched(kin
     assert value["x"] is one and mapped["x"] == 2.0
     if kind == "picky":
         assert mapped.size == 3
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-30, 1e30])
+def test_a_long_float32_norm_is_that_of_float64(size: float) -> None:
+    x = size * torch.randn(50_001, generator=torch.Generator().manual_seed(0))
+    x[::7] *= 1e-6
+    # Seven digits within a block, and better over many of them.
+    assert trees.norm(x) == pytest.approx(float(x.double().norm()), rel=1e-7)

@@ -116,11 +116,12 @@ class LinearSolver(ABC):
         """
         eps = rounding(b)
         if isinstance(b, dict):
-            flat = self._solve(lambda v: flatten(matvec(unflatten(v, b))), flatten(b), eps)
+            flat = self.solve_flat(lambda v: flatten(matvec(unflatten(v, b))), flatten(b), eps)
             return replace(flat, value=unflatten(flat.value, b))
-        return self._solve(matvec, b, eps)
+        return self.solve_flat(matvec, b, eps)
 
-    def _solve(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
+    def solve_flat(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
+        """Solve for one tensor, with products that carry a relative rounding error of ``eps``."""
         largest = max_abs(b)
         if not math.isfinite(largest):
             raise FloatingPointError(
@@ -130,7 +131,7 @@ class LinearSolver(ABC):
             )
         if largest == 0.0:
             return Solution(torch.zeros_like(b), Status.CONVERGED)
-        unit = power_of_two(b)
+        unit = power_of_two(b, largest)
         solution = self.solve_scaled(matvec, b * (1.0 / unit), eps)
         return replace(solution, value=solution.value * unit)
 

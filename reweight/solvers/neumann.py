@@ -79,14 +79,14 @@ class Neumann(LinearSolver):
         if self.step_size == "auto":
             return self._from_krylov(matvec, b, eps, series)
         step_size = float(self.step_size)
-        total = term = b
+        term, total = b, b.clone()
         for _ in range(self.num_terms):
             product = matvec(term)
             series.saw(norm(product) / (series.size or 1.0))
             term = torch.add(term, product, alpha=-step_size)
-            total = total + term
+            total += term
             series.add(norm(term))
-        return series.verdict(step_size * total, step_size)
+        return series.verdict(total.mul_(step_size), step_size)
 
     def _from_krylov(
         self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float, series: _Series
