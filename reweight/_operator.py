@@ -24,6 +24,7 @@ class Operator:
         like: what ``v`` is like.
         shift: curvature by name that ``hvp`` does not hold.
         damping: the same for all.
+        reuse: whether every product may come in the memory of the one before.
     """
 
     def __init__(
@@ -32,10 +33,13 @@ class Operator:
         like: Tree,
         shift: Mapping[str, float],
         damping: float,
+        reuse: bool = False,
     ) -> None:
         self._hvp = hvp
         self._like = like
         self._shift = {name: shift.get(name, 0.0) + damping for name in like}
+        self._reuse = reuse
+        self._memory: Tensor | None = None
         self.count = 0
         self.largest: float | None = None
         self.smallest: float | None = None
@@ -75,8 +79,12 @@ class Operator:
 
     def shifted(self, product: Tree, v: Tensor) -> Tensor:
         """Add what the graph of the inner loss does not hold to a product with ``v``."""
-        total = flatten(product)
+        total = flatten(product, self._memory)
+        if self._reuse:
+            self._memory = total
         shifts = set(self._shift.values())
+        if shifts == {0.0}:
+            return total
         if len(shifts) == 1:
             return total.add_(v, alpha=shifts.pop())
         parts = [torch.split(x, [leaf.numel() for leaf in self._like.values()]) for x in (total, v)]

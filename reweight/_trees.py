@@ -147,16 +147,17 @@ def _gather(scalars: list[Tensor]) -> Tensor:
     return torch.stack(scalars).double()
 
 
-def flatten(x: Tree) -> Tensor:
+def flatten(x: Tree, out: Tensor | None = None) -> Tensor:
     """All entries of a dict as one vector, on the device of its first leaf.
 
-    Of the widest type among the leaves, and of single precision at least.
+    Of the widest type among the leaves, and of single precision at least; in ``out`` if that is
+    given, else in memory of its own.
     """
     dtype = functools.reduce(
         torch.promote_types, {leaf.dtype for leaf in x.values()}, torch.float32
     )
     device = next(iter(x.values())).device
-    return torch.cat([leaf.reshape(-1).to(device, dtype) for leaf in x.values()])
+    return torch.cat([leaf.reshape(-1).to(device, dtype) for leaf in x.values()], out=out)
 
 
 def unflatten(flat: Tensor, like: Tree) -> Tree:

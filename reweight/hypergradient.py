@@ -267,7 +267,8 @@ class ImplicitHypergradient:
         if fresh is not None:
             solver, hvp = self._on_fresh_batches(), _product_by_product(fresh, mode, everything)
         scales = diagonal(linearisation)
-        operator = Operator(hvp, rhs, shift, self.damping)
+        reuse = isinstance(solver, LinearSolver) and not solver.keeps_products
+        operator = Operator(hvp, rhs, shift, self.damping, reuse)
         b = flatten(rhs)
         u, solution = _solution(solver, operator, b, rhs, scales)
         with serving():

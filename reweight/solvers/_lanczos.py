@@ -62,8 +62,10 @@ def lanczos(matvec: Callable[[Tensor], Tensor], b: Tensor, num_products: int, ep
         product = matvec(basis[-1])
         size = norm(product)
         diagonal.append(dot(product, basis[-1]))
-        for direction in basis:
-            product = torch.add(product, direction, alpha=-dot(product, direction))
+        # The first out of place: what the operator gave back may be what it got.
+        product = torch.add(product, basis[0], alpha=-dot(product, basis[0]))
+        for direction in basis[1:]:
+            product.add_(direction, alpha=-dot(product, direction))
         left = norm(product)
         if left <= _BREAKDOWN * eps * size:
             invariant = True

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -99,7 +99,13 @@ class LinearSolver(ABC):
     make that exact. A zero ``b`` has the exact answer zero.
 
     Any other callable ``(matvec, b) -> Solution`` serves as a solver just as well.
+
+    Attributes:
+        keeps_products: whether a product is looked at after the next one was asked for. Where it is
+            not, all products may come in the same memory.
     """
+
+    keeps_products: ClassVar[bool] = True
 
     def __call__(self, matvec: Matvec, b: Any) -> Solution:
         """Solve ``A u = b``.

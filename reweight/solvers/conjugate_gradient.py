@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ class ConjugateGradient(LinearSolver):
         (tensor([1., 1.]), 'CONVERGED')
     """
 
+    keeps_products: ClassVar[bool] = False
     max_steps: int = 10
     rtol: float = 1e-5
 

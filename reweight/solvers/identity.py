@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -28,6 +29,7 @@ class Identity(LinearSolver):
         tensor([1., 2.])
     """
 
+    keeps_products: ClassVar[bool] = False
     step_size: float = 1.0
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ class Neumann(LinearSolver):
         tensor([2., 1.])
     """
 
+    keeps_products: ClassVar[bool] = False
     num_terms: int = 3
     step_size: float | Literal["auto"] | PowerIteration = "auto"
 
@@ -83,7 +84,7 @@ class Neumann(LinearSolver):
         for _ in range(self.num_terms):
             product = matvec(term)
             series.saw(norm(product) / (series.size or 1.0))
-            term = torch.add(term, product, alpha=-step_size)
+            term = term.add_(product, alpha=-step_size)
             total += term
             series.add(norm(term))
         return series.verdict(total.mul_(step_size), step_size)
@@ -141,6 +142,7 @@ class Neumann(LinearSolver):
 class _TermByTerm(LinearSolver):
     """``Neumann(step_size="auto")`` where every product is of another operator."""
 
+    keeps_products: ClassVar[bool] = False
     neumann: Neumann
 
     def solve_scaled(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
