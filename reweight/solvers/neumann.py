@@ -84,7 +84,7 @@ class Neumann(LinearSolver):
         for _ in range(self.num_terms):
             product = matvec(term)
             series.saw(norm(product) / (series.size or 1.0))
-            term = term.add_(product, alpha=-step_size)
+            term = torch.add(term, product, alpha=-step_size)
             total += term
             series.add(norm(term))
         return series.verdict(total.mul_(step_size), step_size)
