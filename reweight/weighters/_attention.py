@@ -78,13 +78,12 @@ class PooledAttention(nn.Module):
         Returns:
             Interests, shape [B, 2·D]; zeros for rows without a real behaviour.
         """
-        batch, length, dim = history.shape
-        shape = (self.num_heads, -1, dim)
+        shape = (self.num_heads, -1, history.shape[2])
         candidate_query, candidate_value = self.candidate(item).chunk(2, dim=-1)
         query_weight, key_weight = self.query_key.weight.view(2, *shape).unbind()
         key_weight = key_weight.transpose(1, 2) * key_weight.shape[1] ** -0.5
         query_weight = torch.bmm(key_weight, query_weight).flatten(0, 1)
-        candidate_query = _by_head(candidate_query.view(batch, self.num_heads, -1), key_weight)
+        candidate_query = _by_head(candidate_query.unflatten(1, (self.num_heads, -1)), key_weight)
         share = self._share(mask.to(history.dtype))
         averages = self._averages(query_weight, candidate_query, history, mask, share)
         values = _by_head(averages, self.value.weight.view(shape)).flatten(1)
@@ -99,15 +98,15 @@ class PooledAttention(nn.Module):
         self, query_weight: Tensor, candidate: Tensor, history: Tensor, mask: Tensor, share: Tensor
     ) -> Tensor:
         """The average history of each head, [B, heads, D], zeros where all shares are zero."""
-        batch, length, _ = history.shape
+        length = history.shape[1]
         columns = (history, self._key_bias(mask, like=history), share)
         if history.device.type != "cpu" or not length:
             return self._average(query_weight, candidate, *columns)
         if self.mask_keys:
-            end = (mask * torch.arange(1, length + 1)).amax(1)
+            needed = (mask * torch.arange(1, length + 1)).amax(1)
         else:
-            end = mask.any(1) * length
-        steps = (end + (_STEP - 1)) // _STEP
+            needed = mask.any(1) * length
+        steps = (needed + (_STEP - 1)) // _STEP
         counts = steps.bincount(minlength=1).tolist()
         parts = _parts(counts, length, self.num_heads)
         if len(parts) == 1 and not counts[0]:
