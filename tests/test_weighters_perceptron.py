@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reweight.weighters import BehavioralPerceptron, BehaviorInputs
+from reweight.weighters import BehavioralPerceptron, BehaviorInputs, _attention
 from reweight.weighters._attention import PooledAttention
 
 F64 = torch.float64
@@ -125,26 +127,30 @@ def test_scores_are_those_of_plain_multihead_attention(options: dict[str, Any]) 
     )
 
 
-@pytest.mark.parametrize("mask_keys", [True, False])
-def test_gradients_are_those_of_plain_multihead_attention(mask_keys: bool) -> None:
-    attention = PooledAttention(DIM, 4, mask_keys=mask_keys).double()
-    item, history, _, mask, _ = behaviors()
-    item.requires_grad_()
-    history.requires_grad_()
-    coefficients = torch.randn(BATCH, 2 * DIM, dtype=F64)
+def assert_like_plain(
+    attention: PooledAttention, item: Tensor, history: Tensor, mask: Tensor
+) -> None:
+    """Values and all gradients are those of torch's module; one row has to have a history."""
+    item, history = item.clone().requires_grad_(), history.clone().requires_grad_()
+    length = history.shape[1]
+    coefficients = torch.randn(len(item), 2 * DIM, dtype=F64)
     plain = plain_attention(attention)
-    x = torch.cat((history, item.unsqueeze(1).expand(-1, SOURCE, -1)), 2)
+    x = torch.cat((history, item.unsqueeze(1).expand(-1, length, -1)), 2)
     some = mask.any(1)
-    padding = ~mask[some] if mask_keys else None
+    padding = ~mask[some] if attention.mask_keys else None
     out = plain(x[some], x[some], x[some], key_padding_mask=padding, need_weights=False)[0]
-    count = mask[some].sum(1, keepdim=True) if mask_keys else SOURCE
+    count = mask[some].sum(1, keepdim=True) if attention.mask_keys else length
     expected = (out * mask[some].unsqueeze(2)).sum(1) / count
     wanted = torch.autograd.grad(
         (coefficients[some] * expected).sum(),
         (item, history, plain.in_proj_weight, plain.out_proj.weight, plain.out_proj.bias),
     )
+    pooled = attention(item, history, mask)
+    # Rounding of sums of some tens of terms of order 1.
+    torch.testing.assert_close(pooled[some], expected, rtol=1e-12, atol=1e-12)
+    assert not pooled[~some].any()
     got = torch.autograd.grad(
-        (coefficients * attention(item, history, mask)).sum(),
+        (coefficients * pooled).sum(),
         (
             item,
             history,
@@ -167,6 +173,70 @@ def test_gradients_are_those_of_plain_multihead_attention(mask_keys: bool) -> No
     for ours, theirs in zip(got, full, strict=True):
         # Rounding of sums over the batch of terms of order 1 to 10.
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("mask_keys", [True, False])
+def test_gradients_are_those_of_plain_multihead_attention(mask_keys: bool) -> None:
+    attention = PooledAttention(DIM, 4, mask_keys=mask_keys).double()
+    item, history, _, mask, _ = behaviors()
+    assert_like_plain(attention, item, history, mask)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 20), min_size=1, max_size=12).filter(any),
+    padding=st.integers(0, 3),
+    gaps=st.booleans(),
+    scores_per_part=st.sampled_from((0, 300, 2**15)),
+    mask_keys=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_histories_of_any_lengths_are_pooled_like_whole_ones(
+    lengths: list[int],
+    padding: int,
+    gaps: bool,
+    scores_per_part: int,
+    mask_keys: bool,
+    seed: int,
+) -> None:
+    # From a part per length to a single one, with pads at the end and, with gaps, in between.
+    torch.manual_seed(seed)
+    batch, length = len(lengths), max(lengths) + padding
+    mask = torch.arange(length) < torch.tensor(lengths).unsqueeze(1)
+    if gaps:
+        mask[:, :-1] &= torch.rand(batch, length - 1) < 0.5
+        assume(mask.any())
+    attention = PooledAttention(DIM, 4, mask_keys=mask_keys).double()
+    item = torch.randn(batch, DIM, dtype=F64)
+    history = torch.randn(batch, length, DIM, dtype=F64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_attention, "_SCORES_PER_PART", scores_per_part)
+        assert_like_plain(attention, item, history, mask)
+
+
+@given(
+    counts=st.lists(st.integers(0, 5), min_size=2, max_size=6).filter(lambda c: any(c[1:])),
+    missing=st.integers(0, _attention._STEP - 1),
+    heads=st.integers(1, 4),
+)
+def test_the_split_by_length_is_the_cheapest(counts: list[int], missing: int, heads: int) -> None:
+    length = _attention._STEP * (len(counts) - 1) - missing
+    ends = [min(s * _attention._STEP, length) for s, n in enumerate(counts) for _ in range(n) if s]
+
+    def cost(parts: list[tuple[int, int]]) -> int:
+        return sum(1000 + rows * heads * end**2 for rows, end in parts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_attention, "_SCORES_PER_PART", 1000)
+        parts = _attention._parts(counts, length, heads)
+    kept = [end for rows, end in parts for _ in range(rows)]
+    assert len(kept) == len(ends) and all(k >= e for k, e in zip(kept, ends, strict=True))
+    # Every way to cut between rows of different lengths.
+    places = [i for i in range(1, len(ends)) if ends[i - 1] < ends[i]]
+    for cuts in itertools.chain.from_iterable(
+        itertools.combinations(places, n) for n in range(len(places) + 1)
+    ):
+        bounds = itertools.pairwise([0, *cuts, len(ends)])
+        assert cost(parts) <= cost([(b - a, ends[b - 1]) for a, b in bounds])
 
 
 def test_padding_changes_nothing() -> None:
@@ -196,6 +266,13 @@ def test_the_order_of_a_history_does_not_matter() -> None:
     )
 
 
+def test_only_a_cpu_is_asked_for_the_lengths() -> None:
+    # Meta tensors hold no numbers: whatever waits for one, as a host would for a GPU, fails.
+    attention = PooledAttention(DIM, 4, mask_keys=True).to("meta")
+    item, history, _, mask, _ = (field.to("meta") for field in behaviors(torch.float32))
+    assert attention(item, history, mask).shape == (BATCH, 2 * DIM)
+
+
 def test_a_batch_too_large_for_the_cache_is_pooled_in_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -203,20 +280,20 @@ def test_a_batch_too_large_for_the_cache_is_pooled_in_parts(
     item, history, _, mask, _ = behaviors()
     whole = attention(item, history, mask)
     sizes: list[int] = []
-    pool = attention._pool
+    average = attention._average
 
-    def counted(item: Tensor, history: Tensor, mask: Tensor) -> Tensor:
-        sizes.append(item.shape[0])
-        return pool(item, history, mask)
+    def counted(query_weight: Tensor, candidate: Tensor, *columns: Tensor) -> Tensor:
+        sizes.append(len(candidate))
+        return average(query_weight, candidate, *columns)
 
-    monkeypatch.setattr(attention, "_pool", counted)
-    monkeypatch.setattr("reweight.weighters._attention._SCORES_AT_ONCE", 4 * 4 * SOURCE**2)
+    monkeypatch.setattr(attention, "_average", counted)
+    monkeypatch.setattr("reweight.weighters._attention._SCORES_AT_ONCE", 3 * 4 * SOURCE**2)
     torch.testing.assert_close(attention(item, history, mask), whole, rtol=1e-13, atol=1e-13)
-    assert sizes == [3, 3, 3]
+    assert sizes == [3, 2, 2]  # rows 0 and 1 have no history
     sizes.clear()
     monkeypatch.setattr("reweight.weighters._attention._SCORES_AT_ONCE", 1)
     torch.testing.assert_close(attention(item, history, mask), whole, rtol=1e-13, atol=1e-13)
-    assert sizes == [1] * BATCH
+    assert sizes == [1] * (BATCH - 2)
 
 
 @pytest.mark.parametrize("mask_keys", [True, False])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cdr.data.schema import Behaviors, CrossDomainData
+from cdr.data.schema import Behaviors, CrossDomainData, Histories, Items, windows
 
 
 @dataclass(frozen=True)
@@ -71,62 +71,84 @@ class Batches:
         device = data.source_offsets.device
         self._generator = torch.Generator(device).manual_seed(seed)
         self._counts = data.source_offsets.diff()
+        # One more item and category: the pad of users without source behaviours.
+        category = data.source_items.category
+        self._source_category = torch.cat(
+            [category, category.new_tensor([data.source_items.num_categories])]
+        )
+        if history_length:
+            self._source_history = _Windows(data.source_history, data.source_items, history_length)
+            self._target_history = _Windows(data.target_history, data.target_items, history_length)
 
     def train_pairs(self, rows: Tensor) -> PairBatch:
         """Training rows, each with a random source behaviour of its user (BIAO's fetch(B_s))."""
-        target = _select(self.data.train, rows.to(self._counts.device))
+        target = _rows(self.data.train, rows.to(self._counts.device))
         share = torch.rand(len(target), generator=self._generator, device=self._counts.device)
         return self.pairs(target, share)
 
     def pairs(self, target: Behaviors, share: Tensor) -> PairBatch:
         """Target rows with the source behaviour at ``share`` in [0, 1) of the user's own ones."""
-        count = self._counts[target.user]
-        # float32 can round share·count up to count.
-        place = torch.minimum((share * count).long(), (count - 1).clamp(min=0))
-        return self._with_source(target, self.data.source_offsets[target.user] + place, count > 0)
+        count = self._counts.index_select(0, target.user)
+        # float32 can round share·count up to count. Users without a behaviour become pads.
+        place = torch.minimum((share * count).long(), count - 1)
+        first = self.data.source_offsets.index_select(0, target.user)
+        return self._with_source(target, first + place, count > 0)
 
     def source_rows(self, rows: Tensor) -> PairBatch:
         """Source behaviours by their own row, beside a target that means nothing."""
         data = self.data
         nothing = torch.zeros_like(rows)
-        target = Behaviors(data.source.user[rows], nothing, nothing.float())
+        target = Behaviors(data.source.user.index_select(0, rows), nothing, nothing.float())
         return self._with_source(target, rows, torch.ones_like(rows, dtype=torch.bool))
 
     def _with_source(self, target: Behaviors, rows: Tensor, has_source: Tensor) -> PairBatch:
-        data = self.data
-        rows = rows.masked_fill(~has_source, 0)
-        item = data.source.item[rows].masked_fill(~has_source, data.source_items.num)
-        category = data.source_items.category
-        padded = torch.cat([category, category.new_tensor([data.source_items.num_categories])])
+        data, pad = self.data, ~has_source
+        rows = rows.masked_fill(pad, 0)
+        item = data.source.item.index_select(0, rows).masked_fill_(pad, data.source_items.num)
         histories: dict[str, History] = {}
         if self.history_length:
             histories = {
-                "source_history": self._history("source", rows, has_source, exclude=item),
-                "target_history": self._history("target", rows, has_source),
+                "source_history": self._source_history.gather(rows, pad, exclude=item),
+                "target_history": self._target_history.gather(rows, pad),
             }
         return PairBatch(
             user=target.user,
-            target=Candidates(target.item, data.target_items.category[target.item]),
-            source=Candidates(item, padded[item]),
+            target=Candidates(target.item, data.target_items.category.index_select(0, target.item)),
+            source=Candidates(item, self._source_category.index_select(0, item)),
             target_label=target.label,
-            source_label=data.source.label[rows].masked_fill(~has_source, 0.0),
+            source_label=data.source.label.index_select(0, rows).masked_fill_(pad, 0.0),
             has_source=has_source,
-            relevant=None if data.relevant is None else data.relevant[rows],
+            relevant=None if data.relevant is None else data.relevant.index_select(0, rows),
             **histories,
         )
 
-    def _history(
-        self, domain: str, rows: Tensor, has_source: Tensor, exclude: Tensor | None = None
-    ) -> History:
-        data = self.data
-        slots, items = (
-            (data.source_history, data.source_items)
-            if domain == "source"
-            else (data.target_history, data.target_items)
+
+class _Windows:
+    """The histories of one domain, with all that does not depend on the batch done once."""
+
+    def __init__(self, histories: Histories, items: Items, length: int) -> None:
+        self._histories, self._length = histories, length
+        category = items.category.index_select(0, histories.items)
+        self._item, self._category = windows(histories.items, length), windows(category, length)
+        self._columns = torch.arange(length, device=category.device)
+        self._pad_category = items.category[0]
+
+    def gather(self, rows: Tensor, pad: Tensor, exclude: Tensor | None = None) -> History:
+        """As :meth:`Histories.gather`, with categories; nothing is real where ``pad`` is True."""
+        first, count = self._histories.recent(rows, self._length)
+        mask = self._columns < count.masked_fill_(pad, 0).unsqueeze(1)
+        item = self._item.index_select(0, first)
+        if exclude is not None:
+            mask &= item != exclude.unsqueeze(1)
+        category = self._category.index_select(0, first)
+        return History(
+            Candidates(item.mul_(mask), torch.where(mask, category, self._pad_category)), mask
         )
-        item, mask = slots.gather(rows, self.history_length, exclude)
-        return History(Candidates(item, items.category[item]), mask & has_source[:, None])
 
 
-def _select(rows: Behaviors, index: Tensor) -> Behaviors:
-    return Behaviors(rows.user[index], rows.item[index], rows.label[index])
+def _rows(behaviors: Behaviors, index: Tensor) -> Behaviors:
+    return Behaviors(
+        behaviors.user.index_select(0, index),
+        behaviors.item.index_select(0, index),
+        behaviors.label.index_select(0, index),
+    )

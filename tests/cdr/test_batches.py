@@ -142,3 +142,16 @@ def test_histories_are_those_of_the_source_behaviour(tiny: CrossDomainData) -> N
             assert torch.equal(
                 history.items.category[row][mask], items.category[history.items.item[row][mask]]
             )
+
+
+@pytest.mark.parametrize("length", [1, LENGTH, 200])
+def test_histories_are_those_the_schema_gathers(tiny: CrossDomainData, length: int) -> None:
+    rows = torch.arange(len(tiny.source)).flip(0)
+    batch = Batches(tiny, length, seed=0).source_rows(rows)
+    for history, slots, items, exclude in (
+        (batch.source_history, tiny.source_history, tiny.source_items, batch.source.item),
+        (batch.target_history, tiny.target_history, tiny.target_items, None),
+    ):
+        item, mask = slots.gather(rows, length, exclude)
+        assert torch.equal(history.mask, mask) and torch.equal(history.items.item, item)
+        assert torch.equal(history.items.category, items.category[item])  # those of pads too

@@ -153,16 +153,26 @@ class Histories:
             Item indices, long [B, length], and the mask, bool [B, length], True where the entry
             is real. Masked entries hold 0, which is a real item's index too: use the mask.
         """
-        end = self.end[rows, None]
-        first = torch.maximum(self.start[rows, None], end - length)
-        index = first + torch.arange(length, device=first.device)
-        mask = index < end
-        if not len(self.items):
-            return torch.zeros_like(index), mask
-        items = self.items[index.clamp(max=len(self.items) - 1)]
+        first, count = self.recent(rows, length)
+        items = windows(self.items, length).index_select(0, first)
+        mask = torch.arange(length, device=first.device) < count.unsqueeze(1)
         if exclude is not None:
-            mask = mask & (items != exclude[:, None])
-        return items.masked_fill(~mask, 0), mask
+            mask &= items != exclude.unsqueeze(1)
+        return items.mul_(mask), mask
+
+    def recent(self, rows: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """The first of the most recent `length` positives of each row, and their number, [B]."""
+        end = self.end.index_select(0, rows)
+        first = torch.maximum(self.start.index_select(0, rows), end - length)
+        return first, end - first
+
+
+def windows(values: Tensor, length: int) -> Tensor:
+    """All windows of `length` neighbours in a list [P], zeros past its end, [P + 1, length].
+
+    They are views: all together take the memory of the list.
+    """
+    return torch.cat([values, values.new_zeros(length)]).unfold(0, length, 1)
 
 
 @dataclass(frozen=True, eq=False)
