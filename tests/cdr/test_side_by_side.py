@@ -101,10 +101,10 @@ def test_predictions_in_single_precision_are_those_of_one_by_one(
 
 @pytest.mark.parametrize("variant", ["base", "ours"])
 def test_each_seed_stops_when_it_would_by_itself(double: CrossDomainData, variant: Variant) -> None:
-    told = options(epochs=12, patience=1)
+    told = options(epochs=8, patience=1)
     together = train_side_by_side(variant, double, told, SEEDS)
     lengths = {len(result.history) for result in together}
-    assert len(lengths) > 1 and min(lengths) < 12, "they should stop at different epochs, and early"
+    assert len(lengths) > 1 and min(lengths) < 8, "they should stop at different epochs, and early"
     for seed, result in zip(SEEDS, together, strict=True):
         assert_same(result, train(variant, double, told, seed), DOUBLE)
 
