@@ -31,6 +31,7 @@ def double(tiny: CrossDomainData) -> Iterator[CrossDomainData]:
     """The tiny data, for models in float64."""
 
     def doubled(rows: Behaviors) -> Behaviors:
+        # Beside float32 labels a loss of float64 logits is rounded to float32 on its way.
         return replace(rows, label=rows.label.double())
 
     names = ("source", "train", "valid", "test", "extra_test")
