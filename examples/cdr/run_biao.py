@@ -84,6 +84,8 @@ class RunBiao:
     """The run folder, which must not exist yet."""
     jobs: int = 1
     """Trainings side by side, each in a process with one thread."""
+    stack_seeds: bool = False
+    """Train all seeds of a variant in common steps, which fills a GPU; not with generated data."""
     device: str = "auto"
     """cpu, cuda, cuda:1; auto takes cuda where there is one."""
     options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
@@ -153,7 +155,7 @@ def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
             for seed in range(config.seeds)
             for variant in variants
         ]
-        results = _train_all(tasks, config.jobs, folder)
+        results = _train_all(tasks, config, folder)
         by_variant = {v: [results[v, seed] for seed in range(config.seeds)] for v in variants}
         table = report(by_variant, data, NAMES[config.model], config.preset)
         seconds = time.perf_counter() - started
@@ -217,14 +219,18 @@ def _print_data(data: CrossDomainData) -> None:
     )
 
 
-def _train_all(tasks: list[Task], jobs: int, folder: Path) -> dict[tuple[Variant, int], Result]:
+def _train_all(
+    tasks: list[Task], config: RunBiao, folder: Path
+) -> dict[tuple[Variant, int], Result]:
     results = {}
     # Short enough for 80 columns; no bar in a file or a pipe.
     form = "{n_fmt}/{total_fmt} |{bar:10}| {elapsed}<{remaining}{postfix}"
     with tqdm(
         total=len(tasks), bar_format=form, smoothing=0, dynamic_ncols=True, disable=None
     ) as bar:
-        for task, result in run(tasks, jobs, bar.set_postfix_str):
+        for task, result in run(
+            tasks, config.jobs, bar.set_postfix_str, stack_seeds=config.stack_seeds
+        ):
             results[task.variant, task.seed] = result
             name = f"{task.variant}-seed{task.seed}"
             for record in result.history:

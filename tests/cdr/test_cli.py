@@ -164,6 +164,20 @@ def small_g1(monkeypatch: pytest.MonkeyPatch) -> None:
     cdr.runner._on_device.cache_clear()
 
 
+def test_stacked_seeds_leave_the_same_behind(finished: Path, ratings: Path, out: Path) -> None:
+    told = ("--seeds", 2, "--stack-seeds", "--out", out)
+    assert run("--data", ratings, *DOMAINS, *BRIEF, *told) == 0
+    assert set(os.listdir(out)) == set(os.listdir(finished))
+    assert json.loads((out / "config.json").read_text())["stack_seeds"] is True
+    stacked, alone = (json.loads((p / "metrics.json").read_text())["runs"] for p in (out, finished))
+    assert list(stacked) == list(alone)
+    for variant, runs in alone.items():
+        for one, other in zip(runs, stacked[variant], strict=True):
+            assert one["seed"] == other["seed"] and one["test"].keys() == other["test"].keys()
+            # In float32; test_side_by_side.py says how close they are.
+            assert one["test"]["log_loss"] == pytest.approx(other["test"]["log_loss"], abs=1e-5)
+
+
 @pytest.mark.usefixtures("small_g1")
 def test_generated_data_come_with_the_oracle(out: Path) -> None:
     assert run(*BRIEF, "--seeds", 2, "--out", out) == 0
@@ -285,6 +299,7 @@ def test_tiny_users_only(out: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ("--items goes with a file", "--data amazon5 --root x --items x.csv"),
         ("made up", "--data g1 --root x"),
         ("--source-cut all goes with real data", "--source-cut all"),
+        ("--stack-seeds goes with one data set.*g1 is drawn anew", "--stack-seeds --seeds 2"),
         ("--device nonsense cannot be used", "--device nonsense"),
         ("--device meta cannot be used", "--device meta"),
         ("--seeds 0.*at least 1", "--seeds 0"),

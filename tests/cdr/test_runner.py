@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from cdr import runner
 from cdr.options import DEFAULT, Options
 from cdr.runner import Source, Task, run
 from cdr.training import Result
@@ -64,6 +66,56 @@ def test_two_at_a_time_give_the_same_results() -> None:
         if task.variant == "ours":
             assert np.array_equal(result.weights, other.weights)
     assert any(text.startswith("ours seed 1") for text in told)
+
+
+def real_tasks(ratings: Path) -> list[Task]:
+    return tasks(Source(str(ratings), (("source", "books"), ("target", "toys"))))
+
+
+def test_the_seeds_of_a_variant_are_stacked(ratings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stacks: list[tuple[str, list[int]]] = []
+    trained = runner.train_side_by_side
+
+    def train_side_by_side(variant: str, data: Any, options: Any, seeds: Any, **told: Any) -> Any:
+        stacks.append((variant, list(seeds)))
+        return trained(variant, data, options, seeds, **told)
+
+    monkeypatch.setattr(runner, "train_side_by_side", train_side_by_side)
+    told: list[str] = []
+    stacked = list(run(real_tasks(ratings), 1, told.append, stack_seeds=True))
+    assert stacks == [("base", [0, 1]), ("ours", [0, 1])]
+    assert [(t.variant, t.seed) for t, _ in stacked] == [
+        ("base", 0),
+        ("base", 1),
+        ("ours", 0),
+        ("ours", 1),
+    ]
+    assert told[0] == "base 2 seeds: epoch 1.0"
+    assert told[-1].startswith("ours 2 seeds: epoch 2.0, valid AUC 0.")
+    alone = by_task(list(run(real_tasks(ratings), 1, lambda text: None)))
+    for task, result in stacked:
+        # test_side_by_side.py says how much rounding can move them.
+        close = np.abs(result.test.probability - alone[task].test.probability) < 1e-5
+        assert close.all() and len(close)
+
+
+def test_a_single_seed_is_no_stack(ratings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "train_side_by_side", None)
+    one = real_tasks(ratings)[:1]
+    assert [task for task, _ in run(one, 1, lambda text: None, stack_seeds=True)] == one
+
+
+def test_seeds_with_data_of_their_own_are_not_stacked() -> None:
+    with pytest.raises(ValueError, match="--stack-seeds.*g1 is drawn anew.*--jobs"):
+        list(run(tasks(), 1, lambda text: None, stack_seeds=True))
+
+
+@pytest.mark.slow
+def test_stacks_are_trained_in_processes(ratings: Path) -> None:
+    here = list(run(real_tasks(ratings), 1, lambda text: None, stack_seeds=True))
+    apart = by_task(list(run(real_tasks(ratings), 2, lambda text: None, stack_seeds=True)))
+    for task, result in here:
+        assert np.array_equal(result.test.probability, apart[task].test.probability)
 
 
 @pytest.mark.slow
