@@ -6,9 +6,11 @@
 CoNet on generated data of the size of Books-Toys. The example, as its `train` puts it together, and
 textbook_biao.py start from equal parameters, see the same batches, and take turns of a hundred
 steps or so, so that whatever else the machine does hits all alike. Times are medians over the
-turns; ratios are taken within a turn. How far the two are from each other is measured in the same
-run: in float64 before it, and in float32 over the very steps that are timed, where it can only
-grow: a ReLU that rounding switches in one of them alone makes another trajectory.
+turns, of processor time, which with one thread is what a wall clock shows when nothing else runs
+(on a GPU they are the wall clock's); ratios are taken within a turn. How far the two are from each
+other is measured in the same run: in float64 before it, and in float32 over the very steps that are
+timed, where it can only grow: a ReLU that rounding switches in one of them alone makes another
+trajectory.
 """
 
 from __future__ import annotations
@@ -122,9 +124,11 @@ class Clock:
         self.last = 0.0
 
     def now(self) -> float:
+        """Seconds of the processor on a CPU, of the wall where a device is waited for."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+            return time.perf_counter()
+        return time.process_time()
 
     def lap(self, phase: str) -> None:
         if self.spent is not None:
