@@ -1,0 +1,491 @@
+"""What an epoch of BIAO costs, beside the base model and beside a textbook implementation.
+
+    python benchmarks/epoch.py [--steps 1000] [--interval 100] [--batch-size 64] [--history 50]
+                               [--device cpu] [--json FILE]
+
+CoNet on generated data of the size of Books-Toys. The example, as its `train` puts it together, and
+textbook_biao.py start from equal parameters, see the same batches, and take turns of a hundred
+steps or so, so that whatever else the machine does hits all alike. Times are medians over the
+turns, of processor time, which with one thread is what a wall clock shows when nothing else runs
+(on a GPU they are the wall clock's); ratios are taken within a turn. How far the two are from each
+other is measured in the same run: in float64 before it, and in float32 over the very steps that are
+timed, where it can only grow: a ReLU that rounding switches in one of them alone makes another
+trajectory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from textbook_biao import Biao, Perceptron, Rows, copy_from, in_this_layout
+from textbook_biao import CoNet as TextbookCoNet
+
+from cdr.batches import Batches
+from cdr.data import CrossDomainData, Interactions, build
+from cdr.models import CoNet
+from cdr.options import PAPER, Options
+from cdr.training import _Learner, _plain_loss
+from reweight import ReorderReuseSampler
+
+SEED = 0
+TURN = 100  # steps of a turn at least; it is a multiple of the interval
+AGREEMENT_STEPS, AGREEMENT_INTERVAL = 40, 10
+PROFILED = 100  # steps in which the phases are told apart
+
+TEXTBOOK, TEXTBOOK_BASE = "textbook BIAO", "textbook base"
+EXAMPLE, EXAMPLE_BASE = "example BIAO", "example base"
+EXAMPLE_AUTO = "example BIAO, step size auto"
+PHASES = ("batch", "model", "perceptron", "backward", "optimizer")
+
+
+# -- the task ------------------------------------------------------------------------------------
+
+
+def books_toys() -> CrossDomainData:
+    """Random behaviours with the counts of Books-Toys (BIAO, Table 4)."""
+    rng = np.random.default_rng(SEED)
+    return build(
+        "Books-Toys' size",
+        _behaviours(rng, num_users=7_576, num_items=134_350, num_rows=317_646),
+        _behaviours(rng, num_users=7_576, num_items=11_567, num_rows=84_564),
+    )
+
+
+def _behaviours(
+    rng: np.random.Generator, num_users: int, num_items: int, num_rows: int
+) -> Interactions:
+    """Five behaviours a user and geometrically distributed further ones; every item is met."""
+    share = rng.exponential(size=num_users)
+    counts = 5 + rng.multinomial(num_rows - 5 * num_users, share / share.sum())
+    popularity = (np.arange(num_items) + 5.0) ** -0.9
+    again = rng.choice(num_items, num_rows - num_items, p=popularity / popularity.sum())
+    item = rng.permutation(np.concatenate([np.arange(num_items), again]))
+    return Interactions(
+        user=np.repeat(np.arange(num_users), counts),
+        item=item,
+        label=rng.random(num_rows) < 0.8,
+        time=rng.random(num_rows),
+        category=np.char.add("category ", (item % 20).astype(str)),
+    )
+
+
+def options(batch_size: int, history: int, interval: int) -> Options:
+    """The paper's, with a step size at which its series converges."""
+    return replace(
+        PAPER,
+        inner=replace(PAPER.inner, lr=1e-3, weight_decay=1e-4, batch_size=batch_size),
+        outer=replace(PAPER.outer, batch_size=batch_size, interval=interval, step_size=0.1),
+        perceptron=replace(PAPER.perceptron, history=history),
+    )
+
+
+def in_double(data: CrossDomainData) -> CrossDomainData:
+    """The same with labels of float64, which go with a model of float64."""
+    return replace(
+        data,
+        source=replace(data.source, label=data.source.label.double()),
+        train=replace(data.train, label=data.train.label.double()),
+    )
+
+
+def shuffled(num: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Train and dev rows without end, as the example draws them."""
+    sampler = ReorderReuseSampler(num, min(batch_size, num // 2), seed=seed)
+    while True:
+        yield from sampler
+
+
+# -- who takes turns -----------------------------------------------------------------------------
+
+
+class Clock:
+    """Adds up the time from lap to lap, by phase, while it has somewhere to write it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.spent: dict[str, float] | None = None
+        self.last = 0.0
+
+    def now(self) -> float:
+        """Seconds of the processor on a CPU, of the wall where a device is waited for."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return time.perf_counter()
+        return time.process_time()
+
+    def lap(self, phase: str) -> None:
+        if self.spent is not None:
+            now = self.now()
+            self.spent[phase] += now - self.last
+            self.last = now
+
+
+@dataclass
+class Runner:
+    """One of those that are compared, ready to go; its parts lap the clock."""
+
+    clock: Clock
+    batch: Callable[[Tensor], Any]
+    loss: Callable[[Any], Tensor]
+    optimizer: torch.optim.Optimizer
+    rows: Iterator[Tensor]
+    outer_step: Callable[[], None] | None = None
+    hypergradient: Callable[[], dict[str, Tensor]] | None = None
+    model: nn.Module | None = None
+    weighter: nn.Module | None = None
+    losses: list[Tensor] = field(default_factory=list)
+
+    def steps(self, num: int) -> float:
+        """Seconds of so many inner steps."""
+        clock, start = self.clock, self.clock.now()
+        for _ in range(num):
+            batch = self.batch(next(self.rows))
+            clock.lap("batch")
+            loss = self.loss(batch)
+            clock.lap("model")
+            self.optimizer.zero_grad()
+            loss.backward()
+            clock.lap("backward")
+            self.optimizer.step()
+            clock.lap("optimizer")
+            self.losses.append(loss.detach())
+        return clock.now() - start
+
+    def profile(self, num: int) -> dict[str, float]:
+        """Seconds of each phase, per inner step."""
+        spent = self.clock.spent = dict.fromkeys(PHASES, 0.0)
+        self.clock.last = self.clock.now()
+        self.steps(num)
+        self.clock.spent = None
+        return {phase: seconds / num for phase, seconds in spent.items()}
+
+    def outer(self) -> float:
+        """Seconds of an outer step."""
+        start = self.clock.now()
+        if self.outer_step is not None:
+            self.outer_step()
+        return self.clock.now() - start
+
+
+def example(
+    data: CrossDomainData, told: Options, *, biao: bool = True, double: bool = False
+) -> Runner:
+    """The example, put together as `cdr.training.train` does: all that is taken from there."""
+    torch.manual_seed(SEED)
+    device = data.source_offsets.device
+    model = CoNet(data, told.model).to(device)
+    if double:
+        model.double()
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=told.inner.lr, weight_decay=told.inner.weight_decay
+    )
+    learner = _Learner(model, optimizer, data, told, SEED) if biao else None
+    batches = Batches(data, told.perceptron.history if learner else 0, SEED)
+    runner = Runner(
+        clock=Clock(device),
+        batch=batches.train_pairs,
+        loss=learner.loss if learner else _plain_loss("base", model, data, told),
+        optimizer=optimizer,
+        rows=(rows for rows, _ in shuffled(len(data.train), told.inner.batch_size, SEED)),
+        model=model,
+    )
+    if learner:
+        weighter = learner.rw.weighter
+        if double:
+            weighter.double()
+        with torch.no_grad():  # off the start, where a last layer is zero and hides the others
+            for parameter in weighter.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape).to(parameter)
+        weighter.register_forward_pre_hook(lambda *_: runner.clock.lap("model"))
+        weighter.register_forward_hook(lambda *_: runner.clock.lap("perceptron"))
+        runner.weighter = weighter
+        runner.outer_step = lambda: learner.outer_step(batches)
+        runner.hypergradient = lambda: in_this_layout(
+            {name: p.grad for name, p in weighter.named_parameters() if p.grad is not None}
+        )
+    return runner
+
+
+def textbook(
+    data: CrossDomainData, told: Options, twin: Runner, num_steps: int, *, double: bool = False
+) -> Runner:
+    """The textbook from the parameters of its twin, on the rows that the twin will draw."""
+    device = data.source_offsets.device
+    model = TextbookCoNet(data, told).to(device)
+    perceptron = None if twin.weighter is None else Perceptron(told).to(device)
+    if double:
+        model.double()
+        if perceptron is not None:
+            perceptron.double()
+    assert twin.model is not None
+    copy_from(twin.model, twin.weighter, model, perceptron)
+    biao = Biao(model, perceptron, told)
+    rows = Rows(data, told.perceptron.history if perceptron else 0, SEED)
+    clock = Clock(device)
+
+    def loss(batch: Any) -> Tensor:
+        target, source = model.losses(batch)
+        if perceptron is None:
+            return target + told.inner.gamma * source.mean()
+        embeddings = model.embeddings(batch)
+        clock.lap("model")
+        with torch.no_grad():
+            weights = biao.weights(batch, embeddings)
+        clock.lap("perceptron")
+        return target + (weights * source).mean()
+
+    # Drawn before the clock runs: slices of one shuffled tensor would cost next to nothing.
+    inner = list(islice(shuffled(len(data.train), told.inner.batch_size, SEED), num_steps))
+    runner = Runner(
+        clock, rows.batch, loss, biao.optimizer, rows=(rows for rows, _ in inner), model=model
+    )
+    if perceptron is not None:
+        num_outer = num_steps // told.outer.interval
+        pairs = shuffled(len(data.train), told.outer.batch_size, SEED + 1)
+        outer = iter(list(islice(pairs, num_outer)))
+
+        def outer_step() -> None:
+            train, dev = next(outer)
+            biao.outer_step(rows.batch(train), rows.batch(dev))
+
+        runner.weighter = perceptron
+        runner.outer_step = outer_step
+        runner.hypergradient = lambda: {
+            name: p.grad for name, p in perceptron.named_parameters() if p.grad is not None
+        }
+    return runner
+
+
+# -- how far they are from each other ------------------------------------------------------------
+
+
+@dataclass
+class Difference:
+    """The largest relative differences so far."""
+
+    losses: float = 0.0
+    hypergradients: float = 0.0
+
+    def look(self, one: Runner, other: Runner) -> None:
+        """At the losses since the last look, and at the last hypergradient."""
+        a, b = torch.stack(one.losses), torch.stack(other.losses)
+        assert one.hypergradient and other.hypergradient
+        found, expected = one.hypergradient(), other.hypergradient()
+        names = sorted(expected)
+        x, y = (torch.cat([g[name].flatten() for name in names]) for g in (found, expected))
+        self.losses = max(self.losses, float(((a - b).abs() / b.abs()).max()))
+        self.hypergradients = max(self.hypergradients, float((x - y).norm() / y.norm()))
+        one.losses.clear()
+        other.losses.clear()
+
+
+def agreement(data: CrossDomainData, told: Options, num_steps: int) -> Difference:
+    """Of example and textbook, in float64."""
+    data, difference = in_double(data), Difference()
+    ours = example(data, told, double=True)
+    theirs = textbook(data, told, ours, num_steps, double=True)
+    for _ in range(num_steps // told.outer.interval):
+        for runner in (ours, theirs):
+            runner.steps(told.outer.interval)
+            runner.outer()
+        difference.look(ours, theirs)
+    return difference
+
+
+# -- the race ------------------------------------------------------------------------------------
+
+
+def race(data: CrossDomainData, told: Options, num_steps: int) -> dict[str, Any]:
+    """Seconds of every turn, of the phases, and the differences."""
+    interval = told.outer.interval
+    outer_steps = math.ceil(TURN / interval)
+    turn = outer_steps * interval
+    turns = max(1, round(num_steps / turn))
+    total = (1 + turns) * turn + PROFILED
+    ours, base = example(data, told), example(data, told, biao=False)
+    auto = replace(told, outer=replace(told.outer, step_size="auto"))
+    runners = {
+        TEXTBOOK_BASE: textbook(data, told, base, total),
+        TEXTBOOK: textbook(data, told, ours, total),
+        EXAMPLE_BASE: base,
+        EXAMPLE: ours,
+        EXAMPLE_AUTO: example(data, auto),
+    }
+    first_difference, difference = Difference(), Difference()
+    first: dict[str, float] = {}
+    inner: dict[str, list[float]] = {name: [] for name in runners}
+    outer: dict[str, list[float]] = {name: [] for name in runners}
+    for lap in range(1 + turns):
+        for name, runner in runners.items():
+            seconds = [(runner.steps(interval), runner.outer()) for _ in range(outer_steps)]
+            if lap == 0:  # allocators, caches, and the library's look at the losses
+                first[name] = seconds[0][1]
+                continue
+            inner[name].append(statistics.fmean(s for s, _ in seconds) / interval)
+            outer[name].append(statistics.fmean(s for _, s in seconds))
+        difference.look(runners[EXAMPLE], runners[TEXTBOOK])
+        if lap == 0:
+            first_difference = replace(difference)
+    return {
+        "steps": turns * turn,
+        "inner": inner,
+        "outer": outer,
+        "first_outer": first,
+        "phases": phases(runners),
+        "differences": {
+            f"float32, {turn} steps": vars(first_difference),
+            f"float32, {(1 + turns) * turn} steps": vars(difference),
+        },
+    }
+
+
+def phases(runners: dict[str, Runner]) -> dict[str, dict[str, float]]:
+    """Seconds of each phase of an inner step; all take turns of a few steps here too."""
+    some = PROFILED // 10
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
+    for _ in range(PROFILED // some):
+        for name, runner in runners.items():
+            found[name].append(runner.profile(some))
+    return {
+        name: {phase: statistics.median(turn[phase] for turn in turns) for phase in PHASES}
+        for name, turns in found.items()
+    }
+
+
+def summary(result: dict[str, Any], steps_of_epoch: int, interval: int) -> dict[str, Any]:
+    """Medians and ratios."""
+    step = {
+        name: [a + b / interval for a, b in zip(inner, result["outer"][name], strict=True)]
+        for name, inner in result["inner"].items()
+    }
+
+    def ratio(one: str, other: str) -> float:
+        return statistics.median(a / b for a, b in zip(step[one], step[other], strict=True))
+
+    return {
+        "step": {name: statistics.median(seconds) for name, seconds in step.items()},
+        "least": {name: min(seconds) for name, seconds in step.items()},
+        "outer": {name: statistics.median(s) for name, s in result["outer"].items()},
+        "overhead": {
+            name: statistics.median(s / i for s, i in zip(step[name], inner, strict=True))
+            for name, inner in result["inner"].items()
+        },
+        "epoch": {name: statistics.median(s) * steps_of_epoch for name, s in step.items()},
+        "ratios": {
+            f"{one} / {other}": ratio(one, other)
+            for one, other in (
+                (TEXTBOOK, EXAMPLE),
+                (TEXTBOOK, EXAMPLE_AUTO),
+                (TEXTBOOK_BASE, EXAMPLE_BASE),
+                (EXAMPLE, EXAMPLE_BASE),
+                (TEXTBOOK, TEXTBOOK_BASE),
+            )
+        },
+    }
+
+
+# -- the report ----------------------------------------------------------------------------------
+
+
+def machine(device: torch.device) -> str:
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [s for s in cpuinfo.read_text().splitlines() if s.startswith("model name")]
+        name = models[0].partition(": ")[2] if models else name
+    if device.type == "cuda":
+        name = f"{torch.cuda.get_device_name(device)}, {name}"
+    return f"{name}, torch {torch.__version__}, {torch.get_num_threads()} thread"
+
+
+def report(row: dict[str, Any]) -> None:
+    found, interval = row["summary"], row["interval"]
+    width = max(map(len, found["step"]))
+    print(f"\n{'':{width}}  ms a step  least  outer step  first  overhead  epoch")
+    for name, step in found["step"].items():
+        line = f"{name:{width}}  {1e3 * step:9.2f}  {1e3 * found['least'][name]:5.2f}"
+        if found["outer"][name] > 1e-4:
+            line += (
+                f"  {1e3 * found['outer'][name]:10.1f}  {1e3 * row['first_outer'][name]:5.0f}"
+                f"  {found['overhead'][name]:8.3f}"
+            )
+        else:
+            line += f"  {'':10}  {'':5}  {'':8}"
+        print(f"{line}  {found['epoch'][name]:4.1f}s")
+    print(
+        f"overhead of outer steps: 1 + (K + 2)/interval = {row['ideal_overhead']:.3f} if a product "
+        "cost an inner step"
+    )
+    print()
+    for name, ratio in found["ratios"].items():
+        print(f"{name:{2 * width}}  {ratio:5.2f}")
+    print(f"\n{'ms a step':{width}}  " + "  ".join(f"{p:>10}" for p in (*PHASES, "outer")))
+    for name, spent in row["phases"].items():
+        times = [*(spent[phase] for phase in PHASES), found["outer"][name] / interval]
+        cells = (f"{1e3 * t:5.2f} {t / sum(times):4.0%}" for t in times)
+        print(f"{name:{width}}  " + "  ".join(f"{cell:>10}" for cell in cells))
+    print("\nlargest relative difference of example and textbook BIAO in losses, hypergradients")
+    for kind, difference in row["differences"].items():
+        print(f"{kind}:  {difference['losses']:.1e}, {difference['hypergradients']:.1e}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=1000, help="steps of each that are timed")
+    parser.add_argument("--interval", type=int, default=100)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--history", type=int, default=50)
+    parser.add_argument("--device", type=torch.device, default="cpu")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # of negative curvature early in training
+    data = books_toys().to(arguments.device)
+    told = options(arguments.batch_size, arguments.history, arguments.interval)
+    steps_of_epoch = math.ceil(len(data.train) / told.inner.batch_size)
+    length = (data.source_history.end - data.source_history.start).clamp(max=arguments.history)
+    print(machine(arguments.device))
+    print(
+        f"{len(data.train):,} training rows in batches of {arguments.batch_size}, "
+        f"{len(data.source):,} source rows, histories of {arguments.history} with "
+        f"{float(length.float().mean()):.0f} real source positives on average, "
+        f"an outer step every {arguments.interval} steps"
+    )
+    often = replace(told, outer=replace(told.outer, interval=AGREEMENT_INTERVAL))
+    in_float64 = agreement(data, often, AGREEMENT_STEPS)
+    result = race(data, told, arguments.steps)
+    row = {
+        "machine": machine(arguments.device),
+        **{k: v if isinstance(v, int) else str(v) for k, v in vars(arguments).items()},
+        **result,
+        "summary": summary(result, steps_of_epoch, told.outer.interval),
+        "ideal_overhead": 1 + (told.outer.num_terms + 2) / told.outer.interval,
+        "differences": {
+            f"float64, {AGREEMENT_STEPS} steps": vars(in_float64),
+            **result.pop("differences"),
+        },
+    }
+    report(row)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
