@@ -338,8 +338,8 @@ def main() -> None:
         "--rows",
         nargs="+",
         type=int,
-        default=[10_000, 134_000, 1_000_000, 10_000_000],
-        help="of the table, one by one; 100 million of them need 4 GB for each copy",
+        help="of the table, one by one; 100 million of them need 4 GB for each copy (default: "
+        "10,000, 134,000, 1 and 10 million)",
     )
     parser.add_argument(
         "--others-up-to",
@@ -367,7 +367,7 @@ def main() -> None:
 
     sizes = [10_000, 100_000] if quick else [10_000, 100_000, 1_000_000, 10_000_000]
     terms = [0, 1, 3] if quick else [0, 1, 3, 10, 30]
-    num_rows = [n for n in arguments.rows if n <= 134_000] if quick else arguments.rows
+    num_rows = arguments.rows or [10_000, 134_000] + [1_000_000, 10_000_000] * (not quick)
     medium = sizes[1] if quick else 1_000_000
     settings: dict[str, tuple[str, str, list[tuple[str, int, int]]]] = {
         "sizes": (
