@@ -4,7 +4,7 @@
                                [--device cpu] [--json FILE]
 
 CoNet on generated data of the size of Books-Toys. The example, as its `train` puts it together, and
-textbook_biao.py start from equal parameters, see the same batches, and take turns of a hundred
+_textbook_biao.py start from equal parameters, see the same batches, and take turns of a hundred
 steps or so, so that whatever else the machine does hits all alike. Times are medians over the
 turns, of processor time, which with one thread is what a wall clock shows when nothing else runs
 (on a GPU they are the wall clock's); ratios are taken within a turn. How far the two are from each
@@ -34,8 +34,8 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from textbook_biao import Biao, Perceptron, Rows, copy_from, in_this_layout
-from textbook_biao import CoNet as TextbookCoNet
+from _textbook_biao import Biao, Perceptron, Rows, copy_from, in_this_layout
+from _textbook_biao import CoNet as TextbookCoNet
 
 from cdr.batches import Batches
 from cdr.data import CrossDomainData, Interactions, build

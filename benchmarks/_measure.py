@@ -1,0 +1,125 @@
+"""Time and memory of calls, measured so that they can be compared."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+_MIB = 2**20
+
+
+def machine(device: torch.device) -> str:
+    """What the numbers were measured on."""
+    cpu = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), cpu)
+    where = f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s)"
+    if device.type == "cuda":
+        where += f", {torch.cuda.get_device_name(device)}"
+    return f"{where}, torch {torch.__version__}"
+
+
+def interleaved(
+    calls: dict[str, Callable[[], Any]], device: torch.device, seconds: float, rounds: int = 3
+) -> dict[str, list[float]]:
+    """Seconds of each call, round by round; call them all once before.
+
+    Every round runs all of them, so that whatever else the machine does meets all alike, and each
+    round starts with another one. At least ``rounds`` rounds, then until ``seconds`` are over.
+    """
+    names, times = list(calls), {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    done = 0
+    while done < rounds or time.perf_counter() < end:
+        first = done % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(seconds_of(calls[name], device))
+        done += 1
+    return times
+
+
+def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    call()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def ratio(times: list[float], base: list[float]) -> float:
+    """The median over the rounds of how much longer one call took than another."""
+    return statistics.median(a / b for a, b in zip(times, base, strict=True))
+
+
+def peak_mib(call: Callable[[], Any], device: torch.device) -> float:
+    """The most memory that was in use during the call, beyond what was in use before."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        _synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / _MIB
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed counts as resident until it is given back
+    if not _reset_peak():
+        # Only what goes beyond the highest peak so far is seen.
+        before = _largest_ever()
+        call()
+        return (_largest_ever() - before) / _MIB
+    before = _status("VmRSS")
+    call()
+    return (_status("VmHWM") - before) / _MIB
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(*arguments)`` by a new interpreter, whose memory nothing has touched."""
+    # The C library raises these limits as large blocks are freed, and keeps later ones for itself.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = str(2**16)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _reset_peak() -> bool:
+    """Make the peak what is resident now, where the kernel lets us."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        _status("VmHWM")
+    except OSError:
+        return False
+    return True
+
+
+def _status(field: str) -> int:
+    """Bytes of a field of /proc/self/status."""
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{_STATUS} has no field {field}")
+
+
+def _largest_ever() -> int:
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024
