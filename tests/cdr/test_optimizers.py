@@ -213,7 +213,7 @@ def test_a_step_makes_nothing_of_the_size_of_a_table() -> None:
 
 
 def test_a_step_reads_and_writes_only_rows_of_a_table() -> None:
-    # An update of the whole table in place would make nothing, but a NaN would get into the moments.
+    # An update of the whole table in place makes nothing new, but a NaN would reach the moments.
     table = nn.Embedding(6, 2, sparse=True)
     optimizer = LazyAdam(table.parameters(), **NUMBERS)
     table(torch.tensor([0, 5])).sum().backward()
