@@ -343,5 +343,11 @@ def test_on_a_gpu_it_does_what_it_does_on_a_cpu() -> None:
         optimizer.step()
     for one, other in zip(here.parameters(), there.parameters(), strict=True):
         assert torch.allclose(one, other.cpu(), rtol=0, atol=1e-10)
-    state = optimizer.state[there.user.weight]
-    assert all(entry.is_cuda for entry in state.values())
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    resumed = LazyAdam(there.parameters())
+    resumed.load_state_dict(torch.load(file, map_location="cpu"))
+    state = resumed.state[there.user.weight]
+    assert state and all(entry.is_cuda for entry in state.values())
+    resumed.step()
