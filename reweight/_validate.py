@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from reweight._trees import Tree, max_abs
+
+
+def can_read(x: Tensor) -> bool:
+    """Whether the host may read a value of ``x`` now: not while a CUDA graph is recorded."""
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def check_finite(

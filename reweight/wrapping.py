@@ -29,7 +29,7 @@ from reweight._places import Places
 from reweight._point import Point
 from reweight._rows import looked_up, tables_of
 from reweight._trees import Tree, filled, map_tensors, norm
-from reweight._validate import check_finite, check_loss
+from reweight._validate import can_read, check_finite, check_loss
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient, Linearise
 from reweight.losses import Losses
 from reweight.preconditioning import diagonal_of
@@ -323,7 +323,7 @@ class Reweighted:
                 "floating-point type to have a gradient; a comparison or .long() in its forward "
                 "has none"
             )
-        if not bool(weights.isfinite().all()):
+        if can_read(weights) and not bool(weights.isfinite().all()):
             raise ValueError(
                 f"the weighter {name} returned weights that are not finite: its inputs hold NaN, "
                 "or an outer step was so large that it overflowed; lower the outer learning rate "

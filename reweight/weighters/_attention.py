@@ -107,7 +107,10 @@ class PooledAttention(nn.Module):
         else:
             needed = mask.any(1) * length
         steps = (needed + (_STEP - 1)) // _STEP
-        counts = steps.bincount(minlength=1).tolist()
+        try:
+            counts = steps.bincount(minlength=1).tolist()
+        except RuntimeError:  # inside torch.vmap there are no values to go by
+            return self._average(query_weight, candidate, *columns)
         parts = _parts(counts, length, self.num_heads)
         if len(parts) == 1 and not counts[0]:
             return self._average(query_weight, candidate, *(c[:, : parts[0][1]] for c in columns))
