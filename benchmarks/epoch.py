@@ -37,11 +37,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from _textbook_biao import Biao, Perceptron, Rows, copy_from, in_this_layout
 from _textbook_biao import CoNet as TextbookCoNet
 
-from cdr.batches import Batches
 from cdr.data import CrossDomainData, Interactions, build
-from cdr.models import CoNet
 from cdr.options import PAPER, Options
-from cdr.training import _Learner, _plain_loss
+from cdr.training import Training
 from reweight import ReorderReuseSampler
 
 SEED = 0
@@ -187,22 +185,16 @@ class Runner:
 def example(
     data: CrossDomainData, told: Options, *, biao: bool = True, double: bool = False
 ) -> Runner:
-    """The example, put together as `cdr.training.train` does: all that is taken from there."""
-    torch.manual_seed(SEED)
-    device = data.source_offsets.device
-    model = CoNet(data, told.model).to(device)
+    """The example, as `cdr.training.train` makes it."""
+    training = Training("ours" if biao else "base", data, told, SEED)
+    model, learner, batches = training.model, training.learner, training.batches
     if double:
         model.double()
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=told.inner.lr, weight_decay=told.inner.weight_decay
-    )
-    learner = _Learner(model, optimizer, data, told, SEED) if biao else None
-    batches = Batches(data, told.perceptron.history if learner else 0, SEED)
     runner = Runner(
-        clock=Clock(device),
+        clock=Clock(data.source_offsets.device),
         batch=batches.train_pairs,
-        loss=learner.loss if learner else _plain_loss("base", model, data, told),
-        optimizer=optimizer,
+        loss=training.loss,
+        optimizer=training.optimizer,
         rows=(rows for rows, _ in shuffled(len(data.train), told.inner.batch_size, SEED)),
         model=model,
     )

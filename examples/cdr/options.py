@@ -29,11 +29,19 @@ class InnerOptions:
     """Stop after so many epochs without a better validation AUC."""
     gamma: float = 1.0
     """Weight of the source loss in the base model."""
+    lazy_tables: bool = False
+    """Let Adam move only the rows of the tables that a batch looks up; needs another lr."""
+    cuda_graphs: bool = False
+    """Record the inner step as a CUDA graph, on a GPU."""
 
     def __post_init__(self) -> None:
         positive("inner", self, "lr")
         at_least(0, "inner", self, "weight_decay", "gamma")
         at_least(1, "inner", self, "batch_size", "epochs", "patience")
+        if self.lazy_tables and self.cuda_graphs:
+            refuse(
+                "inner", "cuda_graphs", True, "a step with --inner.lazy-tables can't be recorded"
+            )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cdr.batches import PairBatch
+from cdr.checking import refuse
 from cdr.data.schema import CrossDomainData
 from cdr.options import Options, Variant
 from cdr.training import Result, Training, inner_optimizer
@@ -75,6 +76,9 @@ class _Stack:
     """
 
     def __init__(self, trainings: list[Training], options: Options) -> None:
+        for option in ("lazy_tables", "cuda_graphs"):
+            if getattr(options.inner, option):
+                refuse("inner", option, True, "it does not go with --stack-seeds; leave one out")
         self.trainings = trainings
         self._modules: list[nn.Module] = [_Loss(training) for training in trainings]
         for name, _ in self._modules[0].named_buffers():

@@ -7,6 +7,7 @@ import abc
 import torch
 from torch import Tensor, nn
 
+from reweight._validate import can_read
 from reweight.weighters._positive import positive
 from reweight.weighters.base import SampleWeighter
 
@@ -61,8 +62,8 @@ class _LookupWeighter(SampleWeighter):
                 f"{list(ids.shape)} for losses of shape {list(losses.shape)}. Take the ids from "
                 "the same batch and flatten them to [B]."
             )
-        # Reading values would break a compiled graph in two.
-        if torch.compiler.is_compiling():
+        # Reading values would break a compiled graph in two, and a CUDA graph can't hold it.
+        if torch.compiler.is_compiling() or not can_read(ids):
             return
         wrong = (ids < 0) | (ids >= size)
         if wrong.any():

@@ -56,6 +56,29 @@ def test_every_variant_runs_with_every_preset(
         assert result.outer == [] and result.weights is None and result.weight_auc is None
 
 
+@pytest.mark.parametrize("variant", ["base", "ours"])
+def test_lazy_tables_leave_alone_what_no_batch_has_looked_up(
+    tiny: CrossDomainData, variant: Variant
+) -> None:
+    unseen = torch.ones(tiny.target_items.num, dtype=torch.bool)
+    unseen[tiny.train.item] = False
+    assert unseen.any()
+    states = []
+    for epochs in (1, 2):
+        told = options(epochs=epochs, inner={"lazy_tables": True, "lr": 0.01})
+        running = training.Training(variant, tiny, told, seed=0)
+        while not running.done:
+            running.run_epoch(lambda *_: None)
+        states.append(running.model.target_items.item.weight.detach())
+    assert torch.equal(states[0][unseen], states[1][unseen])
+    assert not torch.isclose(states[0][~unseen], states[1][~unseen]).any()
+
+
+def test_a_cuda_graph_needs_a_gpu(tiny: CrossDomainData) -> None:
+    with pytest.raises(ValueError, match=r"--inner.cuda-graphs True: the device is cpu"):
+        train("base", tiny, options(inner={"cuda_graphs": True}), seed=0)
+
+
 @pytest.mark.parametrize("variant", VARIANTS[:-1])
 def test_every_variant_runs_on_data_with_gaps(gappy: CrossDomainData, variant: Variant) -> None:
     counts = gappy.statistics
