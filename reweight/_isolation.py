@@ -11,6 +11,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from operator import eq, is_
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,8 @@ def _same(x: Tensor, y: Tensor) -> bool:
 
 def _put_back(slots: dict[str, Any], before: dict[str, Any]) -> None:
     """Give ``slots`` the entries that it had ``before``; untouched if it has them."""
-    if slots.keys() != before.keys() or any(slots[name] is not x for name, x in before.items()):
+    same = len(slots) == len(before) and all(map(is_, slots.values(), before.values()))
+    if not (same and all(map(eq, slots, before))):
         slots.clear()
         slots.update(before)
 

@@ -174,9 +174,9 @@ class Reweighted:
         self._examination = Examination()
         self._graphs_seen = False
         self._check_modules()
-        self._check_parameters()
+        theta, _ = self._parameters()
         if optimizer is not None:
-            weight_decay(optimizer, self._theta())  # raises now rather than at the first outer step
+            weight_decay(optimizer, theta)  # raises now rather than at the first outer step
 
     def loss(self, batch: Any) -> Tensor:
         """The inner loss ``fixed + reduce(weights · losses)``; gradients reach the model only.
@@ -230,10 +230,11 @@ class Reweighted:
     def _differentiate(
         self, batch: Any, dev_batch: Any, batches: Iterable[Any] | None
     ) -> Hypergradient:
-        self._check_parameters()
-        theta = self._theta()
-        with isolated((self.model, self.weighter), self._devices()) as isolation:
-            rhs, direct = self._outer_gradients(theta, self._phi(), dev_batch)
+        theta, phi = self._parameters()
+        tables = tables_of(self.model, theta)
+        devices = {p.device for p in (*theta.values(), *phi.values())}
+        with isolated((self.model, self.weighter), devices) as isolation:
+            rhs, direct = self._outer_gradients(theta, phi, tables, dev_batch)
             isolation.restore()
             # Around the backward passes too: a checkpointed module runs again in them.
             with twice_differentiable():
@@ -241,9 +242,14 @@ class Reweighted:
                 losses.check_finite()
                 gamma = self._weigh(losses)
                 leaf = gamma.detach().requires_grad_(True)
-                fresh = None if batches is None else _Fresh(self, batches, theta, isolation)
-                influence, info = self._solve(batch, losses, leaf, theta, rhs, isolation, fresh)
-            grads = self._through_weighter(gamma, influence, direct)
+                fresh = None
+                if batches is not None:
+                    # They read other rows, which one batch's rows say nothing of.
+                    fresh, tables = _Fresh(self, batches, theta, isolation), {}
+                influence, info = self._solve(
+                    batch, losses, leaf, theta, tables, rhs, isolation, fresh
+                )
+            grads = self._through_weighter(phi, gamma, influence, direct)
         self._remark(info)
         return Hypergradient(grads, info, influence)
 
@@ -354,7 +360,9 @@ class Reweighted:
             loss = torch.as_tensor(self._evaluate(dev_batch).fixed)
         return check_loss("outer", loss)
 
-    def _outer_gradients(self, theta: Tree, phi: Tree, dev_batch: Any) -> tuple[Tree, Partial]:
+    def _outer_gradients(
+        self, theta: Tree, phi: Tree, tables: Tree, dev_batch: Any
+    ) -> tuple[Tree, Partial]:
         """Of the outer loss, by the inner parameters, and directly by the weighter's.
 
         Sparse for tables of which it reads a few rows.
@@ -362,7 +370,7 @@ class Reweighted:
         loss = self._outer(dev_batch)
         if not self._graphs_seen:
             refuse_reentrant("outer_loss", loss)
-        places = Places(theta, looked_up(loss, tables_of(self.model, theta)))
+        places = Places(theta, looked_up(loss, tables))
         num_places = len(places.inputs)
         grads: tuple[Tensor | None, ...] = (None,) * (num_places + len(phi))
         if loss.requires_grad:
@@ -383,6 +391,7 @@ class Reweighted:
         losses: Losses,
         weights: Tensor,
         theta: Tree,
+        tables: Tree,
         rhs: Tree,
         isolation: Isolation,
         fresh: _Fresh | None,
@@ -403,8 +412,6 @@ class Reweighted:
                 )
             self._graphs_seen = True
         auto = self._hypergradient.hvp == "auto"
-        # Further batches read other rows, which one batch's rows say nothing of.
-        tables = {} if fresh else tables_of(self.model, theta)
 
         def linearise(mode: Mode) -> Linearisation:
             loss = self._reduce(losses, weights)
@@ -492,10 +499,9 @@ class Reweighted:
             self._notices.warn(info.status.name, info.message)
 
     def _through_weighter(
-        self, weights: Tensor, influence: Tensor, direct: Partial
+        self, phi: Tree, weights: Tensor, influence: Tensor, direct: Partial
     ) -> dict[str, Tensor]:
         """By the chain rule, and what the outer loss takes of the weighter directly."""
-        phi = self._phi()
         grads: tuple[Tensor | None, ...] = (None,) * len(phi)
         if weights.requires_grad:
             parameters = list(phi.values())
@@ -571,7 +577,8 @@ class Reweighted:
                         "weight decay bounds the norms as well"
                     )
 
-    def _check_parameters(self) -> None:
+    def _parameters(self) -> tuple[Tree, Tree]:
+        """The inner parameters and the weighter's, checked: they may have changed since."""
         theta, phi = self._theta(), self._phi()
         if not theta:
             raise ValueError(
@@ -599,6 +606,7 @@ class Reweighted:
                 "parameters. Hand what the weighter needs of the model over as Losses(inputs=...), "
                 "which are detached"
             )
+        return theta, phi
 
 
 class _Fresh:

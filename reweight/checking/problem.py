@@ -17,7 +17,7 @@ from reweight._examination import Examination
 from reweight._isolation import Isolation, isolated, twice_differentiable
 from reweight._notices import Notices
 from reweight._penalty import weight_decay
-from reweight._trees import Tree, doubled, filled, map_tensors, norm, stored
+from reweight._trees import Tree, doubled, filled, map_tensors, norm
 from reweight.hypergradient import Hypergradient
 from reweight.losses import Losses
 from reweight.preconditioning import diagonal_of
@@ -163,7 +163,7 @@ class Problem:
     def outer_gradient(self) -> float:
         """The size of the outer loss's gradient by the inner parameters."""
         self.restore()
-        return norm(stored(self.rw._outer_gradients(self.theta, {}, self.dev_batch)[0]))
+        return norm(self.rw._outer_gradients(self.theta, {}, {}, self.dev_batch)[0])
 
     def hypergradient(
         self, added: float = 0.0, solver: Any = None, *, decay: bool = True, damping: bool = True
