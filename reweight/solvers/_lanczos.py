@@ -10,11 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reweight._trees import dot, norm
+from reweight._trees import norm
 
 # Below this share of the operator's size, in units of rounding, the next direction is noise: the
 # subspace is invariant. Each reorthogonalised direction carries about one unit.
 _BREAKDOWN = 16.0
+# Below this share of a product, what is left of it after orthogonalisation is orthogonalised again:
+# "twice is enough" (Kahan; Parlett, The Symmetric Eigenvalue Problem, §6.9).
+_CANCELLED = 0.5
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Krylov:
 
     Attributes:
         length: ``‖b‖``; the first basis vector is ``b/‖b‖``.
-        basis: the vectors. One more than the products made, unless ``invariant``.
+        basis: the vectors, ``[k, *b.shape]``: one more than the products made, unless
+            ``invariant``.
         matrix: ``[len(basis), len(basis)]`` float64. Unless ``invariant``, its last diagonal entry
             is unknown and zero: a polynomial in the matrix applied to the first unit vector is
             exact up to degree ``len(basis) - 1``, which never reads that entry.
@@ -32,7 +36,7 @@ class Krylov:
     """
 
     length: float
-    basis: list[Tensor]
+    basis: Tensor
     matrix: NDArray[np.float64]
     num_products: int
     invariant: bool
@@ -45,33 +49,39 @@ class Krylov:
 
     def lift(self, coefficients: NDArray[np.float64]) -> Tensor:
         """The vector that has these coordinates in the basis."""
-        total = torch.zeros_like(self.basis[0])
-        for coefficient, direction in zip(coefficients, self.basis, strict=True):
-            total.add_(direction, alpha=float(coefficient))
-        return total
+        weights = torch.from_numpy(coefficients).to(self.basis)
+        lifted: Tensor = (weights @ self.basis.flatten(1)).view(self.basis.shape[1:])
+        return lifted
 
 
 def lanczos(matvec: Callable[[Tensor], Tensor], b: Tensor, num_products: int, eps: float) -> Krylov:
     """Run at most ``num_products`` steps from ``b ≠ 0``, with full reorthogonalisation."""
     length = norm(b)
-    basis = [b * (1.0 / length)]
+    # One matrix, so that all directions are taken out of a product in two passes over it.
+    basis = b.new_empty(num_products + 1, *b.shape)
+    rows = basis.flatten(1)
+    torch.mul(b, 1.0 / length, out=basis[0])
     diagonal: list[float] = []
     beside: list[float] = []
     invariant = False
     while len(diagonal) < num_products:
-        product = matvec(basis[-1])
+        count = len(diagonal) + 1
+        product = matvec(basis[count - 1]).reshape(-1)
         size = norm(product)
-        diagonal.append(dot(product, basis[-1]))
-        # The first out of place: what the operator gave back may be what it got.
-        product = torch.add(product, basis[0], alpha=-dot(product, basis[0]))
-        for direction in basis[1:]:
-            product.add_(direction, alpha=-dot(product, direction))
+        along = rows[:count] @ product
+        diagonal.append(float(along[-1]))
+        product = torch.addmv(product, rows[:count].t(), along, alpha=-1.0)
         left = norm(product)
+        if left < _CANCELLED * size:
+            # What is left is small beside what was taken out, and so beside its rounding: again.
+            product.addmv_(rows[:count].t(), rows[:count] @ product, alpha=-1.0)
+            left = norm(product)
         if left <= _BREAKDOWN * eps * size:
             invariant = True
             break
         beside.append(left)
-        basis.append(product * (1.0 / left))
+        torch.mul(product, 1.0 / left, out=rows[count])
+    basis = basis[: 1 + len(beside)]
     matrix = tridiagonal(diagonal, beside, len(basis))
     return Krylov(length, basis, matrix, len(diagonal), invariant)
 

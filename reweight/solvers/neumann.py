@@ -109,6 +109,8 @@ class Neumann(LinearSolver):
             total += coordinates
             coordinates = coordinates - step_size * (krylov.matrix @ coordinates)
             series.add(float(np.linalg.norm(coordinates)))
+        if num_terms == self.num_terms:
+            return series.verdict(krylov.lift(step_size * (total + coordinates)), step_size)
         u = krylov.lift(step_size * total)
         return self.go_on(matvec, series, krylov.lift(coordinates), u, done=num_terms)
 
