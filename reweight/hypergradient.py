@@ -215,8 +215,10 @@ class ImplicitHypergradient:
             ruled_out: modes that are known not to serve, and why; those that turn out not to are
                 added if another one does.
         """
-        check_finite("the gradient of the outer loss", stored(rhs))
-        if max_abs(stored(rhs)) == 0.0:
+        largest = max_abs(stored(rhs))
+        if not math.isfinite(largest):
+            check_finite("the gradient of the outer loss", stored(rhs))
+        if largest == 0.0:
             return dict(zero), _nothing_to_solve("the gradient of the outer loss is zero")
         modes: tuple[Mode, ...] = tuple(LINEARISERS) if self.hvp == "auto" else (self.hvp,)
         known = {} if ruled_out is None else ruled_out
@@ -260,7 +262,8 @@ class ImplicitHypergradient:
         everything, rhs = rhs, _restricted(rhs, linearisation)
         if not rhs:
             return dict.fromkeys(zero), _nothing_to_solve("the inner loss uses no parameter")
-        largest = max_abs(rhs)
+        b = flatten(rhs)
+        largest = max_abs(b)
         if largest == 0.0:
             return dict(zero), SolveInfo(0.0, 0, Status.DISJOINT, None, "none")
         solver, hvp = self.solver, linearisation.hvp
@@ -269,7 +272,6 @@ class ImplicitHypergradient:
         scales = diagonal(linearisation)
         reuse = isinstance(solver, LinearSolver) and not solver.keeps_products
         operator = Operator(hvp, rhs, shift, self.damping, reuse)
-        b = flatten(rhs)
         u, solution = _solution(solver, operator, b, rhs, scales)
         with serving():
             product, mixed = linearisation.cross(unflatten(u, rhs))
