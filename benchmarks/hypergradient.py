@@ -400,8 +400,9 @@ def main() -> None:
             alone = kind == "tables" and size > arguments.others_up_to
             chosen = OURS if alone else methods
             rows += show(compare(kind, size, num_terms, chosen, device, seconds), label)
-    largest = max((row["apart"] for row in rows if row["apart"] is not None), default=math.nan)
-    print(f"\nLargest relative difference between two hypergradients of one series: {largest:.1e}")
+    if differences := [row["apart"] for row in rows if row["apart"] is not None]:
+        print("\nLargest relative difference between two hypergradients of one series: ", end="")
+        print(f"{max(differences):.1e}")
     if arguments.json:
         report = {"machine": machine(device), "rows": rows}
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
