@@ -241,6 +241,7 @@ def _hypergradients(
 ) -> Figure:
     """Time and memory of one hypergradient by every method."""
     figure = _figure(3.0)
+    figure.get_layout_engine().set(wspace=0.06)
     panels = figure.subplots(1, 2)
     for axes, value, title in (
         (panels[0], "ms", "time of one hypergradient"),
@@ -274,9 +275,9 @@ def _logarithmic(axes: Axes, sizes: list[int]) -> None:
     axes.minorticks_off()
 
 
-def _linear(axes: Axes, sizes: list[int]) -> None:
+def _linear(axes: Axes, _: list[int]) -> None:
     axes.set_ylim(bottom=0.0)
-    axes.set_xticks(sizes)
+    axes.locator_params(nbins=5, integer=True)
 
 
 def _times(axes: Axes) -> None:
