@@ -259,8 +259,7 @@ def counted(case: Case) -> Iterator[list[int]]:
 
     def noted(outputs: Any, inputs: Any, grad_outputs: Any = None, *rest: Any, **more: Any) -> Any:
         inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-        # An edge of the graph stands for a table.
-        shapes = [x.shape if isinstance(x, Tensor) else None for x in inputs]
+        shapes = [getattr(x, "shape", None) for x in inputs]  # the edge of a look-up has none
         found[0] += grad_outputs is not None and shapes != hparams
         return grad(outputs, inputs, grad_outputs, *rest, **more)
 
@@ -401,8 +400,9 @@ def main() -> None:
             alone = kind == "tables" and size > arguments.others_up_to
             chosen = OURS if alone else methods
             rows += show(compare(kind, size, num_terms, chosen, device, seconds), label)
-    largest = max((row["apart"] for row in rows if row["apart"] is not None), default=math.nan)
-    print(f"\nLargest relative difference between two hypergradients of one series: {largest:.1e}")
+    if differences := [row["apart"] for row in rows if row["apart"] is not None]:
+        print("\nLargest relative difference between two hypergradients of one series: ", end="")
+        print(f"{max(differences):.1e}")
     if arguments.json:
         report = {"machine": machine(device), "rows": rows}
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

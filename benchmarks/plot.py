@@ -1,0 +1,367 @@
+"""Draws what the benchmarks of costs wrote, for the documentation.
+
+    python benchmarks/plot.py FOLDER [--to docs/_static/benchmarks]
+
+FOLDER holds what three of them write with --json: hypergradient.json, epoch.json and scaling.json.
+Sweeps that were run one by one may lie in several files, hypergradient*.json. The same numbers give
+the same files, byte for byte. Needs the extra [plot].
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PLACE = Path(__file__).parent.parent / "docs" / "_static" / "benchmarks"
+WIDTH = 7.4  # inches of 72 points: as wide as a column of the documentation
+GREY = "#666666"
+
+# Letters become outlines, which look the same everywhere, and names inside the file do not change.
+STYLE = {
+    "svg.fonttype": "path",
+    "svg.hashsalt": "reweight",
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 9.0,
+    "axes.titlesize": 9.0,
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """How one of those that are compared is drawn: told apart by its marker as well."""
+
+    label: str
+    color: str
+    marker: str
+    dashes: str = "-"
+
+
+# Colours are of the palette of Okabe and Ito, which people who see them otherwise can tell apart.
+METHODS = {
+    "TorchOpt": Line("TorchOpt", "#009E73", "^"),
+    "plain autograd": Line("plain autograd", "#D55E00", "s"),
+    "reweight, fixed": Line("reweight", "#0072B2", "o"),
+}
+MODES = {
+    "finite_difference": Line("differences", "#D55E00", "s"),
+    "func": Line("torch.func", "#009E73", "^"),
+    "autograd": Line("autograd", "#0072B2", "o"),
+    "forward + backward": Line("forward +\nbackward", GREY, "d", "--"),
+}
+RUNNERS = ("textbook BIAO", "example BIAO", "textbook base", "example base")
+# By phase: the colour, and that of the number on it.
+PHASES = {
+    "batch": ("#56B4E9", "black"),
+    "model": ("#0072B2", "white"),
+    "perceptron": ("#CC79A7", "black"),
+    "backward": ("#E69F00", "black"),
+    "optimizer": ("#009E73", "white"),
+    "outer": ("#444444", "white"),
+}
+
+Rows = list[dict[str, Any]]
+
+
+# -- what was measured ---------------------------------------------------------------------------
+
+
+class Results:
+    """The files of a folder; what is missing is told with the command that makes it."""
+
+    def __init__(self, folder: Path) -> None:
+        kinds = ("hypergradient", "epoch", "scaling")
+        found = {kind: sorted(folder.glob(f"{kind}*.json")) for kind in kinds}
+        missing = [command(folder, kind) for kind, paths in found.items() if not paths]
+        if missing:
+            lines = "".join(f"\n  {line}" for line in missing)
+            raise SystemExit(f"{folder} lacks results. These commands write them:{lines}")
+        self.folder = folder
+        read = {
+            kind: [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+            for kind, paths in found.items()
+        }
+        self.hypergradient: Rows = [row for part in read["hypergradient"] for row in part["rows"]]
+        self.epoch: dict[str, Any] = read["epoch"][-1]
+        self.scaling: dict[str, Any] = read["scaling"][-1]
+
+    def sweep(self, kind: str, along: str) -> Rows:
+        """Rows that differ in ``along`` ("size" or "num_terms") and the method, each once."""
+        fixed = "num_terms" if along == "size" else "size"
+        groups: dict[int, dict[tuple[str, int], dict[str, Any]]] = {}
+        for row in self.hypergradient:
+            if row["kind"] == kind:
+                groups.setdefault(row[fixed], {})[row["method"], row[along]] = row
+        # The file does not tell its sweeps apart, but a sweep has the most points.
+        rows = max(groups.values(), key=len, default={}).values()
+        if len({row[along] for row in rows}) < 2:
+            raise SystemExit(
+                f"{self.folder} holds no sweep of {kind} by {along}. This command writes it:"
+                f"\n  {command(self.folder, 'hypergradient')}"
+            )
+        return sorted(rows, key=lambda row: row[along])
+
+
+def command(folder: Path, kind: str) -> str:
+    return f"python benchmarks/{kind}.py --json {folder / kind}.json"
+
+
+# -- figures -------------------------------------------------------------------------------------
+
+
+def by_rows(results: Results) -> Figure:
+    rows = results.sweep("tables", "size")
+    return _hypergradients(rows, "size", "rows of the largest table", _logarithmic)
+
+
+def by_parameters(results: Results) -> Figure:
+    rows = results.sweep("dense", "size")
+    return _hypergradients(rows, "size", "parameters of a dense network", _logarithmic)
+
+
+def by_terms(results: Results) -> Figure:
+    rows = results.sweep("dense", "num_terms")
+    return _hypergradients(rows, "num_terms", "terms of the series", _linear)
+
+
+def by_phase(results: Results) -> Figure:
+    """A bar for each, made of its phases, which are named above in their order."""
+    epoch = results.epoch
+    spent = {
+        name: {
+            **{phase: 1e3 * seconds for phase, seconds in epoch["phases"][name].items()},
+            "outer": 1e3 * epoch["summary"]["outer"][name] / epoch["interval"],
+        }
+        for name in RUNNERS
+    }
+    longest = max(sum(parts.values()) for parts in spent.values())
+    figure = _figure(2.6)
+    axes = figure.subplots()
+    names = []
+    for place, parts in enumerate(spent.values()):
+        left = 0.0
+        for phase, (color, ink) in PHASES.items():
+            width = parts[phase]
+            bar = axes.barh(place, width, left=left, height=0.64, color=color, ec="white", lw=0.8)
+            if place == 0:
+                names.append((bar, "outer step" if phase == "outer" else phase))
+            if width > 0.045 * longest:  # a narrower part has no room for its number
+                middle = left + width / 2
+                number = _three_digits(width)
+                axes.text(middle, place, number, ha="center", va="center", color=ink, size=8.0)
+            left += width
+        axes.annotate(
+            f"{_three_digits(left)} ms",
+            (left, place),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            weight="bold",
+        )
+    axes.set_yticks(range(len(RUNNERS)), RUNNERS)
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("ms per training step")
+    axes.legend(
+        *zip(*names, strict=True),
+        ncols=len(names),
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        frameon=False,
+        handlelength=1.0,
+        handletextpad=0.4,
+        columnspacing=1.2,
+        borderaxespad=0.0,
+    )
+    return figure
+
+
+def by_scale(results: Results) -> Figure:
+    """Three sweeps side by side, on one axis of times."""
+    figure = _figure(2.8)
+    sweeps = ("batch size", "rows touched", "width")
+    found = [
+        {int(size): row for size, row in results.scaling[name]["times"].items()} for name in sweeps
+    ]
+    # As wide as what they span, so that slopes are alike in all three.
+    spans = [math.log(max(times) / min(times)) for times in found]
+    panels = figure.subplots(1, len(sweeps), sharey=True, width_ratios=spans)
+    for axes, name, times in zip(panels, sweeps, found, strict=True):
+        ends = []
+        for mode, line in MODES.items():
+            points = [(size, row[mode]["ms"]) for size, row in times.items() if mode in row]
+            ends.append(_draw(axes, line, points))
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xticks(list(times), [f"{size:,}" for size in times], size=8.0)
+        axes.minorticks_off()
+        _times(axes)
+        axes.set_title(name, loc="left")
+    _name_lines(axes, ends)
+    return figure
+
+
+FIGURES: dict[str, Callable[[Results], Figure]] = {
+    "rows": by_rows,
+    "parameters": by_parameters,
+    "terms": by_terms,
+    "phases": by_phase,
+    "scaling": by_scale,
+}
+
+
+# -- parts of figures ----------------------------------------------------------------------------
+
+_End = tuple[Line, float, float]
+
+
+def _figure(height: float) -> Figure:
+    # Not through pyplot, which would choose a window system.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def _hypergradients(
+    rows: Rows, along: str, label: str, scaled: Callable[[Axes, list[int]], None]
+) -> Figure:
+    """Time and memory of one hypergradient by every method."""
+    figure = _figure(3.0)
+    figure.get_layout_engine().set(wspace=0.06)
+    panels = figure.subplots(1, 2)
+    for axes, value, title in (
+        (panels[0], "ms", "time of one hypergradient"),
+        (panels[1], "mib", "memory at its peak"),
+    ):
+        ends = []
+        for method, line in METHODS.items():
+            points = [(row[along], row[value]) for row in rows if row["method"] == method]
+            if points:
+                ends.append(_draw(axes, line, points))
+        scaled(axes, sorted({row[along] for row in rows}))
+        (_times if value == "ms" else _sizes)(axes)
+        axes.set_title(title, loc="left")
+        axes.set_xlabel(label)
+        _name_lines(axes, ends)
+    return figure
+
+
+def _draw(axes: Axes, line: Line, points: Iterable[tuple[float, float]]) -> _End:
+    """Draw a line, and tell where it ends."""
+    x, y = zip(*sorted(points), strict=True)
+    axes.plot(x, y, color=line.color, marker=line.marker, ls=line.dashes, clip_on=False)
+    return line, x[-1], y[-1]
+
+
+def _logarithmic(axes: Axes, sizes: list[int]) -> None:
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    powers = [10**n for n in range(12) if min(sizes) <= 10**n <= max(sizes)]
+    axes.set_xticks(powers, [_count(size) for size in powers])
+    axes.minorticks_off()
+
+
+def _linear(axes: Axes, _: list[int]) -> None:
+    axes.set_ylim(bottom=0.0)
+    axes.locator_params(nbins=5, integer=True)
+
+
+def _times(axes: Axes) -> None:
+    _unit(axes, lambda ms: f"{ms:g} ms" if ms < 1e3 else f"{ms / 1e3:g} s")
+
+
+def _sizes(axes: Axes) -> None:
+    _unit(axes, lambda mib: f"{mib:g} MiB" if mib < 1e3 else f"{mib / 1024:.2g} GiB")
+
+
+def _unit(axes: Axes, name: Callable[[float], str]) -> None:
+    bottom, top = axes.get_ylim()
+    if axes.get_yscale() == "log" and top < 200.0 * bottom:  # powers of ten would be too few
+        axes.yaxis.get_major_locator().set_params(subs=(1.0, 2.0, 5.0))
+    axes.yaxis.set_major_formatter(lambda value, _: name(value))
+    axes.grid(alpha=0.3, lw=0.6)
+
+
+def _name_lines(axes: Axes, ends: list[_End]) -> None:
+    """Put the name of each line beside its end; those that end at one place do not overlap."""
+    axes.get_ylim()  # settles the limits, which the transforms below take as they are
+    line_height = 12.0 / (0.7 * 72.0 * axes.figure.get_figheight())  # of the panel's, about
+    for x in {end for _, end, _ in ends}:
+        here = sorted((e for e in ends if e[1] == x), key=lambda e: e[2])
+        to_axes = axes.transScale + axes.transLimits
+        at = [to_axes.transform((x, y))[1] for _, _, y in here]
+        tall = [line_height * (1 + line.label.count("\n")) for line, _, _ in here]
+        for _ in range(20):  # more than it takes to push so few apart
+            for i in range(len(at) - 1):
+                overlap = max(0.0, (tall[i] + tall[i + 1]) / 2 - (at[i + 1] - at[i]))
+                at[i], at[i + 1] = at[i] - overlap / 2, at[i + 1] + overlap / 2
+        for (line, _, _), y in zip(here, at, strict=True):
+            axes.annotate(
+                line.label,
+                (x, y),
+                (7, 0),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                color=line.color,
+                va="center",
+            )
+
+
+def _count(number: int) -> str:
+    """A power of ten in short."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number // size}{unit}"
+    return str(number)
+
+
+def _three_digits(ms: float) -> str:
+    return f"{ms:.2f}" if ms < 10.0 else f"{ms:.1f}"
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def draw(folder: Path, to: Path) -> list[Path]:
+    """Draw all figures, and tell where they are."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise SystemExit("plots need matplotlib: pip install '.[plot]'") from error
+    results = Results(folder)
+    to.mkdir(parents=True, exist_ok=True)
+    paths = []
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
+        for name, figure in FIGURES.items():
+            paths.append(to / f"{name}.svg")
+            figure(results).savefig(paths[-1], metadata={"Date": None})
+    return paths
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="with what the benchmarks wrote by --json")
+    parser.add_argument(
+        "--to", type=Path, default=PLACE, help="default: where the documentation looks"
+    )
+    arguments = parser.parse_args()
+    for path in draw(arguments.folder, arguments.to):
+        print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
