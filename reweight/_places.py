@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from reweight._rows import Table
-from reweight._trees import Tree, filled
+from reweight._trees import Tree, dense
 
 
 class Places:
@@ -55,7 +56,8 @@ class Places:
             if name in self.tables:
                 found[name] = self.tables[name].collect(parts)
             else:
-                found |= filled(parts, {name: parameter})
+                (part,) = parts
+                found[name] = torch.zeros_like(parameter) if part is None else dense(part)
         return found
 
     def gradient(self, at: Sequence[Tensor | None]) -> Tree:

@@ -79,7 +79,10 @@ def dot(x: Tensor | Tree, y: Tensor | Tree) -> float:
 
 def norm(x: Tensor | Tree) -> float:
     """The Euclidean norm over all leaves, as if squares were summed in float64."""
-    size = float(torch.linalg.vector_norm(_gather([_norm(leaf) for leaf in leaves(x)])))
+    if isinstance(x, Tensor):
+        size = float(_norm(x))
+    else:
+        size = float(torch.linalg.vector_norm(_gather([_norm(leaf) for leaf in leaves(x)])))
     if _SQUARES_FIT[0] < size < _SQUARES_FIT[1]:
         return size
     norms = [torch.linalg.vector_norm(leaf, dtype=torch.float64) for leaf in leaves(x)]
