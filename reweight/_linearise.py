@@ -64,7 +64,10 @@ def from_graph(
             "there is no second derivative"
         )
     places = Places(params, tables or {})
-    grads = torch.autograd.grad(loss, places.inputs, create_graph=True, allow_unused=True)
+    inputs = places.inputs
+    grads = (
+        torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True) if inputs else ()
+    )
     # A parameter in which the loss is linear has a constant gradient, without a graph.
     live = [i for i, g in enumerate(grads) if g is not None and g.requires_grad]
     touched = places.reached(grads)
@@ -114,13 +117,14 @@ def with_func(inner: Objective, params: Tree, hparams: Tree) -> Linearisation:
     # φ alone goes through.
     pull_params = torch.func.vjp(lambda p: gradient(p, hparams), params)[1]
 
+    # Detached: parameters that are not among these, but require gradients, leave a graph behind.
     def hvp(v: Tree) -> Tree:
         (product,) = pull_params(v)
-        return product  # type: ignore[no-any-return]
+        return _detached(product)
 
     def cross(u: Tree) -> tuple[Tree, Partial]:
         product, mixed = torch.func.vjp(gradient, params, hparams)[1](u)
-        return product, mixed
+        return _detached(product), dict(_detached(mixed))
 
     return Linearisation(tuple(params), hvp, cross)
 

@@ -153,16 +153,19 @@ def looked_up(loss: Tensor, tables: Tree) -> dict[str, Table]:
     """Those of ``tables`` that ``loss`` uses by look-ups only, with what it reads of them.
 
     One that is used as a whole too (a softmax over all items, ``weight.sum()``, a compiled part
-    that does not show its insides) is left out, and so is one that is not used.
+    that does not show its insides) is left out; of one that is not used, no row is read.
     """
     if not tables:
         return {}
     uses = consumers(loss, tables)
     found = {}
     for name, nodes in uses.items():
+        if not nodes:
+            found[name] = Table.unread(tables[name])
+            continue
         look_ups = [_look_up(node, tables[name]) for node in nodes]
         known = tuple(look_up for look_up in look_ups if look_up is not None)
-        if len(known) == len(nodes) > 0:
+        if len(known) == len(nodes):
             found[name] = _table(tables[name], known)
     return found
 

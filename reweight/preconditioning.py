@@ -78,6 +78,10 @@ class SecondMoments:
                 found[name] = _second_moments(optimizer, groups[id(parameter)], state | of_rows)
         total = sum(float(v.double().sum()) for v in found.values())
         count = sum(int((v > 0.0).sum()) for v in found.values())
+        if rows and not total > 0.0:
+            # Rows that no step has touched yet, and nothing beside them: as among all rows.
+            whole = self.diagonal(optimizer, params)
+            return {name: _rows_of(entry, rows.get(name)) for name, entry in whole.items()}
         if not count or not total > 0.0:
             raise ValueError(
                 f"SecondMoments() found no second moments in {type(optimizer).__name__} for "

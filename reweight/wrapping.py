@@ -416,10 +416,16 @@ class Reweighted:
         def linearise(mode: Mode) -> Linearisation:
             loss = self._reduce(losses, weights)
             # A compiled part would be compiled anew to see other values in a look-up.
-            whole = mode != "autograd" and is_compiled(self.model)
+            compiled = is_compiled(self.model)
+            whole = mode != "autograd" and compiled
             point = Point(self.model, theta, {} if whole else looked_up(loss, tables))
-            linearisation = self._linearise(mode, batch, loss, weights, point, isolation)
-            double = InDouble(point, self._inner_loss, batch, weights, isolation)
+            # The graph is differentiated where it is; all else puts the model elsewhere.
+            elsewhere = point
+            if mode != "autograd" or not (compiled or mode in self._examination.compared):
+                elsewhere = self._movable(batch, weights, point, isolation)
+            at = point if mode == "autograd" else elsewhere
+            linearisation = self._linearise(mode, batch, loss, weights, at, isolation)
+            double = InDouble(elsewhere, self._inner_loss, batch, weights, isolation)
             self._examination.look(mode, linearisation, double, auto=auto)
             return linearisation
 
@@ -466,6 +472,28 @@ class Reweighted:
                 inner, point.values(), {"weights": weights}, point.at
             )
         return dataclasses.replace(linearisation, rows=point.rows)
+
+    def _movable(self, batch: Any, weights: Tensor, point: Point, isolation: Isolation) -> Point:
+        """The same with those tables whole whose look-ups do not read what they are told.
+
+        A look-up in a scripted function, by a list of indices or by an operator's own name is not
+        seen; one that runs again in a backward pass is not either; and losses may ask for their
+        gradient by the table itself.
+        """
+        if not point.tables:
+            return point
+        values = {name: v.detach().requires_grad_(True) for name, v in point.values().items()}
+        try:
+            with point.at(values):
+                inner = self._inner(batch, point, isolation, copied=False)
+                loss = inner(values, {"weights": weights})
+                torch.autograd.grad(loss, list(values.values()), allow_unused=True)
+        except Exception as error:
+            logger.info("tables are served whole, since by their rows: %s", str(error))
+            return Point(self.model, point.theta, {})
+        missed = reached(loss, {name: table.weight for name, table in point.tables.items()})
+        kept = {name: table for name, table in point.tables.items() if name not in missed}
+        return Point(self.model, point.theta, kept)
 
     def _inner(
         self, batch: Any, point: Point, isolation: Isolation, *, copied: bool

@@ -442,3 +442,111 @@ def test_a_preconditioner_by_hand_is_given_for_whole_tables() -> None:
     del scaled["items.weight"]
     with pytest.raises(ValueError, match="preconditioner has no entry for items.weight"):
         catalogue(model=model, scaled=scaled).hypergradient(TRAIN, DEV)
+
+
+# -- look-ups that can't be made to read other values --------------------------------------------
+
+
+@torch.jit.script
+def scripted(table: Tensor, index: Tensor) -> Tensor:
+    return torch.nn.functional.embedding(index, table)
+
+
+UNSEEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "scripted": scripted,
+    "torch.embedding": lambda table, index: torch.embedding(table, index),
+    "list": lambda table, index: table[index.tolist()],
+    "tuple": lambda table, index: table[index, :],
+}
+
+
+@pytest.mark.parametrize("hvp", MODES)
+@pytest.mark.parametrize("read", UNSEEN)
+def test_look_ups_by_other_names_are_served_too(read: str, hvp: str) -> None:
+    class Other(Catalogue):
+        def forward(self, index: Tensor) -> Tensor:
+            return self.out(UNSEEN[read](self.items.weight, index)).tanh()
+
+    with quiet():
+        got = catalogue(model=Other().double(), hvp=hvp).hypergradient(TRAIN, DEV)
+        expected = catalogue(hvp="autograd").hypergradient(TRAIN, DEV)
+    tolerance = 1e-6 if hvp == "finite_difference" else 1e-12
+    assert relative_error(got.influence, expected.influence) < tolerance
+
+
+def test_differences_of_a_checkpointed_look_up() -> None:
+    class Checkpointed(Catalogue):
+        def forward(self, index: Tensor) -> Tensor:
+            return checkpoint(super().forward, index, use_reentrant=False)
+
+    with quiet():
+        got = catalogue(model=Checkpointed().double(), hvp="finite_difference")
+        expected = catalogue(hvp="autograd").hypergradient(TRAIN, DEV)
+        assert relative_error(got.hypergradient(TRAIN, DEV).influence, expected.influence) < 1e-6
+
+
+@pytest.mark.parametrize("hvp", MODES[1:])
+def test_losses_may_ask_for_their_gradient_by_a_table(hvp: str) -> None:
+    def penalised(model: nn.Module, index: Tensor) -> Tensor:
+        errors = squares(model, index)
+        table = model.items.weight
+        (gradient,) = torch.autograd.grad(errors.sum(), table, create_graph=True)
+        return errors + 0.1 * gradient.square().sum()
+
+    with quiet():
+        got = catalogue(penalised, hvp=hvp).hypergradient(TRAIN, DEV)
+        expected = catalogue(penalised, hvp="autograd").hypergradient(TRAIN, DEV)
+    assert relative_error(got.influence, expected.influence) < 1e-6
+
+
+@pytest.mark.parametrize("hvp", MODES)
+@pytest.mark.parametrize("left_out", ["items.weight", "out.bias"])
+def test_parameters_that_are_left_out_are_constants_in_every_mode(hvp: str, left_out: str) -> None:
+    def kept(name: str) -> bool:
+        return name != left_out
+
+    model = Catalogue().double()
+    with quiet():
+        got = catalogue(model=model, hvp=hvp, inner_params=kept).hypergradient(TRAIN, DEV)
+        dict(model.named_parameters())[left_out].requires_grad_(False)
+        frozen = catalogue(model=model, hvp="autograd").hypergradient(TRAIN, DEV)
+    assert not got.influence.requires_grad
+    tolerance = 1e-6 if hvp == "finite_difference" else 1e-12
+    assert relative_error(got.influence, frozen.influence) < tolerance
+
+
+@pytest.mark.parametrize("hvp", MODES)
+def test_nothing_is_made_of_a_table_that_only_the_train_loss_reads(hvp: str) -> None:
+    model = Catalogue(MANY).double()
+    rw = reweight.wrap(
+        model,
+        reweight.LossWeighter().double(),
+        squares,
+        lambda m, b: m.out.weight.square().sum(),
+        hypergradient=ImplicitHypergradient(THREE_TERMS, hvp=hvp),
+    )
+    with quiet(), _Largest(model) as largest:
+        rw.hypergradient(TRAIN, DEV)
+    assert 0 < largest.entries < MANY
+
+
+def test_second_moments_of_rows_that_no_step_has_touched_are_those_of_whole_tables() -> None:
+    class Popularity(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.items = nn.Embedding(9, DIM)
+
+        def forward(self, index: Tensor) -> Tensor:
+            return self.items(index).tanh()
+
+    model = Popularity().double()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    squares(model, torch.tensor([5, 6])).mean().backward()
+    optimizer.step()
+    options: Any = {"model": model, "optimizer": optimizer, "scaled": SecondMoments()}
+    with quiet():
+        got = catalogue(**options).hypergradient(TRAIN, TRAIN)
+        whole = catalogue(
+            lambda m, b: squares(m, b) + 0.0 * m.items.weight.sum(), **options
+        ).hypergradient(TRAIN, TRAIN)
+    assert relative_error(got.influence, whole.influence) < 1e-12
