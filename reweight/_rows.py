@@ -203,7 +203,10 @@ def _of_bag(node: Any, weight: Tensor) -> _LookUp | _Largest | None:
         largest = node._saved_result3.long()
         filled = (node._saved_result2 > 0).unsqueeze(1)
         return _Largest(node, torch.where(filled, largest, 0), filled)
-    to = bags(node._saved_offsets, len(row))
+    offsets = node._saved_offsets
+    if len(offsets) > num_bags and int(offsets[-1]) != len(row):
+        return None  # torch has entries beyond the last offset in no bag, or in the last one
+    to = bags(offsets, len(row))
     factor = node._saved_per_sample_weights
     linear = len(node.next_functions) < 2 or node.next_functions[1][0] is None
     factor = None if factor is None else factor.detach()

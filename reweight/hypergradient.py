@@ -73,6 +73,8 @@ class ImplicitHypergradient:
 
     Args:
         solver: how to solve ``(H + damping·I)u = v``: any callable ``(matvec, b) -> Solution``.
+            ``b`` has an entry for each parameter; under :func:`reweight.wrap`, those of embedding
+            tables hold the rows that the train batch reads, ``[r, D]``, others at every call.
         damping: added once to the operator, ≥ 0. It makes singular systems solvable, and is the
             curvature of a proximal term ``½·damping·‖θ − θ*‖²`` in the inner loss.
         hvp: ``"auto"`` tries ``"autograd"`` (a gradient graph that is reused), then ``"func"``
@@ -423,7 +425,16 @@ def _solution(
     else:
 
         def apart(v: Tree) -> Tree:
-            return unflatten(matvec(flatten(v)), rhs)
+            for name, entry in rhs.items():
+                if name not in v or v[name].shape != entry.shape:
+                    found = tuple(v[name].shape) if name in v else "nothing"
+                    raise ValueError(
+                        f"the solver {solver!r} asked for a product with {found} for {name!r}, "
+                        f"where b has {tuple(entry.shape)}: of an embedding table b holds the rows "
+                        "that the batch reads, so what a solver keeps from one call does not fit "
+                        "the next"
+                    )
+            return unflatten(matvec(flatten({name: v[name] for name in rhs})), rhs)
 
         # A copy: a solver may work in place, and the verdict needs the original.
         solution = solver(apart, unflatten(b.clone(), rhs))

@@ -550,3 +550,23 @@ def test_second_moments_of_rows_that_no_step_has_touched_are_those_of_whole_tabl
             lambda m, b: squares(m, b) + 0.0 * m.items.weight.sum(), **options
         ).hypergradient(TRAIN, TRAIN)
     assert relative_error(got.influence, whole.influence) < 1e-12
+
+
+def test_a_solver_that_keeps_rows_of_another_batch_is_told() -> None:
+    kept: list[Any] = []
+
+    def warm(matvec: Any, b: Any) -> reweight.Solution:
+        kept.append(kept[-1] if kept else b)
+        return reweight.Solution(matvec(kept[-1]), reweight.Status.APPROXIMATED)
+
+    rw = catalogue(solver=warm)
+    rw.hypergradient(TRAIN, DEV)
+    with pytest.raises(ValueError, match=r"asked for a product with \(3, 2\) for 'items.weight'"):
+        rw.hypergradient(torch.tensor([1, 2, 3, 8]), DEV)
+
+
+def test_a_bag_with_entries_beyond_its_last_offset_is_served_whole() -> None:
+    bag = nn.EmbeddingBag(9, DIM, mode="sum", include_last_offset=True)
+    for last, seen in ((4, True), (3, False)):
+        loss = bag(torch.tensor([1, 3, 3, 8]), torch.tensor([0, 2, last])).sum()
+        assert bool(looked_up(loss, {"weight": bag.weight})) is seen

@@ -17,7 +17,8 @@ class PowerIteration:
     Each call multiplies a remembered direction ``num_steps`` times with the operator; between two
     outer steps the operator hardly changes, so a step or two keep up with it. The first call, and
     any after a change of size, type or device, starts from random numbers of its own generator and
-    takes ``first_steps``.
+    takes ``first_steps``. With embedding tables, of which every batch reads other rows, that is
+    nearly every call.
 
     It remembers, so a hypergradient that uses it depends on the calls before: unlike
     ``Neumann(step_size="auto")``, which needs no products of its own, remembers nothing, and is
