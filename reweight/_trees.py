@@ -164,12 +164,17 @@ def flatten(x: Tree, out: Tensor | None = None) -> Tensor:
 
 
 def unflatten(flat: Tensor, like: Tree) -> Tree:
-    """The inverse of :func:`flatten`; views of ``flat`` where type and device are the same."""
+    """The inverse of :func:`flatten`; views of ``flat`` where type, device and place allow it."""
     parts = torch.split(flat, [leaf.numel() for leaf in like.values()])
     return {
-        name: part.view(leaf.shape).to(leaf.device, leaf.dtype)
+        name: _placed(part).view(leaf.shape).to(leaf.device, leaf.dtype)
         for part, (name, leaf) in zip(parts, like.items(), strict=True)
     }
+
+
+def _placed(x: Tensor) -> Tensor:
+    """``x``, at an even place in memory: elsewhere it can't be seen as complex numbers."""
+    return x.clone() if x.storage_offset() % 2 else x
 
 
 def rounding(x: Tensor | Tree) -> float:

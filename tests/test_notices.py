@@ -102,7 +102,8 @@ def test_influences_that_cancel_are_no_weights_at_their_bound() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         weights = rw._weigh(Losses(torch.ones(2)))
-        gradient = rw._through_weighter(weights, torch.tensor([1.0, -1.0]), {})
+        phi = dict(rw.weighter.named_parameters())
+        gradient = rw._through_weighter(phi, weights, torch.tensor([1.0, -1.0]), {})
     assert not any(bool(g.any()) for g in gradient.values())
 
 

@@ -171,3 +171,9 @@ def test_a_long_float32_norm_is_that_of_float64(size: float) -> None:
     x[::7] *= 1e-6
     # Seven digits within a block, and better over many of them.
     assert trees.norm(x) == pytest.approx(float(x.double().norm()), rel=1e-7)
+
+
+def test_every_part_of_a_vector_can_be_seen_as_complex() -> None:
+    like = {"odd": torch.zeros(3), "pairs": torch.zeros(2, 2)}
+    parts = trees.unflatten(torch.arange(7.0), like)
+    assert torch.view_as_complex(parts["pairs"]).tolist() == [3 + 4j, 5 + 6j]

@@ -26,8 +26,9 @@ class Krylov:
 
     Attributes:
         length: ``‖b‖``; the first basis vector is ``b/‖b‖``.
-        basis: the vectors, ``[k, *b.shape]``: one more than the products made, unless
+        basis: the vectors as rows, ``[k, n]``: one more than the products made, unless
             ``invariant``.
+        shape: of ``b``.
         matrix: ``[len(basis), len(basis)]`` float64. Unless ``invariant``, its last diagonal entry
             is unknown and zero: a polynomial in the matrix applied to the first unit vector is
             exact up to degree ``len(basis) - 1``, which never reads that entry.
@@ -37,6 +38,7 @@ class Krylov:
 
     length: float
     basis: Tensor
+    shape: torch.Size
     matrix: NDArray[np.float64]
     num_products: int
     invariant: bool
@@ -50,23 +52,23 @@ class Krylov:
     def lift(self, coefficients: NDArray[np.float64]) -> Tensor:
         """The vector that has these coordinates in the basis."""
         weights = torch.from_numpy(coefficients).to(self.basis)
-        lifted: Tensor = (weights @ self.basis.flatten(1)).view(self.basis.shape[1:])
+        lifted: Tensor = (weights @ self.basis).view(self.shape)
         return lifted
 
 
 def lanczos(matvec: Callable[[Tensor], Tensor], b: Tensor, num_products: int, eps: float) -> Krylov:
     """Run at most ``num_products`` steps from ``b ≠ 0``, with full reorthogonalisation."""
     length = norm(b)
-    # One matrix, so that all directions are taken out of a product in two passes over it.
-    basis = b.new_empty(num_products + 1, *b.shape)
-    rows = basis.flatten(1)
-    torch.mul(b, 1.0 / length, out=basis[0])
+    # One matrix, so that all directions are taken out of a product in two passes over it; in rows
+    # of even length, for each to be as good a place in memory as any.
+    rows = b.new_empty(num_products + 1, b.numel() + b.numel() % 2)[:, : b.numel()]
+    torch.mul(b.reshape(-1), 1.0 / length, out=rows[0])
     diagonal: list[float] = []
     beside: list[float] = []
     invariant = False
     while len(diagonal) < num_products:
         count = len(diagonal) + 1
-        product = matvec(basis[count - 1]).reshape(-1)
+        product = matvec(rows[count - 1].view(b.shape)).reshape(-1)
         size = norm(product)
         along = rows[:count] @ product
         diagonal.append(float(along[-1]))
@@ -81,9 +83,9 @@ def lanczos(matvec: Callable[[Tensor], Tensor], b: Tensor, num_products: int, ep
             break
         beside.append(left)
         torch.mul(product, 1.0 / left, out=rows[count])
-    basis = basis[: 1 + len(beside)]
+    basis = rows[: 1 + len(beside)]
     matrix = tridiagonal(diagonal, beside, len(basis))
-    return Krylov(length, basis, matrix, len(diagonal), invariant)
+    return Krylov(length, basis, b.shape, matrix, len(diagonal), invariant)
 
 
 def tridiagonal(diagonal: list[float], beside: list[float], size: int) -> NDArray[np.float64]:
