@@ -4,9 +4,10 @@
 
 CoNet on random behaviours of the size of Books-Toys (7,576 users, 134,350 and 11,567 items), with
 the perceptron and the histories of the paper. Base is the model without learned weights, ours the
-one with them. Per row: milliseconds of an inner step (loss, backward, Adam) and of an outer step,
-their batches made beforehand, and the seconds of a whole epoch, batches and outer steps included.
-Autocast and CUDA graphs are for inner steps only; tf32 is for both.
+one with them, both as the example trains them. Per row: milliseconds of an inner step (loss,
+backward, Adam; batches made beforehand) and of an outer step, and the seconds of a whole epoch,
+batches, outer steps and validation included. Autocast and CUDA graphs are for inner steps only;
+tf32 is for both. Below: five seeds trained at once beside one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from torch import Tensor
 
-import reweight
-from cdr.batches import Batches, PairBatch
+from cdr.batches import PairBatch
 from cdr.data import CrossDomainData, Interactions, build
-from cdr.graphs import CapturedStep
-from cdr.models import CoNet
-from cdr.options import PAPER
+from cdr.options import PAPER, Options, Variant
+from cdr.side_by_side import train_side_by_side
+from cdr.training import Training, train
 
-VARIANTS = ("base", "ours")
+VARIANTS: tuple[Variant, ...] = ("base", "ours")
+SEEDS = 5
 # (tf32, bfloat16 autocast). Not both: autocast leaves no product of matrices to tf32.
 PRECISIONS = {"float32": (False, False), "tf32": (True, False), "bf16": (False, True)}
 STEPS, OUTER_STEPS, REPEATS = 200, 10, 3
@@ -74,76 +75,31 @@ def make_data(size: Size) -> CrossDomainData:
     return build("the size of Books-Toys", source, target)
 
 
-class Training:
-    """CoNet as it is trained in one row of the table."""
+def made(
+    variant: Variant, data: CrossDomainData, batch_size: int, *, bf16: bool, graph: bool
+) -> Training:
+    """The example's training, as one row of the table has it."""
+    training = Training(variant, data, options(batch_size, graph=graph), seed=0)
+    if bf16:
+        loss, device = training.loss, data.source_offsets.device.type
 
-    def __init__(
-        self, variant: str, data: CrossDomainData, batch_size: int, *, bf16: bool, graph: bool
-    ) -> None:
-        self.data, self.batch_size, self._bf16 = data, batch_size, bf16
-        self.device = data.source_offsets.device
-        torch.manual_seed(0)
-        self.model = CoNet(data, PAPER.model).to(self.device)
-        self._optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=PAPER.inner.lr, fused=True, capturable=graph
-        )
-        options = PAPER.perceptron
-        self.rw: reweight.Reweighted | None = None
-        if variant == "ours":
-            weighter = reweight.BehavioralPerceptron(
-                2 * PAPER.model.dim,
-                num_heads=options.heads,
-                global_hidden=options.global_hidden,
-                local_hidden=options.local_hidden,
-                normalization=options.normalization,
-                global_bias=options.global_bias,
-            ).to(self.device)
-            self.rw = reweight.wrap(
-                self.model,
-                weighter,
-                optimizer=self._optimizer,
-                hypergradient=PAPER.outer.hypergradient(),
-            )
-            self._outer_optimizer = torch.optim.SGD(weighter.parameters(), lr=PAPER.outer.lr)
-        self.batches = Batches(data, options.history if self.rw else 0, seed=0)
-        self.step: Callable[[PairBatch], Tensor] = self._step
-        if graph:
-            self.step = CapturedStep(self._step, self.draw(1)[0])
+        def halved(batch: PairBatch) -> Tensor:
+            with torch.autocast(device, torch.bfloat16):
+                return loss(batch)
 
-    def draw(self, count: int) -> list[PairBatch]:
-        """Random full batches."""
-        rows = torch.randint(len(self.data.train), (count, self.batch_size), device=self.device)
-        return [self.batches.train_pairs(row) for row in rows]
+        training.loss = halved
+    return training
 
-    def outer_step(self, batch: PairBatch, dev_batch: PairBatch) -> None:
-        """Move the perceptron."""
-        assert self.rw is not None
-        self._outer_optimizer.zero_grad()
-        self.rw.outer_backward(batch, dev_batch)
-        self._outer_optimizer.step()
 
-    def epoch(self) -> None:
-        """All training rows once, the last of them in a batch of what is left."""
-        rows = torch.randperm(len(self.data.train), device=self.device)
-        total = torch.zeros((), device=self.device)
-        for step, part in enumerate(rows.split(self.batch_size), 1):
-            total += self.step(self.batches.train_pairs(part))
-            if self.rw and step % PAPER.outer.interval == 0:
-                self.outer_step(*self.draw(2))
-        if not bool(total.isfinite()):
-            raise FloatingPointError(f"the losses of an epoch add up to {float(total)}")
+def options(batch_size: int, *, graph: bool = False) -> Options:
+    inner = replace(PAPER.inner, batch_size=batch_size, epochs=1, cuda_graphs=graph)
+    return replace(PAPER, inner=inner, outer=replace(PAPER.outer, batch_size=batch_size))
 
-    def _step(self, batch: PairBatch) -> Tensor:
-        self._optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-            if self.rw:
-                loss = self.rw.loss(batch)
-            else:
-                losses = self.model.losses(batch)
-                loss = losses.fixed + PAPER.inner.gamma * losses.weighted.mean()
-        loss.backward()
-        self._optimizer.step()
-        return loss.detach()
+
+def draw(training: Training, data: CrossDomainData, batch_size: int, count: int) -> list[PairBatch]:
+    """Random full batches."""
+    rows = torch.randint(len(data.train), (count, batch_size))
+    return [training.batches.train_pairs(row) for row in rows]
 
 
 def seconds(work: Callable[[], None], device: torch.device) -> float:
@@ -163,15 +119,17 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def row(variant: str, data: CrossDomainData, batch_size: int, precision: str, graph: bool) -> Any:
+def row(
+    variant: Variant, data: CrossDomainData, batch_size: int, precision: str, graph: bool
+) -> Any:
     """One line of the table."""
     tf32, bf16 = PRECISIONS[precision]
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:
-        training = Training(variant, data, batch_size, bf16=bf16, graph=graph)
-        device = training.device
-        batches = training.draw(STEPS)
+        training = made(variant, data, batch_size, bf16=bf16, graph=graph)
+        device = data.source_offsets.device
+        batches = draw(training, data, batch_size, STEPS)
         for batch in batches[:5]:  # three steps of warm-up, the recording, a replay
             training.step(batch)
 
@@ -179,19 +137,31 @@ def row(variant: str, data: CrossDomainData, batch_size: int, precision: str, gr
             for batch in batches:
                 training.step(batch)
 
-        def outer() -> None:
-            for batch, dev_batch in zip(batches[:OUTER_STEPS], batches[1:], strict=False):
-                training.outer_step(batch, dev_batch)
-
         result = {"variant": variant, "precision": precision, "graph": graph}
         result["inner_ms"] = seconds(inner, device) / STEPS * 1e3
-        if training.rw:
-            training.outer_step(*batches[:2])  # the first one looks the model over
+        if learner := training.learner:
+
+            def outer() -> None:
+                for _ in range(OUTER_STEPS):
+                    learner.outer_step(training.batches)
+
+            learner.outer_step(training.batches)  # the first one looks the model over
             result["outer_ms"] = seconds(outer, device) / OUTER_STEPS * 1e3
-        result["epoch_s"] = seconds(training.epoch, device)
+        result["epoch_s"] = seconds(lambda: training.run_epoch(lambda *_: None), device)
     finally:
         torch.set_float32_matmul_precision(before)
     return result
+
+
+def at_once(variant: Variant, data: CrossDomainData, batch_size: int) -> dict[str, float]:
+    """Seconds of an epoch, scores included, of one seed and of several in common steps."""
+    told, device = options(batch_size), data.source_offsets.device
+    return {
+        "one_s": seconds(lambda: train(variant, data, told, 0), device),
+        "all_s": seconds(
+            lambda: train_side_by_side(variant, data, told, tuple(range(SEEDS))), device
+        ),
+    }
 
 
 def main() -> None:
@@ -221,7 +191,14 @@ def main() -> None:
                     f"{found['inner_ms']:10.3f}{outer:>10}{found['epoch_s']:9.2f}",
                     flush=True,
                 )
+    stacked = {v: at_once(v, data, arguments.batch_size) for v in VARIANTS}
+    for variant, found in stacked.items():
+        print(
+            f"{variant}: a training of one epoch {found['one_s']:.2f} s, of {SEEDS} seeds at once "
+            f"{found['all_s']:.2f} s, {found['all_s'] / (SEEDS * found['one_s']):.2f} of one by one"
+        )
     if arguments.json:
+        rows = {"rows": rows, "at_once": stacked}
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from cdr.options import Variant
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -34,14 +35,14 @@ def test_the_data_have_the_size_that_was_asked_for() -> None:
 @pytest.mark.parametrize("precision", gpu.PRECISIONS)
 @pytest.mark.parametrize("variant", gpu.VARIANTS)
 @pytest.mark.filterwarnings("ignore:not an exact hypergradient")
-def test_every_row_runs_as_a_cuda_graph(variant: str, precision: str) -> None:
+def test_every_row_runs_as_a_cuda_graph(variant: Variant, precision: str) -> None:
     data = gpu.make_data(gpu.Size(users=40, source_items=90, target_items=50)).to("cuda")
     assert gpu.row(variant, data, 16, precision, graph=True)["inner_ms"] > 0.0
 
 
 @pytest.mark.parametrize("variant", gpu.VARIANTS)
 @pytest.mark.filterwarnings("ignore:not an exact hypergradient")  # the paper's step size
-def test_a_row_has_every_time(monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
+def test_a_row_has_every_time(monkeypatch: pytest.MonkeyPatch, variant: Variant) -> None:
     monkeypatch.setattr(gpu, "STEPS", 6)
     monkeypatch.setattr(gpu, "OUTER_STEPS", 1)
     monkeypatch.setattr(gpu, "REPEATS", 1)
@@ -52,3 +53,11 @@ def test_a_row_has_every_time(monkeypatch: pytest.MonkeyPatch, variant: str) -> 
     times = {"inner_ms", "epoch_s"} | ({"outer_ms"} if variant == "ours" else set())
     assert set(row) == {"variant", "precision", "graph", *times}
     assert all(row[name] > 0.0 for name in times)
+
+
+@pytest.mark.parametrize("variant", gpu.VARIANTS)
+@pytest.mark.filterwarnings("ignore:not an exact hypergradient")
+def test_one_seed_and_several_are_timed(monkeypatch: pytest.MonkeyPatch, variant: Variant) -> None:
+    monkeypatch.setattr(gpu, "REPEATS", 1)
+    data = gpu.make_data(gpu.Size(users=40, source_items=90, target_items=50))
+    assert all(seconds > 0.0 for seconds in gpu.at_once(variant, data, 16).values())

@@ -126,8 +126,7 @@ class Training:
             len(data.train), min(options.inner.batch_size, len(data.train) // 2), seed=seed
         )
         self.best = -math.inf
-        self._advance: Callable[[PairBatch], Tensor] | None
-        self._advance = None if options.inner.cuda_graphs else self._inner_step
+        self._captured: CapturedStep | None = None
         self._scorer = Batches(data, 0, 0)
         self._num_source = 1 if variant == "S" else NUM_SOURCE
         self._state, self._since, self._steps = self._snapshot(), 0, 0
@@ -149,16 +148,21 @@ class Training:
         total = torch.zeros((), device=self._data.source_offsets.device)
         for done, (rows, _) in enumerate(self.sampler, 1):
             batch = self.batches.train_pairs(rows)
-            if self._advance is None:
-                self._advance = CapturedStep(self._inner_step, batch)
             with self._explained():
-                total += self._advance(batch)
+                total += self.step(batch)
             self.after_step()
             on_step(self.epoch, done, len(self.sampler), self.best)
         self.end_epoch(float(total) / len(self.sampler))
 
+    def step(self, batch: PairBatch) -> Tensor:
+        """One inner step; the loss before it, detached, which the next call may overwrite."""
+        if not self._options.inner.cuda_graphs:
+            return self._inner_step(batch)
+        if self._captured is None:
+            self._captured = CapturedStep(self._inner_step, batch)
+        return self._captured(batch)
+
     def _inner_step(self, batch: PairBatch) -> Tensor:
-        """Move the model; the loss before it."""
         self.optimizer.zero_grad()
         loss = self.loss(batch)
         loss.backward()
