@@ -22,7 +22,7 @@ class SolveInfo:
         relative_residual: ``‖v − (H + damping)u‖/‖v‖`` of the answer, recomputed. With finite
             differences, their own uncertainty is added.
         num_hvps: Hessian-vector products that the solver asked for; the verdict makes one more for
-            the residual, and sometimes a second.
+            the residual, and up to three where that is small enough to be trusted.
         status: how the solve ended; ``str(status)`` is the advice.
         curvature: the largest curvature met, damping included: an estimate of λmax from below where
             the Hessian is positive definite. ``None`` if no product was made.

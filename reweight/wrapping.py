@@ -12,21 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from reweight._examination import Examination, InDouble
+from reweight._examination import Examination
 from reweight._graph import reached, refuse_reentrant
-from reweight._isolation import Isolation, is_compiled, isolated, twice_differentiable
-from reweight._linearise import (
-    Linearisation,
-    Mode,
-    Partial,
-    from_graph,
-    with_finite_difference,
-    with_func,
-)
+from reweight._inner_problem import UNTOUCHED, InnerProblem
+from reweight._isolation import Isolation, isolated, twice_differentiable
+from reweight._linearise import Linearisation, Mode, Partial
 from reweight._notices import Notices
 from reweight._penalty import weight_decay
 from reweight._places import Places
-from reweight._point import Point
 from reweight._rows import looked_up, tables_of
 from reweight._trees import Tree, filled, map_tensors, norm
 from reweight._validate import can_read, check_finite, check_loss
@@ -50,11 +43,6 @@ _USELESS_RESIDUAL = 10.0
 # A hypergradient smaller than this share of the influences comes from weights that do not respond.
 _SATURATED = 1e-6
 
-_UNTOUCHED = (
-    "the losses that get weights do not depend on any inner parameter: a detach() or no_grad() in "
-    "losses, or inner_params leaves out what they use"
-)
-
 
 def wrap(
     model: nn.Module,
@@ -67,6 +55,10 @@ def wrap(
     reduction: Reduction = "mean",
 ) -> Reweighted:
     """Tie a weighter to a model. The training loop stays yours.
+
+    Embedding tables (``nn.Embedding``, ``nn.EmbeddingBag``) take part in an outer step by the rows
+    that its batches look up, exactly: what it costs does not grow with the table. One that the
+    losses use as a whole too, as in a softmax over all items, takes part as a whole.
 
     Args:
         model: the model that is trained on weighted samples.
@@ -411,23 +403,11 @@ class Reweighted:
                     "into outer_loss"
                 )
             self._graphs_seen = True
+        problem = self._inner_problem(batch, losses, weights, theta, tables, isolation)
         auto = self._hypergradient.hvp == "auto"
 
         def linearise(mode: Mode) -> Linearisation:
-            loss = self._reduce(losses, weights)
-            # A compiled part would be compiled anew to see other values in a look-up.
-            compiled = is_compiled(self.model)
-            whole = mode != "autograd" and compiled
-            point = Point(self.model, theta, {} if whole else looked_up(loss, tables))
-            # The graph is differentiated where it is; all else puts the model elsewhere.
-            elsewhere = point
-            if mode != "autograd" or not (compiled or mode in self._examination.compared):
-                elsewhere = self._movable(batch, weights, point, isolation)
-            at = point if mode == "autograd" else elsewhere
-            linearisation = self._linearise(mode, batch, loss, weights, at, isolation)
-            double = InDouble(elsewhere, self._inner_loss, batch, weights, isolation)
-            self._examination.look(mode, linearisation, double, auto=auto)
-            return linearisation
+            return problem.linearise(mode, self._examination, auto=auto)
 
         def diagonal(system: Linearisation) -> Tree | None:
             named = {name: theta[name] for name in system.params}
@@ -445,69 +425,23 @@ class Reweighted:
         )
         product = mixed["weights"]
         if product is None:
-            raise ValueError(_UNTOUCHED)
+            raise ValueError(UNTOUCHED)
         caveat = self._examination.caveats.get(info.hvp_mode, "")
         return product.neg(), dataclasses.replace(info, caveat=caveat)
 
-    def _linearise(
+    def _inner_problem(
         self,
-        mode: Mode,
         batch: Any,
-        loss: Tensor,
+        losses: Losses,
         weights: Tensor,
-        point: Point,
+        theta: Tree,
+        tables: Tree,
         isolation: Isolation,
-    ) -> Linearisation:
-        if mode == "autograd":
-            # The forward pass that gave the losses is the one to differentiate.
-            return from_graph(loss, point.theta, {"weights": weights}, point.tables)
-        point = point.only(reached(loss, point.theta))
-        if not point.theta:
-            raise ValueError(_UNTOUCHED)
-        inner = self._inner(batch, point, isolation, copied=mode == "func")
-        if mode == "func":
-            linearisation = with_func(inner, point.values(), {"weights": weights})
-        else:
-            linearisation = with_finite_difference(
-                inner, point.values(), {"weights": weights}, point.at
-            )
-        return dataclasses.replace(linearisation, rows=point.rows)
-
-    def _movable(self, batch: Any, weights: Tensor, point: Point, isolation: Isolation) -> Point:
-        """The same with those tables whole whose look-ups do not read what they are told.
-
-        A look-up in a scripted function, by a list of indices or by an operator's own name is not
-        seen; one that runs again in a backward pass is not either; and losses may ask for their
-        gradient by the table itself.
-        """
-        if not point.tables:
-            return point
-        values = {name: v.detach().requires_grad_(True) for name, v in point.values().items()}
-        try:
-            with point.at(values):
-                inner = self._inner(batch, point, isolation, copied=False)
-                loss = inner(values, {"weights": weights})
-                torch.autograd.grad(loss, list(values.values()), allow_unused=True)
-        except Exception as error:
-            logger.info("tables are served whole, since by their rows: %s", str(error))
-            return Point(self.model, point.theta, {})
-        missed = reached(loss, {name: table.weight for name, table in point.tables.items()})
-        kept = {name: table for name, table in point.tables.items() if name not in missed}
-        return Point(self.model, point.theta, kept)
-
-    def _inner(
-        self, batch: Any, point: Point, isolation: Isolation, *, copied: bool
-    ) -> Callable[[Tree, Tree], Tensor]:
-        """The inner loss as a function of the inner parameters and the weights."""
-
-        def inner(params: Tree, hparams: Tree) -> Tensor:
-            # The same dropout mask every time. Copied buffers have nothing to be put back.
-            isolation.rewind() if copied else isolation.restore()
-            buffers = torch.clone if copied else None
-            with point.at(params, buffers=buffers), twice_differentiable():
-                return self._inner_loss(batch, hparams["weights"])
-
-        return inner
+    ) -> InnerProblem:
+        loss = self._reduce(losses, weights)
+        return InnerProblem(
+            self.model, self._inner_loss, batch, weights, loss, theta, tables, isolation
+        )
 
     def _remark(self, info: SolveInfo) -> None:
         """Say once what a person should know, and the rest to the log."""
@@ -671,8 +605,9 @@ class _Fresh:
             losses.check_finite()
             with torch.no_grad():
                 weights = self._rw._weigh(losses)
-            point = Point(self._rw.model, self._theta, {})
-            loss = self._rw._reduce(losses, weights)
-            return self._rw._linearise(mode, batch, loss, weights, point, self._isolation)
+            problem = self._rw._inner_problem(
+                batch, losses, weights, self._theta, {}, self._isolation
+            )
+            return problem.linearise(mode)
 
         return linearise
