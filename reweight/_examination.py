@@ -64,10 +64,8 @@ class InDouble:
 
     def _copied(self, point: Point) -> list[Tensor]:
         """The parameters that are doubled beside those of the point."""
-        inner = {
-            id(p)
-            for p in (*point.theta.values(), *tables_of(point.model, self._point.theta).values())
-        }
+        idle = [table.weight for table in self._idle(point).values()]
+        inner = {id(p) for p in (*point.theta.values(), *idle)}
         return [p for p in point.model.parameters() if id(p) not in inner]
 
     def too_costly(self, names: tuple[str, ...]) -> str:

@@ -74,20 +74,16 @@ class InnerProblem:
         Raises:
             ValueError: the loss depends on no inner parameter.
         """
-        # A compiled part would be compiled anew to see other values in a look-up.
-        compiled = is_compiled(self._model)
-        whole = mode != "autograd" and compiled
-        tables = {} if whole else looked_up(self._loss, self._tables)
-        point = elsewhere = Point(self._model, self._theta, tables)
-        # The graph is differentiated where it is; all else puts the model elsewhere.
-        examined = examination is None or compiled or mode in examination.compared
-        if mode != "autograd" or not examined:
-            elsewhere = self._movable(point)
         if mode == "autograd":
             # The forward pass that gave the losses is the one to differentiate.
+            tables = looked_up(self._loss, self._tables)
             hparams = {"weights": self._weights}
-            linearisation = from_graph(self._loss, self._theta, hparams, point.tables)
+            linearisation = from_graph(self._loss, self._theta, hparams, tables)
+            if examination is None or mode in examination.compared:
+                return linearisation
+            elsewhere = self._elsewhere()
         else:
+            elsewhere = self._elsewhere()
             linearisation = self._by_evaluation(mode, elsewhere)
         if examination is not None:
             double = InDouble(
@@ -95,6 +91,13 @@ class InnerProblem:
             )
             examination.look(mode, linearisation, double, auto=auto)
         return linearisation
+
+    def _elsewhere(self) -> Point:
+        """What can be moved to evaluate the loss anew."""
+        # A compiled part would be compiled anew to see other values in a look-up.
+        whole = is_compiled(self._model)
+        tables = {} if whole else looked_up(self._loss, self._tables)
+        return self._movable(Point(self._model, self._theta, tables))
 
     def _by_evaluation(self, mode: Mode, point: Point) -> Linearisation:
         point = point.only(reached(self._loss, point.theta))

@@ -19,9 +19,11 @@ _LOOKS = 3
 class Operator:
     """``v -> (H + shift + damping)v``, noting what the products reveal.
 
+    Vectors are all of the parameters joined to one.
+
     Args:
         hvp: ``v -> H v``.
-        like: what ``v`` is like.
+        like: the parameters that ``v`` is joined from.
         shift: curvature by name that ``hvp`` does not hold.
         damping: the same for all.
         reuse: whether every product may come in the memory of the one before.
@@ -47,17 +49,12 @@ class Operator:
     def flattest(self, v: Tensor) -> float:
         """The smallest curvature in the span of ``v, Av, A²v``, by products that are not counted.
 
-        From above, and of the part of the spectrum that ``v ≠ 0``, joined to one vector, has a
-        share in.
+        From above, and of the part of the spectrum that ``v ≠ 0`` has a share in.
         """
         values = lanczos(self._times, v, _LOOKS, rounding(self._like)).ritz_values()
         return float(values[0])
 
-    def __call__(self, v: Tree) -> Tree:
-        return unflatten(self.flat(flatten(v)), self._like)
-
-    def flat(self, v: Tensor) -> Tensor:
-        """The same for a vector that all of ``v`` is joined to."""
+    def __call__(self, v: Tensor) -> Tensor:
         product = self._times(v)
         self.count += 1
         squared, along = torch.stack([torch.dot(v, v), torch.dot(v, product)]).tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
 
@@ -58,9 +58,6 @@ class Point:
             buffers: what the model sees of its buffers.
         """
         whole = {id(p): values[n] for n, p in self.theta.items() if n not in self.tables}
-        with swapped(self.model, {**(others or {}), **whole}, buffers):
-            if self.tables:
-                with Replaced(self.tables, values):
-                    yield
-            else:
-                yield
+        rows = Replaced(self.tables, values) if self.tables else nullcontext()
+        with swapped(self.model, {**(others or {}), **whole}, buffers), rows:
+            yield

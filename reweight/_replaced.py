@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from reweight._rows import INTEGERS, Table, bags
+from reweight._rows import INTEGERS, Table, bags, find, wrapped
 from reweight._trees import Tree
 
 
@@ -46,8 +46,7 @@ class Replaced(TorchFunctionMode):
             others = table.weight.detach()[index].to(values.dtype)
             if not len(table.rows):
                 return others
-            at = torch.searchsorted(table.rows, index).clamp(max=len(table.rows) - 1)
-            active = table.rows[at] == index
+            at, active = find(index, table.rows)
             if padding_idx is not None:
                 active &= index != padding_idx % len(table.weight)
             return torch.where(active.unsqueeze(-1), values[at], others)
@@ -110,8 +109,7 @@ def _embedding_bag(
 def _getitem(read: _Read, table: Tensor, index: Any) -> Tensor | None:
     if not isinstance(index, Tensor) or index.dtype not in INTEGERS:
         return None
-    index = index.long()
-    return read(torch.where(index < 0, index + len(table), index))
+    return read(wrapped(index, len(table)))
 
 
 def _index_select(read: _Read, input: Tensor, dim: int, index: Tensor) -> Tensor | None:

@@ -50,7 +50,8 @@ class _LookUp:
         if self.factor is not None:
             read = read * self.factor.unsqueeze(1)
         if self.to is not None:
-            read = rows.new_zeros(self._length(), rows.shape[1]).index_add_(0, self.to, read)
+            length = torch.Size(self.shape[:-1]).numel()
+            read = rows.new_zeros(length, rows.shape[1]).index_add_(0, self.to, read)
         return read.view(self.shape)
 
     def collect(self, output: Tensor, rows: Tensor, at: Tensor) -> None:
@@ -61,9 +62,6 @@ class _LookUp:
         if self.factor is not None:
             read = read * self.factor.unsqueeze(1)
         rows.index_add_(0, at, read)
-
-    def _length(self) -> int:
-        return torch.Size(self.shape[:-1]).numel()
 
 
 @dataclass(frozen=True)
@@ -221,15 +219,10 @@ def _of_bag(node: Any, weight: Tensor) -> _LookUp | _Largest | None:
 
 def _of_index(node: Any, weight: Tensor) -> _LookUp | None:
     indices = node._saved_indices
-    if (
-        len(indices) != 1
-        or indices[0] is None
-        or indices[0].dtype not in (torch.int64, torch.int32)
-    ):
+    if len(indices) != 1 or indices[0] is None or indices[0].dtype not in INTEGERS:
         return None
-    index = indices[0].long()
-    row = torch.where(index < 0, index + weight.shape[0], index).reshape(-1)
-    return _LookUp(node, (*index.shape, weight.shape[1]), row)
+    index = wrapped(indices[0], len(weight))
+    return _LookUp(node, (*index.shape, weight.shape[1]), index.reshape(-1))
 
 
 def _of_index_select(node: Any, weight: Tensor) -> _LookUp | None:
@@ -259,6 +252,18 @@ def bags(offsets: Tensor, length: int) -> Tensor:
     return torch.searchsorted(offsets, entries, right=True) - 1
 
 
+def wrapped(index: Tensor, length: int) -> Tensor:
+    """Indices in which those below zero count from the end, as ones that do not."""
+    index = index.long()
+    return torch.where(index < 0, index + length, index)
+
+
+def find(wanted: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each wanted row stands among ``rows``, sorted and not empty, and whether it does."""
+    at = torch.searchsorted(rows, wanted).clamp(max=len(rows) - 1)
+    return at, rows[at] == wanted
+
+
 def pick(x: Tensor, rows: Tensor) -> Tensor:
     """Some rows of a dense tensor, or of a sparse gradient in which each row stands once."""
     if not x.is_sparse:
@@ -266,5 +271,5 @@ def pick(x: Tensor, rows: Tensor) -> Tensor:
     index, values = x._indices()[0], x._values()
     if not len(index):
         return values.new_zeros(len(rows), *values.shape[1:])
-    at = torch.searchsorted(index, rows).clamp(max=len(index) - 1)
-    return values.index_select(0, at) * (index[at] == rows).unsqueeze(1)
+    at, held = find(rows, index)
+    return values.index_select(0, at) * held.unsqueeze(1)

@@ -409,13 +409,14 @@ def _solution(
 
     ``rhs`` is ``b`` apart, as solvers of other makes see it.
     """
-    matvec, roots = operator.flat, None
+    matvec: Callable[[Tensor], Tensor] = operator
+    roots: Tensor | None = None
     if diagonal is not None:
         roots = flatten({name: diagonal[name] for name in rhs}).to(b.dtype).sqrt()
         b = roots * b
 
         def matvec(v: Tensor) -> Tensor:
-            return operator.flat(v.mul(roots)).mul_(roots)
+            return operator(v.mul(roots)).mul_(roots)
 
     if isinstance(solver, LinearSolver):
         solution = solver.solve_flat(matvec, b, rounding(rhs))
@@ -448,9 +449,6 @@ def _product_by_product(
     """Each product with the Hessian of the next batch, on the parameters of the train batch."""
     remaining, count = iter(fresh), itertools.count()
 
-    def zero(x: Tensor) -> Tensor:
-        return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
-
     def hvp(v: Tree) -> Tree:
         made = next(count)
         try:
@@ -465,7 +463,7 @@ def _product_by_product(
             )
         linearisation = linearise(mode)
         # Each batch may touch other parameters, which have no curvature in those that do not.
-        given = {n: v[n] if n in v else zero(like[n]) for n in linearisation.params}
+        given = {n: v[n] if n in v else torch.zeros_like(like[n]) for n in linearisation.params}
         product = linearisation.hvp(given)
         return {n: product[n] if n in product else torch.zeros_like(x) for n, x in v.items()}
 

@@ -223,7 +223,8 @@ class Reweighted:
         self, batch: Any, dev_batch: Any, batches: Iterable[Any] | None
     ) -> Hypergradient:
         theta, phi = self._parameters()
-        tables = tables_of(self.model, theta)
+        # Further batches read other rows, which one batch's rows say nothing of.
+        tables = tables_of(self.model, theta) if batches is None else {}
         devices = {p.device for p in (*theta.values(), *phi.values())}
         with isolated((self.model, self.weighter), devices) as isolation:
             rhs, direct = self._outer_gradients(theta, phi, tables, dev_batch)
@@ -234,10 +235,7 @@ class Reweighted:
                 losses.check_finite()
                 gamma = self._weigh(losses)
                 leaf = gamma.detach().requires_grad_(True)
-                fresh = None
-                if batches is not None:
-                    # They read other rows, which one batch's rows say nothing of.
-                    fresh, tables = _Fresh(self, batches, theta, isolation), {}
+                fresh = None if batches is None else _Fresh(self, batches, theta, isolation)
                 influence, info = self._solve(
                     batch, losses, leaf, theta, tables, rhs, isolation, fresh
                 )
