@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import statistics
 import sys
 import time
@@ -34,10 +33,12 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from _behaviours import behaviours
+from _measure import machine
 from _textbook_biao import Biao, Perceptron, Rows, copy_from, in_this_layout
 from _textbook_biao import CoNet as TextbookCoNet
 
-from cdr.data import CrossDomainData, Interactions, build
+from cdr.data import CrossDomainData, build
 from cdr.options import PAPER, Options
 from cdr.training import Training
 from reweight import ReorderReuseSampler
@@ -61,26 +62,8 @@ def books_toys() -> CrossDomainData:
     rng = np.random.default_rng(SEED)
     return build(
         "Books-Toys' size",
-        _behaviours(rng, num_users=7_576, num_items=134_350, num_rows=317_646),
-        _behaviours(rng, num_users=7_576, num_items=11_567, num_rows=84_564),
-    )
-
-
-def _behaviours(
-    rng: np.random.Generator, num_users: int, num_items: int, num_rows: int
-) -> Interactions:
-    """Five behaviours a user and geometrically distributed further ones; every item is met."""
-    share = rng.exponential(size=num_users)
-    counts = 5 + rng.multinomial(num_rows - 5 * num_users, share / share.sum())
-    popularity = (np.arange(num_items) + 5.0) ** -0.9
-    again = rng.choice(num_items, num_rows - num_items, p=popularity / popularity.sum())
-    item = rng.permutation(np.concatenate([np.arange(num_items), again]))
-    return Interactions(
-        user=np.repeat(np.arange(num_users), counts),
-        item=item,
-        label=rng.random(num_rows) < 0.8,
-        time=rng.random(num_rows),
-        category=np.char.add("category ", (item % 20).astype(str)),
+        behaviours(rng, num_users=7_576, num_items=134_350, num_rows=317_646),
+        behaviours(rng, num_users=7_576, num_items=11_567, num_rows=84_564),
     )
 
 
@@ -394,17 +377,6 @@ def summary(result: dict[str, Any], steps_of_epoch: int, interval: int) -> dict[
 
 
 # -- the report ----------------------------------------------------------------------------------
-
-
-def machine(device: torch.device) -> str:
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [s for s in cpuinfo.read_text().splitlines() if s.startswith("model name")]
-        name = models[0].partition(": ")[2] if models else name
-    if device.type == "cuda":
-        name = f"{torch.cuda.get_device_name(device)}, {name}"
-    return f"{name}, torch {torch.__version__}, {torch.get_num_threads()} thread"
 
 
 def report(row: dict[str, Any]) -> None:

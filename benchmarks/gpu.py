@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,12 +23,14 @@ from typing import Any
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from _behaviours import behaviours
+from _measure import machine, seconds_of
+
 from cdr.batches import PairBatch
-from cdr.data import CrossDomainData, Interactions, build
+from cdr.data import CrossDomainData, build
 from cdr.options import PAPER, Options, Variant
 from cdr.side_by_side import train_side_by_side
 from cdr.training import Training, train
@@ -55,23 +56,9 @@ class Size:
 def make_data(size: Size) -> CrossDomainData:
     """Random behaviours; every source behaviour comes before every target one."""
     rng = np.random.default_rng(0)
-
-    def domain(num_items: int, per_user: int, start: float) -> Interactions:
-        # At least five each, as in a 5-core, and many more for a few.
-        counts = 5 + rng.geometric(1 / (per_user - 4), size.users) - 1
-        user = np.repeat(np.arange(size.users), counts)
-        item = np.arange(len(user)) % num_items  # every item occurs
-        rng.shuffle(item)
-        return Interactions(
-            user,
-            item,
-            rng.random(len(user)) < 0.8,
-            time=start + rng.random(len(user)),
-            category=np.array([f"category {i % 20}" for i in item]),
-        )
-
-    source = domain(size.source_items, size.source_per_user, 0.0)
-    target = domain(size.target_items, size.target_per_user, 1.0)
+    users = size.users
+    source = behaviours(rng, users, size.source_items, users * size.source_per_user)
+    target = behaviours(rng, users, size.target_items, users * size.target_per_user, start=1.0)
     return build("the size of Books-Toys", source, target)
 
 
@@ -104,19 +91,7 @@ def draw(training: Training, data: CrossDomainData, batch_size: int, count: int)
 
 def seconds(work: Callable[[], None], device: torch.device) -> float:
     """The least of some repeats, each waited for."""
-    found = []
-    for _ in range(REPEATS):
-        _wait(device)
-        start = time.perf_counter()
-        work()
-        _wait(device)
-        found.append(time.perf_counter() - start)
-    return min(found)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return min(seconds_of(work, device) for _ in range(REPEATS))
 
 
 def row(
@@ -176,8 +151,8 @@ def main() -> None:
         )
     warnings.simplefilter("ignore")  # the paper's step size diverges at times
     data = make_data(Size()).to("cuda")
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batches of", end=" ")
-    print(f"{arguments.batch_size}, {len(data.train):,} training rows")
+    print(machine(data.source_offsets.device))
+    print(f"batches of {arguments.batch_size}, {len(data.train):,} training rows")
     print(f"{'':6}{'precision':10}{'CUDA graph':>10}{'inner ms':>10}{'outer ms':>10}{'epoch s':>9}")
     rows = []
     for variant in VARIANTS:

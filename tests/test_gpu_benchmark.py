@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import gpu
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import gpu
+
 from cdr.options import Variant
 
 

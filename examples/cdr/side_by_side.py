@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from cdr.checking import refuse
 from cdr.data.schema import CrossDomainData
 from cdr.options import Options, Variant
 from cdr.training import Result, Training, inner_optimizer
+from reweight._trees import map_tensors
 
 
 def train_side_by_side(
@@ -155,20 +154,20 @@ class _Loss(nn.Module):
         return losses.fixed + (weights * losses.weighted).mean()
 
 
-def _tensors(batch: Any) -> list[Tensor]:
-    """The tensors inside nested dataclasses, in the order of their fields; None is passed over."""
-    if isinstance(batch, Tensor):
-        return [batch]
-    if batch is None:
-        return []
-    return [t for field in dataclasses.fields(batch) for t in _tensors(getattr(batch, field.name))]
+def _tensors(batch: PairBatch) -> list[Tensor]:
+    """All tensors of a batch, in the order of its fields."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(note, batch)
+    return found
 
 
-def _rebuilt(like: Any, tensors: list[Tensor]) -> Any:
-    """The inverse of :func:`_tensors`, which uses up ``tensors``."""
-    if isinstance(like, Tensor):
-        return tensors.pop(0)
-    if like is None:
-        return None
-    entries = {f.name: _rebuilt(getattr(like, f.name), tensors) for f in dataclasses.fields(like)}
-    return dataclasses.replace(like, **entries)
+def _rebuilt(like: PairBatch, tensors: list[Tensor]) -> PairBatch:
+    """The batch that has these tensors: the inverse of :func:`_tensors`."""
+    remaining = iter(tensors)
+    rebuilt: PairBatch = map_tensors(lambda _: next(remaining), like)
+    return rebuilt

@@ -24,6 +24,7 @@ from cdr.models import MODELS
 from cdr.optimizers import LazyAdam
 from cdr.options import InnerOptions, Options, Variant
 from reweight import BehavioralPerceptron, ReorderReuseSampler
+from reweight._trees import map_tensors
 
 
 @dataclass
@@ -211,7 +212,9 @@ class Training:
         state: dict[str, Any] = {"model": self.model.state_dict()}
         if self.learner:
             state["weighter"] = self.learner.rw.state_dict()
-        return _cloned(state)
+        # Not by deepcopy, which copies the whole storage where a tensor is a view of a larger one.
+        copied: dict[str, Any] = map_tensors(torch.clone, state)
+        return copied
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -401,13 +404,3 @@ def _endless(n: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tenso
     sampler = ReorderReuseSampler(n, min(batch_size, n // 2), seed=seed)
     while True:
         yield from sampler
-
-
-def _cloned(state: Any) -> Any:
-    """A copy of nested dicts of tensors.
-
-    Not by deepcopy, which copies the whole storage where a tensor is a view of a larger one.
-    """
-    if isinstance(state, dict):
-        return {name: _cloned(entry) for name, entry in state.items()}
-    return state.clone() if isinstance(state, Tensor) else state

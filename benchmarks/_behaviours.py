@@ -1,0 +1,32 @@
+"""Random behaviours in one domain, as many as are asked for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from cdr.data import Interactions
+
+
+def behaviours(
+    rng: np.random.Generator, num_users: int, num_items: int, num_rows: int, start: float = 0.0
+) -> Interactions:
+    """Five behaviours a user and geometrically distributed further ones; every item is met.
+
+    Their times are random within one unit from ``start``.
+    """
+    share = rng.exponential(size=num_users)
+    counts = 5 + rng.multinomial(num_rows - 5 * num_users, share / share.sum())
+    popularity = (np.arange(num_items) + 5.0) ** -0.9
+    again = rng.choice(num_items, num_rows - num_items, p=popularity / popularity.sum())
+    item = rng.permutation(np.concatenate([np.arange(num_items), again]))
+    return Interactions(
+        user=np.repeat(np.arange(num_users), counts),
+        item=item,
+        label=rng.random(num_rows) < 0.8,
+        time=start + rng.random(num_rows),
+        category=np.char.add("category ", (item % 20).astype(str)),
+    )
