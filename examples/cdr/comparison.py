@@ -37,22 +37,27 @@ def compare(ours: Sequence[Scores], base: Sequence[Scores], seed: int = 0) -> Co
     The t-test asks whether another seed would show the difference again; the bootstrap, which
     resamples users with all their rows, whether other users would.
     """
-    from scipy.stats import ttest_rel
-
     pairs = [(_Ranked(a), _Ranked(b)) for a, b in zip(ours, base, strict=True)]
     rng = np.random.default_rng(seed)
     num_users = int(max(scores.user.max() for scores in ours)) + 1
     once = np.ones(num_users)
     differences = [a.auc(once) - b.auc(once) for a, b in pairs]
-    p_value = None
-    if len(pairs) > 1 and any(differences):
-        p_value = float(ttest_rel(differences, np.zeros(len(pairs))).pvalue)
     samples = np.empty(_RESAMPLES)
     for i in range(_RESAMPLES):
         times = np.bincount(rng.integers(num_users, size=num_users), minlength=num_users)
         samples[i] = np.mean([a.auc(times) - b.auc(times) for a, b in pairs])
     low, high = np.nanquantile(samples, (0.025, 0.975))
+    p_value = paired_p_value(differences)
     return Comparison(float(np.mean(differences)), p_value, float(low), float(high))
+
+
+def paired_p_value(differences: Sequence[float]) -> float | None:
+    """Of the paired t-test over seeds; None for a single seed, or where all are zero."""
+    from scipy.stats import ttest_rel
+
+    if len(differences) < 2 or not any(differences):
+        return None
+    return float(ttest_rel(differences, np.zeros(len(differences))).pvalue)
 
 
 class _Ranked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ class Result:
         state: the best checkpoint.
         weights: learned weight per source behaviour, where weights are learned.
         weight_auc: AUC of weight against the true flag, where there is one.
+        seconds: from the start of the training to here, of all that is trained in common steps.
     """
 
     test: Scores
@@ -47,6 +49,7 @@ class Result:
     weights: NDArray[np.float32] | None = None
     weight_auc: float | None = None
     outer: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def train(
@@ -103,6 +106,7 @@ class Training:
         seed: int,
         model_name: str = "conet",
     ) -> None:
+        self._started = time.perf_counter()
         _check_classes(data)
         torch.manual_seed(seed)
         self._variant, self._data, self._options, self._seed = variant, data, options, seed
@@ -206,6 +210,7 @@ class Training:
             result.outer = self.learner.records
             if data.relevant is not None:
                 result.weight_auc = auc(result.weights, data.relevant.cpu().numpy())
+        result.seconds = time.perf_counter() - self._started
         return result
 
     def _snapshot(self) -> dict[str, Any]:

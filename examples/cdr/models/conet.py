@@ -24,6 +24,8 @@ class CoNet(nn.Module):
         single_domain: Leave out the source tower and all that comes from it (the variant ``-S``).
     """
 
+    label = "CoNet"
+
     def __init__(
         self, data: CrossDomainData, options: ModelOptions, single_domain: bool = False
     ) -> None:

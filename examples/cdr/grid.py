@@ -1,0 +1,264 @@
+"""Finished trainings, kept on disk under what decides their results, so that none is repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cdr.evaluation import Scores
+from cdr.fingerprints import Fingerprints
+from cdr.run_folder import environment, to_json, write_json
+from cdr.runner import Task, run
+from cdr.training import Result
+
+logger = logging.getLogger("cdr")
+
+# Part of every key: raise it when the same options come to give other results.
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training as it is kept: its result less the checkpoint.
+
+    Attributes:
+        key: what it is kept under.
+        test: scores on the test rows.
+        extra_test: on a generator's further test rows.
+        history: one record per epoch.
+        weights: learned weight per source behaviour, where weights are learned.
+        weight_auc: AUC of weight against the true flag, where there is one.
+        seconds: what it took.
+    """
+
+    key: str
+    test: Scores
+    extra_test: Scores | None
+    history: list[dict[str, float]]
+    weights: NDArray[np.float32] | None
+    weight_auc: float | None
+    seconds: float
+
+    @property
+    def scores(self) -> Scores:
+        """What tables are made from: on the further test rows where there are some."""
+        return self.test if self.extra_test is None else self.extra_test
+
+    @property
+    def valid_auc(self) -> float:
+        """Of the best epoch."""
+        return max(record["auc"] for record in self.history)
+
+
+class Grid:
+    """A folder of finished trainings.
+
+    Every training has a folder of its own, which is written under another name and renamed, so
+    that what is found is complete.
+
+    Args:
+        folder: made when the first training is kept.
+        command: kept with each training.
+    """
+
+    def __init__(self, folder: Path, command: str) -> None:
+        self._folder, self._command = folder, command
+        self._fingerprints = Fingerprints(folder / "files.json")
+
+    def key(self, task: Task) -> str:
+        """What a training is kept under: a hash of all that decides its result.
+
+        Its device and what runs beside it are left out: they change it by rounding, or by random
+        draws that are as good.
+        """
+        decides = {
+            "format": _FORMAT,
+            "variant": task.variant,
+            "seed": task.seed,
+            "model": task.model,
+            "options": options_read(task),
+            "data": self._fingerprints.of(task.source),
+        }
+        return hashlib.sha256(_canonical(decides).encode()).hexdigest()[:24]
+
+    def load(self, task: Task) -> Run | None:
+        """The finished training, or None."""
+        key = self.key(task)
+        folder = self._place(key)
+        try:
+            record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            with np.load(folder / "arrays.npz") as arrays:
+                found = dict(arrays)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            logger.warning("%s cannot be read (%s); it is trained again", folder, error)
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        return Run(
+            key,
+            _scores(found, "test"),
+            _scores(found, "extra_test") if "extra_test_label" in found else None,
+            record["history"],
+            found.get("weights"),
+            record["weight_auc"],
+            record["seconds"],
+        )
+
+    def store(self, task: Task, result: Result) -> Run:
+        """Keep a training that has just ended."""
+        key = self.key(task)
+        arrays = _arrays("test", result.test)
+        if result.extra_test is not None:
+            arrays |= _arrays("extra_test", result.extra_test)
+        if result.weights is not None:
+            arrays["weights"] = result.weights
+        place = self._place(key)
+        partial = place.with_name(f"{place.name}.partial-{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        np.savez_compressed(partial / "arrays.npz", **arrays)  # type: ignore[arg-type]
+        write_json(
+            partial / "run.json",
+            {
+                "variant": task.variant,
+                "seed": task.seed,
+                "model": task.model,
+                "options": options_read(task),
+                "data": self._fingerprints.of(task.source),
+                "test": result.test.metrics(),
+                "extra_test": result.extra_test and result.extra_test.metrics(),
+                "weight_auc": result.weight_auc,
+                "history": result.history,
+                "seconds": result.seconds,
+                "command": self._command,
+                "environment": _environment(task.device),
+            },
+        )
+        try:
+            partial.rename(place)
+        except OSError:
+            # Another command has trained the same in the meantime.
+            shutil.rmtree(partial)
+        return Run(
+            key,
+            result.test,
+            result.extra_test,
+            result.history,
+            result.weights,
+            result.weight_auc,
+            result.seconds,
+        )
+
+    def _place(self, key: str) -> Path:
+        return self._folder / key[:2] / key
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a list of trainings has come to.
+
+    Attributes:
+        runs: the finished ones.
+        failures: why each of the others failed.
+        trained: how many of the finished ones are new.
+    """
+
+    runs: dict[Task, Run]
+    failures: dict[Task, str]
+    trained: int
+
+
+def complete(
+    grid: Grid, tasks: Sequence[Task], jobs: int, names: Mapping[Task, str], *, stack_seeds: bool
+) -> Completed:
+    """Train what the grid does not hold yet, and keep each training as soon as it is done.
+
+    Args:
+        grid: where they are kept.
+        tasks: in the order to train them.
+        jobs: how many at a time.
+        names: what to call them where they are reported.
+        stack_seeds: see :func:`cdr.runner.run`.
+    """
+    tasks = list(dict.fromkeys(tasks))
+    runs = {task: found for task in tasks if (found := grid.load(task)) is not None}
+    missing = [task for task in tasks if task not in runs]
+    failures: dict[Task, str] = {}
+    # Short enough for 80 columns; no bar in a file or a pipe.
+    form = "{n_fmt}/{total_fmt} |{bar:10}| {elapsed}<{remaining}{postfix}"
+    with tqdm(
+        total=len(tasks),
+        initial=len(runs),
+        bar_format=form,
+        smoothing=0,
+        dynamic_ncols=True,
+        disable=None,
+    ) as bar:
+        for task, result in _train(missing, jobs, bar.set_postfix_str, stack_seeds):
+            if isinstance(result, Exception):
+                failures[task] = str(result)
+                logger.error("%s failed: %s", names[task], result)
+                bar.write(f"{names[task]} failed: {result}")
+            else:
+                runs[task] = grid.store(task, result)
+                _tell(bar, names[task], runs[task])
+            bar.update()
+        bar.set_postfix_str("")
+    return Completed(runs, failures, len(missing) - len(failures))
+
+
+def options_read(task: Task) -> dict[str, Any]:
+    """The options that the task's variant reads: others do not change its result."""
+    options: dict[str, Any] = json.loads(to_json(task.options))
+    if task.variant != "base":
+        del options["inner"]["gamma"]
+    if task.variant in ("S", "0", "base", "oracle"):
+        del options["outer"], options["perceptron"]
+    return options
+
+
+def _train(
+    tasks: list[Task], jobs: int, progress: Any, stack_seeds: bool
+) -> Iterable[tuple[Task, Result | Exception]]:
+    return run(tasks, jobs, progress, stack_seeds=stack_seeds)
+
+
+def _tell(bar: Any, name: str, run: Run) -> None:
+    for record in run.history:
+        logger.info("%s %s", name, to_json(record))
+    weight = "" if run.weight_auc is None else f", weight AUC {run.weight_auc:.3f}"
+    bar.write(
+        f"{name}: valid AUC {run.valid_auc:.4f}, test AUC {run.scores.metrics()['auc']:.4f}"
+        f"{weight} ({len(run.history)} epochs, {run.seconds:.0f} s)"
+    )
+
+
+def _arrays(name: str, scores: Scores) -> dict[str, NDArray[Any]]:
+    return {f"{name}_{field}": array for field, array in vars(scores).items()}
+
+
+def _scores(arrays: dict[str, NDArray[Any]], name: str) -> Scores:
+    return Scores(*(arrays[f"{name}_{field}"] for field in ("probability", "label", "user")))
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(json.loads(to_json(value)), sort_keys=True)
+
+
+@lru_cache
+def _environment(device: str) -> dict[str, Any]:
+    return environment(device)

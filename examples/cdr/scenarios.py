@@ -1,0 +1,125 @@
+"""Which data a table is made on: from ``amazon5:Beauty:Toys_and_Games`` to what is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cdr.runner import Source
+
+GENERATED = ("g1", "g2")
+
+_TOYS = "Toys_and_Games"
+SETS: dict[str, tuple[tuple[str, str], ...]] = {
+    "amazon5": (
+        ("Beauty", _TOYS),
+        (_TOYS, "Beauty"),
+        ("Baby", _TOYS),
+        ("Office_Products", _TOYS),
+        ("Baby+Office_Products+Beauty", _TOYS),
+    ),
+    "epinions": (("3", "4"), ("3", "5"), ("others", "4")),
+    "amazon": (
+        ("Books", "Movies_and_TV"),
+        ("Books", "CDs_and_Vinyl"),
+        ("Books", "Electronics"),
+        ("Books", _TOYS),
+        ("CDs_and_Vinyl", "Clothing_Shoes_and_Jewelry"),
+        ("CDs_and_Vinyl", "Home_and_Kitchen"),
+        ("Electronics", "Clothing_Shoes_and_Jewelry"),
+    ),
+}
+"""The scenarios that a data set's bare name stands for, as (source, target)."""
+
+_SHORT = {
+    _TOYS: "Toys",
+    "Office_Products": "Office",
+    "Movies_and_TV": "Movies",
+    "CDs_and_Vinyl": "CDs",
+    "Electronics": "Elec",
+    "Clothing_Shoes_and_Jewelry": "Cloth",
+    "Home_and_Kitchen": "Kitchen",
+}
+_SYNTAX = (
+    "give g1, g2, amazon, amazon5 or epinions, or SPEC:SOURCE:TARGET, as in "
+    "amazon5:Beauty:Toys_and_Games (several sources joined with +)"
+)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One source and one target domain of a data set; both empty for generated data."""
+
+    spec: str
+    source: str = ""
+    target: str = ""
+
+    def __str__(self) -> str:
+        return ":".join(part for part in (self.spec, self.source, self.target) if part)
+
+    @property
+    def generated(self) -> bool:
+        """Whether it is made up, so that the truly relevant behaviours are known."""
+        return self.spec in GENERATED
+
+    @property
+    def heading(self) -> str:
+        """Short, for the head of a column."""
+        if self.generated:
+            return self.spec.upper()
+        domains = f"{_short(self.source)} → {_short(self.target)}"
+        return f"Epinions {domains}" if self.spec == "epinions" else domains
+
+    @property
+    def in_paper(self) -> str | None:
+        """The paper's name for it, if it is one of the paper's."""
+        if (self.source, self.target) not in SETS.get(self.spec, ()) or self.spec != "amazon":
+            return None
+        return f"{_short(self.source)}-{_short(self.target)}"
+
+    def data(self, root: Path | None) -> Source:
+        """What to load.
+
+        Raises:
+            ValueError: a data set without a folder that holds it.
+        """
+        if self.generated:
+            return Source(self.spec, seeded=True)
+        if root is None and self.spec in SETS:
+            raise ValueError(
+                f"--root is missing: --data {self} needs the folder that holds {self.spec}/"
+            )
+        given = (("root", root), ("source", self.source), ("target", self.target))
+        return Source(self.spec, tuple((k, v) for k, v in given if v is not None))
+
+
+def parse(names: Sequence[str]) -> list[Scenario]:
+    """The scenarios that names stand for, each once, in the order given.
+
+    Raises:
+        ValueError: a name of another form.
+    """
+    found: dict[Scenario, None] = {}
+    for name in names:
+        if name in GENERATED:
+            found[Scenario(name)] = None
+            continue
+        if name in SETS:
+            found.update(dict.fromkeys(Scenario(name, *domains) for domains in SETS[name]))
+            continue
+        # From the right: the path of a file may hold colons.
+        parts = name.rsplit(":", 2)
+        if len(parts) < 3 or not all(parts):
+            raise ValueError(f"--data {name}: {_SYNTAX}")
+        spec, source, target = parts
+        if spec not in SETS and not spec.endswith((".csv", ".csv.gz", ".parquet")):
+            raise ValueError(f"--data {name}: there is no data set {spec!r}; {_SYNTAX}")
+        found[Scenario(spec, source, target)] = None
+    if not found:
+        raise ValueError(f"--data: name at least one; {_SYNTAX}")
+    return list(found)
+
+
+def _short(domains: str) -> str:
+    return " + ".join(_SHORT.get(name, name) for name in domains.split("+"))

@@ -1,0 +1,151 @@
+"""What each command trains, and what it compares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cdr.options import Options
+from cdr.runner import Source, Task
+from cdr.scenarios import Scenario
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train a model: a variant, with some options other than those of the command.
+
+    Attributes:
+        name: within its study.
+        suffix: what a table puts behind the model's name.
+        variant: see :func:`cdr.training.train`.
+        changes: options by dotted name, as ``("inner.gamma", 0.5)``.
+    """
+
+    name: str
+    suffix: str
+    variant: str
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    def options(self, options: Options) -> Options:
+        """The options of the command with this method's own changes."""
+        for name, value in self.changes:
+            section, _, field = name.partition(".")
+            changed = replace(getattr(options, section), **{field: value})
+            options = replace(options, **{section: changed})
+        return options
+
+
+@dataclass(frozen=True)
+class Study:
+    """Methods to train and to show.
+
+    Attributes:
+        title: of the table or figure.
+        methods: in the order of the rows.
+        reference: name of the method that differences are taken to.
+        hidden: names of methods that are only trained for RelaImpr to be relative to.
+        baselines: those that ``ours`` must beat for its star.
+    """
+
+    title: str
+    methods: tuple[Method, ...]
+    reference: str = "base"
+    hidden: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ("S", "0", "base")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one scenario with one model."""
+
+    scenario: Scenario
+    model: str
+    method: Method
+
+
+S = Method("S", "-S", "S")
+ZERO = Method("0", "-0", "0")
+BASE = Method("base", "", "base")
+OURS = Method("ours", "+ours", "ours")
+ORACLE = Method("oracle", "+oracle", "oracle")
+RETRAIN = Method("retrain", "+ours, retrained", "retrain")
+
+INTERVALS = (1, 5, 20, 100, 200, 300, 400, 500)
+"""The paper's, and two shorter ones."""
+
+STUDIES = {
+    "table1": Study("Overall recommendation performance", (S, ZERO, BASE, OURS)),
+    "table2": Study(
+        "What the two branches of the behavioral perceptron do",
+        (
+            S,
+            OURS,
+            Method("no-global", "+ours w/o global", "no-global"),
+            Method("no-user", "+ours w/o user", "no-user"),
+        ),
+        reference="ours",
+        hidden=("S",),
+    ),
+    "table3": Study(
+        "Reorder-and-reuse against splitting off dev data",
+        (
+            S,
+            *(Method(f"split-{r}", f"+ours split {r}", f"split-{r}") for r in (0.01, 0.05, 0.1)),
+            OURS,
+        ),
+        reference="ours",
+        hidden=("S",),
+    ),
+    "table5": Study("Another backbone", (S, ZERO, BASE, OURS)),
+    "figure3": Study("Mean weight by source category", (OURS,)),
+    "figure4": Study("Mean weight by length of the histories", (OURS,)),
+    "figure5": Study(
+        "Inner steps between two outer steps",
+        (
+            BASE,
+            *(
+                Method(f"interval-{n}", f"+ours, interval {n}", "ours", (("outer.interval", n),))
+                for n in INTERVALS
+            ),
+        ),
+    ),
+    "figure6": Study("Cases with low and high user-specific weights", (OURS,)),
+    "generated": Study(
+        "Data whose relevant behaviours are known", (S, ZERO, BASE, OURS, RETRAIN, ORACLE)
+    ),
+}
+
+
+def cells(study: Study, scenarios: Sequence[Scenario], models: Sequence[str]) -> list[Cell]:
+    """Every method on every scenario with every model, where it is possible."""
+    return [
+        Cell(scenario, model, method)
+        for scenario in scenarios
+        for model in models
+        for method in study.methods
+        # There is no oracle where the relevant behaviours are not known.
+        if scenario.generated or method.variant != "oracle"
+    ]
+
+
+def tasks(
+    cells: Sequence[Cell],
+    seeds: int,
+    sources: dict[Scenario, Source],
+    options: dict[str, Options],
+    device: str,
+) -> dict[tuple[Cell, int], Task]:
+    """The training of each cell and seed: all of the first seed first."""
+    return {
+        (cell, seed): Task(
+            cell.method.variant,  # type: ignore[arg-type]
+            seed,
+            sources[cell.scenario],
+            cell.method.options(options[cell.model]),
+            cell.model,
+            device,
+        )
+        for seed in range(seeds)
+        for cell in cells
+    }
