@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from cdr.batches import Batches
 from cdr.data.schema import Behaviors
 from cdr.metrics import auc, grouped_auc, log_loss
+from cdr.models import CrossDomainModel
 
 # Source behaviours, spread evenly over the user's own, whose predictions are averaged. The authors
 # draw one at random, which makes the AUC noisy.
@@ -37,7 +38,7 @@ class Scores:
 
 
 @torch.no_grad()
-def score(model: nn.Module, batches: Batches, rows: Behaviors, num_source: int) -> Scores:
+def score(model: CrossDomainModel, batches: Batches, rows: Behaviors, num_source: int) -> Scores:
     """Predict ``rows`` beside ``num_source`` fixed source behaviours each, averaged."""
     was_training = model.training
     model.eval()
@@ -50,15 +51,12 @@ def score(model: nn.Module, batches: Batches, rows: Behaviors, num_source: int) 
     return Scores(torch.cat(parts).cpu().numpy(), rows.label.cpu().numpy(), rows.user.cpu().numpy())
 
 
-def _probability(model: nn.Module, batches: Batches, rows: Behaviors, share: float) -> Tensor:
-    logits, _ = model(batches.pairs(rows, torch.full_like(rows.label, share)))
+def _probability(
+    model: CrossDomainModel, batches: Batches, rows: Behaviors, share: float
+) -> Tensor:
+    logits: Tensor = model.target_logits(batches.pairs(rows, torch.full_like(rows.label, share)))
     return logits.sigmoid()
 
 
 def _chunks(rows: Behaviors) -> list[Behaviors]:
-    return [
-        Behaviors(*parts)
-        for parts in zip(
-            rows.user.split(_CHUNK), rows.item.split(_CHUNK), rows.label.split(_CHUNK), strict=True
-        )
-    ]
+    return [rows.select(c) for c in torch.arange(len(rows), device=rows.user.device).split(_CHUNK)]

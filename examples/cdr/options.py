@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from cdr.checking import at_least, positive, refuse, widths
-from cdr.models import ModelOptions
-from reweight import ImplicitHypergradient, Neumann
-
-Variant = Literal["S", "0", "base", "ours", "oracle"]
+from cdr.models import MODELS, CrossDomainModel, ModelOptions
+from cdr.models.conet import CoNetOptions
+from reweight import ConjugateGradient, Identity, ImplicitHypergradient, Neumann
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,8 @@ class InnerOptions:
     """Stop after so many epochs without a better validation AUC."""
     gamma: float = 1.0
     """Weight of the source loss in the base model."""
+    source_batch: Literal["paired", "independent"] = "paired"
+    """Beside each target row: a random source behaviour of its user, or one drawn from all."""
     lazy_tables: bool = False
     """Let Adam move only the rows of the tables that a batch looks up; needs another lr."""
     cuda_graphs: bool = False
@@ -48,8 +49,10 @@ class InnerOptions:
 class OuterOptions:
     """How the behavioral perceptron is trained."""
 
+    weighter: Literal["perceptron", "loss", "group", "constant"] = "perceptron"
+    """What gives weights: the perceptron, an MLP on the loss, the source category, one γ."""
     optimizer: Literal["adam", "sgd"] = "adam"
-    """The optimizer of the perceptron."""
+    """The optimizer of the weighter."""
     lr: float = 3e-3
     """Its learning rate."""
     weight_decay: float = 0.0
@@ -60,8 +63,13 @@ class OuterOptions:
     """Inner steps between two outer steps."""
     batch_size: int = 1024
     """Target behaviours in the train batch and in the dev batch of an outer step."""
-    dev: Literal["same-users", "reshuffled", "in-order"] = "same-users"
-    """Dev batches: other rows of the same users, reorder-and-reuse, or the authors' fixed order."""
+    dev: Literal["same-users", "reshuffled", "in-order", "split"] = "same-users"
+    """Dev batches: other rows of the same users, reorder-and-reuse, the authors' fixed order, or
+    rows held out from training."""
+    split: float = 0.05
+    """With --outer.dev split: the share of the training rows that is held out."""
+    solver: Literal["neumann", "cg", "identity"] = "neumann"
+    """How the inverse Hessian is applied; identity takes no curvature into account."""
     num_terms: int = 3
     """Terms of the Neumann series after the first (K)."""
     step_size: float | Literal["auto"] = "auto"
@@ -79,9 +87,17 @@ class OuterOptions:
         at_least(1, "outer", self, "interval", "batch_size", "dev_head_batch_size")
         if self.step_size != "auto":
             positive("outer", self, "step_size")
+        if not 0 < self.split < 1:
+            refuse("outer", "split", self.split, "it must lie between 0 and 1")
 
     def hypergradient(self) -> ImplicitHypergradient:
         """The solver these options describe."""
+        if self.solver == "cg":
+            return ImplicitHypergradient(ConjugateGradient(self.num_terms + 1))
+        if self.solver == "identity":
+            return ImplicitHypergradient(
+                Identity(1.0 if self.step_size == "auto" else self.step_size)
+            )
         return ImplicitHypergradient(Neumann(self.num_terms, self.step_size))
 
 
@@ -93,6 +109,10 @@ class PerceptronOptions:
     """Positive behaviours of each domain that it sees."""
     heads: int = 4
     """Heads of each attention."""
+    global_branch: bool = True
+    """Whether a behaviour counts by its item alone."""
+    local_branch: bool = True
+    """Whether a behaviour counts by the user's histories."""
     global_hidden: tuple[int, ...] = (32,)
     """Hidden widths of the global branch's MLP; empty: one linear layer."""
     local_hidden: tuple[int, ...] = (32,)
@@ -109,6 +129,8 @@ class PerceptronOptions:
     def __post_init__(self) -> None:
         at_least(1, "perceptron", self, "history", "heads")
         widths("perceptron", self, "global_hidden", "local_hidden")
+        if not (self.global_branch or self.local_branch):
+            refuse("perceptron", "local_branch", False, "one of the two branches has to stay")
         if not math.isfinite(self.global_bias):
             refuse("perceptron", "global_bias", self.global_bias, "it must be a finite number")
 
@@ -117,12 +139,20 @@ class PerceptronOptions:
 class Options:
     """Model, inner and outer training, perceptron."""
 
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: ModelOptions = field(default_factory=CoNetOptions)
     inner: InnerOptions = field(default_factory=InnerOptions)
     outer: OuterOptions = field(default_factory=OuterOptions)
     perceptron: PerceptronOptions = field(default_factory=PerceptronOptions)
 
     def __post_init__(self) -> None:
+        if self.inner.source_batch == "independent" and self.model_class.pairs_users:
+            refuse(
+                "inner",
+                "source_batch",
+                "independent",
+                f"{self.model_class.label} reads the source behaviour of the same user beside each "
+                "target row; leave it paired",
+            )
         # Item and category, of the behaviour and of the candidate.
         width = 4 * self.model.dim
         if width % self.perceptron.heads:
@@ -135,46 +165,72 @@ class Options:
                 f"choose one of {fitting}",
             )
 
+    @property
+    def model_name(self) -> str:
+        """The name of the model that `model` belongs to."""
+        return next(n for n, m in MODELS.items() if m.Options is type(self.model))
 
-DEFAULT = Options()
+    @property
+    def model_class(self) -> type[CrossDomainModel]:
+        """The model that `model` belongs to."""
+        return MODELS[self.model_name]
 
-# What the text of the paper says (BIAO §4.3).
-PAPER = replace(
-    DEFAULT,
-    inner=InnerOptions(lr=5e-3, weight_decay=0.0, epochs=10),
-    outer=OuterOptions(
-        optimizer="sgd", lr=1e-2, interval=100, batch_size=128, dev="reshuffled", step_size=1.0
-    ),
-    perceptron=PerceptronOptions(history=50, global_bias=0.0, normalization="sigmoid"),
-)
 
-# What the authors' released code does for CoNet, except that there the candidate's embedding in the
-# global branch is not detached.
-AUTHORS = Options(
-    model=ModelOptions(
-        dim=10, hidden=(64, 32, 16, 8), cross_layers=4, bias=False, init_std=1.0, dev_head=True
-    ),
-    inner=InnerOptions(lr=1e-2, weight_decay=0.0, batch_size=64, epochs=5),
-    outer=OuterOptions(
-        optimizer="sgd",
-        lr=1e-2,
-        weight_decay=2.0,
-        clip=10.0,
-        interval=100,
-        batch_size=256,
-        dev="in-order",
-        step_size=1.0,
-        heads=False,
-    ),
-    perceptron=PerceptronOptions(
-        history=50,
-        global_hidden=(),
-        local_hidden=(32, 16),
-        global_bias=0.0,
-        normalization="softmax",
-        mask_keys=False,
-        gamma_map="relu",
-    ),
-)
+PresetName = Literal["default", "paper", "authors"]
 
-PRESETS = {"default": DEFAULT, "paper": PAPER, "authors": AUTHORS}
+
+def preset(name: PresetName, model: str) -> Options:
+    """Where all options of a model start from.
+
+    Args:
+        name: "default": found by search (docs/cdr.md); "paper": what the text of the paper says
+            (BIAO, section 4.3); "authors": what the authors' released code does for CoNet, except
+            that there the candidate's embedding in the global branch is not detached.
+        model: a name of :data:`cdr.models.MODELS`.
+    """
+    kind = MODELS[model]
+    if name == "paper":
+        return Options(
+            model=kind.original,
+            inner=InnerOptions(lr=5e-3, weight_decay=0.0, epochs=10),
+            outer=OuterOptions(
+                optimizer="sgd",
+                lr=1e-2,
+                interval=100,
+                batch_size=128,
+                dev="reshuffled",
+                step_size=1.0,
+            ),
+            perceptron=PerceptronOptions(
+                history=20 if model == "minet" else 50, global_bias=0.0, normalization="sigmoid"
+            ),
+        )
+    if name == "authors":
+        own = replace(kind.original, dev_head=True)
+        if isinstance(own, CoNetOptions):
+            own = replace(own, dim=10, cross_layers=4, bias=False, init_std=1.0)
+        return Options(
+            model=own,
+            inner=InnerOptions(lr=1e-2, weight_decay=0.0, batch_size=64, epochs=5),
+            outer=OuterOptions(
+                optimizer="sgd",
+                lr=1e-2,
+                weight_decay=2.0,
+                clip=10.0,
+                interval=100,
+                batch_size=256,
+                dev="in-order",
+                step_size=1.0,
+                heads=False,
+            ),
+            perceptron=PerceptronOptions(
+                history=50,
+                global_hidden=(),
+                local_hidden=(32, 16),
+                global_bias=0.0,
+                normalization="softmax",
+                mask_keys=False,
+                gamma_map="relu",
+            ),
+        )
+    return Options(model=kind.Options())

@@ -13,8 +13,7 @@ from cdr.comparison import Comparison, compare
 from cdr.data.schema import CrossDomainData
 from cdr.metrics import relative_improvement
 from cdr.training import Result
-
-LABELS = {"S": "-S", "0": "-0", "base": "", "ours": "+ours", "oracle": "+oracle"}
+from cdr.variants import label, plan
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,9 @@ def report(
     rows = {}
     for variant, several in results.items():
         flagged = [r.weight_auc for r in several if r.weight_auc is not None]
-        compared = variant in ("ours", "oracle") and "base" in results
+        compared = plan(variant).source in ("learned", "fixed") and "base" in results
         rows[variant] = Row(
-            label=model + LABELS[variant],
+            label=model + label(variant),
             auc=auc[variant],
             log_loss=float(np.mean([m["log_loss"] for m in metrics[variant]])),
             # Nothing is relative to a single-domain model at or below chance.

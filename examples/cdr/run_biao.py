@@ -19,22 +19,28 @@ import tyro
 from tqdm import tqdm
 
 from cdr.data.schema import CrossDomainData
-from cdr.options import PRESETS, Options, Variant
-from cdr.report import LABELS, Report, report
+from cdr.models import MODELS
+from cdr.options import Options, PresetName, preset
+from cdr.report import Report, report
 from cdr.run_folder import environment, run_folder, to_json, write_json
 from cdr.runner import Source, Task, run
 from cdr.training import Result
+from cdr.variants import check, label
 
 logger = logging.getLogger("cdr")
 
 DESCRIPTION = """\
 Train a two-domain recommender in several variants and compare them:
 
-  S       the target domain only
-  0       source features, no source loss
-  base    the mean source loss, weighted by --inner.gamma
-  ours    BIAO (WWW'23): a learned weight for every source behaviour
-  oracle  the true flags as weights (generated data only)
+  S           the target domain only
+  0           source features, no source loss
+  base        the mean source loss, weighted by --inner.gamma
+  ours        BIAO (WWW'23): a learned weight for every source behaviour
+  oracle      the true flags as weights (generated data only)
+  retrain     a new model on the weights of ours, fixed
+  random      the same, permuted
+  no-global, no-user, split-0.05    BIAO without a branch, or with rows held out
+  loss, group, constant             weights of another weighter
 
 The run folder keeps table, metrics, weights, checkpoints, log and config.
 
@@ -46,7 +52,7 @@ Examples:
 """
 
 _FIRST = "the data set's first scenario; a file needs one"
-_ALL = "all that the data allow"
+_MAIN = "S 0 base ours, and oracle on generated data"
 
 
 def _optional(metavar: str, default: str = "") -> Any:
@@ -72,13 +78,15 @@ class RunBiao:
     """With a file of ratings: a csv or parquet file with the columns item, category."""
     source_cut: Literal["time", "all"] = "time"
     """Train on source behaviours earlier than the user's validation behaviour, or on all."""
-    variants: Annotated[tuple[Variant, ...] | None, _optional("VARIANT ...", _ALL)] = None
-    """Which variants to train: S, 0, base, ours, oracle."""
-    model: Literal["conet"] = "conet"
+    variants: Annotated[tuple[str, ...] | None, _optional("VARIANT ...", _MAIN)] = None
+    """Which variants to train."""
+    retrain_with_learned_weights: bool = False
+    """Also train a new model on the weights that ours has learned, fixed: the variant retrain."""
+    model: Literal[tuple(MODELS)] = "conet"  # type: ignore[valid-type]
     """The recommendation model."""
     seeds: int = 1
     """Seeds 0, 1, …; generated data is drawn anew for each."""
-    preset: Literal["default", "paper", "authors"] = "default"
+    preset: PresetName = "default"
     """Where the options below start from: ours, the paper's text, the authors' code."""
     out: Annotated[Path | None, _optional("PATH", "runs/<time>-<data>")] = None
     """The run folder, which must not exist yet."""
@@ -94,13 +102,8 @@ class RunBiao:
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.jobs < 1:
             raise ValueError(f"--seeds {self.seeds} --jobs {self.jobs}: both must be at least 1.")
-        if self.variants is not None and len(set(self.variants)) < max(1, len(self.variants)):
-            raise ValueError(
-                f"--variants {' '.join(self.variants)}: name at least one, and each once."
-            )
-
-
-NAMES = {"conet": "CoNet"}
+        if self.variants is not None:
+            check(self.variants)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             prog="run_biao.py",
             description=DESCRIPTION,
             args=arguments,
-            default=RunBiao(options=PRESETS[_preset(arguments)]),
+            default=_start(arguments),
         )
         biao(config, arguments)
     except (ValueError, OSError) as error:
@@ -124,13 +127,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _preset(arguments: Sequence[str]) -> str:
-    """The preset named on the command line, which the other options' defaults come from."""
-    name = "default"
+def _start(arguments: Sequence[str]) -> RunBiao:
+    """What the other options' defaults come from: the model and the preset named."""
+    named = {"preset": ("default", "paper", "authors"), "model": tuple(MODELS)}
+    start: dict[str, Any] = {name: choices[0] for name, choices in named.items()}
+    start["model"] = "conet"
     for i, argument in enumerate(arguments):
-        if argument.partition("=")[0] == "--preset":
-            name = argument.partition("=")[2] or "".join(arguments[i + 1 : i + 2])
-    return name if name in PRESETS else "default"
+        flag, _, value = argument.partition("=")
+        value = value or "".join(arguments[i + 1 : i + 2])
+        if value in named.get(flag.removeprefix("--"), ()):
+            start[flag.removeprefix("--")] = value
+    return RunBiao(**start, options=preset(start["preset"], start["model"]))
 
 
 def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
@@ -151,13 +158,13 @@ def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
         (folder / "command.txt").write_text(shlex.join(["run_biao.py", *arguments]) + "\n")
         write_json(folder / "environment.json", environment(device))
         tasks = [
-            Task(variant, seed, source, config.options, config.model, device)
+            Task(variant, seed, source, config.options, device)
             for seed in range(config.seeds)
             for variant in variants
         ]
         results = _train_all(tasks, config, folder)
         by_variant = {v: [results[v, seed] for seed in range(config.seeds)] for v in variants}
-        table = report(by_variant, data, NAMES[config.model], config.preset)
+        table = report(by_variant, data, config.options.model_class.label, config.preset)
         seconds = time.perf_counter() - started
         _write_metrics(folder, by_variant, data, table, seconds)
         _write_weights(folder, by_variant.get("ours", []), source)
@@ -179,16 +186,18 @@ def _device(name: str) -> str:
     return name
 
 
-def _variants(config: RunBiao, data: CrossDomainData) -> tuple[Variant, ...]:
+def _variants(config: RunBiao, data: CrossDomainData) -> tuple[str, ...]:
     flagged = data.relevant is not None
-    if config.variants is None:
-        return ("S", "0", "base", "ours", "oracle") if flagged else ("S", "0", "base", "ours")
-    if "oracle" in config.variants and not flagged:
+    variants = config.variants or ("S", "0", "base", "ours", *(["oracle"] if flagged else []))
+    if config.retrain_with_learned_weights and "retrain" not in variants:
+        variants = (*variants, "retrain")
+        check(variants)
+    if "oracle" in variants and not flagged:
         raise ValueError(
             f"--variants oracle: which behaviours of {data.name} are truly relevant is not known; "
             "there is an oracle for generated data (--data g1) only"
         )
-    return config.variants
+    return variants
 
 
 def _source(config: RunBiao) -> Source:
@@ -219,9 +228,7 @@ def _print_data(data: CrossDomainData) -> None:
     )
 
 
-def _train_all(
-    tasks: list[Task], config: RunBiao, folder: Path
-) -> dict[tuple[Variant, int], Result]:
+def _train_all(tasks: list[Task], config: RunBiao, folder: Path) -> dict[tuple[str, int], Result]:
     results = {}
     # Short enough for 80 columns; no bar in a file or a pipe.
     form = "{n_fmt}/{total_fmt} |{bar:10}| {elapsed}<{remaining}{postfix}"
@@ -231,6 +238,7 @@ def _train_all(
         for task, result in run(
             tasks, config.jobs, bar.set_postfix_str, stack_seeds=config.stack_seeds
         ):
+            assert isinstance(result, Result)  # an error was raised
             results[task.variant, task.seed] = result
             name = f"{task.variant}-seed{task.seed}"
             for record in result.history:
@@ -239,7 +247,7 @@ def _train_all(
             best, epochs = max(record["auc"] for record in result.history), len(result.history)
             weight = "" if result.weight_auc is None else f", weight AUC {result.weight_auc:.3f}"
             bar.write(
-                f"{NAMES[task.model]}{LABELS[task.variant]} seed {task.seed}: "
+                f"{task.options.model_class.label}{label(task.variant)} seed {task.seed}: "
                 f"valid AUC {best:.4f}, test AUC {result.test.metrics()['auc']:.4f}{weight} "
                 f"({epochs} epoch{'s' * (epochs > 1)})"
             )
@@ -250,7 +258,7 @@ def _train_all(
 
 def _write_metrics(
     folder: Path,
-    results: dict[Variant, list[Result]],
+    results: dict[str, list[Result]],
     data: CrossDomainData,
     table: Report,
     seconds: float,

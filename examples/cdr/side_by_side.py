@@ -11,18 +11,17 @@ from torch.func import functional_call
 from cdr.batches import PairBatch
 from cdr.checking import refuse
 from cdr.data.schema import CrossDomainData
-from cdr.options import Options, Variant
+from cdr.options import Options
 from cdr.training import Result, Training, inner_optimizer
 from reweight._trees import map_tensors
 
 
 def train_side_by_side(
-    variant: Variant,
+    variant: str,
     data: CrossDomainData,
     options: Options,
     seeds: Sequence[int],
     *,
-    model_name: str = "conet",
     on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, best: None,
 ) -> list[Result]:
     """Train every seed as :func:`cdr.training.train` does, in steps that they take together.
@@ -37,7 +36,6 @@ def train_side_by_side(
         data: one for all, which makes batches and embedding tables equally large.
         options: as for :func:`cdr.training.train`.
         seeds: at least one.
-        model_name: as for :func:`cdr.training.train`.
         on_step: likewise; the best validation AUC is the mean over the seeds.
 
     Returns:
@@ -46,7 +44,7 @@ def train_side_by_side(
     Raises:
         ValueError: as :func:`cdr.training.train`, naming the seed; a model with buffers.
     """
-    trainings = [Training(variant, data, options, seed, model_name) for seed in seeds]
+    trainings = [Training(variant, data, options, seed) for seed in seeds]
     stack = _Stack(trainings, options)
     while stack.trainings:
         running = stack.trainings
@@ -143,12 +141,13 @@ class _Loss(nn.Module):
         super().__init__()
         self.model = training.model
         self.weighter = training.learner.rw.weighter if training.learner else None
+        self._losses = training.learner.losses if training.learner else None
         self._plain = training.loss
 
     def forward(self, batch: PairBatch) -> Tensor:
-        if self.weighter is None:
+        if self.weighter is None or self._losses is None:
             return self._plain(batch)
-        losses = self.model.losses(batch)
+        losses = self._losses(self.model, batch)
         with torch.no_grad():
             weights = self.weighter(losses.weighted, losses.inputs)
         return losses.fixed + (weights * losses.weighted).mean()

@@ -14,17 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import reweight
 from cdr.batches import Batches, PairBatch
 from cdr.checking import refuse
 from cdr.data.schema import CrossDomainData
 from cdr.evaluation import NUM_SOURCE, Scores, score
 from cdr.graphs import CapturedStep
+from cdr.learner import Learner, pair_sampler
 from cdr.metrics import auc
-from cdr.models import MODELS
+from cdr.models import CrossDomainModel
 from cdr.optimizers import LazyAdam
-from cdr.options import InnerOptions, Options, Variant
-from reweight import BehavioralPerceptron, ReorderReuseSampler
+from cdr.options import InnerOptions, Options
+from cdr.variants import Plan, plan
 from reweight._trees import map_tensors
 
 
@@ -53,30 +53,31 @@ class Result:
 
 
 def train(
-    variant: Variant,
+    variant: str,
     data: CrossDomainData,
     options: Options,
     seed: int,
     *,
-    model_name: str = "conet",
+    learned: NDArray[np.float32] | None = None,
     on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, best: None,
 ) -> Result:
     """Train with early stopping on validation AUC, and score the best checkpoint.
 
     Args:
-        variant: ``S`` (no source branch), ``0`` (source features, no source loss), ``base`` (γ
-            times the mean source loss), ``ours`` (BIAO), ``oracle`` (weights = the true flags).
+        variant: see :mod:`cdr.variants`.
         data: on the device to train on.
-        options: see :mod:`cdr.options`.
+        options: see :mod:`cdr.options`; the model is the one that ``options.model`` belongs to.
         seed: of initialisation, batches and source draws.
+        learned: the weights that "ours" has learned, one per source behaviour, for the variants
+            that take them.
         on_step: called after every step with (epoch from 0, step in it, steps of an epoch, best
             validation AUC so far).
 
     Raises:
-        ValueError: ``oracle`` without true flags; validation or test rows of one class; a loss
-            that is not finite.
+        ValueError: ``oracle`` without true flags, ``retrain`` or ``random`` without learned
+            weights; validation or test rows of one class; a loss that is not finite.
     """
-    training = Training(variant, data, options, seed, model_name)
+    training = Training(variant, data, options, seed, learned)
     while not training.done:
         training.run_epoch(on_step)
     return training.result()
@@ -100,19 +101,22 @@ class Training:
 
     def __init__(
         self,
-        variant: Variant,
+        variant: str,
         data: CrossDomainData,
         options: Options,
         seed: int,
-        model_name: str = "conet",
+        learned: NDArray[np.float32] | None = None,
     ) -> None:
         self._started = time.perf_counter()
         _check_classes(data)
         torch.manual_seed(seed)
+        how = plan(variant)
+        options = how.change(options)
         self._variant, self._data, self._options, self._seed = variant, data, options, seed
         device = data.source_offsets.device
-        model = MODELS[model_name](data, options.model, single_domain=variant == "S").to(device)
-        self.model = model
+        kind, single_domain = options.model_class, how.source == "none"
+        model = kind(data, options.model, single_domain).to(device)
+        self.model: CrossDomainModel = model
         if options.inner.cuda_graphs and device.type != "cuda":
             refuse("inner", "cuda_graphs", True, f"the device is {device}; add --device cuda")
         if options.inner.lazy_tables:
@@ -120,20 +124,29 @@ class Training:
                 if isinstance(module, nn.Embedding):
                     module.sparse = True
         self.optimizer = inner_optimizer(model.parameters(), options.inner)
-        self.learner = (
-            _Learner(model, self.optimizer, data, options, seed) if variant == "ours" else None
+        learns = how.source == "learned"
+        self.learner = Learner(model, self.optimizer, data, options, seed) if learns else None
+        windows = kind.windows(options.model, single_domain)
+        reads_histories = learns and options.outer.weighter == "perceptron"
+        self.batches = Batches(
+            data,
+            options.perceptron.history if reads_histories else 0,
+            seed,
+            windows,
+            paired=options.inner.source_batch == "paired",
         )
-        self.batches = Batches(data, options.perceptron.history if self.learner else 0, seed)
+        gamma = {"none": 0.0, "mean": options.inner.gamma}.get(how.source, 1.0)
+        gamma = gamma if how.gamma is None else how.gamma
         self.loss: Callable[[PairBatch], Tensor] = (
-            self.learner.loss if self.learner else _plain_loss(variant, model, data, options)
+            self.learner.loss
+            if self.learner
+            else _plain_loss(model, gamma, self._given_weights(how, learned))
         )
-        self.sampler = ReorderReuseSampler(
-            len(data.train), min(options.inner.batch_size, len(data.train) // 2), seed=seed
-        )
+        self.sampler = pair_sampler(len(data.train), options.inner.batch_size, seed, options.outer)
         self.best = -math.inf
         self._captured: CapturedStep | None = None
-        self._scorer = Batches(data, 0, 0)
-        self._num_source = 1 if variant == "S" else NUM_SOURCE
+        self._scorer = Batches(data, 0, 0, windows)
+        self._num_source = NUM_SOURCE if kind.mixes_candidates and not single_domain else 1
         self._state, self._since, self._steps = self._snapshot(), 0, 0
         self._history: list[dict[str, float]] = []
 
@@ -213,6 +226,27 @@ class Training:
         result.seconds = time.perf_counter() - self._started
         return result
 
+    def _given_weights(self, how: Plan, learned: NDArray[np.float32] | None) -> Tensor | None:
+        """One fixed weight per source behaviour, for the variants that have them."""
+        data = self._data
+        if how.weights is None:
+            return None
+        if how.weights == "flags":
+            if data.relevant is None:
+                raise ValueError(f"{data.name} has no true relevance flags, so there is no oracle")
+            return data.relevant.float()
+        if learned is None or len(learned) != len(data.source):
+            raise ValueError(
+                f"variant {self._variant}: learned has {0 if learned is None else len(learned)} "
+                f"weights for {len(data.source)} source behaviours; pass the weights of a result "
+                'of "ours" on the same data'
+            )
+        weights = torch.from_numpy(learned)
+        if how.weights == "permuted":
+            generator = torch.Generator().manual_seed(self._seed)
+            weights = weights[torch.randperm(len(weights), generator=generator)]
+        return weights.to(data.source_offsets.device)
+
     def _snapshot(self) -> dict[str, Any]:
         state: dict[str, Any] = {"model": self.model.state_dict()}
         if self.learner:
@@ -231,7 +265,7 @@ class Training:
 
     def _broken(self, what: str) -> ValueError:
         advice = f"Lower --inner.lr (now {self._options.inner.lr:g})"
-        if self._variant == "ours":
+        if self.learner:
             advice += f" or --outer.lr (now {self._options.outer.lr:g})"
         return ValueError(
             f"training {self._variant} (seed {self._seed}) broke down in epoch {self.epoch + 1}: "
@@ -266,146 +300,15 @@ def _check_classes(data: CrossDomainData) -> None:
 
 
 def _plain_loss(
-    variant: Variant, model: nn.Module, data: CrossDomainData, options: Options
+    model: CrossDomainModel, gamma: float, weights: Tensor | None
 ) -> Callable[[PairBatch], Tensor]:
     """The inner loss of the variants that learn no weights."""
-    gamma = {"S": 0.0, "0": 0.0, "base": options.inner.gamma, "oracle": 1.0}[variant]
-    if variant == "oracle" and data.relevant is None:
-        raise ValueError(f"{data.name} has no true relevance flags, so there is no oracle")
 
     def loss(batch: PairBatch) -> Tensor:
-        losses = model.losses(batch)  # type: ignore[operator]
-        if not gamma:
-            return losses.fixed
-        weighted = losses.weighted
-        if variant == "oracle":
-            weighted = weighted * batch.relevant
-        return losses.fixed + gamma * weighted.mean()
+        losses = model.losses(batch)
+        if weights is not None:
+            fixed = weights.index_select(0, batch.source_row)
+            return losses.fixed + (fixed * losses.weighted).mean()
+        return losses.fixed + gamma * losses.weighted.mean() if gamma else losses.fixed
 
     return loss
-
-
-class _Learner:
-    """The behavioral perceptron, its optimizer and its batches."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        data: CrossDomainData,
-        options: Options,
-        seed: int,
-    ) -> None:
-        self._model, self._data, self._options = model, data, options.outer
-        perceptron = options.perceptron
-        weighter = BehavioralPerceptron(
-            2 * options.model.dim,
-            num_heads=perceptron.heads,
-            global_hidden=perceptron.global_hidden,
-            local_hidden=perceptron.local_hidden,
-            normalization=perceptron.normalization,
-            global_bias=perceptron.global_bias,
-            mask_keys=perceptron.mask_keys,
-            gamma_map=perceptron.gamma_map,
-        ).to(data.source_offsets.device)
-        self.rw = reweight.wrap(
-            model,
-            weighter,
-            optimizer=optimizer,
-            hypergradient=self._options.hypergradient(),
-            inner_params=self._is_inner,
-        )
-        kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[self._options.optimizer]
-        self._optimizer = kind(
-            weighter.parameters(), lr=self._options.lr, weight_decay=self._options.weight_decay
-        )
-        self._dev_optimizer = (
-            torch.optim.Adam(model.dev_head.parameters(), lr=options.inner.lr)  # type: ignore[union-attr, arg-type]
-            if options.model.dev_head
-            else None
-        )
-        self._outer_rows = _endless(len(data.train), self._options.batch_size, seed + 1)
-        self._rows_of_user = torch.searchsorted(
-            data.train.user, torch.arange(data.num_users + 1, device=data.train.user.device)
-        )
-        self._generator = torch.Generator(data.train.user.device).manual_seed(seed + 2)
-        self._position = 0
-        self.records: list[dict[str, float]] = []
-
-    def loss(self, batch: PairBatch) -> Tensor:
-        """The weighted inner loss."""
-        return self.rw.loss(batch)
-
-    def outer_step(self, batches: Batches) -> None:
-        """Move the perceptron once."""
-        rows, reshuffled = next(self._outer_rows)
-        rows = rows.to(self._rows_of_user.device)
-        if self._options.dev == "same-users" and bool(self._has_other(rows).any()):
-            rows, dev = self._other_rows(rows[self._has_other(rows)])
-        elif self._options.dev == "in-order":
-            dev = self._in_order(self._options.batch_size, len(self._data.train))
-        else:
-            dev = reshuffled
-        if self._dev_optimizer is not None:
-            self._train_dev_head(batches, self._dev_optimizer)
-        self._optimizer.zero_grad()
-        result = self.rw.outer_backward(batches.train_pairs(rows), batches.train_pairs(dev))
-        if self._options.clip is not None:
-            nn.utils.clip_grad_norm_(self.rw.weighter.parameters(), self._options.clip)
-        self._optimizer.step()
-        info = result.info
-        self.records.append(
-            {
-                "relative_residual": info.relative_residual,
-                "num_hvps": info.num_hvps,
-                "curvature": info.curvature if info.curvature is not None else math.nan,
-            }
-        )
-
-    def weights(self, batches: Batches) -> NDArray[np.float32]:
-        """The learned weight of every source behaviour, in the order of ``data.source``."""
-        num, device = len(self._data.source), self._rows_of_user.device
-        # A weight may depend on the batch it is asked for in (σ of Eq. 8): batches of one size,
-        # mixed like those of training, make the weights of all behaviours comparable.
-        rows = torch.randperm(num, generator=torch.Generator().manual_seed(0)).to(device)
-        chunks = torch.tensor_split(rows, -(-num // 4096))
-        weights = torch.cat([self.rw.weights(batches.source_rows(chunk)) for chunk in chunks])
-        return torch.empty_like(weights).index_copy_(0, rows, weights).cpu().numpy()
-
-    def _is_inner(self, name: str) -> bool:
-        return self._options.heads or not name.split(".")[0].endswith("head")
-
-    def _has_other(self, rows: Tensor) -> Tensor:
-        """Whether the user of a row has another one."""
-        return self._rows_of_user.diff()[self._data.train.user[rows]] > 1
-
-    def _other_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """These rows, and for each another row of the same user, who must have one."""
-        user = self._data.train.user[rows]
-        first, count = self._rows_of_user[user], self._rows_of_user.diff()[user]
-        share = torch.rand(len(rows), generator=self._generator, device=rows.device)
-        # float32 can round share·(count − 1) up to count − 1.
-        hop = 1 + torch.minimum((share * (count - 1)).long(), count - 2)
-        return rows, first + (rows - first + hop) % count
-
-    def _in_order(self, size: int, limit: int) -> Tensor:
-        rows = (self._position + torch.arange(size)) % limit
-        self._position = int(rows[-1]) + 1
-        return rows
-
-    def _train_dev_head(self, batches: Batches, optimizer: torch.optim.Optimizer) -> None:
-        size, steps = self._options.dev_head_batch_size, self._options.dev_head_steps
-        limit = min(size * steps, len(self._data.train))
-        for step in range(steps):
-            rows = (step * size + torch.arange(size)) % limit
-            loss = self._model.outer_loss(batches.train_pairs(rows))  # type: ignore[operator]
-            grads = torch.autograd.grad(loss, list(self._model.dev_head.parameters()))  # type: ignore[union-attr, operator]
-            for p, g in zip(self._model.dev_head.parameters(), grads, strict=True):  # type: ignore[union-attr, operator]
-                p.grad = g
-            optimizer.step()
-
-
-def _endless(n: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    sampler = ReorderReuseSampler(n, min(batch_size, n // 2), seed=seed)
-    while True:
-        yield from sampler

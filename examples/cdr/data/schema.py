@@ -98,14 +98,28 @@ class Behaviors:
         user: User index, long [n].
         item: Item index within the domain, long [n].
         label: 1 for a positive behaviour, 0 for a negative one, float32 [n].
+        source_past: For target behaviours, the slice of `source_history.items` that the user had
+            liked by then, long [n, 2]: first, one past the last. None for source behaviours,
+            which have the histories themselves.
+        target_past: The same of `target_history.items`.
     """
 
     user: Tensor
     item: Tensor
     label: Tensor
+    source_past: Tensor | None = None
+    target_past: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.user)
+
+    def select(self, rows: Tensor) -> Behaviors:
+        """The rows of these indices, long [m], in that order."""
+        columns: dict[str, Any] = {
+            name: None if column is None else column.index_select(0, rows)
+            for name, column in vars(self).items()
+        }
+        return Behaviors(**columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,18 +167,13 @@ class Histories:
             Item indices, long [B, length], and the mask, bool [B, length], True where the entry
             is real. Masked entries hold 0, which is a real item's index too: use the mask.
         """
-        first, count = self.recent(rows, length)
+        end = self.end.index_select(0, rows)
+        first = torch.maximum(self.start.index_select(0, rows), end - length)
         items = windows(self.items, length).index_select(0, first)
-        mask = torch.arange(length, device=first.device) < count.unsqueeze(1)
+        mask = torch.arange(length, device=first.device) < (end - first).unsqueeze(1)
         if exclude is not None:
             mask &= items != exclude.unsqueeze(1)
         return items.mul_(mask), mask
-
-    def recent(self, rows: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """The first of the most recent `length` positives of each row, and their number, [B]."""
-        end = self.end.index_select(0, rows)
-        first = torch.maximum(self.start.index_select(0, rows), end - length)
-        return first, end - first
 
 
 def windows(values: Tensor, length: int) -> Tensor:

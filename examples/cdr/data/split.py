@@ -8,7 +8,7 @@ only if they are strictly earlier than the latter.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -126,6 +126,8 @@ def build(
         "users_without_source": num_users - len(np.unique(src.user)),
     }
     offsets = np.concatenate([[0], np.cumsum(np.bincount(src.user, minlength=num_users))])
+    past = _Past(src, train, timed)
+    known = _last_known(tgt.user, tgt.time)
     return CrossDomainData(
         name=name,
         user_ids=user_ids,
@@ -133,10 +135,10 @@ def build(
         target_items=target_items,
         source=src.behaviors(),
         source_offsets=_long(offsets),
-        train=train.behaviors(),
-        valid=valid.behaviors(),
-        test=test.behaviors(),
-        extra_test=None if extra is None else extra.behaviors(),
+        train=past.beside(train, known[from_end > 2], np.arange(len(train.user))),
+        valid=past.beside(valid, known[from_end == 2]),
+        test=past.beside(test, known[from_end == 1]),
+        extra_test=None if extra is None else past.beside(extra, np.full(len(extra.user), np.inf)),
         source_history=_source_history(src),
         target_history=_target_history(src, train, timed),
         relevant=None if src.relevant is None else torch.from_numpy(src.relevant.copy()),
@@ -191,6 +193,12 @@ def audit(data: CrossDomainData) -> None:
     last = torch.full_like(row, -1)
     last[filled] = slots.origin[slots.end[filled] - 1]
     _refuse(last >= row, "source_history holds the candidate or a later behaviour, source row")
+    for name, rows, now in (
+        ("train", data.train, past.train),
+        ("valid", data.valid, past.valid),
+        ("test", data.test, past.test),
+    ):
+        _audit_past(name, rows, now, data)
 
 
 @dataclass(frozen=True)
@@ -371,6 +379,55 @@ def _notes(count: dict[str, int], src: _Rows, source_cut: str, timed: bool) -> I
         )
 
 
+class _Past:
+    """What a user had liked by the time of a target behaviour."""
+
+    def __init__(self, src: _Rows, train: _Rows, timed: bool) -> None:
+        positive = np.flatnonzero(src.label)
+        self._timed = timed
+        self._source_user = src.user[positive]
+        self._source_time = _last_known(src.user, src.time)[positive]
+        self._target_row = _usable(train, timed)
+        self._target_user = train.user[self._target_row]
+
+    def beside(self, rows: _Rows, time: np.ndarray, place: np.ndarray | None = None) -> Behaviors:
+        """Target rows with their past: source positives up to `time`, training positives of the
+        target above their `place` in training (None: all of them)."""
+        first, end = _slices(self._source_user, rows.user)
+        if self._timed:
+            first, end = _up_to(self._source_user, self._source_time, rows.user, time)
+        source = np.stack([first, end], 1)
+        first, end = _slices(self._target_user, rows.user)
+        if place is not None:
+            end = np.searchsorted(self._target_row, place)
+        return replace(
+            rows.behaviors(),
+            source_past=_long(source),
+            target_past=_long(np.stack([first, end], 1)),
+        )
+
+
+def _slices(users: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the entries of some users begin and end, given the sorted users of all entries."""
+    return np.searchsorted(users, of, side="left"), np.searchsorted(users, of, side="right")
+
+
+def _up_to(
+    users: np.ndarray, times: np.ndarray, of: np.ndarray, until: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same up to and including a time; entries are sorted by user and time."""
+    # One integer per (user, time) that sorts as the pair does, so that a single search does.
+    ticks, code = np.unique(np.concatenate([times, until]), return_inverse=True)
+    past, now = np.split(code, [len(times)])
+    key, query = users * (len(ticks) + 1) + past, of * (len(ticks) + 1) + now
+    return np.searchsorted(users, of, side="left"), np.searchsorted(key, query, side="right")
+
+
+def _usable(train: _Rows, timed: bool) -> np.ndarray:
+    """The training positives that a target history may show."""
+    return np.flatnonzero(train.label & ~np.isnan(train.time) if timed else train.label)
+
+
 def _source_history(src: _Rows) -> Histories:
     positive = np.flatnonzero(src.label)
     before = np.cumsum(src.label) - src.label  # positives in all rows above, other users' included
@@ -379,18 +436,12 @@ def _source_history(src: _Rows) -> Histories:
 
 
 def _target_history(src: _Rows, train: _Rows, timed: bool) -> Histories:
-    usable = train.label & ~np.isnan(train.time) if timed else train.label
-    positive = np.flatnonzero(usable)
+    positive = _usable(train, timed)
     user, time = train.user[positive], train.time[positive]
-    start, end = (np.searchsorted(user, src.user, side=side) for side in ("left", "right"))
+    start, end = _slices(user, src.user)
     if timed:
-        # One integer per (user, time) that sorts as the pair does, so that a single search
-        # counts the positives up to and including each source row's time.
-        ticks, code = np.unique(np.concatenate([time, src.time]), return_inverse=True)
-        past, now = np.split(code, [len(time)])
-        key, query = user * (len(ticks) + 1) + past, src.user * (len(ticks) + 1) + now
-        seen = np.searchsorted(key, query, side="right")
-        end = np.where(np.isnan(src.time), end, seen)
+        unknown = np.isnan(src.time)
+        end = np.where(unknown, end, _up_to(user, time, src.user, src.time)[1])
     return Histories(_long(train.item[positive]), _long(start), _long(end), _long(positive))
 
 
@@ -402,11 +453,35 @@ def _refuse(broken: Tensor, message: str) -> None:
         )
 
 
+def _audit_past(name: str, rows: Behaviors, now: Tensor, data: CrossDomainData) -> None:
+    """The pasts of target rows, by the same rules, and no training row behind its candidate."""
+    past = data.times
+    for domain, lists, span, holders, times in (
+        ("source", data.source_history, rows.source_past, data.source, past.source),
+        ("target", data.target_history, rows.target_past, data.train, past.train),
+    ):
+        assert span is not None  # `build` gives them to every target row
+        slots = replace(lists, start=span[:, 0], end=span[:, 1])
+        _audit_history(f"{name}.{domain}_past", slots, holders, times, rows, now, f"{name} row")
+        if domain == "target" and name == "train":
+            last = torch.full((len(rows),), -1)
+            filled = slots.end > slots.start
+            last[filled] = slots.origin[slots.end[filled] - 1]
+            later = last >= torch.arange(len(rows))
+            _refuse(later, "train.target_past holds the candidate or a later behaviour, train row")
+
+
 def _audit_history(
-    name: str, slots: Histories, holders: Behaviors, past: Tensor, rows: Behaviors, now: Tensor
+    name: str,
+    slots: Histories,
+    holders: Behaviors,
+    past: Tensor,
+    rows: Behaviors,
+    now: Tensor,
+    row: str = "source row",
 ) -> None:
     out_of_range = (slots.start < 0) | (slots.end > len(slots.items)) | (slots.start > slots.end)
-    _refuse(out_of_range, f"{name} reaches outside its list, source row")
+    _refuse(out_of_range, f"{name} reaches outside its list, {row}")
     outside = (slots.origin < 0) | (slots.origin >= len(holders))
     _refuse(outside, f"{name} holds a behaviour that is not one of training, entry")
     _refuse(slots.origin.diff() <= 0, f"{name} is not in the order of the behaviours, entry")
@@ -416,10 +491,10 @@ def _audit_history(
     _refuse(user.diff() < 0, f"{name} is not sorted by user, entry")
     filled = slots.end > slots.start
     begin = torch.searchsorted(user, rows.user)
-    _refuse(filled & (slots.start != begin), f"{name} begins with another user's, source row")
+    _refuse(filled & (slots.start != begin), f"{name} begins with another user's, {row}")
     last = user[slots.end[filled] - 1]
     other = torch.zeros_like(filled).masked_scatter(filled, last != rows.user[filled])
-    _refuse(other, f"{name} holds another user's behaviour, source row")
+    _refuse(other, f"{name} holds another user's behaviour, {row}")
 
     # Times, where they are known: the latest of a slice is a maximum that runs over the entries
     # of one user, taken on ranks so that a user's later entries stay below the next user's.
@@ -428,4 +503,4 @@ def _audit_history(
     running = torch.cummax(rank + offset, 0).values - offset
     latest = times[running[slots.end[filled] - 1]]
     later = torch.zeros_like(filled).masked_scatter(filled, latest > now[filled])
-    _refuse(later, f"{name} holds a behaviour later than the candidate, source row")
+    _refuse(later, f"{name} holds a behaviour later than the candidate, {row}")

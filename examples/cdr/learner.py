@@ -1,0 +1,204 @@
+"""What learns the weights: the outer problem of a training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import reweight
+from cdr.batches import Batches, PairBatch
+from cdr.data.schema import CrossDomainData
+from cdr.models import CrossDomainModel
+from cdr.options import Options, OuterOptions
+from reweight import (
+    BehavioralPerceptron,
+    ConstantWeighter,
+    GroupWeighter,
+    Losses,
+    LossWeighter,
+    ReorderReuseSampler,
+    SampleWeighter,
+    SplitSampler,
+)
+
+
+class Learner:
+    """A weighter, its optimizer and its batches.
+
+    Attributes:
+        rw: the model wrapped with the weighter.
+        records: of each outer step, what the solver says.
+    """
+
+    def __init__(
+        self,
+        model: CrossDomainModel,
+        optimizer: torch.optim.Optimizer,
+        data: CrossDomainData,
+        options: Options,
+        seed: int,
+    ) -> None:
+        self._model, self._data, self._options = model, data, options.outer
+        weighter = _weighter(data, options).to(data.source_offsets.device)
+        self.rw = reweight.wrap(
+            model,
+            weighter,
+            self.losses,
+            optimizer=optimizer,
+            hypergradient=self._options.hypergradient(),
+            inner_params=self._is_inner,
+        )
+        kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[self._options.optimizer]
+        self._optimizer = kind(
+            weighter.parameters(), lr=self._options.lr, weight_decay=self._options.weight_decay
+        )
+        self._dev_optimizer = (
+            torch.optim.Adam(model.dev_head.parameters(), lr=options.inner.lr)
+            if options.model.dev_head
+            else None
+        )
+        self._outer_rows = _endless(
+            # The rows held out have to be those that the inner problem does not see.
+            pair_sampler(
+                len(data.train),
+                self._options.batch_size,
+                seed if self._options.dev == "split" else seed + 1,
+                self._options,
+            )
+        )
+        self._rows_of_user = torch.searchsorted(
+            data.train.user, torch.arange(data.num_users + 1, device=data.train.user.device)
+        )
+        self._generator = torch.Generator(data.train.user.device).manual_seed(seed + 2)
+        self._position = 0
+        self.records: list[dict[str, float]] = []
+
+    def losses(self, model: nn.Module, batch: PairBatch) -> Losses:
+        """The model's losses with what the weighter looks at."""
+        losses: Losses = model.losses(batch)  # type: ignore[operator]
+        if self._options.weighter == "perceptron":
+            return losses
+        by_category = self._options.weighter == "group"
+        return replace(losses, inputs=batch.source.category if by_category else None)
+
+    def loss(self, batch: PairBatch) -> Tensor:
+        """The weighted inner loss."""
+        return self.rw.loss(batch)
+
+    def outer_step(self, batches: Batches) -> None:
+        """Move the perceptron once."""
+        rows, reshuffled = next(self._outer_rows)
+        rows = rows.to(self._rows_of_user.device)
+        if self._options.dev == "same-users" and bool(self._has_other(rows).any()):
+            rows, dev = self._other_rows(rows[self._has_other(rows)])
+        elif self._options.dev == "in-order":
+            dev = self._in_order(self._options.batch_size, len(self._data.train))
+        else:
+            dev = reshuffled
+        if self._dev_optimizer is not None:
+            self._train_dev_head(batches, self._dev_optimizer)
+        self._optimizer.zero_grad()
+        result = self.rw.outer_backward(batches.train_pairs(rows), batches.train_pairs(dev))
+        if self._options.clip is not None:
+            nn.utils.clip_grad_norm_(self.rw.weighter.parameters(), self._options.clip)
+        self._optimizer.step()
+        info = result.info
+        self.records.append(
+            {
+                "relative_residual": info.relative_residual,
+                "num_hvps": info.num_hvps,
+                "curvature": info.curvature if info.curvature is not None else math.nan,
+            }
+        )
+
+    def weights(self, batches: Batches) -> NDArray[np.float32]:
+        """The learned weight of every source behaviour, in the order of ``data.source``."""
+        num, device = len(self._data.source), self._rows_of_user.device
+        # A weight may depend on the batch it is asked for in (σ of Eq. 8): batches of one size,
+        # mixed like those of training, make the weights of all behaviours comparable.
+        rows = torch.randperm(num, generator=torch.Generator().manual_seed(0)).to(device)
+        chunks = torch.tensor_split(rows, -(-num // 4096))
+        weights = torch.cat([self.rw.weights(batches.source_rows(chunk)) for chunk in chunks])
+        return torch.empty_like(weights).index_copy_(0, rows, weights).cpu().numpy()
+
+    def _is_inner(self, name: str) -> bool:
+        return self._options.heads or not name.split(".")[0].endswith("head")
+
+    def _has_other(self, rows: Tensor) -> Tensor:
+        """Whether the user of a row has another one."""
+        return self._rows_of_user.diff()[self._data.train.user[rows]] > 1
+
+    def _other_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """These rows, and for each another row of the same user, who must have one."""
+        user = self._data.train.user[rows]
+        first, count = self._rows_of_user[user], self._rows_of_user.diff()[user]
+        share = torch.rand(len(rows), generator=self._generator, device=rows.device)
+        # float32 can round share·(count − 1) up to count − 1.
+        hop = 1 + torch.minimum((share * (count - 1)).long(), count - 2)
+        return rows, first + (rows - first + hop) % count
+
+    def _in_order(self, size: int, limit: int) -> Tensor:
+        rows = (self._position + torch.arange(size)) % limit
+        self._position = int(rows[-1]) + 1
+        return rows
+
+    def _train_dev_head(self, batches: Batches, optimizer: torch.optim.Optimizer) -> None:
+        size, steps = self._options.dev_head_batch_size, self._options.dev_head_steps
+        limit = min(size * steps, len(self._data.train))
+        for step in range(steps):
+            rows = (step * size + torch.arange(size)) % limit
+            loss = self._model.outer_loss(batches.train_pairs(rows))
+            head = list(self._model.dev_head.parameters())
+            for p, g in zip(head, torch.autograd.grad(loss, head), strict=True):
+                p.grad = g
+            optimizer.step()
+
+
+def pair_sampler(
+    n: int, batch_size: int, seed: int, options: OuterOptions
+) -> ReorderReuseSampler | SplitSampler:
+    """Batches of training rows for the inner problem, each with one for the outer problem."""
+    if options.dev == "split":
+        held_out = max(1, round(options.split * n))
+        return SplitSampler(
+            n,
+            options.split,
+            min(batch_size, n - held_out),
+            dev_batch_size=min(options.batch_size, held_out),
+            seed=seed,
+        )
+    return ReorderReuseSampler(n, min(batch_size, n // 2), seed=seed)
+
+
+def _endless(sampler: ReorderReuseSampler | SplitSampler) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from sampler
+
+
+def _weighter(data: CrossDomainData, options: Options) -> SampleWeighter:
+    kind, perceptron = options.outer.weighter, options.perceptron
+    if kind == "loss":
+        return LossWeighter()
+    if kind == "group":
+        # One group more: the pad of users without source behaviours.
+        return GroupWeighter(data.source_items.num_categories + 1)
+    if kind == "constant":
+        return ConstantWeighter()
+    return BehavioralPerceptron(
+        2 * options.model.dim,
+        num_heads=perceptron.heads,
+        global_hidden=perceptron.global_hidden,
+        local_hidden=perceptron.local_hidden,
+        use_global=perceptron.global_branch,
+        use_local=perceptron.local_branch,
+        normalization=perceptron.normalization,
+        global_bias=perceptron.global_bias,
+        mask_keys=perceptron.mask_keys,
+        gamma_map=perceptron.gamma_map,
+    )

@@ -1,0 +1,148 @@
+"""MiNet: interests of three kinds, weighed by attention (Ouyang et al., CIKM 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cdr.batches import History, PairBatch, Windows
+from cdr.checking import at_least, widths
+from cdr.data.schema import CrossDomainData
+from cdr.models.base import (
+    CrossDomainModel,
+    ItemEmbedding,
+    ModelOptions,
+    masked_softmax,
+    present,
+)
+
+
+@dataclass(frozen=True)
+class MiNetOptions(ModelOptions):
+    """MiNet."""
+
+    target_window: int = 10
+    """Most recent target positives it attends to."""
+    source_window: int = 20
+    """Most recent source positives it attends to."""
+    attention: int = 64
+    """Hidden width of the attention over items and of the gates over interests."""
+    rank: int = 10
+    """Rank of the map that carries a source item to the target's space."""
+    hidden: tuple[int, ...] = (256, 128)
+    """Hidden widths of the two prediction networks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, "model", self, "target_window", "source_window", "attention", "rank")
+        widths("model", self, "hidden")
+
+
+class MiNet(CrossDomainModel):
+    """Long-term interest (the user) and short-term ones (recent positives of both domains).
+
+    Within a history, an item ``h`` counts for the candidate ``c`` of the user ``u`` by
+    ``softmax(v' ReLU(V [h ; c ; u ; h * c]))``; a source item enters the product through a map of
+    low rank. The interests are scaled by gates ``exp(g' ReLU(W [c ; u ; p_t ; p_s]) + b)``, whose
+    biases begin at 1 for the user and 0 for the histories. An item is [id ; category].
+    """
+
+    label = "MiNet"
+    Options = MiNetOptions
+    original = MiNetOptions(init_std=0.01)
+
+    def __init__(
+        self, data: CrossDomainData, options: MiNetOptions, single_domain: bool = False
+    ) -> None:
+        super().__init__(data, options, single_domain)
+        dim, item = options.dim, 2 * options.dim
+        sources = 0 if single_domain else 1
+        self.target_attention = _Attention(item, dim, options.attention)
+        if not single_domain:
+            self.source_attention = _Attention(item, dim, options.attention, options.rank)
+        read = item + dim + item * (1 + sources)  # [candidate ; user ; p_t (; p_s)]
+        self.gates = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(read, options.attention, bias=False),
+                nn.ReLU(),
+                nn.Linear(options.attention, 1),
+            )
+            for _ in range(2 + sources)
+        )
+        for gate, bias in zip(self.gates, (1.0, 0.0, 0.0), strict=False):
+            nn.init.constant_(gate[-1].bias, bias)
+        self.target_network = _network(read, options.hidden)
+        if not single_domain:
+            self.source_network = _network(item + dim, options.hidden)
+        self._add_heads(options.hidden[-1], options.hidden[-1])
+
+    @classmethod
+    def windows(cls, options: ModelOptions, single_domain: bool) -> Windows:
+        assert isinstance(options, MiNetOptions)
+        return Windows(
+            target=(0 if single_domain else options.source_window, options.target_window)
+        )
+
+    def target_features(self, batch: PairBatch) -> Tensor:
+        assert batch.target_past is not None
+        user, item = self.user(batch.user), self.target_items(batch.target)
+        histories = [(self.target_attention, self.target_items, batch.target_past.target)]
+        if not self.single_domain:
+            histories.append((self.source_attention, self.source_items, batch.target_past.source))
+        interests = [user]
+        for attention, items, history in histories:
+            interests.append(_interest(attention, items, present(history), item, user))
+        read = torch.cat([item, *interests], -1)
+        gated = [
+            gate(read).exp() * interest
+            for gate, interest in zip(self.gates, interests, strict=True)
+        ]
+        features: Tensor = self.target_network(torch.cat([item, *gated], -1))
+        return features
+
+    def source_features(self, batch: PairBatch) -> Tensor:
+        read = torch.cat([self.source_items(batch.source), self.user(batch.source_user)], -1)
+        features: Tensor = self.source_network(read)
+        return features
+
+
+class _Attention(nn.Module):
+    """Importance of each item of a history for the candidate, before the softmax."""
+
+    def __init__(self, item: int, user: int, hidden: int, rank: int | None = None) -> None:
+        super().__init__()
+        # V of the four parts apart: candidate and user need not be repeated for each item.
+        self.of_history = nn.Linear(item, hidden, bias=False)
+        self.of_rest = nn.Linear(item + user, hidden, bias=False)
+        self.of_product = nn.Linear(item, hidden, bias=False)
+        self.score = nn.Linear(hidden, 1, bias=False)
+        self.transfer: nn.Module = nn.Identity()
+        if rank is not None:
+            self.transfer = nn.Sequential(
+                nn.Linear(item, rank, bias=False), nn.Linear(rank, item, bias=False)
+            )
+
+    def forward(self, history: Tensor, item: Tensor, user: Tensor) -> Tensor:
+        product = self.transfer(history) * item.unsqueeze(1)
+        rest = self.of_rest(torch.cat([item, user], -1)).unsqueeze(1)
+        hidden = (self.of_history(history) + self.of_product(product) + rest).relu()
+        scores: Tensor = self.score(hidden).squeeze(-1)
+        return scores
+
+
+def _interest(
+    attention: _Attention, items: ItemEmbedding, history: History, item: Tensor, user: Tensor
+) -> Tensor:
+    """The items of a history averaged by their importance, [B, D]; zero for an empty one."""
+    embedded = items(history.items)
+    weight = masked_softmax(attention(embedded, item, user), history.mask)
+    return (weight.unsqueeze(1) @ embedded).squeeze(1)
+
+
+def _network(width: int, hidden: tuple[int, ...]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for a, b in zip((width, *hidden), hidden, strict=False):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers)
