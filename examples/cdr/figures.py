@@ -87,19 +87,18 @@ def _interval_of(entry: Entry) -> int:
 
 def _by_interval(panel: Axes, entries: list[Entry], model: str, place: int) -> None:
     learned = [e for e in entries if e.cell.method.changes]
+    # One place for each, for a logarithm would crowd the long ones.
+    x = range(len(learned))
     color, marker = plots.COLORS[place], plots.MARKERS[place]
     for e in entries:
         if not e.cell.method.changes:
             panel.axhline(e.mean, color=color, ls=":", label=f"{model} w/o ours")
     if not learned:
         return
-    x = [_interval_of(e) for e in learned]
     error = [e.std / np.sqrt(len(e.auc)) if e.std is not None else 0.0 for e in learned]
     y = [e.mean for e in learned]
     panel.errorbar(x, y, error, color=color, marker=marker, capsize=2.5, label=f"{model}+ours")
-    panel.set_xscale("log")
-    panel.set_xticks(x, [str(n) for n in x])
-    panel.minorticks_off()
+    panel.set_xticks(x, [str(_interval_of(e)) for e in learned])
 
 
 def interval_sentences(table: Table) -> list[str]:

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from cdr.fingerprints import Fingerprints
 from cdr.run_folder import environment, to_json, write_json
 from cdr.runner import Task, run
 from cdr.training import Result
+from cdr.variants import plan
 
 logger = logging.getLogger("cdr")
 
@@ -88,7 +89,7 @@ class Grid:
             "format": _FORMAT,
             "variant": task.variant,
             "seed": task.seed,
-            "model": task.model,
+            "model": task.options.model_name,
             "options": options_read(task),
             "data": self._fingerprints.of(task.source),
         }
@@ -136,7 +137,7 @@ class Grid:
             {
                 "variant": task.variant,
                 "seed": task.seed,
-                "model": task.model,
+                "model": task.options.model_name,
                 "options": options_read(task),
                 "data": self._fingerprints.of(task.source),
                 "test": result.test.metrics(),
@@ -189,7 +190,7 @@ def complete(
 
     Args:
         grid: where they are kept.
-        tasks: in the order to train them.
+        tasks: in the order to train them, teachers of others included.
         jobs: how many at a time.
         names: what to call them where they are reported.
         stack_seeds: see :func:`cdr.runner.run`.
@@ -208,7 +209,15 @@ def complete(
         dynamic_ncols=True,
         disable=None,
     ) as bar:
-        for task, result in _train(missing, jobs, bar.set_postfix_str, stack_seeds):
+        learned = {task: done.weights for task, done in runs.items() if done.weights is not None}
+        for task, result in run(
+            missing,
+            jobs,
+            bar.set_postfix_str,
+            stack_seeds=stack_seeds,
+            learned=learned,
+            keep_going=True,
+        ):
             if isinstance(result, Exception):
                 failures[task] = str(result)
                 logger.error("%s failed: %s", names[task], result)
@@ -222,19 +231,21 @@ def complete(
 
 
 def options_read(task: Task) -> dict[str, Any]:
-    """The options that the task's variant reads: others do not change its result."""
-    options: dict[str, Any] = json.loads(to_json(task.options))
-    if task.variant != "base":
-        del options["inner"]["gamma"]
-    if task.variant in ("S", "0", "base", "oracle"):
-        del options["outer"], options["perceptron"]
-    return options
-
-
-def _train(
-    tasks: list[Task], jobs: int, progress: Any, stack_seeds: bool
-) -> Iterable[tuple[Task, Result | Exception]]:
-    return run(tasks, jobs, progress, stack_seeds=stack_seeds)
+    """The options that decide the result of a task: not those that its variant does not read."""
+    how = plan(task.variant)
+    options = how.change(task.options)
+    read: dict[str, Any] = json.loads(to_json(options))
+    if how.source != "mean" or how.gamma is not None:
+        del read["inner"]["gamma"]
+    # Weights that ours has learned depend on all that it reads.
+    if how.source != "learned" and not how.follows_ours:
+        del read["outer"], read["perceptron"]
+        return read
+    if options.outer.dev != "split":
+        del read["outer"]["split"]
+    if options.outer.weighter != "perceptron":
+        del read["perceptron"]
+    return read
 
 
 def _tell(bar: Any, name: str, run: Run) -> None:

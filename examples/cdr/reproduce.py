@@ -7,21 +7,21 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 import tyro
 
 from cdr import plots
+from cdr.devices import chosen
 from cdr.figures import difference_chart, interval_chart, interval_sentences
 from cdr.grid import Completed, Grid, complete
 from cdr.models import MODELS
-from cdr.options import PRESETS, InnerOptions, Options, OuterOptions, PerceptronOptions
+from cdr.options import Options, PresetName, preset
 from cdr.output_folder import check_output, output_folder
-from cdr.run_biao import _device
 from cdr.run_folder import environment, to_json, write_json
 from cdr.runner import Task
 from cdr.scenarios import SETS, Scenario, parse
@@ -67,7 +67,7 @@ class Reproduce:
     """Recommendation models; left out: the paper's for this table or figure."""
     seeds: int = 5
     """Seeds 0, 1, …; generated data is drawn anew for each."""
-    preset: Literal["default", "paper", "authors"] = "default"
+    preset: PresetName = "default"
     """Where the options below start from: ours, the paper's text, the authors' code."""
     jobs: int = 1
     """Trainings side by side, each in a process with one thread."""
@@ -79,12 +79,8 @@ class Reproduce:
     """Where finished trainings are kept."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Where the results go; those of the same command are replaced. Left out: results/<command>."""
-    inner: InnerOptions = field(default_factory=InnerOptions)
-    """How the recommendation model is trained."""
-    outer: OuterOptions = field(default_factory=OuterOptions)
-    """How the weights are learned."""
-    perceptron: PerceptronOptions = field(default_factory=PerceptronOptions)
-    """The behavioral perceptron."""
+    options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
+    """For all trainings of the command; where a flag is left out, each model takes its preset."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.jobs < 1:
@@ -111,13 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, train, report; 1 if a training failed, 2 on bad input, without a traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        config = _parse(arguments, next(iter(MODELS)))
-        models = config.models or tuple(m for m in _MODELS[config.command] if m in MODELS)
-        if not models:
-            raise ValueError(f"--models: name at least one of {', '.join(MODELS)}.")
         # Once for each model, so that each starts from its own preset.
-        options = {model: _options(_parse(arguments, model), model) for model in models}
-        return reproduce(replace(config, models=models), options, arguments)
+        parsed = {model: _parse(arguments, model) for model in _models(arguments)}
+        config = replace(next(iter(parsed.values())), models=tuple(parsed))
+        options = {model: own.options for model, own in parsed.items()}
+        return reproduce(config, options, arguments)
     except (ValueError, OSError) as error:
         print(f"reproduce.py: {error}", file=sys.stderr)
         return 2
@@ -131,38 +125,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str], model: str) -> Reproduce:
-    start = preset(_named(arguments, "preset", "default"), model)
-    default = Reproduce(
-        tyro.MISSING, inner=start.inner, outer=start.outer, perceptron=start.perceptron
-    )
+    name = next(iter(_values(arguments, "--preset")), "default")
+    start = preset(name if name in get_args(PresetName) else "default", model)  # type: ignore[arg-type]
     return tyro.cli(
         Reproduce,
         prog="reproduce.py",
         description=DESCRIPTION,
         args=list(arguments),
-        default=default,
+        default=Reproduce(tyro.MISSING, options=start),
     )
 
 
-def _options(config: Reproduce, model: str) -> Options:
-    return replace(
-        preset(config.preset, model),
-        inner=config.inner,
-        outer=config.outer,
-        perceptron=config.perceptron,
-    )
+def _models(arguments: Sequence[str]) -> list[str]:
+    """The models named, or those of the command; the parser complains about all else."""
+    named = [name for name in _values(arguments, "--models") if name in MODELS]
+    command = next((a for a in arguments if a in _MODELS), "table1")
+    return list(dict.fromkeys(named or _MODELS[command]))
 
 
-def preset(name: str, model: str) -> Options:
-    return PRESETS.get(name, PRESETS["default"])
-
-
-def _named(arguments: Sequence[str], name: str, default: str) -> str:
-    """An argument that other arguments' defaults depend on."""
-    found = default
+def _values(arguments: Sequence[str], flag: str) -> list[str]:
+    """What is given with a flag that the defaults of others depend on."""
+    found: list[str] = []
     for i, argument in enumerate(arguments):
-        if argument.partition("=")[0] == f"--{name}":
-            found = argument.partition("=")[2] or "".join(arguments[i + 1 : i + 2])
+        name, _, value = argument.partition("=")
+        if name == flag:
+            after = takewhile(lambda a: not a.startswith("--"), arguments[i + 1 :])
+            found = [value] if value else list(after)
     return found
 
 
@@ -171,10 +159,7 @@ def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequenc
     out = config.out or Path("results") / config.command
     check_output(out, config.command)
     plots.needed()
-    device = _device(config.device)
-    if device == "cpu":
-        # Two threads fight over tensors as small as these: one is up to five times faster.
-        torch.set_num_threads(1)
+    device = chosen(config.device)
     scenarios = parse(config.data) if config.data else default_scenarios(config)
     command = shlex.join(["reproduce.py", *arguments])
     study = STUDIES[config.command]
@@ -245,9 +230,7 @@ def _data_notes(sources: dict[Scenario, Any]) -> list[str]:
 
 def _config(config: Reproduce, out: Path, options: dict[str, Options]) -> dict[str, Any]:
     """What was asked for; the options as each model got them."""
-    sections = ("inner", "outer", "perceptron")
-    told = {k: v for k, v in vars(replace(config, out=out)).items() if k not in sections}
-    return {**told, "options": options}
+    return {**vars(replace(config, out=out)), "options": options}
 
 
 def _failures(done: Completed, names: dict[Task, str]) -> list[str]:

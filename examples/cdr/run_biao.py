@@ -19,6 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from cdr.data.schema import CrossDomainData
+from cdr.devices import chosen
 from cdr.models import MODELS
 from cdr.options import Options, PresetName, preset
 from cdr.report import Report, report
@@ -142,10 +143,7 @@ def _start(arguments: Sequence[str]) -> RunBiao:
 
 def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
     """Run every variant and seed, write the run folder and print the table."""
-    device = _device(config.device)
-    if device == "cpu":
-        # Two threads fight over tensors as small as these: one is up to five times faster.
-        torch.set_num_threads(1)
+    device = chosen(config.device)
     source = _source(config)
     out = config.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.data).stem}"
     started = time.perf_counter()
@@ -171,19 +169,6 @@ def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
         (folder / "table.md").write_text(table.markdown(), encoding="utf-8")
     print(f"\n{table}\n\n{seconds:.0f} s; everything is in {out}/")
     return table
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise ValueError(
-            f"--device {name} cannot be used here ({str(error).splitlines()[0][:60]} …); give cpu, "
-            "or cuda where there is a GPU"
-        ) from error
-    return name
 
 
 def _variants(config: RunBiao, data: CrossDomainData) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 from cdr.options import Options
 from cdr.runner import Source, Task
 from cdr.scenarios import Scenario
+from cdr.variants import label
 
 
 @dataclass(frozen=True)
@@ -64,55 +65,44 @@ class Cell:
     method: Method
 
 
-S = Method("S", "-S", "S")
-ZERO = Method("0", "-0", "0")
-BASE = Method("base", "", "base")
-OURS = Method("ours", "+ours", "ours")
-ORACLE = Method("oracle", "+oracle", "oracle")
-RETRAIN = Method("retrain", "+ours, retrained", "retrain")
+def _variants(*names: str) -> tuple[Method, ...]:
+    return tuple(Method(name, label(name), name) for name in names)
+
 
 INTERVALS = (1, 5, 20, 100, 200, 300, 400, 500)
 """The paper's, and two shorter ones."""
 
 STUDIES = {
-    "table1": Study("Overall recommendation performance", (S, ZERO, BASE, OURS)),
+    "table1": Study("Overall recommendation performance", _variants("S", "0", "base", "ours")),
     "table2": Study(
         "What the two branches of the behavioral perceptron do",
-        (
-            S,
-            OURS,
-            Method("no-global", "+ours w/o global", "no-global"),
-            Method("no-user", "+ours w/o user", "no-user"),
-        ),
+        _variants("S", "ours", "no-global", "no-user"),
         reference="ours",
         hidden=("S",),
     ),
     "table3": Study(
         "Reorder-and-reuse against splitting off dev data",
-        (
-            S,
-            *(Method(f"split-{r}", f"+ours split {r}", f"split-{r}") for r in (0.01, 0.05, 0.1)),
-            OURS,
-        ),
+        _variants("S", "split-0.01", "split-0.05", "split-0.1", "ours"),
         reference="ours",
         hidden=("S",),
     ),
-    "table5": Study("Another backbone", (S, ZERO, BASE, OURS)),
-    "figure3": Study("Mean weight by source category", (OURS,)),
-    "figure4": Study("Mean weight by length of the histories", (OURS,)),
+    "table5": Study("Another backbone", _variants("S", "0", "base", "ours")),
+    "figure3": Study("Mean weight by source category", _variants("ours")),
+    "figure4": Study("Mean weight by length of the histories", _variants("ours")),
     "figure5": Study(
         "Inner steps between two outer steps",
         (
-            BASE,
+            *_variants("base"),
             *(
                 Method(f"interval-{n}", f"+ours, interval {n}", "ours", (("outer.interval", n),))
                 for n in INTERVALS
             ),
         ),
     ),
-    "figure6": Study("Cases with low and high user-specific weights", (OURS,)),
+    "figure6": Study("Cases with low and high user-specific weights", _variants("ours")),
     "generated": Study(
-        "Data whose relevant behaviours are known", (S, ZERO, BASE, OURS, RETRAIN, ORACLE)
+        "Data whose relevant behaviours are known",
+        _variants("S", "0", "base", "ours", "retrain", "oracle"),
     ),
 }
 
@@ -139,11 +129,10 @@ def tasks(
     """The training of each cell and seed: all of the first seed first."""
     return {
         (cell, seed): Task(
-            cell.method.variant,  # type: ignore[arg-type]
+            cell.method.variant,
             seed,
             sources[cell.scenario],
             cell.method.options(options[cell.model]),
-            cell.model,
             device,
         )
         for seed in range(seeds)
