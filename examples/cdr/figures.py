@@ -1,4 +1,4 @@
-"""The figures: numbers first, then a picture of them, and a sentence on what is seen."""
+"""Pictures of tables: differences with their intervals, and AUC by the interval of outer steps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from cdr import plots
 from cdr.models import MODELS
+from cdr.plots import Picture
 from cdr.tables import Entry, Table, signed
 
 if TYPE_CHECKING:
@@ -15,17 +16,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def difference_chart(table: Table) -> tuple[plots.Draw, float]:
-    """Differences to the table's reference with their intervals, a panel for each scenario.
-
-    Returns:
-        What draws them, and the height it needs.
-    """
+def differences(table: Table) -> list[Picture]:
+    """Differences to the table's reference, a panel for each scenario; none if none is known."""
     compared = [e for e in table.entries if e.comparison is not None]
     scenarios = list(dict.fromkeys(e.cell.scenario for e in compared))
     labels = list(dict.fromkeys(e.label for e in compared))
+    if not compared:
+        return []
     columns = min(3, len(scenarios))
-    rows = -(-len(scenarios) // columns)
+    caption = f"AUC − that of {table.reference}, with a 95 % interval over users"
 
     def draw(figure: Figure) -> None:
         axes = plots.panels(figure, len(scenarios), columns, sharex=True, sharey=True)
@@ -37,11 +36,14 @@ def difference_chart(table: Table) -> tuple[plots.Draw, float]:
             panel.set_title(scenario.heading, loc="left")
             panel.set_yticks(range(len(labels)), labels)
             panel.set_ylim(len(labels) - 0.5, -0.5)
+            panel.locator_params(axis="x", nbins=5)
+            panel.tick_params(axis="x", labelbottom=True)
             panel.grid(axis="x", alpha=0.3, lw=0.6)
-        label = f"AUC − that of {table.reference}, with a 95 % interval over users"
-        figure.supxlabel(label, size=9.0)
+        figure.supxlabel(caption, size=9.0)
 
-    return draw, 0.9 + rows * (0.5 + 0.26 * len(labels))
+    rows = -(-len(scenarios) // columns)
+    told = f"{caption}; filled where the interval leaves out zero."
+    return [Picture("differences", told, draw, 0.7 + rows * (0.6 + 0.26 * len(labels)))]
 
 
 def _interval(panel: Axes, entry: Entry, place: int) -> None:
@@ -53,69 +55,82 @@ def _interval(panel: Axes, entry: Entry, place: int) -> None:
     panel.plot(c.difference, place, "o", color=color, mfc=color if sure else "white")
 
 
-def interval_chart(table: Table) -> tuple[plots.Draw, float]:
+def intervals(table: Table) -> Picture:
     """AUC against the interval of outer steps, the base model as a dotted line (Figure 5)."""
-    groups: dict[tuple[str, str], list[Entry]] = {}
-    for e in table.entries:
-        label = MODELS[e.cell.model].label
-        groups.setdefault((e.cell.scenario.heading, label), []).append(e)
-    headings = list(dict.fromkeys(heading for heading, _ in groups))
-    models = list(dict.fromkeys(model for _, model in groups))
-    columns = min(2, len(headings))
+    scenarios = list(dict.fromkeys(e.cell.scenario for e in table.entries))
+    models = list(dict.fromkeys(e.cell.model for e in table.entries))
+    columns = min(2, len(scenarios))
 
     def draw(figure: Figure) -> None:
-        axes = plots.panels(figure, len(headings), columns)
-        for panel, heading in zip(axes, headings, strict=True):
-            for model in models:
-                _by_interval(panel, groups.get((heading, model), []), model, models.index(model))
-            panel.set_title(heading, loc="left")
+        axes = plots.panels(figure, len(scenarios), columns)
+        for panel, scenario in zip(axes, scenarios, strict=True):
+            for place, model in enumerate(models):
+                _by_interval(panel, _base(table, scenario, model), place)
+                _by_interval(panel, _learned(table, scenario, model), place)
+            panel.set_title(scenario.heading, loc="left")
             panel.set_xlabel("inner steps between two outer steps")
-            panel.set_ylabel("test AUC, mean over seeds")
+            panel.set_ylabel("test AUC")
             panel.grid(alpha=0.3, lw=0.6)
-            panel.legend(frameon=False, fontsize=8.0)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8.5
+        )
 
-    return draw, 0.3 + 3.0 * -(-len(headings) // columns)
+    told = "Mean test AUC with standard error over seeds; dotted: the base model."
+    return Picture("figure5", told, draw, 0.5 + 2.9 * -(-len(scenarios) // columns))
 
 
-def _alike(one: Entry, other: Entry) -> bool:
-    return (one.cell.scenario, one.cell.model) == (other.cell.scenario, other.cell.model)
+def interval_sentences(table: Table) -> list[str]:
+    """How many intervals do better than the base model, and the best of them."""
+    told = []
+    for base in (e for e in table.entries if not e.cell.method.changes):
+        learned = _learned(table, base.cell.scenario, base.cell.model)
+        if learned:
+            better = sum(e.mean > base.mean for e in learned)
+            best = max(learned, key=lambda e: e.mean)
+            told.append(
+                f"{base.cell.scenario.heading}, {base.label}: {better} of {len(learned)} intervals "
+                f"have a higher mean AUC than the base model ({base.mean:.4f}); the highest is "
+                f"{best.mean:.4f} ({signed(best.mean - base.mean)}) at {_interval_of(best)}."
+            )
+    return told
+
+
+def _base(table: Table, scenario: object, model: str) -> list[Entry]:
+    return [e for e in _of(table, scenario, model) if not e.cell.method.changes]
+
+
+def _learned(table: Table, scenario: object, model: str) -> list[Entry]:
+    return [e for e in _of(table, scenario, model) if e.cell.method.changes]
+
+
+def _of(table: Table, scenario: object, model: str) -> list[Entry]:
+    return [e for e in table.entries if (e.cell.scenario, e.cell.model) == (scenario, model)]
 
 
 def _interval_of(entry: Entry) -> int:
     return int(dict(entry.cell.method.changes)["outer.interval"])
 
 
-def _by_interval(panel: Axes, entries: list[Entry], model: str, place: int) -> None:
-    learned = [e for e in entries if e.cell.method.changes]
-    # One place for each, for a logarithm would crowd the long ones.
-    x = range(len(learned))
-    color, marker = plots.COLORS[place], plots.MARKERS[place]
-    for e in entries:
-        if not e.cell.method.changes:
-            panel.axhline(e.mean, color=color, ls=":", label=f"{model} w/o ours")
-    if not learned:
+def _by_interval(panel: Axes, entries: list[Entry], place: int) -> None:
+    if not entries:
         return
-    error = [e.std / np.sqrt(len(e.auc)) if e.std is not None else 0.0 for e in learned]
-    y = [e.mean for e in learned]
-    panel.errorbar(x, y, error, color=color, marker=marker, capsize=2.5, label=f"{model}+ours")
-    panel.set_xticks(x, [str(_interval_of(e)) for e in learned])
-
-
-def interval_sentences(table: Table) -> list[str]:
-    """How many intervals do better than the base model, and the best of them."""
-    told = []
-    for base in table.entries:
-        if base.cell.method.changes:
-            continue
-        learned = [e for e in table.entries if _alike(e, base) and e.cell.method.changes]
-        if not learned:
-            continue
-        better = sum(e.mean > base.mean for e in learned)
-        best = max(learned, key=lambda e: e.mean)
-        told.append(
-            f"{base.cell.scenario.heading}, {base.label}: {better} of {len(learned)} intervals "
-            f"have a higher mean AUC than the base model ({base.mean:.4f}); the highest is "
-            f"{best.mean:.4f} ({signed(best.mean - base.mean)}) at {_interval_of(best)}."
-        )
-    told.append("Error bars: standard error over seeds. Dotted: the base model.")
-    return told
+    color, marker = plots.COLORS[place], plots.MARKERS[place]
+    label = MODELS[entries[0].cell.model].label
+    if not entries[0].cell.method.changes:
+        panel.axhline(entries[0].mean, color=color, ls=":", label=f"{label} w/o ours")
+        return
+    # One place for each: a logarithm would crowd the long ones.
+    x = np.arange(len(entries))
+    error = [0.0 if e.std is None else e.std / np.sqrt(len(e.auc)) for e in entries]
+    # A little apart, so that the bars of two models do not hide each other.
+    panel.errorbar(
+        x + 0.06 * place,
+        [e.mean for e in entries],
+        error,
+        color=color,
+        marker=marker,
+        capsize=2.5,
+        label=f"{label}+ours",
+    )
+    panel.set_xticks(x, [str(_interval_of(e)) for e in entries])

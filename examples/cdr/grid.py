@@ -252,9 +252,10 @@ def _tell(bar: Any, name: str, run: Run) -> None:
     for record in run.history:
         logger.info("%s %s", name, to_json(record))
     weight = "" if run.weight_auc is None else f", weight AUC {run.weight_auc:.3f}"
+    auc, epochs = run.scores.metrics()["auc"], len(run.history)
     bar.write(
-        f"{name}: valid AUC {run.valid_auc:.4f}, test AUC {run.scores.metrics()['auc']:.4f}"
-        f"{weight} ({len(run.history)} epochs, {run.seconds:.0f} s)"
+        f"{name}: valid AUC {run.valid_auc:.4f}, test AUC {auc:.4f}{weight} "
+        f"({epochs} epoch{'s' * (epochs > 1)}, {run.seconds:.0f} s)"
     )
 
 

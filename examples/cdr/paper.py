@@ -120,3 +120,9 @@ STATISTICS = {
     "target items": (49_273, 61_201, 52_134, 11_567, 15_445, 22_550, 18_703),
 }
 """Table 4: a number for each of ``SCENARIOS``."""
+
+
+def statistics(scenario: str) -> dict[str, int]:
+    """Table 4's numbers of one scenario."""
+    place = SCENARIOS.index(scenario)
+    return {name: numbers[place] for name, numbers in STATISTICS.items()}

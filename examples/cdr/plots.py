@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +33,40 @@ _STYLE = {
     "savefig.dpi": 160,
 }
 
-Draw = Callable[["Figure"], None]
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is still to be drawn.
+
+    Attributes:
+        name: of its files, without an ending.
+        caption: one sentence on what it shows.
+        draw: puts everything into an empty figure.
+        height: inches.
+        width: inches.
+    """
+
+    name: str
+    caption: str
+    draw: Callable[[Figure], None] = field(repr=False)
+    height: float
+    width: float = WIDTH
+
+    def save(self, folder: Path) -> None:
+        """Write it as png and as svg."""
+        import matplotlib
+        from matplotlib.figure import Figure  # not through pyplot, which would look for a display
+
+        with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
+            figure = Figure(figsize=(self.width, self.height), layout="constrained")
+            self.draw(figure)
+            figure.savefig(folder / f"{self.name}.png")
+            figure.savefig(folder / f"{self.name}.svg", metadata={"Date": None})
+
+
+def available() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
 
 
 def needed() -> None:
@@ -40,29 +75,8 @@ def needed() -> None:
     Raises:
         ValueError: it is not installed.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ValueError("pictures need matplotlib: pip install 'torch-reweight[plot]'") from error
-
-
-def save(draw: Draw, path: Path, height: float, width: float = WIDTH) -> None:
-    """Draw a picture and write it as ``path``.png and ``path``.svg.
-
-    Args:
-        draw: puts everything into an empty figure.
-        path: without an ending.
-        height: inches.
-        width: inches.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure  # not through pyplot, which would look for a display
-
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure)
-        figure.savefig(path.with_name(path.name + ".png"))
-        figure.savefig(path.with_name(path.name + ".svg"), metadata={"Date": None})
+    if not available():
+        raise ValueError("pictures need matplotlib: pip install 'torch-reweight[plot]'")
 
 
 def panels(figure: Figure, num: int, columns: int, **told: object) -> list[Axes]:

@@ -121,5 +121,63 @@ def parse(names: Sequence[str]) -> list[Scenario]:
     return list(found)
 
 
+# What a table or figure is made on if nothing is named: where the paper chose, its choice, and a
+# few of the others.
+_CHOSEN: dict[str, dict[str, tuple[str, ...]]] = {
+    "table3": {
+        "amazon": (
+            "amazon:Books:CDs_and_Vinyl",
+            "amazon:CDs_and_Vinyl:Clothing_Shoes_and_Jewelry",
+            "amazon:Electronics:Clothing_Shoes_and_Jewelry",
+        ),
+    },
+    "table5": {"amazon": ("amazon:Books:CDs_and_Vinyl", f"amazon:Books:{_TOYS}")},
+    "figure3": {
+        "amazon": ("amazon:Books:Movies_and_TV", f"amazon:Books:{_TOYS}"),
+        "amazon5": (f"amazon5:Beauty:{_TOYS}",),
+        "epinions": ("epinions:others:4",),
+    },
+    "figure4": {
+        "amazon": ("amazon:Books:Movies_and_TV", f"amazon:Books:{_TOYS}"),
+        "amazon5": (f"amazon5:Beauty:{_TOYS}",),
+        "epinions": ("epinions:3:4",),
+    },
+    "figure5": {
+        "amazon": (f"amazon:Books:{_TOYS}", "amazon:Books:Electronics"),
+        "amazon5": (f"amazon5:Beauty:{_TOYS}",),
+        "epinions": ("epinions:3:4",),
+    },
+    "figure6": {
+        "amazon": (f"amazon:Books:{_TOYS}",),
+        "amazon5": (f"amazon5:Beauty:{_TOYS}",),
+        "epinions": ("epinions:others:4",),
+    },
+    "evidence": {
+        "amazon": (f"amazon:Books:{_TOYS}",),
+        "amazon5": (f"amazon5:Beauty:{_TOYS}",),
+        "epinions": ("epinions:3:4",),
+    },
+}
+
+
+def default_scenarios(command: str, root: Path | None) -> tuple[str, ...]:
+    """The names of what a command is run on if none is given.
+
+    Raises:
+        ValueError: the folder holds no data set that is known.
+    """
+    if command == "generated":
+        return GENERATED
+    if root is None:
+        return GENERATED[:1]
+    found = [name for name in SETS if (root / name).is_dir()]
+    if not found:
+        raise ValueError(
+            f"--root {root}: there is no folder {', '.join(SETS)} in it; give the folder that "
+            "holds one of them, or --data"
+        )
+    return tuple(n for name in found for n in _CHOSEN.get(command, {}).get(name, (name,)))
+
+
 def _short(domains: str) -> str:
     return " + ".join(_SHORT.get(name, name) for name in domains.split("+"))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cdr.grid import Run
 from cdr.options import Options
 from cdr.runner import Source, Task
 from cdr.scenarios import Scenario
@@ -72,6 +73,14 @@ def _variants(*names: str) -> tuple[Method, ...]:
 INTERVALS = (1, 5, 20, 100, 200, 300, 400, 500)
 """The paper's, and two shorter ones."""
 
+GAMMAS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+"""Weights of the source loss that the best single one is searched among."""
+
+SEARCHED = "searched"
+"""Name of the method that is the best of them."""
+
+_SOLVERS = {"identity": "the gradient itself", "cg": "conjugate gradients"}
+
 STUDIES = {
     "table1": Study("Overall recommendation performance", _variants("S", "0", "base", "ours")),
     "table2": Study(
@@ -86,6 +95,7 @@ STUDIES = {
         reference="ours",
         hidden=("S",),
     ),
+    "table4": Study("Statistics of the data", ()),
     "table5": Study("Another backbone", _variants("S", "0", "base", "ours")),
     "figure3": Study("Mean weight by source category", _variants("ours")),
     "figure4": Study("Mean weight by length of the histories", _variants("ours")),
@@ -103,6 +113,25 @@ STUDIES = {
     "generated": Study(
         "Data whose relevant behaviours are known",
         _variants("S", "0", "base", "ours", "retrain", "oracle"),
+    ),
+    "evidence": Study(
+        "Baselines that could explain the gain away",
+        (
+            *_variants("S"),
+            Method(
+                "S-longer", "-S, 3 × the epochs", "S", (("inner.epochs", 60), ("inner.patience", 9))
+            ),
+            *_variants("0", "base"),
+            *(Method(f"gamma-{g:g}", f" γ = {g:g}", "base", (("inner.gamma", g),)) for g in GAMMAS),
+            *_variants("constant", "loss", "group", "random", "retrain", "ours"),
+            *(
+                Method(f"ours-{name}", f"+ours by {told}", "ours", (("outer.solver", name),))
+                for name, told in _SOLVERS.items()
+            ),
+            *_variants("oracle"),
+        ),
+        hidden=tuple(f"gamma-{g:g}" for g in GAMMAS),
+        baselines=("S", "S-longer", "0", "base", SEARCHED),
     ),
 }
 
@@ -138,3 +167,26 @@ def tasks(
         for seed in range(seeds)
         for cell in cells
     }
+
+
+def searched(
+    runs: Mapping[Cell, Mapping[int, Run]], scenario: Scenario, model: str
+) -> tuple[Cell, Mapping[int, Run], dict[float, float]] | None:
+    """The base model with the γ that is best on the validation rows, by its mean over seeds.
+
+    Returns:
+        Its cell and runs, and the mean validation AUC of each γ; None if none was trained.
+    """
+    found = {}
+    for cell, several in runs.items():
+        here = (cell.scenario, cell.model) == (scenario, model)
+        gamma = dict(cell.method.changes).get("inner.gamma")
+        if here and gamma is not None and several:
+            auc = sum(run.valid_auc for run in several.values()) / len(several)
+            found[gamma] = (auc, several)
+    if not found:
+        return None
+    best = max(found, key=lambda gamma: found[gamma][0])
+    method = Method(SEARCHED, f", γ searched ({best:g})", "base", (("inner.gamma", best),))
+    aucs = {gamma: auc for gamma, (auc, _) in found.items()}
+    return Cell(scenario, model, method), found[best][1], aucs

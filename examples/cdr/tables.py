@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +9,7 @@ import numpy as np
 
 from cdr import paper
 from cdr.comparison import Comparison, compare, paired_p_value
+from cdr.document import Sheet, sheet
 from cdr.grid import Run
 from cdr.metrics import relative_improvement
 from cdr.models import MODELS
@@ -18,12 +17,6 @@ from cdr.scenarios import Scenario
 from cdr.studies import Cell, Study
 
 SIGNIFICANT = 0.05
-
-_CSV = (
-    *("scenario", "model", "method", "label", "seeds", "auc", "std", "rela_impr"),
-    *("log_loss", "gauc", "weight_auc", "difference", "low", "high", "p"),
-    *("best_baseline", "p_best", "star", "paper_auc", "paper_rela_impr"),
-)
 
 Runs = Mapping[Cell, Mapping[int, Run]]
 """By cell and seed; a seed whose training failed is missing."""
@@ -40,7 +33,7 @@ class Entry:
         log_loss: mean over seeds.
         gauc: likewise; NaN where each user has one row.
         improvement: RelaImpr; None without the single-domain model, or where that is at chance.
-        weight_auc: mean over seeds; None where no flags are known or no weights learned.
+        weight_aucs: of each seed; none where no flags are known or no weights learned.
         comparison: with the study's reference, over the seeds that both have.
         best: the baseline of the highest mean AUC, for ours.
         best_p: p-value of the difference to it.
@@ -54,7 +47,7 @@ class Entry:
     log_loss: float
     gauc: float
     improvement: float | None
-    weight_auc: float | None
+    weight_aucs: tuple[float, ...]
     comparison: Comparison | None
     best: str | None
     best_p: float | None
@@ -67,6 +60,11 @@ class Entry:
         return float(np.mean(self.auc))
 
     @property
+    def weight_auc(self) -> float | None:
+        """Mean over seeds."""
+        return float(np.mean(self.weight_aucs)) if self.weight_aucs else None
+
+    @property
     def std(self) -> float | None:
         """Likewise; None for a single seed."""
         return float(np.std(self.auc, ddof=1)) if len(self.auc) > 1 else None
@@ -74,101 +72,107 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """Entries in the order of scenarios, models and methods."""
+    """Entries in the order of scenarios, models and methods.
+
+    Attributes:
+        reference: what differences are taken to, in words.
+    """
 
     title: str
     reference: str
     entries: tuple[Entry, ...]
-    notes: tuple[str, ...]
 
-    @property
-    def scenarios(self) -> list[Scenario]:
-        """The columns' groups."""
-        return list(dict.fromkeys(entry.cell.scenario for entry in self.entries))
+    def find(self, scenario: Scenario, model: str, method: str) -> Entry | None:
+        """The entry of a method."""
+        wanted = (scenario, model, method)
+        here = ((e.cell.scenario, e.cell.model, e.cell.method.name) for e in self.entries)
+        return next((e for e, at in zip(self.entries, here, strict=True) if at == wanted), None)
 
-    def grid(self) -> tuple[list[tuple[str, list[str]]], list[list[str]]]:
-        """As the paper lays it out.
-
-        Returns:
-            For each group of columns its heading and those of its columns, the first being the
-            column of labels; and the rows.
-        """
-        groups: list[tuple[str, list[str]]] = [("", ["model"])]
+    def sheets(self) -> tuple[Sheet, ...]:
+        """The table as the paper lays it out, and the differences to the reference."""
+        groups: list[tuple[str, tuple[str, ...]]] = [("", ("model",))]
         rows: dict[str, list[str]] = {e.label: [e.label] for e in self.entries}
-        for scenario in self.scenarios:
+        for scenario in dict.fromkeys(e.cell.scenario for e in self.entries):
             entries = {e.label: e for e in self.entries if e.cell.scenario == scenario}
-            heads, columns = _columns(list(entries.values()))
-            groups.append((scenario.heading, heads))
+            columns = _columns(list(entries.values()))
+            groups.append((scenario.heading, tuple(columns)))
             for label, row in rows.items():
                 found = entries.get(label)
-                row += [column(found) if found else "" for column in columns]
-        return groups, list(rows.values())
+                row += [text(found) if found else "" for text in columns.values()]
+        main = Sheet("", tuple(groups), tuple(map(tuple, rows.values())))
+        differences = self._differences()
+        return (main, differences) if differences.rows else (main,)
 
-    def differences(self) -> tuple[list[str], list[list[str]]]:
-        """Heads and rows of a table of differences to the reference."""
+    def _differences(self) -> Sheet:
         heads = ["scenario", "model", f"AUC − that of {self.reference}", "95 % CI (users)"]
-        tested = any(len(e.auc) > 1 for e in self.entries)
         rows = []
         for e in self.entries:
-            if e.comparison is None:
-                continue
-            c = e.comparison
-            low, high = signed(c.low), signed(c.high)
-            row = [e.cell.scenario.heading, e.label, signed(c.difference), f"[{low}, {high}]"]
-            rows.append([*row, *([p_value(c.p_value)] if tested else [])])
-        return [*heads, *(["p (seeds)"] if tested else [])], rows
+            if e.comparison is not None:
+                c = e.comparison
+                interval = f"[{signed(c.low)}, {signed(c.high)}]"
+                difference = (signed(c.difference), interval, p_value(c.p_value))
+                rows.append((e.cell.scenario.heading, e.label, *difference))
+        if all(not row[-1] for row in rows):
+            rows = [row[:-1] for row in rows]
+        else:
+            heads.append("p (seeds)")
+        return sheet(heads, rows, left=2)
 
-    def markdown(self) -> str:
-        """The whole of it."""
-        groups, rows = self.grid()
-        heads = [f"{group} {head}".strip() for group, heads in groups for head in heads]
-        parts = [f"## {self.title}", markdown_table(heads, rows)]
-        heads, rows = self.differences()
-        if rows:
-            parts.append(markdown_table(heads, rows, left=2))
-        parts.append("\n".join(f"- {note}" for note in self.notes))
-        return "\n\n".join(parts) + "\n"
+    def legend(self) -> tuple[str, ...]:
+        """What the columns that are there mean."""
+        told = [text for text, of in _EXPLAINED if any(of(entry) for entry in self.entries)]
+        return (" ".join(told),) if told else ()
 
-    def csv(self) -> str:
-        """A line for each entry."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(_CSV)
-        for e in self.entries:
-            c, printed = e.comparison, e.printed
-            values = [
-                *(e.cell.scenario, e.cell.model, e.cell.method.name, e.label, len(e.auc)),
-                *(e.mean, e.std, e.improvement, e.log_loss),
-                *(None if np.isnan(e.gauc) else e.gauc, e.weight_auc),
-                *((c.difference, c.low, c.high, c.p_value) if c else (None,) * 4),
-                *(e.best, e.best_p, "*" if e.star else None),
-                *((printed.auc, printed.improvement) if printed else (None, None)),
-            ]
-            writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values])
-        return text.getvalue()
+    def values(self) -> tuple[dict[str, object], ...]:
+        """All numbers, a dict for each entry."""
+        return tuple(_values(entry) for entry in self.entries)
 
 
-def assemble(command: str, study: Study, runs: Runs, notes: Sequence[str]) -> Table:
+def _values(e: Entry) -> dict[str, object]:
+    c, printed = e.comparison, e.printed
+    return {
+        "scenario": str(e.cell.scenario),
+        "model": e.cell.model,
+        "method": e.cell.method.name,
+        "label": e.label,
+        "seeds": len(e.auc),
+        "auc": e.mean,
+        "std": e.std,
+        "rela_impr": e.improvement,
+        "log_loss": e.log_loss,
+        "gauc": None if np.isnan(e.gauc) else e.gauc,
+        "weight_auc": e.weight_auc,
+        "difference": c and c.difference,
+        "low": c and c.low,
+        "high": c and c.high,
+        "p": c and c.p_value,
+        "best_baseline": e.best,
+        "p_best": e.best_p,
+        "star": "*" if e.star else None,
+        "paper_auc": printed and printed.auc,
+        "paper_rela_impr": printed and printed.improvement,
+    }
+
+
+def assemble(command: str, study: Study, runs: Runs) -> Table:
     """The table of a study.
 
     Args:
         command: whose it is; the paper's numbers are looked up under it.
         study: what was trained.
         runs: what came out. Cells without any run are left out.
-        notes: sentences to print below, after those on the table itself.
     """
     found = {cell: several for cell, several in runs.items() if several}
     shown = [cell for cell in found if cell.method.name not in study.hidden]
     entries = tuple(_entry(command, cell, study, found) for cell in shown)
     reference = next(m for m in study.methods if m.name == study.reference)
-    shown_as = reference.suffix.lstrip("+") or "the base model"
-    return Table(study.title, shown_as, entries, (*_legend(entries), *notes))
+    return Table(study.title, reference.suffix.lstrip("+") or "the base model", entries)
 
 
 def _entry(command: str, cell: Cell, study: Study, runs: Runs) -> Entry:
     metrics = [run.scores.metrics() for run in runs[cell].values()]
     auc = tuple(m["auc"] for m in metrics)
-    flagged = [run.weight_auc for run in runs[cell].values() if run.weight_auc is not None]
+    flagged = tuple(r.weight_auc for r in runs[cell].values() if r.weight_auc is not None)
     here = (cell.scenario, cell.model)
     beside = {c.method.name: c for c in runs if (c.scenario, c.model) == here}
     single, reference = beside.get("S"), beside.get(study.reference)
@@ -196,7 +200,7 @@ def _entry(command: str, cell: Cell, study: Study, runs: Runs) -> Entry:
         gauc=float(np.mean([m["gauc"] for m in metrics])),
         # Nothing is relative to a single-domain model at or below chance.
         improvement=relative_improvement(float(np.mean(auc)), base) if base > 0.5 else None,
-        weight_auc=float(np.mean(flagged)) if flagged else None,
+        weight_aucs=flagged,
         comparison=comparison,
         best=best,
         best_p=best_p,
@@ -215,8 +219,8 @@ def _pairs(ours: Mapping[int, Run], base: Mapping[int, Run]) -> list[tuple[Run, 
     return [(run, base[seed]) for seed, run in ours.items() if seed in base]
 
 
-def _columns(entries: Sequence[Entry]) -> tuple[list[str], list[Callable[[Entry], str]]]:
-    """Heads, and from an entry to the text of each; a column that says nothing is left out."""
+def _columns(entries: Sequence[Entry]) -> dict[str, Callable[[Entry], str]]:
+    """From the head of a column to the text of an entry; what says nothing is left out."""
     columns: dict[str, Callable[[Entry], str]] = {
         "AUC": lambda e: f"{e.mean:.4f}{'*' * e.star}",
         "±": lambda e: "" if e.std is None else short(e.std),
@@ -226,8 +230,7 @@ def _columns(entries: Sequence[Entry]) -> tuple[list[str], list[Callable[[Entry]
         "paper AUC": lambda e: e.printed.text if e.printed else "",
         "paper RelaImpr": lambda e: _percent(e.printed.improvement if e.printed else None),
     }
-    kept = {head: text for head, text in columns.items() if any(text(e) for e in entries)}
-    return list(kept), list(kept.values())
+    return {head: text for head, text in columns.items() if any(text(e) for e in entries)}
 
 
 _EXPLAINED: tuple[tuple[str, Callable[[Entry], bool]], ...] = (
@@ -237,7 +240,7 @@ _EXPLAINED: tuple[tuple[str, Callable[[Entry], bool]], ...] = (
         lambda e: e.improvement is not None,
     ),
     (
-        "*: better than the best of -S, -0 and base at 0.05 by a paired t-test over seeds.",
+        "*: better than the best baseline at 0.05 by a paired t-test over seeds.",
         lambda e: e.best_p is not None,
     ),
     (
@@ -251,12 +254,6 @@ _EXPLAINED: tuple[tuple[str, Callable[[Entry], bool]], ...] = (
     ),
     ("paper: as Chen et al. print it.", lambda e: e.printed is not None),
 )
-
-
-def _legend(entries: Sequence[Entry]) -> list[str]:
-    """What the columns that are there mean."""
-    told = [text for text, of in _EXPLAINED if any(of(entry) for entry in entries)]
-    return [" ".join(told)] if told else []
 
 
 def _percent(value: float | None) -> str:
@@ -278,22 +275,3 @@ def p_value(p: float | None) -> str:
     if p is None:
         return ""
     return "<.001" if p < 0.0005 else f"{p:.3f}"
-
-
-def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table whose first ``left`` columns are aligned to the left."""
-    rule = ["---"] * left + ["---:"] * (len(heads) - left)
-    return "\n".join("| " + " | ".join(row) + " |" for row in (heads, rule, *rows))
-
-
-def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """The same in aligned columns."""
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (heads, *rows)
-    ]
-    return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])

@@ -1,0 +1,200 @@
+"""From what a command has trained to its tables, pictures and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cdr import paper
+from cdr.cases import figure6
+from cdr.document import Document, Sheet, sheet
+from cdr.figures import differences, interval_sentences, intervals
+from cdr.models import MODELS
+from cdr.runner import Source
+from cdr.scenarios import Scenario
+from cdr.studies import SEARCHED, STUDIES, Cell, Study, searched
+from cdr.tables import Runs, Table, assemble
+from cdr.variants import label
+from cdr.weight_figures import figure3, figure4
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a command has trained.
+
+    Attributes:
+        command: its name.
+        sources: by scenario, in the order given.
+        runs: by cell and seed.
+    """
+
+    command: str
+    sources: Mapping[Scenario, Source]
+    runs: Runs
+
+    @property
+    def study(self) -> Study:
+        """What was to be trained."""
+        return STUDIES[self.command]
+
+
+def _table(results: Results) -> tuple[Table, Document]:
+    table = assemble(results.command, results.study, results.runs)
+    appendix: tuple[Sheet, ...] = ()
+    if results.command in paper.TABLES and not any(e.printed for e in table.entries):
+        appendix = (_printed(results.command),)
+    pictures = tuple(differences(table))
+    document = Document(
+        table.title, table.sheets(), pictures, table.legend(), table.values(), appendix
+    )
+    return table, document
+
+
+def _plain(results: Results) -> Document:
+    return _table(results)[1]
+
+
+def _generated(results: Results) -> Document:
+    table, document = _table(results)
+    return replace(document, notes=(*_recovered(table), *document.notes))
+
+
+def _evidence(results: Results) -> Document:
+    runs = {**results.runs}
+    told = []
+    for scenario in results.sources:
+        for model in dict.fromkeys(cell.model for cell in runs):
+            best = searched(results.runs, scenario, model)
+            if best is None:
+                continue
+            cell, several, gammas = best
+            runs[cell] = several
+            values = ", ".join(f"{gamma:g} {auc:.4f}" for gamma, auc in gammas.items())
+            told.append(
+                f"{scenario.heading}, {MODELS[model].label}: γ by the mean validation AUC over "
+                f"seeds: {values}."
+            )
+    table, document = _table(replace(results, runs=_in_order(runs, results.study)))
+    notes = (*_recovered(table), *told, *document.notes)
+    return replace(document, notes=notes)
+
+
+def _in_order(runs: Runs, study: Study) -> Runs:
+    """The searched γ right behind the base model."""
+    order = [method.name for method in study.methods]
+    order.insert(order.index("base") + 1, SEARCHED)
+    scenarios = list(dict.fromkeys((cell.scenario, cell.model) for cell in runs))
+
+    def place(cell: Cell) -> tuple[int, int]:
+        return scenarios.index((cell.scenario, cell.model)), order.index(cell.method.name)
+
+    return {cell: runs[cell] for cell in sorted(runs, key=place)}
+
+
+def _figure5(results: Results) -> Document:
+    table = assemble(results.command, results.study, results.runs)
+    notes = (*interval_sentences(table), *table.legend())
+    return Document(table.title, table.sheets(), (intervals(table),), notes, table.values())
+
+
+# Short heads for the paper's five counts and three of ours, and their names among the statistics.
+_COUNTED = {
+    "users": "users",
+    "source behaviours": "source",
+    "target behaviours": "target",
+    "source items": "source_items",
+    "target items": "target_items",
+    "source trained on": "source_train",
+    "target trained on": "train",
+    "users without source": "users_without_source",
+}
+
+
+def _table4(results: Results) -> Document:
+    """The statistics of the data; nothing is trained."""
+    heads = ("scenario", *_COUNTED)
+    rows: list[tuple[str, ...]] = []
+    values: list[dict[str, object]] = []
+    for scenario, source in results.sources.items():
+        statistics = source.load(0).statistics
+        counts = {name: statistics[key] for name, key in _COUNTED.items()}
+        rows.append((scenario.heading, *(f"{n:,}" for n in counts.values())))
+        printed = paper.statistics(scenario.in_paper) if scenario.in_paper else {}
+        if printed:
+            shown = (f"{printed[name]:,}" if name in printed else "" for name in _COUNTED)
+            rows.append(("in the paper", *shown))
+        for name, count in counts.items():
+            line = {"scenario": str(scenario), "statistic": name, "here": count}
+            values.append({**line, "paper": printed.get(name)})
+    appendix: tuple[Sheet, ...] = ()
+    if not any(scenario.in_paper for scenario in results.sources):
+        counted = [name for name in _COUNTED if name in paper.STATISTICS]
+        lines = [
+            [name, *(f"{paper.statistics(name)[c]:,}" for c in counted)] for name in paper.SCENARIOS
+        ]
+        appendix = (sheet(("scenario", *counted), lines, title="As the paper prints it (Table 4)"),)
+    note = (
+        "Of the users found in both domains. Behaviours and items are counted before any cut by "
+        "time; generated data: of seed 0."
+    )
+    title = results.study.title
+    return Document(title, (sheet(heads, rows),), (), (note,), tuple(values), appendix)
+
+
+DOCUMENTS: dict[str, Callable[[Results], Document]] = {
+    "table1": _plain,
+    "table2": _plain,
+    "table3": _plain,
+    "table4": _table4,
+    "table5": _plain,
+    "figure3": lambda results: figure3(results.runs, results.sources),
+    "figure4": lambda results: figure4(results.runs, results.sources),
+    "figure5": _figure5,
+    "figure6": lambda results: figure6(results.runs, results.sources),
+    "generated": _generated,
+    "evidence": _evidence,
+}
+
+
+def _printed(command: str) -> Sheet:
+    """The paper's table, for reference."""
+    cells = paper.TABLES[command]
+    scenarios = list(dict.fromkeys(scenario for scenario, _, _ in cells))
+    relative = any(printed.improvement is not None for printed in cells.values())
+    heads = ("AUC", "RelaImpr") if relative else ("AUC",)
+    rows = []
+    for model, variant in dict.fromkeys((model, variant) for _, model, variant in cells):
+        row = [MODELS[model].label + label(variant)]
+        for scenario in scenarios:
+            printed = cells[scenario, model, variant]
+            row += [printed.text, f"{printed.improvement:+.2f}%"] if relative else [printed.text]
+        rows.append(tuple(cell.replace("-", "−") if "%" in cell else cell for cell in row))
+    groups = (("", ("model",)), *((scenario, heads) for scenario in scenarios))
+    return Sheet(f"As the paper prints it (Table {command[-1]})", groups, tuple(rows))
+
+
+def _recovered(table: Table) -> list[str]:
+    """How much of the oracle's gain over the base model learned weights get."""
+    told = []
+    for scenario, model in dict.fromkeys((e.cell.scenario, e.cell.model) for e in table.entries):
+        base, oracle = (table.find(scenario, model, name) for name in ("base", "oracle"))
+        if base is None or oracle is None:
+            continue
+        gain = oracle.mean - base.mean
+        text = f"{scenario.heading}, {base.label}: the oracle, which knows the true flags, gains "
+        text += f"{gain:+.4f} AUC over the base model".replace("-", "−")
+        learned = [table.find(scenario, model, name) for name in ("ours", "retrain")]
+        shares = [(e, e.mean - base.mean) for e in learned if e is not None]
+        if gain > 0 and shares:
+            parts = (f"{e.label} {100 * own / gain:.0f} %".replace("-", "−") for e, own in shares)
+            text += f"; of that gain, {' and '.join(parts)}"
+        ours = table.find(scenario, model, "ours")
+        if ours is not None and ours.weight_aucs:
+            text += (
+                f"; weight AUC {np.mean(ours.weight_aucs):.3f}, of single seeds between "
+                f"{min(ours.weight_aucs):.3f} and {max(ours.weight_aucs):.3f}"
+            )
+        told.append(text + ".")
+    return told
