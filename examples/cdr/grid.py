@@ -113,7 +113,8 @@ class Grid:
             key,
             _scores(found, "test"),
             _scores(found, "extra_test") if "extra_test_label" in found else None,
-            record["history"],
+            # NaN has no name in json.
+            [{k: np.nan if v is None else v for k, v in e.items()} for e in record["history"]],
             found.get("weights"),
             record["weight_auc"],
             record["seconds"],
@@ -131,24 +132,28 @@ class Grid:
         partial = place.with_name(f"{place.name}.partial-{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        np.savez_compressed(partial / "arrays.npz", **arrays)  # type: ignore[arg-type]
-        write_json(
-            partial / "run.json",
-            {
-                "variant": task.variant,
-                "seed": task.seed,
-                "model": task.options.model_name,
-                "options": options_read(task),
-                "data": self._fingerprints.of(task.source),
-                "test": result.test.metrics(),
-                "extra_test": result.extra_test and result.extra_test.metrics(),
-                "weight_auc": result.weight_auc,
-                "history": result.history,
-                "seconds": result.seconds,
-                "command": self._command,
-                "environment": _environment(task.device),
-            },
-        )
+        try:
+            np.savez_compressed(partial / "arrays.npz", **arrays)  # type: ignore[arg-type]
+            write_json(
+                partial / "run.json",
+                {
+                    "variant": task.variant,
+                    "seed": task.seed,
+                    "model": task.options.model_name,
+                    "options": options_read(task),
+                    "data": self._fingerprints.of(task.source),
+                    "test": result.test.metrics(),
+                    "extra_test": result.extra_test and result.extra_test.metrics(),
+                    "weight_auc": result.weight_auc,
+                    "history": result.history,
+                    "seconds": result.seconds,
+                    "command": self._command,
+                    "environment": _environment(task.device),
+                },
+            )
+        except BaseException:
+            shutil.rmtree(partial)
+            raise
         try:
             partial.rename(place)
         except OSError:

@@ -54,6 +54,8 @@ table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabu
 th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right;
   vertical-align: top; }
 th.left, td.left { text-align: left; }
+tr > :first-child { white-space: nowrap; }
+.wide + .wide { margin-top: 1.2rem; }
 thead tr:first-child th[colspan] { text-align: center; border-bottom: 1px solid #888; }
 caption { text-align: left; font-weight: 600; padding: 0.8rem 0 0.2rem; }
 figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; }

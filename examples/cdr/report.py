@@ -11,6 +11,7 @@ import numpy as np
 
 from cdr.comparison import Comparison, compare
 from cdr.data.schema import CrossDomainData
+from cdr.document import Document, sheet
 from cdr.metrics import relative_improvement
 from cdr.training import Result
 from cdr.variants import label, plan
@@ -49,6 +50,11 @@ class Report:
         rule = ["---"] + ["---:"] * (len(head) - 1)
         rows = ["| " + " | ".join(row) + " |" for row in (head, rule, *body)]
         return "\n".join([f"## {self.title}", "", *rows, "", *(f"- {n}" for n in self.notes), ""])
+
+    def document(self) -> Document:
+        """The same to be put on a page."""
+        head, *body = self._cells()
+        return Document(self.title, (sheet(head, body),), notes=self.notes)
 
     def _cells(self) -> list[list[str]]:
         # 80 columns wide at most.

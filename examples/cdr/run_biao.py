@@ -22,6 +22,7 @@ from cdr.data.schema import CrossDomainData
 from cdr.devices import chosen
 from cdr.models import MODELS
 from cdr.options import Options, PresetName, preset
+from cdr.page import write_page
 from cdr.report import Report, report
 from cdr.run_folder import environment, run_folder, to_json, write_json
 from cdr.runner import Source, Task, run
@@ -167,6 +168,7 @@ def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
         _write_metrics(folder, by_variant, data, table, seconds)
         _write_weights(folder, by_variant.get("ours", []), source)
         (folder / "table.md").write_text(table.markdown(), encoding="utf-8")
+        write_page(folder, table.document(), _curves(by_variant, table))
     print(f"\n{table}\n\n{seconds:.0f} s; everything is in {out}/")
     return table
 
@@ -241,6 +243,16 @@ def _train_all(tasks: list[Task], config: RunBiao, folder: Path) -> dict[tuple[s
             bar.update()
         bar.set_postfix_str("")
     return results
+
+
+def _curves(
+    results: dict[str, list[Result]], table: Report
+) -> dict[tuple[str, str], list[list[float]]]:
+    """Of each variant, the validation AUC of each epoch of each seed."""
+    return {
+        ("", table.rows[variant].label): [[r["auc"] for r in each.history] for each in several]
+        for variant, several in results.items()
+    }
 
 
 def _write_metrics(
