@@ -20,6 +20,7 @@ import tyro
 from scenarios import gappy_log, write_ratings
 
 import cdr.run_biao
+from cdr import plots
 from cdr.data import generator
 from cdr.data.tables import load
 from cdr.options import PRESETS
@@ -55,7 +56,8 @@ def finished(ratings: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def test_a_run_leaves_everything_behind(finished: Path) -> None:
     models = {f"model-{v}-seed{s}.pt" for v in ("S", "0", "base", "ours") for s in (0, 1)}
     texts = {"command.txt", "config.json", "environment.json", "log.txt", "metrics.json"}
-    assert set(os.listdir(finished)) == models | texts | {"table.md", "weights.parquet"}
+    page = {"report.html", "curves.png", "curves.svg"}
+    assert set(os.listdir(finished)) == models | texts | page | {"table.md", "weights.parquet"}
     assert os.listdir(finished.parent) == ["one"]
 
 
@@ -130,6 +132,21 @@ def test_the_config_says_how_to_repeat_the_run(finished: Path, ratings: Path) ->
 
     again = tyro.cli(RunBiao, args=flags(config))
     assert json.loads(cdr.run_biao.to_json(again)) == config
+
+
+def test_the_page_shows_the_run(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert "CoNet+ours" in page and "data:image/svg+xml" in page
+    assert "no training row in the target" in page and "run_biao.py --data" in page
+
+
+def test_the_page_does_without_matplotlib(
+    ratings: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    assert run("--data", ratings, *DOMAINS, *BRIEF, "--variants", "S", "--out", out) == 0
+    assert "Learning curves need matplotlib" in (out / "report.html").read_text()
+    assert not (out / "curves.png").exists()
 
 
 def test_the_command_is_kept(finished: Path, ratings: Path) -> None:

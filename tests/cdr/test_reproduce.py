@@ -1,0 +1,270 @@
+"""The command line: each command once, resuming, and one readable sentence for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cdr.grid
+import cdr.runner
+from cdr import plots
+from cdr.data import generator
+from cdr.options import preset
+from cdr.reproduce import main
+
+pytest.importorskip("matplotlib")
+
+BRIEF = ("--inner.epochs", "1", "--inner.batch-size", "64", "--outer.interval", "2")
+FILES = {
+    *("table.md", "table.csv", "report.html", "config.json", "command.txt", "environment.json"),
+    *("log.txt", "runs.jsonl"),
+}
+CURVES = {"curves.png", "curves.svg"}
+# Trainings of one seed on one data set, and the pictures.
+COMMANDS = {
+    "table1": (4, {"differences"}),
+    "table2": (4, {"differences"}),
+    "table3": (5, {"differences"}),
+    "table5": (4, {"differences"}),
+    "figure3": (1, {"figure3"}),
+    "figure4": (1, {"figure4"}),
+    "figure5": (9, {"figure5"}),
+    "figure6": (1, {"figure6"}),
+    "generated": (6, {"differences"}),
+    "evidence": (19, {"differences"}),
+}
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[None]:
+    """Generated data of 60 users."""
+    made = generator.generate
+
+    def generate(kind: str, **told: Any) -> Any:
+        sizes = {"num_users": 60, "num_source_items": 200, "num_target_items": 100}
+        return made(kind, **(sizes | told))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generator, "generate", generate)
+        cdr.runner._load.cache_clear()
+        cdr.runner._on_device.cache_clear()
+        yield
+    cdr.runner._load.cache_clear()
+    cdr.runner._on_device.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("grid")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "results" / "one"
+
+
+def run(*arguments: Any) -> int:
+    """The exit code, of the parser's exit too."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command(
+    command: str, cache: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainings, pictures = COMMANDS[command]
+    told = ("--data", "g1", "--models", "twotower", "--seeds", 1, "--cache", cache, "--out", out)
+    assert run(command, *told, *BRIEF) == 0
+    drawn = {f"{name}.{ending}" for name in pictures for ending in ("png", "svg")}
+    assert set(os.listdir(out)) == FILES | CURVES | drawn
+    assert os.listdir(out.parent) == ["one"]
+    lines = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    assert len(lines) == trainings
+    assert all(line["epochs"] >= 1 and line["seconds"] > 0 for line in lines)
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/svg+xml") == len(pictures) + 1
+    assert not re.search(r'(src|href)="(?!data:)', page), "the page needs other files"
+    printed = capsys.readouterr()
+    assert printed.err == "" and f"everything is in {out}/" in printed.out
+    title = (out / "table.md").read_text().splitlines()[0].removeprefix("## ")
+    assert f"<title>{title}</title>" in page and title in printed.out.splitlines()
+    assert (out / "table.csv").read_text().count("\n") > 1
+
+
+@pytest.mark.usefixtures("small")
+def test_statistics_need_no_training(cache: Path, out: Path) -> None:
+    assert run("table4", "--data", "g1", "g2", "--cache", cache, "--out", out) == 0
+    assert set(os.listdir(out)) == FILES
+    text = (out / "table.md").read_text()
+    assert "| G1 | 60 |" in text and "| Books-Movies | 37,388 |" in text
+
+
+@pytest.mark.usefixtures("small")
+def test_the_same_command_goes_on_and_updates_its_folder(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ("table1", "--models", "twotower", "--cache", tmp_path / "grid", "--out", out, *BRIEF)
+    assert run(*told, "--seeds", 1) == 0
+    assert "4 trained, 0 from" in capsys.readouterr().out
+    assert run(*told, "--seeds", 2) == 0
+    assert "4 trained, 4 from" in capsys.readouterr().out
+    (tmp_path / "unrelated").mkdir()
+    assert run(*told, "--seeds", 2) == 0
+    assert "0 trained, 8 from" in capsys.readouterr().out
+    assert os.listdir(out.parent) == ["one"]
+    assert "p (seeds)" in (out / "table.md").read_text()
+
+
+@pytest.mark.usefixtures("small")
+def test_each_model_starts_from_its_own_preset(cache: Path, out: Path) -> None:
+    told = ("--models", "conet", "minet", "--preset", "paper", "--seeds", 1)
+    brief = (*BRIEF, "--model.dim", 4, "--perceptron.history", 6)
+    assert run("figure4", *told, *brief, "--cache", cache, "--out", out) == 0
+    found = json.loads((out / "config.json").read_text())
+    assert list(found["options"]) == found["models"] == ["conet", "minet"]
+    for model, options in found["options"].items():
+        assert options["model"]["dim"] == 4 and options["perceptron"]["history"] == 6
+        assert options["outer"]["lr"] == preset("paper", model).outer.lr
+    assert "hidden" in found["options"]["conet"]["model"]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_failed_training_leaves_the_rest(
+    cache: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = cdr.runner.train
+
+    def train(variant: str, *arguments: Any, **told: Any) -> Any:
+        if variant == "ours":
+            raise ValueError("it broke; lower --outer.lr")
+        return trained(variant, *arguments, **told)
+
+    monkeypatch.setattr(cdr.runner, "train", train)
+    told = ("--models", "twotower", "--seeds", 1, "--out", out, "--inner.lr", "0.004")
+    assert run("table1", *told, *BRIEF, "--cache", cache) == 1
+    text = (out / "table.md").read_text()
+    assert "TwoTower-S" in text and "TwoTower+ours" not in text
+    assert "Missing, for its training failed: G1 twotower ours seed 0 (it broke" in text
+    assert "ours seed 0 failed: it broke" in (out / "log.txt").read_text()
+    assert run("figure3", *told, *BRIEF, "--cache", cache) == 2
+    assert "--out" in capsys.readouterr().err
+    assert run("figure3", *told[:-4], *BRIEF, "--cache", cache, "--inner.lr", 0.004) == 2
+    assert "every training failed; the first" in capsys.readouterr().err
+    assert not Path("results").exists()
+
+
+@pytest.mark.usefixtures("small")
+def test_an_interrupted_command_keeps_what_is_finished(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = cdr.runner.train
+
+    def train(variant: str, *arguments: Any, **told: Any) -> Any:
+        if variant == "base":
+            raise KeyboardInterrupt
+        return trained(variant, *arguments, **told)
+
+    told = ("table1", "--models", "twotower", "--seeds", 1, "--cache", tmp_path / "grid", *BRIEF)
+    with monkeypatch.context() as patch:
+        patch.setattr(cdr.runner, "train", train)
+        assert run(*told, "--out", out) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not out.parent.exists()
+    assert run(*told, "--out", out) == 0
+    assert "2 trained, 2 from" in capsys.readouterr().out
+
+
+def test_names_in_data_are_escaped(ratings: Path, tmp_path: Path, out: Path) -> None:
+    text = ratings.read_text()
+    header = text.splitlines()[0].replace('"', "").split(",")
+    assert header[-1] == "domain"
+    odd = tmp_path / "odd.csv"
+    odd.write_text(text.replace("books", "<b>books"))
+    told = ("--data", f"{odd}:<b>books:toys", "--models", "twotower", "--seeds", 1, *BRIEF)
+    assert run("figure4", *told, "--cache", tmp_path / "grid", "--out", out) == 0
+    page = (out / "report.html").read_text()
+    assert "<b>" not in page and "&lt;b&gt;books → toys" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        ("--data ebay: give g1", "table1 --data ebay"),
+        ("--root is missing", "table1 --data amazon5"),
+        ("--root nowhere: there is no folder", "table1 --root nowhere"),
+        ("There is no file nowhere.csv", "table1 --data nowhere.csv:a:b"),
+        ("--models resnet: there is no such model", "table1 --models resnet"),
+        ("--seeds 0: it must be at least 1", "table1 --seeds 0"),
+        ("--jobs 0", "table1 --jobs 0"),
+        ("--device tpu cannot be used", "table1 --device tpu"),
+        ("--stack-seeds goes with one data set", "table1 --stack-seeds --seeds 2"),
+        ("invalid choice|expected|Required", "table9"),
+        ("--inner.lr -1", "table1 --inner.lr -1"),
+        ("nope", "table1 --nope 3"),
+    ],
+)
+def test_bad_arguments(
+    words: str, arguments: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results"
+    assert run(*arguments.split(), "--out", out, "--cache", tmp_path / "grid") == 2
+    told = capsys.readouterr().err
+    assert re.search(words, told) and "Traceback" not in told
+    assert not out.exists()
+
+
+def untouched(*arguments: Any, **told: Any) -> None:
+    pytest.fail("it went on")
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cdr.grid, "run", untouched)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("x")
+    assert run("table1", "--out", mine, "--cache", tmp_path / "grid") == 2
+    assert "is not a folder of results and is left as it is" in capsys.readouterr().err
+    (mine / "command.txt").write_text("reproduce.py table2 --seeds 3\n")
+    assert run("table1", "--out", mine, "--cache", tmp_path / "grid") == 2
+    assert "was made by reproduce.py table2 and is left" in capsys.readouterr().err
+    assert (mine / "thesis.tex").read_text() == "x"
+
+
+def test_a_place_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cdr.grid, "run", untouched)
+    (tmp_path / "file").write_text("x")
+    assert run("table1", "--out", tmp_path / "file" / "one", "--cache", tmp_path / "grid") == 2
+    assert "no folder can be made" in capsys.readouterr().err
+
+
+def test_without_matplotlib_nothing_is_trained(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    monkeypatch.setattr(cdr.grid, "run", untouched)
+    assert run("table1", "--out", out) == 2
+    assert "pip install 'torch-reweight[plot]'" in capsys.readouterr().err
+
+
+def test_help_fits_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("--help") == 0
+    options = capsys.readouterr().out.partition("positional arguments")[2]
+    assert max(map(len, options.splitlines())) <= 80
+    assert "--inner.batch-size" in options and "table1,table2" in options
