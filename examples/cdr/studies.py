@@ -119,7 +119,10 @@ STUDIES = {
         (
             *_variants("S"),
             Method(
-                "S-longer", "-S, 3 × the epochs", "S", (("inner.epochs", 60), ("inner.patience", 9))
+                "S-longer",
+                "-S, up to 60 epochs",
+                "S",
+                (("inner.epochs", 60), ("inner.patience", 9)),
             ),
             *_variants("0", "base"),
             *(Method(f"gamma-{g:g}", f" γ = {g:g}", "base", (("inner.gamma", g),)) for g in GAMMAS),
