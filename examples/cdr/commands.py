@@ -71,10 +71,11 @@ def _evidence(results: Results) -> Document:
                 continue
             cell, several, gammas = best
             runs[cell] = several
+            chosen = dict(cell.method.changes)["inner.gamma"]
             values = ", ".join(f"{gamma:g} {auc:.4f}" for gamma, auc in gammas.items())
             told.append(
-                f"{scenario.heading}, {MODELS[model].label}: γ by the mean validation AUC over "
-                f"seeds: {values}."
+                f"{scenario.heading}, {MODELS[model].label}: γ {chosen:g} has the highest mean "
+                f"validation AUC over seeds ({values})."
             )
     table, document = _table(replace(results, runs=_in_order(runs, results.study)))
     notes = (*_recovered(table), *told, *document.notes)

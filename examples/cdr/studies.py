@@ -190,6 +190,6 @@ def searched(
     if not found:
         return None
     best = max(found, key=lambda gamma: found[gamma][0])
-    method = Method(SEARCHED, f", γ searched ({best:g})", "base", (("inner.gamma", best),))
+    method = Method(SEARCHED, ", γ searched", "base", (("inner.gamma", best),))
     aucs = {gamma: auc for gamma, (auc, _) in found.items()}
     return Cell(scenario, model, method), found[best][1], aucs

@@ -158,8 +158,8 @@ def test_gamma_is_searched_on_validation_rows() -> None:
     assert best[2] == pytest.approx({0.5: 0.7, 2.0: 0.65})
     document = DOCUMENTS["evidence"](Results("evidence", {G1: Source("g1")}, made))
     labels = [row[0] for row in document.sheets[0].rows]
-    assert labels == ["CoNet-S", "CoNet-0", "CoNet", "CoNet, γ searched (0.5)", "CoNet+ours"]
-    assert any("γ by the mean validation AUC" in note for note in document.notes)
+    assert labels == ["CoNet-S", "CoNet-0", "CoNet", "CoNet, γ searched", "CoNet+ours"]
+    assert any("γ 0.5 has the highest mean validation AUC" in note for note in document.notes)
 
 
 def test_every_study_can_be_planned() -> None:
