@@ -18,6 +18,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from cdr import data_command
 from cdr.data.schema import CrossDomainData
 from cdr.devices import chosen
 from cdr.models import MODELS
@@ -51,6 +52,7 @@ Examples:
   run_biao.py
   run_biao.py --data amazon5 --root DATA --seeds 5 --jobs 2
   run_biao.py --data ratings.csv --source books --target toys
+  run_biao.py data amazon --root DATA      (trains nothing: counts, audits)
 """
 
 _FIRST = "the data set's first scenario; a file needs one"
@@ -68,10 +70,10 @@ class RunBiao:
     """What to run."""
 
     data: str = "g1"
-    """g1 or g2 (generated), amazon5, epinions, or a csv or parquet file with the columns user,
-    item, rating, timestamp and domain."""
+    """g1 or g2 (generated), amazon (the original files), amazon5, epinions, recbole (atomic
+    files), or a csv or parquet file with the columns user, item, rating, timestamp, domain."""
     root: Annotated[Path | None, _optional("PATH")] = None
-    """Folder that holds amazon5/ and epinions/; for a file, what its path is relative to."""
+    """Folder that holds the data; for a file, what its path is relative to."""
     source: Annotated[str | None, _optional("NAME", _FIRST)] = None
     """Source domain; several joined with "+"."""
     target: Annotated[str | None, _optional("NAME", _FIRST)] = None
@@ -80,6 +82,8 @@ class RunBiao:
     """With a file of ratings: a csv or parquet file with the columns item, category."""
     source_cut: Literal["time", "all"] = "time"
     """Train on source behaviours earlier than the user's validation behaviour, or on all."""
+    cache: Annotated[Path | None, _optional("PATH", "ROOT/.cache-reweight")] = None
+    """Where amazon keeps what it has read of its files."""
     variants: Annotated[tuple[str, ...] | None, _optional("VARIANT ...", _MAIN)] = None
     """Which variants to train."""
     retrain_with_learned_weights: bool = False
@@ -112,6 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, report; 2 on bad input, without a traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if arguments[:1] == ["data"]:
+            return data_command.main(arguments[1:])
         config = tyro.cli(
             RunBiao,
             prog="run_biao.py",
@@ -151,7 +157,7 @@ def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
     with run_folder(out) as folder:
         data = source.load(0)
         variants = _variants(config, data)
-        _print_data(data)
+        print(data_command.summary(data), flush=True)
         config = replace(config, variants=variants, out=out, device=device)
         write_json(folder / "config.json", config)
         (folder / "command.txt").write_text(shlex.join(["run_biao.py", *arguments]) + "\n")
@@ -188,33 +194,16 @@ def _variants(config: RunBiao, data: CrossDomainData) -> tuple[str, ...]:
 
 
 def _source(config: RunBiao) -> Source:
-    generated = config.data in ("g1", "g2")
-    if config.items is not None and config.data in ("g1", "g2", "amazon5", "epinions"):
-        raise ValueError(f"--items goes with a file of ratings, not with --data {config.data}")
-    if config.root is None and config.data in ("amazon5", "epinions"):
-        raise ValueError(f"--root is missing: give the folder that holds {config.data}/")
-    if generated and config.source_cut != "time":
-        raise ValueError(
-            f"--source-cut {config.source_cut} goes with real data, not with {config.data}"
-        )
-    given = {"root": config.root, "source": config.source, "target": config.target}
-    given |= {"items": config.items}
-    if not generated:
-        given["source_cut"] = config.source_cut  # type: ignore[assignment]
-    options = tuple((name, value) for name, value in given.items() if value is not None)
-    return Source(config.data, options, seeded=generated)
-
-
-def _print_data(data: CrossDomainData) -> None:
-    s = data.statistics
-    print(
-        f"{data.name}: {s['users']:,} users\n"
-        f"  source: {s['source']:,} behaviours ({s['source_train']:,} to train on), "
-        f"{s['source_items']:,} items\n"
-        f"  target: {s['target']:,} behaviours ({s['train']:,} to train on, {s['valid']:,} valid, "
-        f"{s['test']:,} test), {s['target_items']:,} items",
-        flush=True,
+    options = data_command.data_options(
+        config.data,
+        root=config.root,
+        source=config.source,
+        target=config.target,
+        items=config.items,
+        source_cut=config.source_cut,
+        cache=config.cache,
     )
+    return Source(config.data, tuple(options.items()), seeded=config.data in ("g1", "g2"))
 
 
 def _train_all(tasks: list[Task], config: RunBiao, folder: Path) -> dict[tuple[str, int], Result]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cdr.data import amazon5, epinions, generator, tables
+from cdr.data import amazon, amazon5, epinions, generator, recbole, tables
 from cdr.data.generator import generate
 from cdr.data.schema import Behaviors, CrossDomainData, Histories, Interactions, Items
 from cdr.data.split import audit, build
@@ -26,6 +26,21 @@ __all__ = [
     "load",
 ]
 
+HOLDS = {
+    "amazon": "reviews_X_5.json.gz and meta_X.json.gz of each domain X",
+    "amazon5": "amazon5/",
+    "epinions": "epinions/",
+    "recbole": "NAME/NAME.inter of each domain",
+}
+"""The data sets that are read from a folder, and what must be in it."""
+
+_SETS = {
+    "amazon": amazon.load,
+    "amazon5": amazon5.load,
+    "epinions": epinions.load,
+    "recbole": recbole.load,
+}
+
 
 def load(
     spec: str,
@@ -37,14 +52,15 @@ def load(
     """A scenario by name.
 
     Args:
-        spec: "g1" or "g2" (made up), "amazon5", "epinions", or the path of a csv or parquet file,
-            relative to `root` if that is given.
-        root: The folder that holds the data sets' folders.
+        spec: "g1" or "g2" (made up), "amazon" (the original files), "amazon5", "epinions",
+            "recbole" (atomic files), or the path of a csv or parquet file, relative to `root` if
+            that is given.
+        root: The folder that holds the data sets' folders or files.
         source: Source domain or domains; the data set's first scenario if left out.
         target: Target domain, likewise.
-        **options: Further arguments of :func:`cdr.data.generator.generate` (num_users, seed),
-            :func:`cdr.data.amazon5.load` and :func:`cdr.data.epinions.load` (source_cut), or
-            :func:`cdr.data.tables.load` (items, source_cut).
+        **options: Further arguments of :func:`cdr.data.generator.generate` (num_users, seed) or
+            of the data set's `load`: source_cut for all; cache for :func:`cdr.data.amazon.load`;
+            items for :func:`cdr.data.tables.load`.
 
     Returns:
         The scenario.
@@ -63,15 +79,16 @@ def load(
         if given or root is not None:
             raise ValueError(f'"{spec}" is made up: leave out root, source and target.')
         return generator.generate(spec.upper(), **options)
-    if spec in ("amazon5", "epinions"):
+    if spec in _SETS:
         if root is None:
-            raise ValueError(f"root is None; give the folder that holds {spec}/.")
-        load_from = amazon5.load if spec == "amazon5" else epinions.load
-        return load_from(root, **given, **options)
+            raise ValueError(f"root is None; give the folder that holds {HOLDS[spec]}.")
+        if spec == "recbole" and len(given) < 2:
+            raise ValueError(f"source={source!r}, target={target!r}: name two domains of recbole.")
+        return _SETS[spec](root, **given, **options)
     if not spec.endswith((".csv", ".csv.gz", ".parquet")):
         raise ValueError(
-            f'spec {spec!r} is unknown; give "g1", "g2", "amazon5", "epinions" or the path of a '
-            ".csv, .csv.gz or .parquet file."
+            f"spec {spec!r} is unknown; give {', '.join(map(repr, ('g1', 'g2', *_SETS)))} or the "
+            "path of a .csv, .csv.gz or .parquet file."
         )
     if len(given) < 2:
         raise ValueError(f"source={source!r}, target={target!r}: name two domains of {spec}.")

@@ -202,6 +202,16 @@ def domains(
                 f"{argument}: there is no domain {name!r} in {path}; there are "
                 f"{', '.join(map(repr, found))}."
             )
+    return named_once(source, target)
+
+
+def named_once(source: str | Sequence[str], target: str) -> tuple[str, ...]:
+    """The source domains that `source` names ("A", "A+B" or a sequence).
+
+    Raises:
+        ValueError: If there are none, or one is named twice or is the target.
+    """
+    source = source.split("+") if isinstance(source, str) else source
     if not source or len({*source, target}) != len(source) + 1:
         raise ValueError(
             f"source={'+'.join(source)!r} and target={target!r}: name each domain once, and at "

@@ -1,0 +1,159 @@
+"""Amazon 2014, 5-core, from the files as they were published (J. McAuley): the paper's data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cdr.data import amazon_files, tables
+from cdr.data.cache import cached
+from cdr.data.line_files import BadLines
+from cdr.data.manifest import SHORT_NAMES
+from cdr.data.schema import CrossDomainData
+from cdr.data.split import build
+
+
+class Files(NamedTuple):
+    """The two files of a domain."""
+
+    reviews: Path
+    metadata: Path
+
+
+def load(
+    root: Path | str,
+    source: str | Sequence[str] = "Books",
+    target: str = "Toys_and_Games",
+    *,
+    source_cut: str = "time",
+    cache: Path | str | None = None,
+) -> CrossDomainData:
+    """One or several domains of Amazon as the source for another.
+
+    The category of an item is the second level of its first path, "others" where there is none
+    and for items without metadata. Times are whole days; ties keep the order of the file. With
+    several sources, items and categories have their domain's name in front ("Books/B001").
+
+    A file is read once: what is needed of it, about a hundredth, is kept as parquet.
+
+    Args:
+        root: The folder that holds reviews_X_5.json.gz and meta_X.json.gz of each domain X, or
+            that holds amazon/ with them; unpacked, .json, they will do, too.
+        source: Domain to transfer from, by its name in the files or the paper's ("Books",
+            "Movies", "CDs", "Elec", "Toys", "Cloth", "Kitchen"), or several (a sequence, or
+            joined with "+").
+        target: Domain to recommend in, likewise.
+        source_cut: See :func:`cdr.data.split.build`.
+        cache: Where the parquet files are kept; in `root`/.cache-reweight if left out.
+
+    Returns:
+        The scenario; its notes say which lines of the files are bad.
+
+    Raises:
+        FileNotFoundError: Naming all files that are missing.
+        OSError: If the cache cannot be written to.
+        ValueError: If a file cannot be read, a domain is named twice, or no user is in both.
+    """
+    target = full_name(target)
+    names = source.split("+") if isinstance(source, str) else source
+    sources = tables.named_once([full_name(name) for name in names], target)
+    files = find(root, (*sources, target))
+    folder = Path(root) / ".cache-reweight" if cache is None else Path(cache)
+    reviews = {d: cached(f.reviews, folder, amazon_files.reviews) for d, f in files.items()}
+    metadata = {d: cached(f.metadata, folder, amazon_files.categories) for d, f in files.items()}
+    bad = [
+        BadLines.of(read[domain]).sentence(getattr(files[domain], kind).name, kind)
+        for kind, read in (("reviews", reviews), ("metadata", metadata))
+        for domain in files
+    ]
+    log, catalogue = _joined(_of_common_users(reviews, target)), _joined(metadata)
+    log = tables.replace(log, "label", pc.greater(log["rating"], tables.POSITIVE_ABOVE))
+    log = tables.replace(log, "time", pc.cast(log["time"], pa.float64()))
+    data = build(
+        f"Amazon {'+'.join(sources)} → {target}",
+        tables.interactions(log, sources, catalogue),
+        tables.interactions(log, (target,), catalogue),
+        source_cut=source_cut,
+    )
+    return replace(data, notes=(*filter(None, bad), *data.notes))
+
+
+def full_name(domain: str) -> str:
+    """A domain's name in the files, given that or the paper's."""
+    return SHORT_NAMES.get(domain, domain)
+
+
+def find(root: Path | str, domains: Iterable[str]) -> dict[str, Files]:
+    """The files of some domains, by domain.
+
+    Args:
+        root: See :func:`load`.
+        domains: Names as in the files.
+
+    Raises:
+        FileNotFoundError: Naming all that are missing, and where to get them.
+    """
+    found, missing = {}, []
+    for domain in domains:
+        stems = (f"reviews_{domain}_5", f"meta_{domain}")
+        paths = [_find(Path(root), stem) for stem in stems]
+        missing += [stem for stem, path in zip(stems, paths, strict=True) if path is None]
+        found[domain] = paths
+    if missing:
+        names = "".join(f"\n  {stem}.json.gz" for stem in dict.fromkeys(missing))
+        raise FileNotFoundError(
+            f"These files are missing from {root} (and from {Path(root) / 'amazon'}):{names}\n"
+            "Unpacked, with the ending .json, they are taken as well. They belong to J. McAuley's "
+            '"Amazon product data" in its version of 2014: reviews_… are its 5-core review '
+            'subsets, listed there as "small" subsets for experimentation, and meta_… its '
+            "per-category metadata. The paper's short names for domains are "
+            f"{', '.join(SHORT_NAMES)}."
+        )
+    return {domain: Files(*paths) for domain, paths in found.items()}
+
+
+def _find(root: Path, stem: str) -> Path | None:
+    # What was downloaded comes first: it has a checksum, and an unpacked copy may be incomplete.
+    places = [f / f"{stem}{e}" for e in (".json.gz", ".json") for f in (root, root / "amazon")]
+    return next((path for path in places if path.is_file()), None)
+
+
+def _of_common_users(reviews: Mapping[str, pa.Table], target: str) -> dict[str, pa.Table]:
+    """The reviews of users found both in a source and in the target."""
+    users = {domain: pc.unique(table["user"]).dictionary for domain, table in reviews.items()}
+    in_source = pa.concat_arrays([ids for domain, ids in users.items() if domain != target])
+    common = {
+        domain: table.filter(
+            pc.is_in(table["user"], value_set=in_source if domain == target else users[target])
+        )
+        for domain, table in reviews.items()
+    }
+    if not len(common[target]):
+        raise ValueError(
+            f"No user is in both domains: of {len(in_source):,} users of the source and "
+            f"{len(users[target]):,} of {target} none is the same. Are these files complete?"
+        )
+    return common
+
+
+def _joined(parts: Mapping[str, pa.Table]) -> pa.Table:
+    """One table of strings and numbers, with a column domain."""
+    return pa.concat_tables(
+        pa.table(
+            {
+                **{
+                    name: pc.cast(column, pa.string())
+                    if pa.types.is_dictionary(column.type)
+                    else column
+                    for name, column in zip(table.column_names, table.columns, strict=True)
+                },
+                "domain": pa.repeat(domain, len(table)),
+            }
+        )
+        for domain, table in parts.items()
+    )

@@ -1,0 +1,89 @@
+"""Tables read once from large files and kept as parquet, for as long as the files do not change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+
+VERSION = 1  # to be raised with every change of what is kept
+
+
+def cached(path: Path, folder: Path, read: Callable[[Path], pa.Table]) -> pa.Table:
+    """What `read` makes of a file, out of the folder if the file has been read before.
+
+    A table is kept under the SHA-256 of its file. The hash is kept too, with the file's size and
+    times of change, so that a large file is hashed once. A table that is damaged is made again.
+
+    Args:
+        path: The file.
+        folder: Where tables are kept; made if it is missing.
+        read: Reads the file. It keeps its dictionaries and the metadata of the table.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        OSError: If the folder cannot be written to.
+        ValueError: If the file changes in the meantime; or what `read` raises.
+    """
+    before = _state(path)
+    kept = folder / f"{path.name}-{_sha256(path, folder, before)}-v{VERSION}.parquet"
+    with suppress(OSError, pa.ArrowException):  # it is missing, or its checksums do not hold
+        table = pyarrow.parquet.read_table(kept, page_checksum_verification=True)
+        return table.unify_dictionaries().combine_chunks()
+    table = read(path)
+    if _state(path) != before:
+        raise ValueError(
+            f"{path} changed while it was read: something is still writing to it. Wait until it "
+            "is complete."
+        )
+    with _written(kept) as partial:
+        pyarrow.parquet.write_table(table, partial, compression="zstd", write_page_checksum=True)
+    return table
+
+
+def _state(path: Path) -> dict[str, object]:
+    found = path.stat()
+    times = {"modified": found.st_mtime_ns, "changed": found.st_ctime_ns}
+    return {"path": str(path.resolve()), "size": found.st_size, **times}
+
+
+def _sha256(path: Path, folder: Path, state: dict[str, object]) -> str:
+    note = folder / f"{path.name}.sha256.json"
+    with suppress(OSError, ValueError, AttributeError):
+        known = json.loads(note.read_text())
+        digest = known.pop("sha256", None)
+        if known == state and isinstance(digest, str):
+            return digest
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            hasher.update(block)
+    digest = hasher.hexdigest()
+    with _written(note) as partial:
+        partial.write_text(json.dumps({**state, "sha256": digest}))
+    return digest
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """A file to write to that appears under its name when the block has ended well."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+    except OSError as error:
+        raise OSError(
+            f"the cache {path.parent} cannot be written to ({error.strerror}): name another folder "
+            "with --cache"
+        ) from error
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,130 @@
+"""Large text files of one record a line, plain or gzipped: blocks of lines, and the bad ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from tqdm import tqdm
+
+_BLOCK = 1 << 24  # bytes: some 20,000 reviews
+_LONGEST_LINE = 4 * _BLOCK
+_SHOWN = 5
+_KEY = b"bad_lines"
+
+
+@dataclass(frozen=True)
+class BadLines:
+    """Lines of a file that could not be read and were left out.
+
+    Args:
+        count: How many.
+        first: Numbers of the first few; the first line of a file is line 1.
+        lines: How many lines the file has, blank ones included.
+    """
+
+    count: int = 0
+    first: tuple[int, ...] = ()
+    lines: int = 0
+
+    def __add__(self, later: BadLines) -> BadLines:
+        first = (*self.first, *(number + self.lines for number in later.first))
+        return BadLines(self.count + later.count, first[:_SHOWN], self.lines + later.lines)
+
+    def sentence(self, name: str, kind: str) -> str:
+        """What a reader must know; "" if there is nothing.
+
+        Args:
+            name: Name of the file.
+            kind: What a good line is: "a review".
+        """
+        if not self.count:
+            return ""
+        numbers = ", ".join(f"{number:,}" for number in self.first)
+        more = ", …" if self.count > len(self.first) else ""
+        lines = f"line{'s' * (self.count > 1)} {numbers}{more}"
+        return (
+            f"{self.count:,} of {self.lines:,} lines of {name} {'are' if self.count > 1 else 'is'} "
+            f"not {kind} and left out ({lines})."
+        )
+
+    def beside(self, table: pa.Table) -> pa.Table:
+        """The table with this written into its metadata, where `of` finds it."""
+        told = json.dumps(vars(self))
+        return table.replace_schema_metadata({_KEY: told})
+
+    @staticmethod
+    def of(table: pa.Table) -> BadLines:
+        """What `beside` has written."""
+        told = json.loads(table.schema.metadata[_KEY])
+        return BadLines(told["count"], tuple(told["first"]), told["lines"])
+
+
+def map_blocks(
+    path: Path, parse: Callable[[bytes], tuple[pa.Table, BadLines]]
+) -> Iterator[tuple[pa.Table, BadLines]]:
+    """Parse a file block by block, in threads, and yield what comes of each block in file order.
+
+    A few blocks of 16 MiB are in memory at a time, however large the file is.
+
+    Args:
+        path: A file, gzipped if its name ends in .gz.
+        parse: Takes whole lines.
+
+    Raises:
+        ValueError: If the file is not what its name says, is cut off, or has an endless line.
+    """
+    workers = min(8, os.cpu_count() or 1)
+    waiting: deque[Future[tuple[pa.Table, BadLines]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for block in _blocks(path):
+                waiting.append(pool.submit(parse, block))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with (
+        path.open("rb") as raw,
+        tqdm(
+            total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, disable=None
+        ) as bar,
+    ):
+        stream = pa.CompressedInputStream(raw, "gzip") if path.name.endswith(".gz") else raw
+        rest = b""
+        while block := _read(stream, path):
+            bar.update(raw.tell() - bar.n)
+            lines, newline, tail = block.rpartition(b"\n")
+            if newline:
+                yield rest + lines + newline
+                rest = tail
+            else:
+                rest += tail
+            if len(rest) > _LONGEST_LINE:
+                raise ValueError(
+                    f"{path} has a line of more than {_LONGEST_LINE >> 20} MiB: it must hold one "
+                    "record a line. Take the file as it was published, or write it again."
+                )
+        if rest:
+            yield rest
+
+
+def _read(stream: pa.NativeFile, path: Path) -> bytes:
+    try:
+        return stream.read(_BLOCK)
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be decompressed ({error}). It is cut off or not what its name says: "
+            "get it again."
+        ) from error

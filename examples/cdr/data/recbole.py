@@ -1,0 +1,145 @@
+"""RecBole's atomic files: a folder a domain, with NAME.inter and perhaps NAME.item in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from cdr.data import tables
+from cdr.data.schema import CrossDomainData
+from cdr.data.split import build
+
+_CATEGORY = ("category", "categories", "class")
+
+
+def load(
+    root: Path | str,
+    source: str | Sequence[str],
+    target: str,
+    *,
+    source_cut: str = "time",
+) -> CrossDomainData:
+    """Two domains, or several and one, from atomic files.
+
+    The interactions of a domain are tab-separated, with a header that names columns and types:
+    user_id:token, item_id:token, rating:float (positive above 3) and timestamp:float (in one unit
+    for all domains, empty where unknown), in any order; further columns are ignored. Items may
+    have a file NAME.item beside them with item_id:token and category:token, categories:token_seq
+    or class:token_seq; of a sequence the first token counts. Without one, a single domain has one
+    category, "others", and several domains are each other's categories.
+
+    Args:
+        root: The folder that holds NAME/NAME.inter, RecBole's layout, or NAME.inter.
+        source: NAME of the domain to transfer from, or several (a sequence, or joined with "+").
+            The path of a file, relative to `root`, is taken as well: "books/train.inter".
+        target: NAME of the domain to recommend in, likewise.
+        source_cut: See :func:`cdr.data.split.build`.
+
+    Returns:
+        The scenario.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a file cannot be read, lacks a column or has an empty or wrong entry, a
+            domain is named twice, or no user is in both domains.
+    """
+    sources = tables.named_once(source, target)
+    files = {name: _find(Path(root), name) for name in (*sources, target)}
+    table = pa.concat_tables(_interactions(path, name) for name, path in files.items())
+    catalogues = [
+        _items(path.with_suffix(".item"), name)
+        for name, path in files.items()
+        if path.with_suffix(".item").is_file()
+    ]
+    catalogue = pa.concat_tables(catalogues) if catalogues else None
+    return build(
+        f"{'+'.join(map(_stem, sources))} → {_stem(target)}",
+        tables.interactions(table, sources, catalogue),
+        tables.interactions(table, (target,), catalogue),
+        source_cut=source_cut,
+    )
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem if name.endswith(".inter") else name
+
+
+def _find(root: Path, name: str) -> Path:
+    if name.endswith(".inter"):
+        places = [root / name]
+    else:
+        places = [root / name / f"{name}.inter", root / f"{name}.inter"]
+    for path in places:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"There is no file {' and no file '.join(map(str, places))}; check the folder and the "
+        "names of the domains."
+    )
+
+
+def _interactions(path: Path, domain: str) -> pa.Table:
+    table, columns = _read(path, ("user_id", "item_id", "rating", "timestamp"))
+    rating = tables.numbers(table, columns["rating"], path, required=True)
+    return pa.table(
+        {
+            "user": tables.text(table, columns["user_id"], path),
+            "item": tables.text(table, columns["item_id"], path),
+            "label": rating > tables.POSITIVE_ABOVE,
+            "time": tables.numbers(table, columns["timestamp"], path),
+            "domain": pa.repeat(domain, len(table)),
+        }
+    )
+
+
+def _items(path: Path, domain: str) -> pa.Table:
+    table, columns = _read(path, ("item_id",), optional=_CATEGORY)
+    name = next((columns[name] for name in _CATEGORY if name in columns), None)
+    if name is None:
+        raise ValueError(
+            f"{path} has no column category, categories or class; it has "
+            f"{', '.join(map(repr, table.column_names))}. Rename the column that tells the "
+            "category, or take the file away: without it every item has the category others."
+        )
+    category = tables.text(table, name, path, required=False)
+    if name.endswith(":token_seq"):
+        category = pc.list_element(pc.split_pattern(pc.utf8_trim_whitespace(category), " "), 0)
+    return pa.table(
+        {
+            "item": tables.text(table, columns["item_id"], path),
+            "category": category,
+            "domain": pa.repeat(domain, len(table)),
+        }
+    )
+
+
+def _read(
+    path: Path, required: Sequence[str], optional: Sequence[str] = ()
+) -> tuple[pa.Table, dict[str, str]]:
+    """A file's columns as strings, and the heads of those asked for, by name without the type."""
+    parse = pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False)
+    try:
+        with pyarrow.csv.open_csv(path, parse_options=parse) as reader:
+            heads = reader.schema.names
+        strings = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(heads, pa.string()))
+        table = pyarrow.csv.read_csv(path, parse_options=parse, convert_options=strings)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}). It is empty, or its lines differ in their number "
+            "of columns: an atomic file is separated by tabs and starts with a header."
+        ) from error
+    columns = {head.partition(":")[0].strip(): head for head in heads}
+    missing = [name for name in required if name not in columns]
+    if missing:
+        raise ValueError(
+            f"{path} has no column {' and no column '.join(map(repr, missing))}; its header is "
+            f"{', '.join(map(repr, heads))}. An atomic file is separated by tabs and names its "
+            "columns like user_id:token."
+        )
+    if not len(table):
+        raise ValueError(f"{path} has a header but no rows; write it again.")
+    return table, {name: columns[name] for name in (*required, *optional) if name in columns}
