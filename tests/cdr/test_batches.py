@@ -124,7 +124,8 @@ def test_histories_are_those_of_the_source_behaviour(tiny: CrossDomainData) -> N
     assert torch.equal(batch.user, tiny.source.user) and batch.has_source.all()
     assert torch.equal(batch.source.item, tiny.source.item)
     assert torch.equal(batch.source_label, tiny.source.label)
-    assert torch.equal(batch.relevant, tiny.relevant)
+    assert torch.equal(batch.source_row, rows)
+    assert torch.equal(batch.source_user, tiny.source.user)
     for history, slots, items, holders in (
         (batch.source_history, tiny.source_history, tiny.source_items, tiny.source),
         (batch.target_history, tiny.target_history, tiny.target_items, tiny.train),

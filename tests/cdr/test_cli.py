@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow.compute as pc
@@ -22,7 +22,7 @@ from scenarios import gappy_log, write_ratings
 import cdr.run_biao
 from cdr.data import generator
 from cdr.data.tables import load
-from cdr.options import PRESETS
+from cdr.options import PresetName, preset
 from cdr.run_biao import RunBiao, main
 from cdr.runner import Source
 
@@ -199,16 +199,16 @@ def test_variants_that_are_named_are_the_ones_that_run(out: Path) -> None:
     assert json.loads((out / "config.json").read_text())["variants"] == list(named)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", get_args(PresetName))
 @pytest.mark.parametrize("form", ["--preset {}", "--preset={}", "--preset paper --preset {}"])
 def test_a_preset_is_where_the_options_start(
-    preset: str, form: str, monkeypatch: pytest.MonkeyPatch
+    name: PresetName, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[RunBiao] = []
     monkeypatch.setattr(cdr.run_biao, "biao", lambda config, arguments: seen.append(config))
-    assert run(*form.format(preset).split(), "--model.dim", "20") == 0
-    expected = PRESETS[preset]
-    assert seen[0].preset == preset and seen[0].options.outer == expected.outer
+    assert run(*form.format(name).split(), "--model.dim", "20") == 0
+    expected = preset(name, "conet")
+    assert seen[0].preset == name and seen[0].options.outer == expected.outer
     assert seen[0].options.model.dim == 20
     assert seen[0].options.model.hidden == expected.model.hidden
 

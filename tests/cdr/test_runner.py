@@ -12,23 +12,19 @@ import pytest
 import torch
 
 from cdr import runner
-from cdr.options import DEFAULT, Options
+from cdr.options import InnerOptions, Options, OuterOptions
 from cdr.runner import Source, Task, run
 from cdr.training import Result
 
 GENERATED = Source(
     "g1", (("num_users", 60), ("num_source_items", 200), ("num_target_items", 100)), seeded=True
 )
-BRIEF = replace(
-    DEFAULT,
-    inner=replace(DEFAULT.inner, epochs=2, batch_size=64),
-    outer=replace(DEFAULT.outer, interval=2),
-)
+BRIEF = Options(inner=InnerOptions(epochs=2, batch_size=64), outer=OuterOptions(interval=2))
 
 
 def tasks(source: Source = GENERATED, options: Options = BRIEF) -> list[Task]:
     return [
-        Task(variant, seed, source, options, "conet", "cpu")
+        Task(variant, seed, source, options, "cpu")
         for seed in (0, 1)
         for variant in ("base", "ours")
     ]
