@@ -79,8 +79,7 @@ class DASL(CrossDomainModel):
         return Windows((0, options.window)) if single_domain else Windows(both, both)
 
     def target_features(self, batch: PairBatch) -> Tensor:
-        user, past = self.user(batch.user), batch.target_past
-        assert past is not None
+        user, past = self.user(batch.user), present(batch.target_past)
         histories = [self._target_history(past, user)]
         if not self.single_domain:
             of_source = self.source_user(batch.user) @ self.to_target
@@ -90,8 +89,7 @@ class DASL(CrossDomainModel):
         return torch.cat([features, self.target_bias(batch.user, batch.target.item)], -1)
 
     def source_features(self, batch: PairBatch) -> Tensor:
-        user, past = self.source_user(batch.source_user), batch.source_past
-        assert past is not None
+        user, past = self.source_user(batch.source_user), present(batch.source_past)
         of_target = self.user(batch.source_user) @ self.to_target.T
         histories = [self._source_history(past, user), self._target_history(past, of_target)]
         item = self.source_items(batch.source)
@@ -136,23 +134,25 @@ class _Reader(nn.Module):
 
     def forward(self, histories: list[tuple[Tensor, Tensor]]) -> Tensor:
         """What a user prefers, [B, state], from pairs of entries [B, N, D] and mask [B, N]."""
-        entries = torch.cat([entries * mask.unsqueeze(-1) for entries, mask in histories])
-        states = torch.cat(self._states(entries).chunk(len(histories)), 1)
-        mask = torch.cat([mask for _, mask in histories], 1)
+        all_entries, masks = zip(*histories, strict=True)
+        states = self._states(torch.cat(all_entries), torch.cat(masks))
+        states, mask = torch.cat(states.chunk(len(histories)), 1), torch.cat(masks, 1)
         scores = self.score(self.attention(states).tanh()).squeeze(-1)
         preference = (masked_softmax(scores, mask).unsqueeze(1) @ states).squeeze(1)
         dropped: Tensor = self.dropout(preference)
         return dropped
 
-    def _states(self, entries: Tensor) -> Tensor:
+    def _states(self, entries: Tensor, mask: Tensor) -> Tensor:
+        """The state after each place, [B, N, state]; what is masked is as if it were not there."""
         inputs = self.of_input(entries)
         state = inputs.new_zeros(len(entries), self.of_state.in_features)
         states = []
-        for now in inputs.unbind(1):
+        for now, real in zip(inputs.unbind(1), mask.unsqueeze(-1).unbind(1), strict=True):
             update, reset, new = now.chunk(3, -1)
             keep, forget, old = self.of_state(state).chunk(3, -1)
             update, reset = (update + keep).sigmoid(), (reset + forget).sigmoid()
-            state = torch.lerp((new + reset * old).tanh(), state, update)
+            moved = torch.lerp((new + reset * old).tanh(), state, update)
+            state = torch.where(real, moved, state)
             states.append(state)
         return torch.stack(states, 1)
 
