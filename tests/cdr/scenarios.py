@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from cdr.batches import Batches, Candidates, History, PairBatch, Past
 from cdr.data import CrossDomainData
 from cdr.data.schema import Items
-from cdr.models import CrossDomainModel
+from cdr.models import MODELS, CrossDomainModel, ModelOptions
+from cdr.options import InnerOptions, Options, OuterOptions, PerceptronOptions
 from reweight._trees import map_tensors
 
 NUM_USERS = 60
@@ -102,3 +103,31 @@ def entropy(logits: np.ndarray, labels: Tensor) -> np.ndarray:
     """Binary cross-entropy by its definition."""
     p, y = 1 / (1 + np.exp(-logits)), labels.numpy()
     return -(y * np.log(p) + (1 - y) * np.log(1 - p))
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "conet": {"hidden": (4, 3)},
+    "dasl": {"window": 3, "state": 3, "hidden": (4, 3)},
+    "minet": {
+        "target_window": 3,
+        "source_window": 4,
+        "attention": 3,
+        "rank": 2,
+        "hidden": (4, 3),
+    },
+}
+
+
+def small(model: str) -> ModelOptions:
+    """Options with which a model costs next to nothing."""
+    return replace(MODELS[model].Options(), dim=2, **SMALL.get(model, {}))
+
+
+def brief(model: str) -> Options:
+    """An epoch of four small batches with two outer steps among them."""
+    return Options(
+        model=small(model),
+        inner=InnerOptions(epochs=1, batch_size=64, lr=0.01),
+        outer=OuterOptions(interval=2, batch_size=64),
+        perceptron=PerceptronOptions(history=3, heads=2, global_hidden=(4,), local_hidden=(4,)),
+    )
