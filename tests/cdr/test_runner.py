@@ -174,11 +174,10 @@ def test_retraining_waits_for_ours(jobs: int) -> None:
     )
 
 
-@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_weights_learned_before_need_no_teacher(jobs: int) -> None:
+def test_weights_learned_before_need_no_teacher() -> None:
     data = GENERATED.load(0)
     weights = np.linspace(0.0, 2.0, len(data.source), dtype=np.float32)
-    ((done, result),) = run([task("retrain")], jobs, silent, learned={task("ours"): weights})
+    ((done, result),) = run([task("retrain")], 1, silent, learned={task("ours"): weights})
     assert done == task("retrain")
     alone = train("retrain", data, BRIEF, 0, learned=weights)
     assert np.array_equal(result.test.probability, alone.test.probability)
