@@ -73,13 +73,11 @@ def made(name: str, data: CrossDomainData, **more: bool) -> CrossDomainModel:
 
 
 def test_each_file_is_a_model() -> None:
-    assert list(MODELS) == ["conet", "dasl", "minet", "twotower"]
-    assert {name: model.label for name, model in MODELS.items()} == {
-        "conet": "CoNet",
-        "dasl": "DASL",
-        "minet": "MiNet",
-        "twotower": "TwoTower",
-    }
+    labels = {name: model.label for name, model in MODELS.items()}
+    known = {"conet": "CoNet", "dasl": "DASL", "minet": "MiNet", "twotower": "TwoTower"}
+    assert {name: labels[name] for name in known} == known
+    files = Path(models.__file__).parent.glob("*.py")
+    assert list(MODELS) == sorted({file.stem for file in files} - {"__init__", "base"})
 
 
 def test_options_tell_the_model(name: str) -> None:
@@ -102,7 +100,7 @@ def test_a_further_model_is_one_file(
 ) -> None:
     (folder / "popular.py").write_text(POPULAR)
     found = models._found()
-    assert list(found) == ["conet", "dasl", "minet", "popular", "twotower"]
+    assert list(found) == sorted([*MODELS, "popular"])
     monkeypatch.setitem(MODELS, "popular", found["popular"])
     told = preset("default", "popular")
     assert told.model_class is found["popular"]
@@ -291,12 +289,15 @@ def test_an_independent_source_batch_is_refused_where_users_are_paired(name: str
     told = preset("default", name)
     inner = replace(told.inner, source_batch="independent")
     if MODELS[name].pairs_users:
-        with pytest.raises(ValueError, match=r"--inner.source-batch independent: CoNet reads"):
+        label = MODELS[name].label
+        with pytest.raises(ValueError, match=f"--inner.source-batch independent: {label} reads"):
             replace(told, inner=inner)
     else:
         assert replace(told, inner=inner).inner.source_batch == "independent"
-    assert [key for key, model in MODELS.items() if model.pairs_users] == ["conet"]
 
 
-def test_options_of_no_model_are_conets() -> None:
+def test_conet_alone_pairs_users_and_mixes_candidates() -> None:
+    for name in ("conet", "dasl", "minet", "twotower"):
+        kind = MODELS[name]
+        assert kind.pairs_users == kind.mixes_candidates == (name == "conet")
     assert Options().model_name == "conet"

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scenarios import brief
 from torch import Tensor, nn
 
 from cdr.data import Behaviors, CrossDomainData
@@ -89,6 +90,21 @@ def test_the_results_are_those_of_one_by_one(
     assert not np.allclose(together[0].test.probability, together[1].test.probability)
     if variant == "ours":
         assert len(together[0].outer) == 4 and together[0].weights.std() > 0.0
+
+
+@pytest.mark.parametrize("model", ["minet", "twotower"])
+@pytest.mark.parametrize("variant", ["base", "ours"])
+def test_the_results_of_other_models_are_too(
+    double: CrossDomainData, variant: str, model: str
+) -> None:
+    told = brief(model)
+    for seed, result in zip(SEEDS, train_side_by_side(variant, double, told, SEEDS), strict=True):
+        assert_same(result, train(variant, double, told, seed), DOUBLE)
+
+
+def test_batch_statistics_are_not_for_trainings_side_by_side(tiny: CrossDomainData) -> None:
+    with pytest.raises(ValueError, match="target_network.norm.running_mean is a buffer"):
+        train_side_by_side("base", tiny, brief("dasl"), SEEDS)
 
 
 @pytest.mark.parametrize("variant", ["base", "ours"])
