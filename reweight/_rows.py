@@ -260,7 +260,7 @@ def wrapped(index: Tensor, length: int) -> Tensor:
 
 def find(wanted: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Where each wanted row stands among ``rows``, sorted and not empty, and whether it does."""
-    at = torch.searchsorted(rows, wanted).clamp(max=len(rows) - 1)
+    at = torch.searchsorted(rows, wanted.contiguous()).clamp(max=len(rows) - 1)
     return at, rows[at] == wanted
 
 

@@ -66,8 +66,8 @@ class RunBiao:
     """What to run."""
 
     data: str = "g1"
-    """g1 (generated), amazon5, epinions, or a csv or parquet file with the columns user, item,
-    rating, timestamp and domain."""
+    """g1 or g2 (generated), amazon5, epinions, or a csv or parquet file with the columns user,
+    item, rating, timestamp and domain."""
     root: Annotated[Path | None, _optional("PATH")] = None
     """Folder that holds amazon5/ and epinions/; for a file, what its path is relative to."""
     source: Annotated[str | None, _optional("NAME", _FIRST)] = None
@@ -195,19 +195,21 @@ def _variants(config: RunBiao, data: CrossDomainData) -> tuple[str, ...]:
     if "oracle" in variants and not flagged:
         raise ValueError(
             f"--variants oracle: which behaviours of {data.name} are truly relevant is not known; "
-            "there is an oracle for generated data (--data g1) only"
+            "there is an oracle for generated data (--data g1 or g2) only"
         )
     return variants
 
 
 def _source(config: RunBiao) -> Source:
-    generated = config.data == "g1"
-    if config.items is not None and config.data in ("g1", "amazon5", "epinions"):
+    generated = config.data in ("g1", "g2")
+    if config.items is not None and config.data in ("g1", "g2", "amazon5", "epinions"):
         raise ValueError(f"--items goes with a file of ratings, not with --data {config.data}")
     if config.root is None and config.data in ("amazon5", "epinions"):
         raise ValueError(f"--root is missing: give the folder that holds {config.data}/")
     if generated and config.source_cut != "time":
-        raise ValueError(f"--source-cut {config.source_cut} goes with real data, not with g1")
+        raise ValueError(
+            f"--source-cut {config.source_cut} goes with real data, not with {config.data}"
+        )
     given = {"root": config.root, "source": config.source, "target": config.target}
     given |= {"items": config.items}
     if not generated:

@@ -181,13 +181,14 @@ def test_stacked_seeds_leave_the_same_behind(finished: Path, ratings: Path, out:
 
 
 @pytest.mark.usefixtures("small_g1")
-def test_generated_data_come_with_the_oracle(out: Path) -> None:
-    assert run(*BRIEF, "--seeds", 2, "--out", out) == 0
+@pytest.mark.parametrize("name", ["g1", "g2"])
+def test_generated_data_come_with_the_oracle(name: str, out: Path) -> None:
+    assert run("--data", name, *BRIEF, "--seeds", 2, "--out", out) == 0
     config = json.loads((out / "config.json").read_text())
     assert config["variants"] == ["S", "0", "base", "ours", "oracle"]
     weights = pyarrow.parquet.read_table(out / "weights.parquet")
     for seed in (0, 1):
-        data = Source("g1", seeded=True).load(seed)
+        data = Source(name, seeded=True).load(seed)
         part = weights.filter(pc.equal(weights["seed"], seed))
         assert part["relevant"].to_pylist() == data.relevant.tolist()
         assert part["item"].to_pylist() == data.source_items.ids[data.source.item].tolist()
@@ -374,9 +375,11 @@ def test_tiny_users_only(out: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ("no file /nowhere/amazon5/interactions.csv.gz", "--data amazon5 --root /nowhere"),
         ("'nope' is unknown.*amazon5", "--data nope"),
         ("--items goes with a file", "--data g1 --items x.csv"),
+        ("--items goes with a file", "--data g2 --items x.csv"),
         ("--items goes with a file", "--data amazon5 --root x --items x.csv"),
         ("made up", "--data g1 --root x"),
         ("--source-cut all goes with real data", "--source-cut all"),
+        ("--source-cut all.*not with g2", "--data g2 --source-cut all"),
         ("--stack-seeds goes with one data set.*g1 is drawn anew", "--stack-seeds --seeds 2"),
         ("--device nonsense cannot be used", "--device nonsense"),
         ("--device meta cannot be used", "--device meta"),

@@ -46,7 +46,8 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 def states(p: dict[str, np.ndarray], domain: str, inputs: list[np.ndarray]) -> list[np.ndarray]:
     """z, r = σ(W x + U h); h ← z ∘ h + (1 − z) ∘ tanh(W x + r ∘ U h)."""
     name = f"{domain}_reader"
-    w, b = p[f"{name}.of_input.weight"], p[f"{name}.of_input.bias"]
+    w = np.concatenate([p[f"{name}.of_item.weight"], p[f"{name}.of_user.weight"]], axis=1)
+    b = p[f"{name}.of_item.bias"]
     u, c = p[f"{name}.of_state.weight"], p[f"{name}.of_state.bias"]
     h, found = np.zeros(u.shape[1]), []
     for x in inputs:
@@ -127,28 +128,30 @@ def test_forward_is_the_formula(
 
 def test_the_reader_is_a_gru() -> None:
     torch.manual_seed(0)
-    reader, gru = _Reader(OPTIONS).double(), nn.GRU(9, 5, batch_first=True).double()
+    reader, gru = _Reader(OPTIONS).double(), nn.GRU(9, 5).double()
 
     def reordered(tensor: Tensor) -> Tensor:
         update, reset, new = tensor.chunk(3)
         return torch.cat([reset, update, new])  # torch has the reset gate first
 
     with torch.no_grad():
-        gru.weight_ih_l0.copy_(reordered(reader.of_input.weight))
-        gru.bias_ih_l0.copy_(reordered(reader.of_input.bias))
+        of_input = torch.cat([reader.of_item.weight, reader.of_user.weight], 1)
+        gru.weight_ih_l0.copy_(reordered(of_input))
+        gru.bias_ih_l0.copy_(reordered(reader.of_item.bias))
         gru.weight_hh_l0.copy_(reordered(reader.of_state.weight))
         gru.bias_hh_l0.copy_(reordered(reader.of_state.bias))
-    x = torch.randn(7, 6, 9, dtype=torch.float64)
-    found = reader._states(x, torch.ones(7, 6, dtype=torch.bool))
-    torch.testing.assert_close(found, gru(x)[0])
+    items, user = (torch.randn(n, 7, d, dtype=torch.float64) for n, d in ((6, 6), (1, 3)))
+    inputs = reader.of_item(items) + reader.of_user(user)
+    found = reader._states(inputs, torch.ones(6, 7, dtype=torch.bool))
+    torch.testing.assert_close(found, gru(torch.cat([items, user.expand(6, 7, 3)], -1))[0])
 
 
 def test_a_masked_entry_is_as_if_it_were_not_there() -> None:
     torch.manual_seed(0)
-    reader, x = _Reader(OPTIONS).double(), torch.randn(1, 4, 9, dtype=torch.float64)
-    with_gap = reader._states(x, torch.tensor([[True, False, True, True]]))
-    without = reader._states(x[:, [0, 2, 3]], torch.ones(1, 3, dtype=torch.bool))
-    torch.testing.assert_close(with_gap[:, [0, 2, 3]], without)
+    reader, x = _Reader(OPTIONS).double(), torch.randn(4, 1, 15, dtype=torch.float64)
+    with_gap = reader._states(x, torch.tensor([[True], [False], [True], [True]]))
+    without = reader._states(x[[0, 2, 3]], torch.ones(3, 1, dtype=torch.bool))
+    torch.testing.assert_close(with_gap[[0, 2, 3]], without)
 
 
 def test_pads_are_not_read(gappy: CrossDomainData) -> None:
@@ -188,7 +191,7 @@ def test_empty_histories_have_a_gradient(gappy: CrossDomainData) -> None:
     (losses.fixed + losses.weighted.mean()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad.isfinite().all(), name
-    assert not model.target_reader.of_input.weight.grad.any()
+    assert not model.target_reader.of_item.weight.grad.any()
 
 
 def test_losses_are_binary_cross_entropies_and_orthogonality(gappy: CrossDomainData) -> None:

@@ -123,7 +123,7 @@ def test_forward_of_a_single_domain_is_the_formula(tiny: CrossDomainData) -> Non
 
 def test_gates_begin_by_the_user(tiny: CrossDomainData) -> None:
     model = minet(tiny)
-    assert [float(gate[-1].bias) for gate in model.gates] == [1.0, 0.0, 0.0]
+    assert [gate[-1].bias.item() for gate in model.gates] == [1.0, 0.0, 0.0]
     seen = []
     model.target_network.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     batch = batch_for(model, tiny)

@@ -37,7 +37,7 @@ def load(
     """A scenario by name.
 
     Args:
-        spec: "g1" (made up), "amazon5", "epinions", or the path of a csv or parquet file,
+        spec: "g1" or "g2" (made up), "amazon5", "epinions", or the path of a csv or parquet file,
             relative to `root` if that is given.
         root: The folder that holds the data sets' folders.
         source: Source domain or domains; the data set's first scenario if left out.
@@ -59,10 +59,10 @@ def load(
     """
     named: dict[str, Any] = {"source": source, "target": target}
     given = {key: value for key, value in named.items() if value is not None}
-    if spec == "g1":
+    if spec in ("g1", "g2"):
         if given or root is not None:
-            raise ValueError('"g1" is made up: leave out root, source and target.')
-        return generator.generate("G1", **options)
+            raise ValueError(f'"{spec}" is made up: leave out root, source and target.')
+        return generator.generate(spec.upper(), **options)
     if spec in ("amazon5", "epinions"):
         if root is None:
             raise ValueError(f"root is None; give the folder that holds {spec}/.")
@@ -70,8 +70,8 @@ def load(
         return load_from(root, **given, **options)
     if not spec.endswith((".csv", ".csv.gz", ".parquet")):
         raise ValueError(
-            f'spec {spec!r} is unknown; give "g1", "amazon5", "epinions" or the path of a .csv, '
-            ".csv.gz or .parquet file."
+            f'spec {spec!r} is unknown; give "g1", "g2", "amazon5", "epinions" or the path of a '
+            ".csv, .csv.gz or .parquet file."
         )
     if len(given) < 2:
         raise ValueError(f"source={source!r}, target={target!r}: name two domains of {spec}.")

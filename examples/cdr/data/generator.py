@@ -10,6 +10,7 @@ from cdr.data.schema import CrossDomainData, Interactions
 from cdr.data.split import build
 
 _EXTRA_ITEMS = 10  # further target items of each user, kept as a test without much noise
+_HOUSEHOLD_TILTS = (-2.0, 1.0)  # of log weight: relevant categories, the others
 _THRESHOLDS = (-2.6, -1.7, 0.0, 1.2)  # of the score, between ratings 1 to 5
 _TASTE_SIZE = 2
 
@@ -20,13 +21,17 @@ class _Recipe:
 
     relevant_share: float  # of the source categories
     source_rate: float  # mean number of source behaviours above the minimum
-    target_rate: float
+    household_share: float = 0.0  # of the users: those without a relevant behaviour
+    target_rate: float = 1.0
     minimum: int = 5
     source_categories: int = 24
     target_categories: int = 12
 
 
-_KINDS = {"G1": _Recipe(relevant_share=0.4, source_rate=15.0, target_rate=1.0)}
+_KINDS = {
+    "G1": _Recipe(relevant_share=0.4, source_rate=15.0),
+    "G2": _Recipe(relevant_share=0.5, source_rate=25.0, household_share=0.25),
+}
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,12 @@ def generate(
     num_target_items: int = 1500,
     seed: int = 0,
 ) -> CrossDomainData:
-    """A made-up scenario in which 40 % of the source categories tell about the target.
+    """A made-up scenario in which some source behaviours tell about the target and others do not.
 
-    "G1": each user has a taste z and a leaning b, and another taste n and leaning b' that have
-    nothing to do with the target. Target behaviours and source behaviours of *relevant*
-    categories are rated from (z, b), the other source behaviours from (n, b')::
+    "G1": relevance is a matter of the category; 40 % of the source categories are *relevant*. Each
+    user has a taste z and a leaning b, and another taste n and leaning b' that have nothing to do
+    with the target. Target behaviours and source behaviours of relevant categories are rated from
+    (z, b), the other source behaviours from (n, b')::
 
         score = 1.6 + 1.8 <item, taste> + item bias + leaning + 0.7 logistic noise
 
@@ -64,8 +70,14 @@ def generate(
     shuffled before they are told apart, so that `extra_test` (ten items a user, in none of the
     user's other rows) is distributed as the target behaviours are.
 
+    "G2": relevance is a matter of the user too. As "G1", but half of the source categories are
+    relevant, the scale of the source's Gamma is 25, and a quarter of the users are *households*,
+    whose source tells nothing: all their source behaviours are rated from (n, b') and none is
+    flagged. It shows in the mix of categories: in proportion to the product above, times exp(-2)
+    for a source item of a relevant category and times exp(1) for any other.
+
     Args:
-        kind: "G1".
+        kind: "G1" or "G2".
         num_users: Number of users.
         num_source_items: Size of the source catalogue.
         num_target_items: Size of the target catalogue.
@@ -100,13 +112,13 @@ def generate(
     start = np.floor(1000.0 * rng.random(num_users))
     source_catalogue = _catalogue(rng, num_source_items, recipe.source_categories)
     target_catalogue = _catalogue(rng, num_target_items, recipe.target_categories)
-    relevant = np.zeros(recipe.source_categories, dtype=bool)
-    num_relevant = round(recipe.relevant_share * recipe.source_categories)
-    relevant[rng.permutation(recipe.source_categories)[:num_relevant]] = True
+    relevant = _some(rng, recipe.source_categories, recipe.relevant_share)
+    household = _some(rng, num_users, recipe.household_share)
 
     # Source: all draws of a user are behaviours.
-    user, item, _ = _pick(rng, source_catalogue, taste, recipe.source_rate, recipe.minimum, 0)
-    flag = relevant[source_catalogue.category[item]]
+    tilt = household[:, None] * np.where(relevant, *_HOUSEHOLD_TILTS)
+    user, item, _ = _pick(rng, source_catalogue, taste, tilt, recipe.source_rate, recipe.minimum)
+    flag = relevant[source_catalogue.category[item]] & ~household[user]
     score = _score(
         rng,
         source_catalogue,
@@ -125,9 +137,9 @@ def generate(
     )
 
     # Target: the first draws of a user, shuffled, are the extra test.
-    user, item, place = _pick(
-        rng, target_catalogue, taste, recipe.target_rate, recipe.minimum, _EXTRA_ITEMS
-    )
+    no_tilt = np.zeros((num_users, recipe.target_categories))
+    minimum = recipe.minimum + _EXTRA_ITEMS
+    user, item, place = _pick(rng, target_catalogue, taste, no_tilt, recipe.target_rate, minimum)
     score = _score(rng, target_catalogue, item, taste[user], leaning[user])
     time = start[user] + np.floor(400.0 * rng.random(len(user)))
     drawn = Interactions(
@@ -154,24 +166,37 @@ def _catalogue(rng: np.random.Generator, num_items: int, num_categories: int) ->
     )
 
 
+def _some(rng: np.random.Generator, size: int, share: float) -> np.ndarray:
+    """A mask [size] that holds at a share of the places, chosen by chance."""
+    mask = np.zeros(size, dtype=bool)
+    chosen = round(share * size)
+    if chosen:  # a kind that chooses none draws nothing: its numbers are those it always had
+        mask[rng.permutation(size)[:chosen]] = True
+    return mask
+
+
 def _pick(
     rng: np.random.Generator,
     catalogue: _Catalogue,
     taste: np.ndarray,
+    tilt: np.ndarray,
     rate: float,
     minimum: int,
-    extra: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws of items without replacement: user [n], item [n], place among the user's draws [n]."""
+    """Draws of items without replacement: user [n], item [n], place among the user's draws [n].
+
+    `tilt` [num_users, num_categories] is added to the logarithm of the weights.
+    """
     num_users, num_items = len(taste), len(catalogue.bias)
-    count = minimum + extra + rng.poisson(rng.gamma(1.0, rate, size=num_users))
+    count = minimum + rng.poisson(rng.gamma(1.0, rate, size=num_users))
     # Half of a small catalogue at most, or the last draws would no longer follow the taste.
     count = np.minimum(count, num_items // 2)
     most = int(count.max())
     items = np.empty((num_users, most), dtype=np.int64)
     for begin in range(0, num_users, 500):  # in blocks, to bound the memory
         block = slice(begin, begin + 500)
-        weight = catalogue.popularity * np.exp(0.6 * taste[block] @ catalogue.vector.T)
+        liking = 0.6 * taste[block] @ catalogue.vector.T + tilt[block][:, catalogue.category]
+        weight = catalogue.popularity * np.exp(liking)
         # Race of exponential clocks (the Gumbel top-k trick without logarithms): the k smallest
         # of E / w are k draws without replacement in proportion to w.
         clock = rng.standard_exponential(weight.shape, dtype=np.float32) / weight

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from cdr.batches import PairBatch, Past, Windows
+from cdr.batches import Candidates, History, PairBatch, Past, Windows
 from cdr.checking import at_least, refuse, widths
 from cdr.data.schema import CrossDomainData
-from cdr.models.base import CrossDomainModel, ModelOptions, masked_softmax, present
+from cdr.models.base import (
+    CrossDomainModel,
+    ItemEmbedding,
+    ModelOptions,
+    masked_softmax,
+    present,
+)
 
 
 @dataclass(frozen=True)
@@ -20,10 +27,10 @@ class DASLOptions(ModelOptions):
 
     window: int = 10
     """Most recent positives of each domain that it reads."""
-    state: int = 32
+    state: int = 16
     """Width of the recurrent states (the original: 128)."""
-    hidden: tuple[int, ...] = (80, 40)
-    """Hidden widths of the prediction networks."""
+    hidden: tuple[int, ...] = (40, 20)
+    """Hidden widths of the prediction networks (the original: 80, 40)."""
     dropout: float = 0.0
     """Share of a preference's entries left out in training."""
     orthogonality: float = 0.1
@@ -49,7 +56,7 @@ class DASL(CrossDomainModel):
 
     label = "DASL"
     Options = DASLOptions
-    original = DASLOptions(dim=64, state=128, dropout=0.1)
+    original = DASLOptions(dim=64, state=128, hidden=(80, 40), dropout=0.1)
 
     def __init__(
         self, data: CrossDomainData, options: DASLOptions, single_domain: bool = False
@@ -106,18 +113,25 @@ class DASL(CrossDomainModel):
         skew = (self.to_target.T @ self.to_target - identity).square().sum()
         return self._orthogonality * (distance + skew)
 
-    def _target_history(self, past: Past, user: Tensor) -> tuple[Tensor, Tensor]:
-        history = present(past.target)
-        return _with_user(self.target_items(history.items), user), history.mask
+    def _target_history(self, past: Past, user: Tensor) -> _Sequence:
+        return _sequence(self.target_items, present(past.target), user)
 
-    def _source_history(self, past: Past, user: Tensor) -> tuple[Tensor, Tensor]:
-        history = present(past.source)
-        return _with_user(self.source_items(history.items), user), history.mask
+    def _source_history(self, past: Past, user: Tensor) -> _Sequence:
+        return _sequence(self.source_items, present(past.source), user)
 
 
-def _with_user(items: Tensor, user: Tensor) -> Tensor:
-    """[item ; user] at every place of a history."""
-    return torch.cat([items, user.unsqueeze(1).expand(-1, items.shape[1], -1)], -1)
+class _Sequence(NamedTuple):
+    """A history as a reader takes it: items [N, B, D], user [B, dim], mask [N, B]."""
+
+    items: Tensor
+    user: Tensor
+    mask: Tensor
+
+
+def _sequence(items: ItemEmbedding, history: History, user: Tensor) -> _Sequence:
+    # Steps first, so that what one step reads lies together.
+    ids = Candidates(history.items.item.T, history.items.category.T)
+    return _Sequence(items(ids), user, history.mask.T)
 
 
 class _Reader(nn.Module):
@@ -125,36 +139,42 @@ class _Reader(nn.Module):
 
     def __init__(self, options: DASLOptions) -> None:
         super().__init__()
-        # Plain operations: cuDNN's recurrence has no second derivatives.
-        self.of_input = nn.Linear(3 * options.dim, 3 * options.state)
+        # Plain operations: cuDNN's recurrence has no second derivatives. A step's input is
+        # [item ; user], and the user's part is the same at every step.
+        self.of_item = nn.Linear(2 * options.dim, 3 * options.state)
+        self.of_user = nn.Linear(options.dim, 3 * options.state, bias=False)
         self.of_state = nn.Linear(options.state, 3 * options.state)
         self.attention = nn.Linear(options.state, options.state)
         self.score = nn.Linear(options.state, 1, bias=False)
         self.dropout = nn.Dropout(options.dropout)
 
-    def forward(self, histories: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """What a user prefers, [B, state], from pairs of entries [B, N, D] and mask [B, N]."""
-        all_entries, masks = zip(*histories, strict=True)
-        states = self._states(torch.cat(all_entries), torch.cat(masks))
-        states, mask = torch.cat(states.chunk(len(histories)), 1), torch.cat(masks, 1)
+    def forward(self, histories: list[_Sequence]) -> Tensor:
+        """What the users prefer by all of their histories, [B, state]."""
+        items = torch.cat([history.items for history in histories], 1)
+        user = torch.cat([history.user for history in histories])
+        mask = torch.cat([history.mask for history in histories], 1)
+        states = self._states(self.of_item(items) + self.of_user(user), mask)
+        # [N, histories * B] to [histories * N, B]: one softmax over all states of a user.
+        states = torch.cat(states.chunk(len(histories), 1))
+        mask = torch.cat(mask.chunk(len(histories), 1))
         scores = self.score(self.attention(states).tanh()).squeeze(-1)
-        preference = (masked_softmax(scores, mask).unsqueeze(1) @ states).squeeze(1)
-        dropped: Tensor = self.dropout(preference)
-        return dropped
+        weight = masked_softmax(scores.T, mask.T).T.unsqueeze(-1)
+        preference: Tensor = self.dropout((weight * states).sum(0))
+        return preference
 
-    def _states(self, entries: Tensor, mask: Tensor) -> Tensor:
-        """The state after each place, [B, N, state]; what is masked is as if it were not there."""
-        inputs = self.of_input(entries)
-        state = inputs.new_zeros(len(entries), self.of_state.in_features)
+    def _states(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        """The state after each step, [N, B, state]; what is masked is as if it were not there."""
+        width = self.of_state.in_features
+        state = inputs.new_zeros(inputs.shape[1], width)
         states = []
-        for now, real in zip(inputs.unbind(1), mask.unsqueeze(-1).unbind(1), strict=True):
-            update, reset, new = now.chunk(3, -1)
-            keep, forget, old = self.of_state(state).chunk(3, -1)
-            update, reset = (update + keep).sigmoid(), (reset + forget).sigmoid()
-            moved = torch.lerp((new + reset * old).tanh(), state, update)
-            state = torch.where(real, moved, state)
+        for now, real in zip(inputs, mask.unsqueeze(-1), strict=True):
+            past = self.of_state(state)
+            gates = (now[:, : 2 * width] + past[:, : 2 * width]).sigmoid()
+            update, reset = gates.chunk(2, -1)
+            new = torch.addcmul(now[:, 2 * width :], reset, past[:, 2 * width :]).tanh()
+            state = torch.where(real, torch.lerp(new, state, update), state)
             states.append(state)
-        return torch.stack(states, 1)
+        return torch.stack(states)
 
 
 class _Network(nn.Module):

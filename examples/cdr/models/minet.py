@@ -27,12 +27,13 @@ class MiNetOptions(ModelOptions):
     """Most recent target positives it attends to."""
     source_window: int = 20
     """Most recent source positives it attends to."""
-    attention: int = 64
-    """Hidden width of the attention over items and of the gates over interests."""
+    attention: int = 32
+    """Hidden width of the attention over items and of the gates over interests (the original:
+    64)."""
     rank: int = 10
     """Rank of the map that carries a source item to the target's space."""
-    hidden: tuple[int, ...] = (256, 128)
-    """Hidden widths of the two prediction networks."""
+    hidden: tuple[int, ...] = (64, 32)
+    """Hidden widths of the two prediction networks (the original: 256, 128)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +52,7 @@ class MiNet(CrossDomainModel):
 
     label = "MiNet"
     Options = MiNetOptions
-    original = MiNetOptions(init_std=0.01)
+    original = MiNetOptions(attention=64, hidden=(256, 128), init_std=0.01)
 
     def __init__(
         self, data: CrossDomainData, options: MiNetOptions, single_domain: bool = False
