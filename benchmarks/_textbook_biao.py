@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdr.data.schema import CrossDomainData
+from cdr.models.conet import CoNetOptions
 from cdr.options import Options
 
 
@@ -107,6 +108,7 @@ class CoNet(nn.Module):
 
     def __init__(self, data: CrossDomainData, options: Options) -> None:
         super().__init__()
+        assert isinstance(options.model, CoNetOptions)
         dim, hidden = options.model.dim, options.model.hidden
         widths = list(pairwise((3 * dim, *hidden)))
         self.user = nn.Embedding(data.num_users, dim)

@@ -39,7 +39,8 @@ from _textbook_biao import Biao, Perceptron, Rows, copy_from, in_this_layout
 from _textbook_biao import CoNet as TextbookCoNet
 
 from cdr.data import CrossDomainData, build
-from cdr.options import PAPER, Options
+from cdr.models.conet import CoNetOptions
+from cdr.options import Options, preset
 from cdr.training import Training
 from reweight import ReorderReuseSampler
 
@@ -68,12 +69,14 @@ def books_toys() -> CrossDomainData:
 
 
 def options(batch_size: int, history: int, interval: int) -> Options:
-    """The paper's, with a step size at which its series converges."""
+    """The paper's on a small CoNet, with a step size at which its series converges."""
+    paper = preset("paper", "conet")
     return replace(
-        PAPER,
-        inner=replace(PAPER.inner, lr=1e-3, weight_decay=1e-4, batch_size=batch_size),
-        outer=replace(PAPER.outer, batch_size=batch_size, interval=interval, step_size=0.1),
-        perceptron=replace(PAPER.perceptron, history=history),
+        paper,
+        model=CoNetOptions(),
+        inner=replace(paper.inner, lr=1e-3, weight_decay=1e-4, batch_size=batch_size),
+        outer=replace(paper.outer, batch_size=batch_size, interval=interval, step_size=0.1),
+        perceptron=replace(paper.perceptron, history=history),
     )
 
 

@@ -31,11 +31,12 @@ from _measure import machine, seconds_of
 
 from cdr.batches import PairBatch
 from cdr.data import CrossDomainData, build
-from cdr.options import PAPER, Options, Variant
+from cdr.models.conet import CoNetOptions
+from cdr.options import Options, preset
 from cdr.side_by_side import train_side_by_side
 from cdr.training import Training, train
 
-VARIANTS: tuple[Variant, ...] = ("base", "ours")
+VARIANTS = ("base", "ours")
 SEEDS = 5
 # (tf32, bfloat16 autocast). Not both: autocast leaves no product of matrices to tf32.
 PRECISIONS = {"float32": (False, False), "tf32": (True, False), "bf16": (False, True)}
@@ -63,7 +64,7 @@ def make_data(size: Size) -> CrossDomainData:
 
 
 def made(
-    variant: Variant, data: CrossDomainData, batch_size: int, *, bf16: bool, graph: bool
+    variant: str, data: CrossDomainData, batch_size: int, *, bf16: bool, graph: bool
 ) -> Training:
     """The example's training, as one row of the table has it."""
     training = Training(variant, data, options(batch_size, graph=graph), seed=0)
@@ -79,8 +80,13 @@ def made(
 
 
 def options(batch_size: int, *, graph: bool = False) -> Options:
-    inner = replace(PAPER.inner, batch_size=batch_size, epochs=1, cuda_graphs=graph)
-    return replace(PAPER, inner=inner, outer=replace(PAPER.outer, batch_size=batch_size))
+    paper = preset("paper", "conet")
+    return replace(
+        paper,
+        model=CoNetOptions(),
+        inner=replace(paper.inner, batch_size=batch_size, epochs=1, cuda_graphs=graph),
+        outer=replace(paper.outer, batch_size=batch_size),
+    )
 
 
 def draw(training: Training, data: CrossDomainData, batch_size: int, count: int) -> list[PairBatch]:
@@ -94,9 +100,7 @@ def seconds(work: Callable[[], None], device: torch.device) -> float:
     return min(seconds_of(work, device) for _ in range(REPEATS))
 
 
-def row(
-    variant: Variant, data: CrossDomainData, batch_size: int, precision: str, graph: bool
-) -> Any:
+def row(variant: str, data: CrossDomainData, batch_size: int, precision: str, graph: bool) -> Any:
     """One line of the table."""
     tf32, bf16 = PRECISIONS[precision]
     before = torch.get_float32_matmul_precision()
@@ -128,7 +132,7 @@ def row(
     return result
 
 
-def at_once(variant: Variant, data: CrossDomainData, batch_size: int) -> dict[str, float]:
+def at_once(variant: str, data: CrossDomainData, batch_size: int) -> dict[str, float]:
     """Seconds of an epoch, scores included, of one seed and of several in common steps."""
     told, device = options(batch_size), data.source_offsets.device
     return {

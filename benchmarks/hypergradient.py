@@ -33,7 +33,7 @@ from torch.nn.functional import cross_entropy
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import reweight
 from cdr.batches import Candidates, History, PairBatch
-from cdr.models import MODELS, ModelOptions
+from cdr.models.conet import CoNet, CoNetOptions
 from reweight import ImplicitHypergradient, Losses, Neumann
 
 BATCH, HISTORY, DIM = 64, 50, 10
@@ -120,7 +120,7 @@ def tables(num_rows: int, device: torch.device) -> Case:
         source_items=SimpleNamespace(num=num_rows, num_categories=NUM_CATEGORIES),
         target_items=SimpleNamespace(num=NUM_TARGET_ITEMS, num_categories=NUM_CATEGORIES),
     )
-    model = MODELS["conet"](sizes, ModelOptions(dim=DIM)).to(device)
+    model = CoNet(sizes, CoNetOptions(dim=DIM)).to(device)
 
     def candidates(num: int, *shape: int) -> Candidates:
         return Candidates(
@@ -134,12 +134,15 @@ def tables(num_rows: int, device: torch.device) -> Case:
         return History(candidates(num, BATCH, HISTORY), mask)
 
     def batch() -> PairBatch:
+        user = torch.randint(NUM_USERS, (BATCH,), device=device)
         return PairBatch(
-            user=torch.randint(NUM_USERS, (BATCH,), device=device),
+            user=user,
             target=candidates(NUM_TARGET_ITEMS, BATCH),
             source=candidates(num_rows, BATCH),
             target_label=torch.randint(2, (BATCH,), device=device).float(),
             source_label=torch.randint(2, (BATCH,), device=device).float(),
+            source_user=user,
+            source_row=torch.zeros_like(user),  # nobody looks at it
             has_source=torch.ones(BATCH, dtype=torch.bool, device=device),
             source_history=history(num_rows),
             target_history=history(NUM_TARGET_ITEMS),

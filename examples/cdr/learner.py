@@ -151,6 +151,8 @@ class Learner:
     def _train_dev_head(self, batches: Batches, optimizer: torch.optim.Optimizer) -> None:
         size, steps = self._options.dev_head_batch_size, self._options.dev_head_steps
         limit = min(size * steps, len(self._data.train))
+        # These passes are on the side: the statistics of a normalisation are not theirs to move.
+        buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
         for step in range(steps):
             rows = (step * size + torch.arange(size)) % limit
             loss = self._model.outer_loss(batches.train_pairs(rows))
@@ -158,6 +160,8 @@ class Learner:
             for p, g in zip(head, torch.autograd.grad(loss, head), strict=True):
                 p.grad = g
             optimizer.step()
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 def pair_sampler(

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cdr.batches import Batches
+from cdr.batches import Batches, History, Windows
 from cdr.data import Behaviors, CrossDomainData, Histories
+from cdr.data.schema import Items
 
 LENGTH = 6
 
@@ -124,7 +125,8 @@ def test_histories_are_those_of_the_source_behaviour(tiny: CrossDomainData) -> N
     assert torch.equal(batch.user, tiny.source.user) and batch.has_source.all()
     assert torch.equal(batch.source.item, tiny.source.item)
     assert torch.equal(batch.source_label, tiny.source.label)
-    assert torch.equal(batch.relevant, tiny.relevant)
+    assert torch.equal(batch.source_row, rows)
+    assert torch.equal(batch.source_user, tiny.source.user)
     for history, slots, items, holders in (
         (batch.source_history, tiny.source_history, tiny.source_items, tiny.source),
         (batch.target_history, tiny.target_history, tiny.target_items, tiny.train),
@@ -155,3 +157,82 @@ def test_histories_are_those_the_schema_gathers(tiny: CrossDomainData, length: i
         item, mask = slots.gather(rows, length, exclude)
         assert torch.equal(history.mask, mask) and torch.equal(history.items.item, item)
         assert torch.equal(history.items.category, items.category[item])  # those of pads too
+
+
+# What a model reads beside a candidate.
+
+
+def shown(history: History, row: int) -> list[int]:
+    return history.items.item[row][history.mask[row]].tolist()
+
+
+def recent(slots: Histories, span: list[int], length: int, exclude: int | None) -> list[int]:
+    items = slots.items[span[0] : span[1]].tolist()[-length:]
+    return [item for item in items if item != exclude]
+
+
+def check_categories(history: History, items: Items) -> None:
+    item, category = history.items.item[history.mask], history.items.category[history.mask]
+    assert torch.equal(category, items.category[item])
+
+
+@pytest.mark.parametrize("part", ["train", "valid", "test"])
+def test_the_past_of_a_target_row_is_its_span(data: CrossDomainData, part: str) -> None:
+    rows: Behaviors = getattr(data, part)
+    batches = Batches(data, 0, 0, Windows(target=(4, 3)))
+    batch = batches.pairs(rows, torch.full((len(rows),), 0.5))
+    if part == "train":
+        assert batch.source_past is None
+        again = batches.train_pairs(torch.arange(len(rows))).target_past
+        assert torch.equal(again.source.items.item, batch.target_past.source.items.item)
+        assert torch.equal(again.target.mask, batch.target_past.target.mask)
+    check_categories(batch.target_past.source, data.source_items)
+    check_categories(batch.target_past.target, data.target_items)
+    for row in range(len(rows)):
+        source, target = rows.source_past[row].tolist(), rows.target_past[row].tolist()
+        assert shown(batch.target_past.source, row) == recent(data.source_history, source, 4, None)
+        assert shown(batch.target_past.target, row) == recent(
+            data.target_history, target, 3, int(rows.item[row])
+        )
+
+
+def test_the_past_of_a_source_row_is_its_history(data: CrossDomainData) -> None:
+    rows = torch.arange(len(data.source))
+    past = Batches(data, 2, 0, Windows(source=(4, 3))).source_rows(rows).source_past
+    for row in rows.tolist():
+        spans = [
+            [int(slots.start[row]), int(slots.end[row])]
+            for slots in (data.source_history, data.target_history)
+        ]
+        item = int(data.source.item[row])
+        assert shown(past.source, row) == recent(data.source_history, spans[0], 4, item)
+        assert shown(past.target, row) == recent(data.target_history, spans[1], 3, None)
+
+
+def test_windows_of_nothing_leave_histories_out(tiny: CrossDomainData) -> None:
+    rows = all_rows(tiny)
+    assert Batches(tiny, 0, 0).train_pairs(rows).target_past is None
+    past = Batches(tiny, 0, 0, Windows(target=(0, 3), source=(2, 0))).train_pairs(rows)
+    assert past.target_past.source is None and past.target_past.target.mask.shape[1] == 3
+    assert past.source_past.target is None and past.source_past.source.mask.shape[1] == 2
+    assert past.source_history is None and past.target_history is None
+
+
+def test_pads_have_no_past(gappy: CrossDomainData) -> None:
+    windows = Windows(target=(3, 3), source=(3, 3))
+    batch = Batches(gappy, 0, 0, windows).train_pairs(all_rows(gappy))
+    pad = ~batch.has_source
+    assert pad.any()
+    for history in (batch.source_past.source, batch.source_past.target):
+        assert not history.mask[pad].any() and history.mask[~pad].any()
+    # The target row beside the pad has a past of its own.
+    assert batch.target_past.target.mask[pad].any()
+
+
+def test_the_source_row_is_that_of_the_source_behaviour(data: CrossDomainData) -> None:
+    batch = Batches(data, 0, seed=0).train_pairs(all_rows(data))
+    real, row = batch.has_source, batch.source_row
+    assert torch.equal(data.source.item[row][real], batch.source.item[real])
+    assert torch.equal(data.source.user[row][real], batch.user[real])
+    assert torch.equal(batch.source_user, batch.user)
+    assert (row[~real] == 0).all()

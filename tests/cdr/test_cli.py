@@ -8,8 +8,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow.compute as pc
@@ -23,7 +24,8 @@ import cdr.run_biao
 from cdr import plots
 from cdr.data import generator
 from cdr.data.tables import load
-from cdr.options import PRESETS
+from cdr.models import MODELS
+from cdr.options import PresetName, preset
 from cdr.run_biao import RunBiao, main
 from cdr.runner import Source
 
@@ -217,18 +219,68 @@ def test_variants_that_are_named_are_the_ones_that_run(out: Path) -> None:
     assert json.loads((out / "config.json").read_text())["variants"] == list(named)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", get_args(PresetName))
 @pytest.mark.parametrize("form", ["--preset {}", "--preset={}", "--preset paper --preset {}"])
 def test_a_preset_is_where_the_options_start(
-    preset: str, form: str, monkeypatch: pytest.MonkeyPatch
+    name: PresetName, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[RunBiao] = []
     monkeypatch.setattr(cdr.run_biao, "biao", lambda config, arguments: seen.append(config))
-    assert run(*form.format(preset).split(), "--model.dim", "20") == 0
-    expected = PRESETS[preset]
-    assert seen[0].preset == preset and seen[0].options.outer == expected.outer
+    assert run(*form.format(name).split(), "--model.dim", "20") == 0
+    expected = preset(name, "conet")
+    assert seen[0].preset == name and seen[0].options.outer == expected.outer
     assert seen[0].options.model.dim == 20
     assert seen[0].options.model.hidden == expected.model.hidden
+
+
+@pytest.mark.parametrize("form", ["--model {}", "--model={}", "--model dasl --model {}"])
+@pytest.mark.parametrize(
+    ("model", "flag", "name"),
+    [
+        ("conet", "--model.cross-layers", "cross_layers"),
+        ("dasl", "--model.window", "window"),
+        ("minet", "--model.rank", "rank"),
+        ("twotower", "--model.dim", "dim"),
+    ],
+)
+@pytest.mark.parametrize("start", get_args(PresetName))
+def test_a_model_brings_its_own_options(
+    start: PresetName,
+    model: str,
+    flag: str,
+    name: str,
+    form: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[RunBiao] = []
+    monkeypatch.setattr(cdr.run_biao, "biao", lambda config, arguments: seen.append(config))
+    assert run(*form.format(model).split(), "--preset", start, flag, "4") == 0
+    expected = preset(start, model)
+    assert seen[0].model == model and seen[0].options.model_class is expected.model_class
+    assert seen[0].options == replace(expected, model=replace(expected.model, **{name: 4}))
+
+
+@pytest.mark.parametrize("model", ["dasl", "minet", "twotower"])
+def test_each_model_leaves_the_same_behind(ratings: Path, out: Path, model: str) -> None:
+    small = ("--model.dim", 2, "--perceptron.heads", 2, "--perceptron.history", 3)
+    told = ("--model", model, *small, "--variants", "S", "ours", "retrain", "split-0.1")
+    assert run("--data", ratings, *DOMAINS, *BRIEF, *told, "--out", out) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config["model"] == model and config["options"]["model"]["dim"] == 2
+    label = MODELS[model].label
+    table = (out / "table.md").read_text()
+    for row in ("-S", "+ours", "+ours retrained", "+ours split 0.1"):
+        assert f"| {label}{row} |" in table
+    runs = json.loads((out / "metrics.json").read_text())["runs"]
+    assert list(runs) == ["S", "ours", "retrain", "split-0.1"]
+    assert all((out / f"model-{variant}-seed0.pt").exists() for variant in runs)
+
+
+def test_retrain_with_learned_weights_adds_the_variant(ratings: Path, out: Path) -> None:
+    told = ("--data", ratings, *DOMAINS, *BRIEF, "--retrain-with-learned-weights")
+    assert run(*told, "--variants", "base", "ours", "--out", out) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config["variants"] == ["base", "ours", "retrain"]
 
 
 # Bad input. Each ends with code 2 and words, and leaves nothing.
@@ -256,6 +308,32 @@ def changed(ratings: Path, path: Path, **columns: Any) -> Path:
 
 def test_a_missing_file(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(capsys, out, "no file missing.csv", "--data", "missing.csv", *DOMAINS)
+
+
+@pytest.mark.parametrize(
+    ("variants", "words"),
+    [
+        (("base", "never"), "--variants never: there is no such variant"),
+        (("base", "split-2"), "--variants split-2: there is no such variant"),
+        (("base", "base"), "--variants base base: name at least one, and each once"),
+        (("base", "retrain"), "--variants retrain: it takes the weights .* add ours"),
+    ],
+)
+def test_variants_that_cannot_be(
+    ratings: Path,
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+    variants: tuple[str, ...],
+    words: str,
+) -> None:
+    refused(capsys, out, words, "--data", ratings, *DOMAINS, "--variants", *variants)
+
+
+def test_an_independent_source_batch_for_conet(
+    ratings: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ("--data", ratings, *DOMAINS, "--inner.source-batch", "independent")
+    refused(capsys, out, "--inner.source-batch independent: CoNet reads", *told)
 
 
 def test_a_missing_column(

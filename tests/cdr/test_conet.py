@@ -10,16 +10,16 @@ from torch import Tensor
 
 from cdr.batches import Batches, PairBatch
 from cdr.data import CrossDomainData
-from cdr.models import CoNet, ModelOptions
+from cdr.models.conet import CoNet, CoNetOptions
 
-OPTIONS = ModelOptions(dim=4, hidden=(8, 6, 5), cross_layers=2, init_std=1.0)
+OPTIONS = CoNetOptions(dim=4, hidden=(8, 6, 5), cross_layers=2, init_std=1.0)
 
 
 def batch_of(data: CrossDomainData, history: int = 0) -> PairBatch:
     return Batches(data, history, seed=0).train_pairs(torch.arange(len(data.train)))
 
 
-def conet(data: CrossDomainData, options: ModelOptions = OPTIONS, **more: bool) -> CoNet:
+def conet(data: CrossDomainData, options: CoNetOptions = OPTIONS, **more: bool) -> CoNet:
     torch.manual_seed(0)
     return CoNet(data, options, **more).double()
 

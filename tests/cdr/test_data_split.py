@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdr.data import Histories, Interactions, audit, build
+from cdr.data import Behaviors, CrossDomainData, Histories, Interactions, audit, build
 
 NAN = float("nan")
 
@@ -305,6 +307,104 @@ def test_no_history_leaks_over_random_logs(
             assert not now >= float(times.test[user]) or known
 
 
+def brute_force(data: CrossDomainData, part: str, row: int) -> tuple[list[int], list[int]]:
+    """Source and training rows that a target row may see: positives of its user, in order."""
+    rows: Behaviors = getattr(data, part)
+    user, now = int(rows.user[row]), known_time(data, part, row)
+    source = [
+        r
+        for r in range(len(data.source))
+        if data.source.user[r] == user
+        and data.source.label[r] == 1
+        # As known: an unknown time is that of the user's behaviour before it.
+        and known_time(data, "source", r) <= now
+    ]
+    target = [
+        r
+        for r in range(len(data.train))
+        if data.train.user[r] == user
+        and data.train.label[r] == 1
+        and (part != "train" or r < row)
+        and not data.times.train[r].isnan()
+    ]
+    return source, target
+
+
+def known_time(data: CrossDomainData, part: str, row: int) -> float:
+    """The time of a row, or the last known one of its user before it, or -inf."""
+    parts = ("source",) if part == "source" else ("train", "valid", "test")
+    earlier = []
+    for each in parts:
+        users, times = getattr(data, each).user, getattr(data.times, each)
+        of_user = torch.nonzero(users == getattr(data, part).user[row]).flatten().tolist()
+        if each == part:
+            of_user = [r for r in of_user if r <= row]
+        earlier += [float(times[r]) for r in of_user if not times[r].isnan()]
+        if each == part:
+            break
+    return earlier[-1] if earlier else -math.inf
+
+
+@given(logs("s"), logs("t"), st.sampled_from(["time", "all"]))
+def test_no_past_leaks_over_random_logs(
+    source: Interactions, target: Interactions, source_cut: str
+) -> None:
+    data = build("random", source, target, source_cut=source_cut)
+    audit(data)
+    for part in ("train", "valid", "test"):
+        rows: Behaviors = getattr(data, part)
+        for row in range(len(rows)):
+            found = []
+            for span, lists in (
+                (rows.source_past, data.source_history),
+                (rows.target_past, data.target_history),
+            ):
+                first, end = span[row].tolist()
+                found.append(lists.origin[first:end].tolist())
+            assert tuple(found) == brute_force(data, part, row)
+            now = float(getattr(data.times, part)[row])
+            if now == now:  # not a behaviour that is known to come later
+                assert not any(float(data.times.source[r]) > now for r in found[0])
+                assert not any(float(data.times.train[r]) > now for r in found[1])
+
+
+def pasts(data: CrossDomainData, part: str) -> list[tuple[list[str], list[str]]]:
+    """Source and target items that each row of a split shows, with the original ids."""
+    rows: Behaviors = getattr(data, part)
+    shown = []
+    for source, target in zip(rows.source_past.tolist(), rows.target_past.tolist(), strict=True):
+        items = data.source_history.items[slice(*source)], data.target_history.items[slice(*target)]
+        ids = data.source_items.ids[items[0].numpy()], data.target_items.ids[items[1].numpy()]
+        shown.append((ids[0].tolist(), ids[1].tolist()))
+    return shown
+
+
+def test_pasts_of_the_small_log() -> None:
+    extra = log(("ann", "t7", 1, 0), ("bob", "t1", 0, 0))
+    data = build("small", SOURCE, TARGET, extra_test=extra)
+    # Source positives up to and including the candidate's time; s2 and t3 are negative.
+    assert pasts(data, "train") == [
+        (["s1"], []),
+        (["s1", "s5"], ["t1"]),
+        (["s1", "s5"], ["t1", "t2"]),  # ties with t2, which comes first in the file
+        (["s1"], []),
+    ]
+    everything = ["s1", "s5", "s3"]
+    assert pasts(data, "valid") == [(everything, ["t1", "t2"]), (["s1"], []), (["s2"], [])]
+    # Not t4, which is ann's validation behaviour.
+    assert pasts(data, "test")[:2] == [(everything, ["t1", "t2"]), (["s1"], [])]
+    assert pasts(data, "extra_test") == [(everything, ["t1", "t2"]), (["s1"], [])]
+    assert data.source.source_past is None and data.source.target_past is None
+    audit(data)
+
+
+def test_pasts_without_times_hold_all_but_what_comes_later_in_training() -> None:
+    source = Interactions(np.array(["u", "u"]), np.array(["a", "b"]), np.array([True, True]))
+    data = build("x", source, log(*[("u", f"t{t}", 1, t) for t in (1, 2, 3, 4)]))
+    assert pasts(data, "train") == [(["a", "b"], []), (["a", "b"], ["t1"])]
+    assert pasts(data, "test") == [(["a", "b"], ["t1", "t2"])]
+
+
 @given(logs("s"), logs("t"))
 def test_every_target_behaviour_of_a_common_user_is_in_one_split(
     source: Interactions, target: Interactions
@@ -351,6 +451,64 @@ LEAKS = {
         d, times=replace(d.times, test=d.times.test - 5)
     ),
 }
+
+
+Corruption = Callable[[CrossDomainData], CrossDomainData]
+
+
+def in_past(part: str, column: str, row: int, span: tuple[int, int]) -> Corruption:
+    """The data with one slice of a past set anew."""
+
+    def corrupt(data: CrossDomainData) -> CrossDomainData:
+        rows: Behaviors = getattr(data, part)
+        spans = getattr(rows, column).clone()
+        spans[row] = torch.tensor(span)
+        return replace(data, **{part: replace(rows, **{column: spans})})
+
+    return corrupt
+
+
+# With every source behaviour kept, the source positives are ann's s1 s5 s3 s4 in 0 to 3, bob's
+# s1 s6 in 4 and 5, cat's s2 s7 in 6 and 7, dan's s1 s8 in 8 and 9. Those of the target's training
+# are ann's t1 t2 in 0 and 1.
+PAST_LEAKS = {
+    "train.source_past holds a behaviour later than the candidate, train row 0": in_past(
+        "train", "source_past", 0, (0, 3)
+    ),
+    "valid.source_past holds a behaviour later than the candidate, valid row 1": in_past(
+        "valid", "source_past", 1, (4, 6)
+    ),
+    "test.source_past holds another user's behaviour, test row 2": in_past(
+        "test", "source_past", 2, (6, 9)
+    ),
+    "test.source_past begins with another user's, test row 3": in_past(
+        "test", "source_past", 3, (7, 10)
+    ),
+    "valid.source_past reaches outside its list, valid row 0": in_past(
+        "valid", "source_past", 0, (3, 2)
+    ),
+    # Each of the same time as the last entry, so that times say nothing.
+    "train.target_past holds the candidate or a later behaviour, train row 0": in_past(
+        "train", "target_past", 0, (0, 1)
+    ),
+    "train.target_past holds the candidate or a later behaviour, train row 1": in_past(
+        "train", "target_past", 1, (0, 2)
+    ),
+    "train.target_past reaches outside its list, train row 3": in_past(
+        "train", "target_past", 3, (2, 3)
+    ),
+    "valid.target_past begins with another user's, valid row 1": in_past(
+        "valid", "target_past", 1, (0, 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", PAST_LEAKS)
+def test_audit_finds_a_leak_planted_in_the_past_of_a_target_row(message: str) -> None:
+    data = build("small", SOURCE, TARGET, source_cut="all")
+    audit(data)
+    with pytest.raises(ValueError, match=message):
+        audit(PAST_LEAKS[message](data))
 
 
 @pytest.mark.parametrize("message", LEAKS)

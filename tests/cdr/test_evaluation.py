@@ -12,7 +12,7 @@ from cdr import evaluation
 from cdr.batches import Batches
 from cdr.data import Behaviors, CrossDomainData
 from cdr.evaluation import NUM_SOURCE, Scores, score
-from cdr.models import CoNet, ModelOptions
+from cdr.models.conet import CoNet, CoNetOptions
 
 
 @pytest.fixture(scope="module", params=["tiny", "gappy"])
@@ -23,7 +23,7 @@ def data(request: pytest.FixtureRequest) -> CrossDomainData:
 @pytest.fixture(scope="module")
 def model(data: CrossDomainData) -> CoNet:
     torch.manual_seed(0)
-    return CoNet(data, ModelOptions(init_std=1.0))
+    return CoNet(data, CoNetOptions(init_std=1.0))
 
 
 def test_scores_do_not_depend_on_chance(data: CrossDomainData, model: CoNet) -> None:

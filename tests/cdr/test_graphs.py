@@ -17,8 +17,7 @@ from cdr import graphs
 from cdr.batches import Batches, PairBatch
 from cdr.data import CrossDomainData
 from cdr.graphs import CapturedStep
-from cdr.models import CoNet
-from cdr.options import DEFAULT
+from cdr.models.conet import CoNet, CoNetOptions
 
 Step = Callable[[Any], Tensor]
 
@@ -64,7 +63,7 @@ def pair_batches(data: CrossDomainData, history: int = 4) -> list[PairBatch]:
 
 def conet(data: CrossDomainData) -> CoNet:
     torch.manual_seed(0)
-    return CoNet(data, DEFAULT.model).to(data.train.user.device)
+    return CoNet(data, CoNetOptions()).to(data.train.user.device)
 
 
 def adam(model: nn.Module) -> torch.optim.Optimizer:
@@ -150,7 +149,7 @@ def test_batches_are_copied_and_left_alone(tiny: CrossDomainData, replayed: None
 
 
 def other_batches(batch: PairBatch) -> Iterator[PairBatch]:
-    yield replace(batch, relevant=None)
+    yield replace(batch, target_history=None)
     yield replace(batch, source_history=None, target_history=None)
     yield replace(batch, target_label=batch.target_label.double())
     yield replace(batch, user=batch.user[:5])

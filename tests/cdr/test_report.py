@@ -10,7 +10,6 @@ import pytest
 from cdr.data import CrossDomainData
 from cdr.evaluation import Scores
 from cdr.metrics import auc, log_loss
-from cdr.options import Variant
 from cdr.report import Report, report
 from cdr.training import Result
 
@@ -23,7 +22,7 @@ def result(seed: int, strength: float, weight_auc: float | None = None) -> Resul
     return Result(scores, None, [{"epoch": 1, "auc": 0.6}], {}, weight_auc=weight_auc)
 
 
-def results(num_seeds: int) -> dict[Variant, list[Result]]:
+def results(num_seeds: int) -> dict[str, list[Result]]:
     strength = {"S": 0.5, "0": 0.7, "base": 0.9, "ours": 1.1, "oracle": 1.4}
     return {
         variant: [
@@ -107,9 +106,7 @@ def test_what_the_oracle_leaves_is_told(table: Report, data: CrossDomainData) ->
 
 
 @pytest.mark.parametrize("kept", [("S",), ("ours",), ("base", "ours"), ("S", "oracle")])
-def test_any_choice_of_variants_makes_a_table(
-    data: CrossDomainData, kept: tuple[Variant, ...]
-) -> None:
+def test_any_choice_of_variants_makes_a_table(data: CrossDomainData, kept: tuple[str, ...]) -> None:
     table = report({v: results(2)[v] for v in kept}, data, "CoNet", "default")
     assert tuple(table.rows) == kept
     assert ("RelaImpr" in str(table)) == ("S" in kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,23 +13,19 @@ import pytest
 import torch
 
 from cdr import runner
-from cdr.options import DEFAULT, Options
+from cdr.options import InnerOptions, Options, OuterOptions
 from cdr.runner import Source, Task, run
-from cdr.training import Result
+from cdr.training import Result, train
 
 GENERATED = Source(
     "g1", (("num_users", 60), ("num_source_items", 200), ("num_target_items", 100)), seeded=True
 )
-BRIEF = replace(
-    DEFAULT,
-    inner=replace(DEFAULT.inner, epochs=2, batch_size=64),
-    outer=replace(DEFAULT.outer, interval=2),
-)
+BRIEF = Options(inner=InnerOptions(epochs=2, batch_size=64), outer=OuterOptions(interval=2))
 
 
 def tasks(source: Source = GENERATED, options: Options = BRIEF) -> list[Task]:
     return [
-        Task(variant, seed, source, options, "conet", "cpu")
+        Task(variant, seed, source, options, "cpu")
         for seed in (0, 1)
         for variant in ("base", "ours")
     ]
@@ -138,3 +135,102 @@ def test_a_killed_process_is_told() -> None:
     with pytest.raises(ChildProcessError, match="lower --jobs"):
         list(run([replace(task, options=endless) for task in tasks()[:2]], 2, kill))
     assert not multiprocessing.active_children()
+
+
+# A training that takes the weights of another.
+
+BROKEN = replace(BRIEF, inner=replace(BRIEF.inner, lr=1e12))
+
+
+def task(variant: str, seed: int = 0, options: Options = BRIEF) -> Task:
+    return Task(variant, seed, GENERATED, options, "cpu")
+
+
+def silent(text: str) -> None:
+    pass
+
+
+def test_a_teacher_is_the_same_training_of_ours() -> None:
+    assert task("retrain", 1).teacher == task("random", 1).teacher == task("ours", 1)
+    assert all(task(variant).teacher is None for variant in ("S", "base", "ours", "oracle"))
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_retraining_waits_for_ours(jobs: int) -> None:
+    given = [task("retrain"), task("random"), task("ours"), task("retrain", 1), task("ours", 1)]
+    done = list(run(given, jobs, silent))
+    results = by_task(done)
+    assert results.keys() == set(given)
+    for seed in (0, 1):
+        ours = task("ours", seed)
+        order = [each.variant for each, _ in done if each.seed == seed]
+        assert order[0] == "ours"
+        data = GENERATED.load(seed)
+        alone = train("retrain", data, BRIEF, seed, learned=results[ours].weights)
+        found = results[task("retrain", seed)]
+        assert np.array_equal(found.test.probability, alone.test.probability)
+    assert not np.array_equal(
+        results[task("random")].test.probability, results[task("retrain")].test.probability
+    )
+
+
+def test_weights_learned_before_need_no_teacher() -> None:
+    data = GENERATED.load(0)
+    weights = np.linspace(0.0, 2.0, len(data.source), dtype=np.float32)
+    ((done, result),) = run([task("retrain")], 1, silent, learned={task("ours"): weights})
+    assert done == task("retrain")
+    alone = train("retrain", data, BRIEF, 0, learned=weights)
+    assert np.array_equal(result.test.probability, alone.test.probability)
+
+
+def test_a_teacher_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match="seed 1: a variant takes the weights.*add it"):
+        list(run([task("ours"), task("retrain", 1)], 1, silent))
+    other = replace(BRIEF, inner=replace(BRIEF.inner, lr=1e-3))
+    with pytest.raises(ValueError, match="seed 0: .*ours is not among the trainings"):
+        list(run([task("ours", options=other), task("retrain")], 1, silent))
+    weights = np.ones(3, dtype=np.float32)
+    with pytest.raises(ValueError, match="learned has 3 weights"):
+        list(run([task("retrain")], 1, silent, learned={task("ours"): weights}))
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_error_takes_the_place_of_a_result(jobs: int) -> None:
+    given = [
+        task("retrain", options=BROKEN),
+        task("random", options=BROKEN),
+        task("ours", options=BROKEN),
+        task("base"),
+    ]
+    found = dict(run(given, jobs, silent, keep_going=True))
+    assert found.keys() == set(given)
+    broken = found[task("ours", options=BROKEN)]
+    assert isinstance(broken, ValueError) and re.search(r"ours \(seed 0\).*--inner.lr", str(broken))
+    for variant in ("retrain", "random"):
+        orphan = found[task(variant, options=BROKEN)]
+        assert isinstance(orphan, ValueError)
+        assert str(orphan).startswith("the training that it takes the weights of failed: training")
+    assert isinstance(found[task("base")], Result)
+
+
+def test_an_error_ends_all_unless_told_otherwise() -> None:
+    done = run([task("base"), task("ours", options=BROKEN), task("S")], 1, silent)
+    assert next(done)[0] == task("base")
+    with pytest.raises(ValueError, match="--inner.lr"):
+        next(done)
+
+
+def test_stacked_seeds_teach_one_by_one(ratings: Path) -> None:
+    source = Source(str(ratings), (("source", "books"), ("target", "toys")))
+    given = [
+        Task(variant, seed, source, BRIEF, "cpu")
+        for variant in ("ours", "retrain")
+        for seed in (0, 1)
+    ]
+    results = by_task(list(run(given, 1, silent, stack_seeds=True)))
+    assert results.keys() == set(given)
+    weights = [results[each].weights for each in given[:2]]
+    assert not np.array_equal(*weights)
+    for each, learned in zip(given[2:], weights, strict=True):
+        alone = train("retrain", source.load(0), BRIEF, each.seed, learned=learned)
+        assert np.array_equal(results[each].test.probability, alone.test.probability)

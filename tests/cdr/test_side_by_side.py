@@ -8,14 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scenarios import brief
 from torch import Tensor, nn
 
 from cdr.data import Behaviors, CrossDomainData
-from cdr.models import MODELS, CoNet
-from cdr.options import DEFAULT, PRESETS, Options, Variant
+from cdr.models import MODELS
+from cdr.models.conet import CoNet
+from cdr.options import Options, PresetName, preset
 from cdr.side_by_side import _Stack, train_side_by_side
 from cdr.training import Result, Training, train
 
+DEFAULT = Options()
 SEEDS = (3, 1, 2)
 # A batched product adds up in another order: gradients differ by some 1e-16. Adam divides by
 # |gradient| + 1e-8, so that a parameter whose gradient is next to nothing is moved differently by
@@ -75,12 +78,12 @@ def assert_same(one: Result, other: Result, tolerance: float) -> None:
         assert np.allclose(one.weights, other.weights, rtol=0.0, atol=tolerance)
 
 
-@pytest.mark.parametrize("preset", ["default", "authors"])
+@pytest.mark.parametrize("start", ["default", "authors"])
 @pytest.mark.parametrize("variant", ["S", "0", "base", "ours", "oracle"])
 def test_the_results_are_those_of_one_by_one(
-    double: CrossDomainData, variant: Variant, preset: str
+    double: CrossDomainData, variant: str, start: PresetName
 ) -> None:
-    told = options(PRESETS[preset])
+    told = options(preset(start, "conet"))
     together = train_side_by_side(variant, double, told, SEEDS)
     for seed, result in zip(SEEDS, together, strict=True):
         assert_same(result, train(variant, double, told, seed), DOUBLE)
@@ -89,9 +92,24 @@ def test_the_results_are_those_of_one_by_one(
         assert len(together[0].outer) == 4 and together[0].weights.std() > 0.0
 
 
+@pytest.mark.parametrize("model", ["minet", "twotower"])
+@pytest.mark.parametrize("variant", ["base", "ours"])
+def test_the_results_of_other_models_are_too(
+    double: CrossDomainData, variant: str, model: str
+) -> None:
+    told = brief(model)
+    for seed, result in zip(SEEDS, train_side_by_side(variant, double, told, SEEDS), strict=True):
+        assert_same(result, train(variant, double, told, seed), DOUBLE)
+
+
+def test_batch_statistics_are_not_for_trainings_side_by_side(tiny: CrossDomainData) -> None:
+    with pytest.raises(ValueError, match="target_network.norm.running_mean is a buffer"):
+        train_side_by_side("base", tiny, brief("dasl"), SEEDS)
+
+
 @pytest.mark.parametrize("variant", ["base", "ours"])
 def test_predictions_in_single_precision_are_those_of_one_by_one(
-    tiny: CrossDomainData, variant: Variant
+    tiny: CrossDomainData, variant: str
 ) -> None:
     for seed, result in zip(
         SEEDS, train_side_by_side(variant, tiny, options(), SEEDS), strict=True
@@ -101,7 +119,7 @@ def test_predictions_in_single_precision_are_those_of_one_by_one(
 
 
 @pytest.mark.parametrize("variant", ["base", "ours"])
-def test_each_seed_stops_when_it_would_by_itself(double: CrossDomainData, variant: Variant) -> None:
+def test_each_seed_stops_when_it_would_by_itself(double: CrossDomainData, variant: str) -> None:
     told = options(epochs=8, patience=1)
     together = train_side_by_side(variant, double, told, SEEDS)
     lengths = {len(result.history) for result in together}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from cdr.batches import Candidates, History, PairBatch, Windows
+from cdr.batches import Candidates, History, PairBatch, Past, Windows
 from cdr.checking import at_least, positive
 from cdr.data.schema import CrossDomainData
 from reweight import BehaviorInputs, Losses
@@ -170,11 +170,18 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     return scores.masked_fill(~mask, -1e9).softmax(-1) * mask
 
 
-def present(history: History | None) -> History:
-    """A history that the batch was made with."""
-    if history is None:
+_Read = TypeVar("_Read", History, Past)
+
+
+def present(read: _Read | None) -> _Read:
+    """What the batch was made with.
+
+    Raises:
+        ValueError: It was made without.
+    """
+    if read is None:
         raise ValueError(
             "the batch lacks a history that the model reads; make it by "
             "Batches(..., windows=model.windows(options, single_domain))"
         )
-    return history
+    return read

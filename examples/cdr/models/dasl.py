@@ -86,8 +86,7 @@ class DASL(CrossDomainModel):
         return Windows((0, options.window)) if single_domain else Windows(both, both)
 
     def target_features(self, batch: PairBatch) -> Tensor:
-        user, past = self.user(batch.user), batch.target_past
-        assert past is not None
+        user, past = self.user(batch.user), present(batch.target_past)
         histories = [self._target_history(past, user)]
         if not self.single_domain:
             of_source = self.source_user(batch.user) @ self.to_target
@@ -97,8 +96,7 @@ class DASL(CrossDomainModel):
         return torch.cat([features, self.target_bias(batch.user, batch.target.item)], -1)
 
     def source_features(self, batch: PairBatch) -> Tensor:
-        user, past = self.source_user(batch.source_user), batch.source_past
-        assert past is not None
+        user, past = self.source_user(batch.source_user), present(batch.source_past)
         of_target = self.user(batch.source_user) @ self.to_target.T
         histories = [self._source_history(past, user), self._target_history(past, of_target)]
         item = self.source_items(batch.source)
@@ -133,8 +131,7 @@ class _Sequence(NamedTuple):
 def _sequence(items: ItemEmbedding, history: History, user: Tensor) -> _Sequence:
     # Steps first, so that what one step reads lies together.
     ids = Candidates(history.items.item.T, history.items.category.T)
-    mask = history.mask.T
-    return _Sequence(items(ids) * mask.unsqueeze(-1), user, mask)
+    return _Sequence(items(ids), user, history.mask.T)
 
 
 class _Reader(nn.Module):
@@ -156,7 +153,7 @@ class _Reader(nn.Module):
         items = torch.cat([history.items for history in histories], 1)
         user = torch.cat([history.user for history in histories])
         mask = torch.cat([history.mask for history in histories], 1)
-        states = self._states(self.of_item(items) + self.of_user(user))
+        states = self._states(self.of_item(items) + self.of_user(user), mask)
         # [N, histories * B] to [histories * N, B]: one softmax over all states of a user.
         states = torch.cat(states.chunk(len(histories), 1))
         mask = torch.cat(mask.chunk(len(histories), 1))
@@ -165,16 +162,17 @@ class _Reader(nn.Module):
         preference: Tensor = self.dropout((weight * states).sum(0))
         return preference
 
-    def _states(self, inputs: Tensor) -> Tensor:
+    def _states(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        """The state after each step, [N, B, state]; what is masked is as if it were not there."""
         width = self.of_state.in_features
         state = inputs.new_zeros(inputs.shape[1], width)
         states = []
-        for now in inputs:
+        for now, real in zip(inputs, mask.unsqueeze(-1), strict=True):
             past = self.of_state(state)
             gates = (now[:, : 2 * width] + past[:, : 2 * width]).sigmoid()
             update, reset = gates.chunk(2, -1)
             new = torch.addcmul(now[:, 2 * width :], reset, past[:, 2 * width :]).tanh()
-            state = torch.lerp(new, state, update)
+            state = torch.where(real, torch.lerp(new, state, update), state)
             states.append(state)
         return torch.stack(states)
 

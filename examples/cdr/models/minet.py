@@ -87,11 +87,11 @@ class MiNet(CrossDomainModel):
         )
 
     def target_features(self, batch: PairBatch) -> Tensor:
-        assert batch.target_past is not None
         user, item = self.user(batch.user), self.target_items(batch.target)
-        histories = [(self.target_attention, self.target_items, batch.target_past.target)]
+        past = present(batch.target_past)
+        histories = [(self.target_attention, self.target_items, past.target)]
         if not self.single_domain:
-            histories.append((self.source_attention, self.source_items, batch.target_past.source))
+            histories.append((self.source_attention, self.source_items, past.source))
         interests = [user]
         for attention, items, history in histories:
             interests.append(_interest(attention, items, present(history), item, user))
