@@ -16,11 +16,11 @@ from reweight import ConjugateGradient, Identity, ImplicitHypergradient, Neumann
 class InnerOptions:
     """How the recommendation model is trained."""
 
-    lr: float = 2e-3
+    lr: float = 1e-2
     """Adam's learning rate."""
     weight_decay: float = 1e-4
     """Adam's weight decay."""
-    batch_size: int = 128
+    batch_size: int = 256
     """Target behaviours in a batch, each with one source behaviour of its user."""
     epochs: int = 20
     """At most this many."""
@@ -53,7 +53,7 @@ class OuterOptions:
     """What gives weights: the perceptron, an MLP on the loss, the source category, one γ."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """The optimizer of the weighter."""
-    lr: float = 3e-3
+    lr: float = 5e-3
     """Its learning rate."""
     weight_decay: float = 0.0
     """Its weight decay, on the global γ too."""
@@ -61,7 +61,7 @@ class OuterOptions:
     """Largest norm of the hypergradient; None: as it is."""
     interval: int = 5
     """Inner steps between two outer steps."""
-    batch_size: int = 1024
+    batch_size: int = 512
     """Target behaviours in the train batch and in the dev batch of an outer step."""
     dev: Literal["same-users", "reshuffled", "in-order", "split"] = "same-users"
     """Dev batches: other rows of the same users, reorder-and-reuse, the authors' fixed order, or
@@ -192,7 +192,7 @@ def preset(name: PresetName, model: str) -> Options:
     if name == "paper":
         return Options(
             model=kind.original,
-            inner=InnerOptions(lr=5e-3, weight_decay=0.0, epochs=10),
+            inner=InnerOptions(lr=5e-3, weight_decay=0.0, batch_size=128, epochs=10),
             outer=OuterOptions(
                 optimizer="sgd",
                 lr=1e-2,
