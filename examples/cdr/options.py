@@ -24,7 +24,7 @@ class InnerOptions:
     """Target behaviours in a batch, each with one source behaviour of its user."""
     epochs: int = 20
     """At most this many."""
-    patience: int = 3
+    patience: int = 2
     """Stop after so many epochs without a better validation AUC."""
     gamma: float = 1.0
     """Weight of the source loss in the base model."""
@@ -53,7 +53,7 @@ class OuterOptions:
     """What gives weights: the perceptron, an MLP on the loss, the source category, one γ."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """The optimizer of the weighter."""
-    lr: float = 5e-3
+    lr: float = 1e-2
     """Its learning rate."""
     weight_decay: float = 0.0
     """Its weight decay, on the global γ too."""

@@ -37,8 +37,7 @@ class Result:
         extra_test: the same on a generator's further test rows.
         history: one record per epoch.
         state: the best checkpoint.
-        weights: learned weight per source behaviour, where weights are learned: that of the last
-            step. Early stopping guards the model, and the weights go on getting better after it.
+        weights: learned weight per source behaviour, where weights are learned.
         weight_auc: AUC of weight against the true flag, where there is one.
         seconds: from the start of the training to here, of all that is trained in common steps.
     """
@@ -209,7 +208,6 @@ class Training:
     def result(self) -> Result:
         """Score the best checkpoint, which the model is left at."""
         data = self._data
-        weights = self.learner.weights(self.batches) if self.learner else None
         self.model.load_state_dict(self._state["model"])
         result = Result(
             score(self.model, self._scorer, data.test, self._num_source),
@@ -219,12 +217,12 @@ class Training:
             self._history,
             self._state,
         )
-        if self.learner and weights is not None:
+        if self.learner:
             self.learner.rw.load_state_dict(self._state["weighter"])
-            result.weights = weights
+            result.weights = self.learner.weights(self.batches)
             result.outer = self.learner.records
             if data.relevant is not None:
-                result.weight_auc = auc(weights, data.relevant.cpu().numpy())
+                result.weight_auc = auc(result.weights, data.relevant.cpu().numpy())
         result.seconds = time.perf_counter() - self._started
         return result
 
