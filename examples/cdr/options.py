@@ -16,15 +16,15 @@ from reweight import ConjugateGradient, Identity, ImplicitHypergradient, Neumann
 class InnerOptions:
     """How the recommendation model is trained."""
 
-    lr: float = 1e-2
+    lr: float = 2e-3
     """Adam's learning rate."""
     weight_decay: float = 1e-4
     """Adam's weight decay."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Target behaviours in a batch, each with one source behaviour of its user."""
     epochs: int = 20
     """At most this many."""
-    patience: int = 2
+    patience: int = 3
     """Stop after so many epochs without a better validation AUC."""
     gamma: float = 1.0
     """Weight of the source loss in the base model."""
@@ -53,7 +53,7 @@ class OuterOptions:
     """What gives weights: the perceptron, an MLP on the loss, the source category, one γ."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """The optimizer of the weighter."""
-    lr: float = 1e-2
+    lr: float = 3e-3
     """Its learning rate."""
     weight_decay: float = 0.0
     """Its weight decay, on the global γ too."""
@@ -192,7 +192,7 @@ def preset(name: PresetName, model: str) -> Options:
     if name == "paper":
         return Options(
             model=kind.original,
-            inner=InnerOptions(lr=5e-3, weight_decay=0.0, batch_size=128, epochs=10),
+            inner=InnerOptions(lr=5e-3, weight_decay=0.0, epochs=10),
             outer=OuterOptions(
                 optimizer="sgd",
                 lr=1e-2,
@@ -233,4 +233,12 @@ def preset(name: PresetName, model: str) -> Options:
                 gamma_map="relu",
             ),
         )
-    return Options(model=kind.Options())
+    if model == "conet":
+        return Options()
+    # The attention of the others is learnt well only at a rate at which training is over in a few
+    # epochs, so that the perceptron has to move faster too.
+    return Options(
+        model=kind.Options(),
+        inner=InnerOptions(lr=1e-2, batch_size=256, patience=2),
+        outer=OuterOptions(lr=1e-2),
+    )
