@@ -167,7 +167,16 @@ class Learner:
 def pair_sampler(
     n: int, batch_size: int, seed: int, options: OuterOptions
 ) -> ReorderReuseSampler | SplitSampler:
-    """Batches of training rows for the inner problem, each with one for the outer problem."""
+    """Batches of training rows for the inner problem, each with one for the outer problem.
+
+    Raises:
+        ValueError: There is a single training row.
+    """
+    if n < 2:
+        raise ValueError(
+            "the data have one target behaviour to train on, which cannot serve both the inner and "
+            "the outer problem; take a larger target domain, or more users"
+        )
     if options.dev == "split":
         held_out = max(1, round(options.split * n))
         return SplitSampler(
