@@ -121,7 +121,11 @@ class Reproduce:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, train, report; 1 if a training failed, 2 on bad input, without a traceback."""
+    """Parse, train, report, without a traceback.
+
+    Returns:
+        The exit code: 1 if a training failed, 2 if all did or on bad input, 130 if interrupted.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         config = _parse(arguments, _models(arguments)[0])
