@@ -59,21 +59,33 @@ def intervals(table: Table) -> Picture:
     """AUC against the interval of outer steps, the base model as a dotted line (Figure 5)."""
     scenarios = list(dict.fromkeys(e.cell.scenario for e in table.entries))
     models = list(dict.fromkeys(e.cell.model for e in table.entries))
+    lengths = sorted({_interval_of(e) for e in table.entries if e.cell.method.changes})
     columns = min(2, len(scenarios))
 
     def draw(figure: Figure) -> None:
         axes = plots.panels(figure, len(scenarios), columns)
         for panel, scenario in zip(axes, scenarios, strict=True):
             for place, model in enumerate(models):
-                _by_interval(panel, _base(table, scenario, model), place)
-                _by_interval(panel, _learned(table, scenario, model), place)
+                _without(panel, _base(table, scenario, model), place)
+                _by_interval(panel, _learned(table, scenario, model), lengths, place)
+            # One place for each: a logarithm would crowd the long ones.
+            panel.set_xticks(range(len(lengths)), map(str, lengths))
             panel.set_title(scenario.heading, loc="left")
             panel.set_xlabel("inner steps between two outer steps")
             panel.set_ylabel("test AUC")
             panel.grid(alpha=0.3, lw=0.6)
-        handles, labels = axes[0].get_legend_handles_labels()
+        # Of all panels: what failed in one of them is missing there.
+        shown = [panel.get_legend_handles_labels() for panel in axes]
+        handles = {
+            name: line for lines, names in shown for line, name in zip(lines, names, strict=True)
+        }
         figure.legend(
-            handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8.5
+            handles.values(),
+            handles.keys(),
+            loc="outside upper center",
+            ncols=4,
+            frameon=False,
+            fontsize=8.5,
         )
 
     told = "Mean test AUC with standard error over seeds; dotted: the base model."
@@ -112,25 +124,23 @@ def _interval_of(entry: Entry) -> int:
     return int(dict(entry.cell.method.changes)["outer.interval"])
 
 
-def _by_interval(panel: Axes, entries: list[Entry], place: int) -> None:
+def _without(panel: Axes, base: list[Entry], place: int) -> None:
+    for e in base:
+        panel.axhline(e.mean, color=plots.COLORS[place], ls=":", label=f"{e.label} w/o ours")
+
+
+def _by_interval(panel: Axes, entries: list[Entry], lengths: list[int], place: int) -> None:
     if not entries:
         return
-    color, marker = plots.COLORS[place], plots.MARKERS[place]
-    label = MODELS[entries[0].cell.model].label
-    if not entries[0].cell.method.changes:
-        panel.axhline(entries[0].mean, color=color, ls=":", label=f"{label} w/o ours")
-        return
-    # One place for each: a logarithm would crowd the long ones.
-    x = np.arange(len(entries))
+    x = np.array([lengths.index(_interval_of(e)) for e in entries])
     error = [0.0 if e.std is None else e.std / np.sqrt(len(e.auc)) for e in entries]
     # A little apart, so that the bars of two models do not hide each other.
     panel.errorbar(
         x + 0.06 * place,
         [e.mean for e in entries],
         error,
-        color=color,
-        marker=marker,
+        color=plots.COLORS[place],
+        marker=plots.MARKERS[place],
         capsize=2.5,
-        label=f"{label}+ours",
+        label=f"{MODELS[entries[0].cell.model].label}+ours",
     )
-    panel.set_xticks(x, [str(_interval_of(e)) for e in entries])

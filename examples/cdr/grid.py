@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-import zipfile
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -96,29 +96,40 @@ class Grid:
         return hashlib.sha256(_canonical(decides).encode()).hexdigest()[:24]
 
     def load(self, task: Task) -> Run | None:
-        """The finished training, or None."""
+        """The finished training, or None.
+
+        Raises:
+            OSError: it is there, and this user or this machine cannot read it.
+        """
         key = self.key(task)
         folder = self._place(key)
+        if not folder.is_dir():
+            return None
         try:
-            record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-            with np.load(folder / "arrays.npz") as arrays:
-                found = dict(arrays)
-        except FileNotFoundError:
+            return _read(key, folder)
+        except Exception as error:  # whatever json, numpy and zip make of damaged files
+            # A disk that cannot be read for now is no reason to throw away what lies there.
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                raise
+            logger.warning("%s is damaged (%r); it is trained again", folder, error)
+            shutil.rmtree(folder)
             return None
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            logger.warning("%s cannot be read (%s); it is trained again", folder, error)
-            shutil.rmtree(folder, ignore_errors=True)
-            return None
-        return Run(
-            key,
-            _scores(found, "test"),
-            _scores(found, "extra_test") if "extra_test_label" in found else None,
-            # NaN has no name in json.
-            [{k: np.nan if v is None else v for k, v in e.items()} for e in record["history"]],
-            found.get("weights"),
-            record["weight_auc"],
-            record["seconds"],
-        )
+
+    def check_writable(self) -> None:
+        """Refuse a folder in which no training can be kept, before one is done for nothing.
+
+        Raises:
+            OSError: nothing can be written there.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._folder):
+                pass
+        except OSError as error:
+            raise OSError(
+                f"--cache {self._folder}: no training can be kept there ({error.strerror}); give "
+                "another place"
+            ) from error
 
     def store(self, task: Task, result: Result) -> Run:
         """Keep a training that has just ended."""
@@ -157,8 +168,10 @@ class Grid:
         try:
             partial.rename(place)
         except OSError:
-            # Another command has trained the same in the meantime.
             shutil.rmtree(partial)
+            # Another command may have trained the same in the meantime.
+            if not place.is_dir():
+                raise
         return Run(
             key,
             result.test,
@@ -199,10 +212,17 @@ def complete(
         jobs: how many at a time.
         names: what to call them where they are reported.
         stack_seeds: see :func:`cdr.runner.run`.
+
+    Raises:
+        ValueError: as :func:`cdr.runner.run`, of the tasks as a whole.
+        OSError: the grid cannot be read or written; nothing has been trained then.
+        ChildProcessError: a process was killed.
     """
     tasks = list(dict.fromkeys(tasks))
     runs = {task: found for task in tasks if (found := grid.load(task)) is not None}
     missing = [task for task in tasks if task not in runs]
+    if missing:
+        grid.check_writable()
     failures: dict[Task, str] = {}
     # Short enough for 80 columns; no bar in a file or a pipe.
     form = "{n_fmt}/{total_fmt} |{bar:10}| {elapsed}<{remaining}{postfix}"
@@ -261,6 +281,23 @@ def _tell(bar: Any, name: str, run: Run) -> None:
     bar.write(
         f"{name}: valid AUC {run.valid_auc:.4f}, test AUC {auc:.4f}{weight} "
         f"({epochs} epoch{'s' * (epochs > 1)}, {run.seconds:.0f} s)"
+    )
+
+
+def _read(key: str, folder: Path) -> Run:
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    with np.load(folder / "arrays.npz") as arrays:
+        found = dict(arrays)
+    # NaN has no name in json.
+    history = [{k: np.nan if v is None else v for k, v in e.items()} for e in record["history"]]
+    return Run(
+        key,
+        _scores(found, "test"),
+        _scores(found, "extra_test") if "extra_test_label" in found else None,
+        history,
+        found.get("weights"),
+        record["weight_auc"],
+        record["seconds"],
     )
 
 

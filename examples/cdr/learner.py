@@ -165,10 +165,25 @@ class Learner:
 
 
 def pair_sampler(
-    n: int, batch_size: int, seed: int, options: OuterOptions
+    n: int, batch_size: int, seed: int, options: OuterOptions | None
 ) -> ReorderReuseSampler | SplitSampler:
-    """Batches of training rows for the inner problem, each with one for the outer problem."""
-    if options.dev == "split":
+    """Batches of training rows for the inner problem, each with one for the outer problem.
+
+    Args:
+        n: training rows.
+        batch_size: of the inner problem, at most; less where there are few rows.
+        seed: of the order, and of what is held out.
+        options: of the outer problem, which may have rows held out; None: there is none.
+
+    Raises:
+        ValueError: There is a single training row.
+    """
+    if n < 2:
+        raise ValueError(
+            "the data have one target behaviour to train on, which cannot serve both the inner and "
+            "the outer problem; take a larger target domain, or more users"
+        )
+    if options is not None and options.dev == "split":
         held_out = max(1, round(options.split * n))
         return SplitSampler(
             n,

@@ -192,7 +192,12 @@ def preset(name: PresetName, model: str) -> Options:
     if name == "paper":
         return Options(
             model=kind.original,
-            inner=InnerOptions(lr=5e-3, weight_decay=0.0, epochs=10),
+            inner=InnerOptions(
+                lr=5e-3,
+                weight_decay=0.0,
+                epochs=10,
+                source_batch="paired" if kind.pairs_users else "independent",
+            ),
             outer=OuterOptions(
                 optimizer="sgd",
                 lr=1e-2,

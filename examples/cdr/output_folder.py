@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-_COMMAND = "command.txt"
 
 
 def check_output(path: Path, command: str) -> None:
@@ -23,15 +22,22 @@ def check_output(path: Path, command: str) -> None:
         if not (parent.is_dir() and os.access(parent, os.W_OK)):
             raise OSError(f"--out {path}: no folder can be made in {parent}; give another place")
         return
-    try:
-        made_by = (path / _COMMAND).read_text(encoding="utf-8").split()
-    except OSError:
-        made_by = []
-    if made_by[:2] != ["reproduce.py", command]:
-        by = f"was made by {' '.join(made_by[:2])}" if made_by else "is not a folder of results"
+    made_by = _made_by(path)
+    if made_by != command:
+        by = f"was made by reproduce.py {made_by}" if made_by else "is not a folder of results"
         raise FileExistsError(
             f"--out {path} {by} and is left as it is: give another name, or remove it"
         )
+
+
+def _made_by(path: Path) -> str | None:
+    """The command whose results lie there."""
+    try:
+        # Not command.txt, where options may stand before the command.
+        made_by = json.loads((path / "config.json").read_text(encoding="utf-8"))["command"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return str(made_by)
 
 
 @contextmanager

@@ -121,11 +121,17 @@ class Reproduce:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, train, report; 1 if a training failed, 2 on bad input, without a traceback."""
+    """Parse, train, report, without a traceback.
+
+    Returns:
+        The exit code: 1 if a training failed, 2 if all did or on bad input, 130 if interrupted.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        config = _parse(arguments, _models(arguments)[0])
         # Once for each model, so that each starts from its own preset.
-        parsed = {model: _parse(arguments, model) for model in _models(arguments)}
+        models = dict.fromkeys(config.models or _MODELS[config.command])
+        parsed = {model: _parse(arguments, model) for model in models}
         config = next(iter(parsed.values()))
         out = config.out or Path("results") / config.command
         seeds = config.seeds or _SEEDS.get(config.command, 5)
@@ -157,7 +163,7 @@ def _parse(arguments: Sequence[str], model: str) -> Reproduce:
 
 
 def _models(arguments: Sequence[str]) -> list[str]:
-    """The models named, or those of the command; the parser complains about all else."""
+    """The models named, or those of what looks like the command: one has to be known to parse."""
     named = [name for name in _values(arguments, "--models") if name in MODELS]
     command = next((a for a in arguments if a in _MODELS), "table1")
     return list(dict.fromkeys(named or _MODELS[command]))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -113,7 +113,7 @@ class RunBiao:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, run, report; 2 on bad input, without a traceback."""
+    """Parse, run, report; 2 on bad input, 130 if interrupted, without a traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if arguments[:1] == ["data"]:
@@ -137,9 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _start(arguments: Sequence[str]) -> RunBiao:
     """What the other options' defaults come from: the model and the preset named."""
-    named = {"preset": ("default", "paper", "authors"), "model": tuple(MODELS)}
-    start: dict[str, Any] = {name: choices[0] for name, choices in named.items()}
-    start["model"] = "conet"
+    named = {"preset": get_args(PresetName), "model": tuple(MODELS)}
+    start: dict[str, Any] = {"preset": "default", "model": "conet"}
     for i, argument in enumerate(arguments):
         flag, _, value = argument.partition("=")
         value = value or "".join(arguments[i + 1 : i + 2])

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from cdr import kept_log
+
 _PACKAGES = ("torch-reweight", "torch", "numpy", "pyarrow", "scipy", "tyro")
 
 
@@ -51,8 +53,8 @@ def run_folder(path: Path) -> Iterator[Path]:
             f"--out {path}: no folder can be made there ({error.strerror}); give another place"
         ) from error
     log = logging.FileHandler(partial / "log.txt", encoding="utf-8")
-    log.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("cdr", "reweight", "py.warnings")]
+    log.setFormatter(logging.Formatter(kept_log.FORMAT))
+    loggers = [logging.getLogger(name) for name in kept_log.NAMES]
     logging.captureWarnings(True)
     for logger in loggers:
         logger.setLevel(logging.INFO)

@@ -89,7 +89,7 @@ def run(
         for group, weights in iter(queue.next, None):
             try:
                 results: list[Result] | Exception = _train(group, weights, progress)
-            except (ValueError, FloatingPointError) as error:
+            except ValueError as error:
                 if not keep_going:
                     raise
                 results = error

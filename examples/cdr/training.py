@@ -142,7 +142,9 @@ class Training:
             if self.learner
             else _plain_loss(model, gamma, self._given_weights(how, learned))
         )
-        self.sampler = pair_sampler(len(data.train), options.inner.batch_size, seed, options.outer)
+        # Only what learns weights has a use for rows held out.
+        outer = options.outer if learns else None
+        self.sampler = pair_sampler(len(data.train), options.inner.batch_size, seed, outer)
         self.best = -math.inf
         self._captured: CapturedStep | None = None
         self._scorer = Batches(data, 0, 0, windows)

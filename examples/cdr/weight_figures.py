@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST = 40  # bars of one panel
-_FEWEST = 20  # behaviours of a category that gets a bar where there are too many
+_FEWEST = 20  # behaviours of a category that gets a bar where there are too many categories
 _BINS = 12
 
 Floats = NDArray[np.float64]
@@ -187,10 +187,16 @@ def _bars(categories: Categories) -> list[int]:
     """The categories that get a bar: where there are too many, the highest and the lowest."""
     if len(categories.name) <= _MOST:
         return list(range(len(categories.name)))
-    frequent = np.flatnonzero(categories.count >= _FEWEST).tolist()
+    frequent = np.flatnonzero(categories.count >= _fewest(categories)).tolist()
     if len(frequent) <= _MOST:
         return frequent
     return [*frequent[: _MOST // 2], *frequent[-_MOST // 2 :]]
+
+
+def _fewest(categories: Categories) -> int:
+    """Behaviours of a category that gets a bar, where there are too many categories."""
+    # Fewer than usual where too few categories have as many.
+    return min(_FEWEST, int(np.sort(categories.count)[-_MOST]))
 
 
 def _draw_categories(panel: Axes, c: Categories, places: list[int]) -> None:
@@ -247,7 +253,7 @@ def _category_sentence(c: Categories) -> str:
     highest = ", ".join(f"{c.name[i]} ({c.mean[i]:.2f})" for i in places[:3])
     lowest = ", ".join(f"{c.name[i]} ({c.mean[i]:.2f})" for i in places[::-1][:3])
     several = len(places) < len(c.name)
-    left_out = f", of those with {_FEWEST} behaviours or more" if several else ""
+    left_out = f", of those with {_fewest(c)} behaviours or more" if several else ""
     return f"{c.title}: highest{left_out}: {highest}; lowest: {lowest}."
 
 

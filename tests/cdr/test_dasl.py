@@ -328,3 +328,18 @@ def test_no_history_holds_its_candidate() -> None:
 def test_options_out_of_range_name_their_flag(options: dict[str, object], flag: str) -> None:
     with pytest.raises(ValueError, match=flag):
         DASLOptions(**options)
+
+
+def test_what_is_left_of_an_epoch_may_be_a_single_row(gappy: CrossDomainData) -> None:
+    model = dasl(gappy).train()
+    one = part(batch_for(model, gappy), torch.tensor([3]))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    in_training = model(one)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    # The statistics gathered so far stand in for those of the batch, as for scores.
+    for got, expected in zip(in_training, model.eval()(one), strict=True):
+        assert torch.equal(got, expected)
+    losses = model.train().losses(one)
+    (losses.fixed + losses.weighted.mean()).backward()
+    norm = model.target_network.norm
+    assert norm.weight.grad is not None and norm.weight.grad.abs().sum() > 0

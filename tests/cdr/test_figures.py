@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import xml.etree.ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from cdr.studies import STUDIES, Cell
 from cdr.weight_figures import by_category, figure3, figure4
 
 pytest.importorskip("matplotlib")
+
+from matplotlib.figure import Figure  # noqa: E402
 
 
 class Fixed(Source):
@@ -96,6 +99,28 @@ def test_figure3_of_data_without_categories(gappy: CrossDomainData, tmp_path: Pa
     drawn(document, tmp_path)
 
 
+def test_figure3_of_many_rare_categories(gappy: CrossDomainData, tmp_path: Path) -> None:
+    scenario = Scenario("epinions", "3", "4")
+    items = gappy.source_items
+    apart = replace(
+        items,
+        category=torch.arange(items.num),
+        category_names=tuple(f"c{i}" for i in range(items.num)),
+    )
+    data = replace(gappy, source_items=apart)
+    count = np.bincount(data.source.item.numpy(), minlength=items.num)
+    assert (count > 0).sum() > 40 and count.max() < 20
+    weights = count[data.source.item.numpy()].astype(np.float32)
+    runs = learned("figure3", weights, scenario=scenario)
+    document = figure3(runs, {scenario: fixed(data)})
+    # The 40th of the categories by number of behaviours, of those that have as many as it.
+    least = np.sort(count)[-40]
+    assert f"highest, of those with {least} behaviours or more: " in document.notes[0]
+    (table,) = document.appendix
+    assert len(table.rows) == 40 and all(int(row[3]) >= least for row in table.rows)
+    drawn(document, tmp_path)
+
+
 def test_figure4(gappy: CrossDomainData, tmp_path: Path) -> None:
     source = gappy.source_offsets.diff()
     target = torch.bincount(gappy.train.user, minlength=gappy.num_users)
@@ -156,6 +181,29 @@ def test_figure5(tmp_path: Path) -> None:
     assert "G1, CoNet: 2 of 3 intervals have a higher mean AUC" in document.notes[0]
     assert document.notes[0].endswith("at 20.") and "G1, MiNet: 1 of 1" in document.notes[1]
     drawn(document, tmp_path)
+
+
+def test_figure5_puts_each_interval_at_its_own_tick(tmp_path: Path) -> None:
+    study = STUDIES["figure5"]
+    # As where trainings have failed: one model lacks an interval, one a scenario.
+    made = runs(study, {"base": 0.9, "interval-1": 0.8, "interval-20": 1.2, "interval-500": 1.0})
+    made |= runs(study, {"base": 0.5, "interval-1": 0.8, "interval-500": 0.7}, model="minet")
+    made |= runs(study, {"interval-20": 0.9}, Scenario("g2"), model="dasl")
+    picture = DOCUMENTS["figure5"](Results("figure5", {}, made)).pictures[0]
+    figure = Figure()
+    picture.draw(figure)
+    for panel in figure.axes:
+        assert [tick.get_text() for tick in panel.get_xticklabels()] == ["1", "20", "500"]
+    first, second = (
+        {line.get_label(): line[0].get_xdata().round().tolist() for line in panel.containers}
+        for panel in figure.axes
+    )
+    assert first == {"CoNet+ours": [0, 1, 2], "MiNet+ours": [0, 2]}
+    assert second == {"DASL+ours": [1]}
+    (legend,) = figure.legends
+    named = {text.get_text() for text in legend.get_texts()}
+    assert named == {*first, *second, "CoNet w/o ours", "MiNet w/o ours"}
+    drawn(Document("", pictures=(picture,)), tmp_path)
 
 
 def test_differences(tmp_path: Path) -> None:

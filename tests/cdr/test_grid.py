@@ -148,6 +148,68 @@ def test_what_cannot_be_read_is_trained_again(
     assert np.array_equal(again.test.probability, first.test.probability)
 
 
+def test_any_damage_is_trained_again(tmp_path: Path, source: Source, trained: list[Task]) -> None:
+    wanted = tasks(source, "S")
+    completed(tmp_path, wanted)
+
+    def deflated() -> None:
+        (path,) = tmp_path.glob("*/*/arrays.npz")
+        content = bytearray(path.read_bytes())
+        content[60:160] = b"\xff" * 100  # in the middle of the compressed numbers
+        path.write_bytes(content)
+
+    def incomplete() -> None:
+        (path,) = tmp_path.glob("*/*/run.json")
+        path.write_text("{}")
+
+    def half() -> None:
+        (path,) = tmp_path.glob("*/*/arrays.npz")
+        path.unlink()
+
+    for number, damage in enumerate((deflated, incomplete, half), 2):
+        damage()
+        completed(tmp_path, wanted)
+        assert len(trained) == number, damage.__name__
+        completed(tmp_path, wanted)
+        assert len(trained) == number, "it was not kept anew"
+
+
+def test_what_cannot_be_read_for_now_is_left_alone(
+    tmp_path: Path, source: Source, trained: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = tasks(source, "S")
+    completed(tmp_path, wanted)
+
+    def refused(*arguments: Any, **told: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", refused)
+        with pytest.raises(PermissionError):
+            completed(tmp_path, wanted)
+    assert completed(tmp_path, wanted).trained == 0 and len(trained) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_anything_is_trained(
+    tmp_path: Path, source: Source, trained: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(OSError, match="--cache .*/file: no training can be kept there"):
+        Grid(file, "").check_writable()
+
+    def refused(*arguments: Any, **told: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    wanted = tasks(source, "S")
+    completed(tmp_path / "grid", wanted)
+    monkeypatch.setattr(grid.tempfile, "TemporaryFile", refused)
+    with pytest.raises(OSError, match="Read-only file system"):
+        completed(tmp_path / "grid", tasks(source, "S", "base"))
+    assert len(trained) == 1
+    assert len(completed(tmp_path / "grid", wanted).runs) == 1  # what is there can be read
+
+
 def test_a_failed_training_is_told_and_the_others_go_on(tmp_path: Path, source: Source) -> None:
     broken = replace(BRIEF, inner=replace(BRIEF.inner, lr=1e12))
     wanted = [*tasks(source, "ours", "retrain", options=broken), *tasks(source, "S")]

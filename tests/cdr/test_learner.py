@@ -95,3 +95,8 @@ def test_batches_of_a_split_fit_what_is_held_out() -> None:
     # Held out by the seed alone, whatever the sizes of batches.
     others = pair_sampler(50, 8, 0, replace(options, batch_size=2))
     assert {row for _, dev in others for row in dev.tolist()} == set(dev_rows.tolist())
+
+
+def test_one_training_row_is_too_few() -> None:
+    with pytest.raises(ValueError, match="one target behaviour to train on.*more users"):
+        pair_sampler(1, 64, 0, OuterOptions())

@@ -126,6 +126,19 @@ def test_the_same_command_goes_on_and_updates_its_folder(
 
 
 @pytest.mark.usefixtures("small")
+def test_the_command_may_stand_anywhere(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # A folder called as another command, whose models are others.
+    told = ("--out", "figure5", "--cache", cache, *BRIEF, "--seeds", 1, "table5")
+    for _ in range(2):  # the second time it takes the place of the first
+        assert run(*told) == 0
+        config = json.loads((tmp_path / "figure5" / "config.json").read_text())
+        assert (config["command"], config["models"]) == ("table5", ["dasl"])
+
+
+@pytest.mark.usefixtures("small")
 def test_each_model_starts_from_its_own_preset(cache: Path, out: Path) -> None:
     told = ("--models", "conet", "minet", "--preset", "paper", "--seeds", 1)
     brief = (*BRIEF, "--model.dim", 4, "--perceptron.history", 6)
@@ -236,10 +249,14 @@ def test_a_folder_of_something_else_is_left_alone(
     (mine / "thesis.tex").write_text("x")
     assert run("table1", "--out", mine, "--cache", tmp_path / "grid") == 2
     assert "is not a folder of results and is left as it is" in capsys.readouterr().err
-    (mine / "command.txt").write_text("reproduce.py table2 --seeds 3\n")
+    (mine / "config.json").write_text('{"command": "table2", "seeds": 3}\n')
     assert run("table1", "--out", mine, "--cache", tmp_path / "grid") == 2
     assert "was made by reproduce.py table2 and is left" in capsys.readouterr().err
     assert (mine / "thesis.tex").read_text() == "x"
+    for other in ("[1]", '{"variants": ["S"]}', "\N{LATIN SMALL LETTER E WITH ACUTE}"):
+        (mine / "config.json").write_text(other, encoding="latin-1")
+        assert run("table1", "--out", mine, "--cache", tmp_path / "grid") == 2
+        assert "is not a folder of results" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_written(

@@ -101,6 +101,17 @@ def test_what_is_only_trained_for_reference_is_not_shown() -> None:
     assert table.entries[1].comparison.difference < 0
 
 
+@pytest.mark.parametrize("command", ["table2", "table3"])
+def test_beating_the_hidden_single_domain_model_gives_no_star(command: str) -> None:
+    study = STUDIES[command]
+    names = [method.name for method in study.methods]
+    strengths = {name: {"S": 0.2, "ours": 1.0}.get(name, 1.2) for name in names}
+    table = assemble(command, study, runs(study, strengths))
+    ours = table.find(G1, "conet", "ours")
+    assert ours is not None and ours.mean < max(e.mean for e in table.entries)
+    assert not ours.star and ours.best is None and "*" not in table.legend()[0]
+
+
 def test_a_missing_seed_is_left_out_of_pairs() -> None:
     made = runs(TABLE1, STRENGTHS)
     ours = next(cell for cell in made if cell.method.name == "ours")

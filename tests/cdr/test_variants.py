@@ -230,6 +230,13 @@ def test_rows_that_are_held_out_serve_the_outer_problem_alone(
     assert outer <= inner
 
 
+def test_no_rows_are_held_out_from_a_variant_that_learns_no_weights(tiny: CrossDomainData) -> None:
+    told = brief("conet")
+    told = replace(told, outer=replace(told.outer, dev="split", split=0.5))
+    rows = torch.cat([rows for rows, _ in Training("base", tiny, told, seed=3).sampler])
+    assert sorted(rows.tolist()) == list(range(len(tiny.train)))
+
+
 def test_reordered_rows_serve_both_problems(tiny: CrossDomainData) -> None:
     training = Training("ours", tiny, brief("minet"), seed=3)
     inner, _, dev = (set(torch.cat(rows).tolist()) for rows in seen_rows(training))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import batch_norm, cosine_similarity
 
 from cdr.batches import Candidates, History, PairBatch, Past, Windows
 from cdr.checking import at_least, refuse, widths
@@ -187,10 +187,16 @@ class _Network(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
 
     def forward(self, preference: Tensor, item: Tensor, user: Tensor) -> Tensor:
-        hidden: Tensor = self.norm(torch.cat([preference, item, user], -1))
+        read = torch.cat([preference, item, user], -1)
+        hidden: Tensor = self.norm(read) if len(read) > 1 else self._norm_of_one(read)
         for layer in self.layers:
             hidden = layer(hidden).sigmoid()
         return hidden
+
+    def _norm_of_one(self, read: Tensor) -> Tensor:
+        # What is left over of an epoch may be a single row, which has no variance.
+        norm = self.norm
+        return batch_norm(read, norm.running_mean, norm.running_var, norm.weight, norm.bias)
 
 
 class _Biases(nn.Module):
