@@ -221,6 +221,8 @@ def complete(
     tasks = list(dict.fromkeys(tasks))
     runs = {task: found for task in tasks if (found := grid.load(task)) is not None}
     missing = [task for task in tasks if task not in runs]
+    for task, kept in runs.items():
+        _log(names[task], kept)
     if missing:
         grid.check_writable()
     failures: dict[Task, str] = {}
@@ -273,9 +275,13 @@ def options_read(task: Task) -> dict[str, Any]:
     return read
 
 
-def _tell(bar: Any, name: str, run: Run) -> None:
+def _log(name: str, run: Run) -> None:
     for record in run.history:
         logger.info("%s %s", name, to_json(record))
+
+
+def _tell(bar: Any, name: str, run: Run) -> None:
+    _log(name, run)
     weight = "" if run.weight_auc is None else f", weight AUC {run.weight_auc:.3f}"
     auc, epochs = run.scores.metrics()["auc"], len(run.history)
     bar.write(
