@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
 from cdr import plots
-from cdr.data import tables
-from cdr.data.schema import OTHERS, CrossDomainData, Items
+from cdr.data import amazon, tables
+from cdr.data.schema import OTHERS, CrossDomainData
 from cdr.document import Document, Sheet, sheet
 from cdr.grid import Run
 from cdr.models import MODELS
@@ -31,6 +34,8 @@ _SHOWN = 8  # behaviours of a history
 _LEAST = 3  # behaviours in both histories for a case to say something
 
 Floats = NDArray[np.float64]
+Titles = Callable[[Collection[str]], Mapping[str, str]]
+"""From ids of items to the titles that are known."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,7 @@ def user_specific(data: CrossDomainData, weights: NDArray[np.float32]) -> Floats
     return np.asarray(weights / np.maximum(mean[category], 1e-12), dtype=np.float64)
 
 
-def cases(
-    data: CrossDomainData, weights: NDArray[np.float32], titles: Mapping[str, str]
-) -> list[Case]:
+def cases(data: CrossDomainData, weights: NDArray[np.float32], titles: Titles) -> list[Case]:
     """The lowest and the highest user-specific weights, each of another user.
 
     Behaviours with short histories are left out as long as there are others.
@@ -87,17 +90,27 @@ def cases(
     length = torch.minimum(*filled).numpy()
     rich = np.flatnonzero(length >= min(_LEAST, int(length.max())))
     ranked = rich[np.argsort(own[rich], kind="stable")].tolist()
-    found = []
+    chosen: dict[int, str] = {}
     seen: set[int] = set()
     for kind, order in (("low", ranked), ("high", ranked[::-1])):
-        chosen = 0
         for row in order:
             user = int(data.source.user[row])
-            if chosen < _EACH and user not in seen:
+            if list(chosen.values()).count(kind) < _EACH and user not in seen:
                 seen.add(user)
-                chosen += 1
-                found.append(_case(kind, data, row, own, weights, titles))
-    return found
+                chosen[row] = kind
+    shown = {row: _shown(data, row) for row in chosen}
+    known = titles({_bare(name) for items in shown.values() for part in items for name, _ in part})
+    return [
+        Case(
+            kind,
+            float(own[row]),
+            float(weights[row]),
+            *(_named(name, category, known) for name, category in shown[row][0]),
+            bool(data.source.label[row]),
+            *(tuple(_named(*item, known) for item in part) for part in shown[row][1:]),
+        )
+        for row, kind in chosen.items()
+    ]
 
 
 def figure6(runs: Mapping[Cell, Mapping[int, Run]], sources: Mapping[Scenario, Source]) -> Document:
@@ -109,7 +122,7 @@ def figure6(runs: Mapping[Cell, Mapping[int, Run]], sources: Mapping[Scenario, S
                 source = sources[cell.scenario]
                 data = source.load(seed)
                 title = f"{cell.scenario.heading} · {MODELS[cell.model].label}"
-                chosen = cases(data, run.weights, item_titles(source))
+                chosen = cases(data, run.weights, partial(item_titles, source))
                 found.append((cell, title, user_specific(data, run.weights), chosen))
     columns = min(2, len(found))
 
@@ -166,49 +179,50 @@ def figure6(runs: Mapping[Cell, Mapping[int, Run]], sources: Mapping[Scenario, S
     return Document(title, sheets, (picture,), tuple(notes), values)
 
 
-def item_titles(source: Source) -> dict[str, str]:
-    """Titles by item id, of the data sets that have them."""
+def item_titles(source: Source, items: Collection[str]) -> dict[str, str]:
+    """The titles of some items by id, of the data sets that have them."""
+    given = dict(source.options)
+    if source.spec == "amazon":
+        return amazon.titles(given["root"], f"{given['source']}+{given['target']}", items)
     if source.spec != "amazon5":
         return {}
-    path = Path(dict(source.options)["root"]) / "amazon5" / "items.csv.gz"
+    path = Path(given["root"]) / "amazon5" / "items.csv.gz"
     table = tables.read(path, ("item",), optional=("title",))
     if "title" not in table.column_names:
         return {}
+    table = table.filter(pc.is_in(table["item"], value_set=pa.array(list(items), pa.string())))
     pairs = zip(table["item"].to_pylist(), table["title"].to_pylist(), strict=True)
     # Titles were taken from web pages.
     return {item: html.unescape(title) for item, title in pairs if title}
 
 
-def _case(
-    kind: str,
-    data: CrossDomainData,
-    row: int,
-    own: Floats,
-    weights: NDArray[np.float32],
-    titles: Mapping[str, str],
-) -> Case:
-    def history(domain: str, items: Items) -> tuple[str, ...]:
-        histories = getattr(data, f"{domain}_history")
-        found, mask = histories.gather(torch.tensor([row]), _SHOWN)
-        return tuple(_named(items, int(item), titles) for item in found[mask])
-
-    return Case(
-        kind,
-        float(own[row]),
-        float(weights[row]),
-        _named(data.source_items, int(data.source.item[row]), titles),
-        bool(data.source.label[row]),
-        history("source", data.source_items),
-        history("target", data.target_items),
+def _shown(data: CrossDomainData, row: int) -> tuple[list[tuple[str, str]], ...]:
+    """Id and category of a source behaviour's item, and of those of its user's two histories."""
+    behaviour = data.source.item[row : row + 1]
+    parts = [(data.source_items, behaviour)]
+    for items, history in (
+        (data.source_items, data.source_history),
+        (data.target_items, data.target_history),
+    ):
+        found, mask = history.gather(torch.tensor([row]), _SHOWN)
+        parts.append((items, found[mask]))
+    return tuple(
+        [
+            (str(items.ids[item]), items.category_names[int(items.category[item])])
+            for item in found.tolist()
+        ]
+        for items, found in parts
     )
 
 
-def _named(items: Items, item: int, titles: Mapping[str, str]) -> str:
+def _bare(name: str) -> str:
+    """The id without the domain's name, which items of joint sources have in front."""
+    return name.rpartition("/")[2]
+
+
+def _named(name: str, category: str, titles: Mapping[str, str]) -> str:
     """Category and title, as far as they are known; else the item's id."""
-    name = str(items.ids[item])
-    # Items of joint sources have their domain's name in front.
-    title = titles.get(name.rpartition("/")[2], "")
-    category = items.category_names[int(items.category[item])]
+    title = titles.get(_bare(name), "")
     if category == OTHERS:
         return title or name
     category = f"category {category}" if category.isdigit() else category

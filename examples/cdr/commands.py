@@ -9,6 +9,7 @@ import numpy as np
 
 from cdr import paper
 from cdr.cases import figure6
+from cdr.data.manifest import PAPER_STATISTICS, check, source_reading
 from cdr.document import Document, Sheet, sheet
 from cdr.figures import differences, interval_sentences, intervals
 from cdr.models import MODELS
@@ -100,48 +101,57 @@ def _figure5(results: Results) -> Document:
     return Document(table.title, table.sheets(), (intervals(table),), notes, table.values())
 
 
-# Short heads for the paper's five counts and three of ours, and their names among the statistics.
+# Short heads of the statistics, the paper's five first.
 _COUNTED = {
     "users": "users",
-    "source behaviours": "source",
-    "target behaviours": "target",
-    "source items": "source_items",
-    "target items": "target_items",
-    "source trained on": "source_train",
-    "target trained on": "train",
-    "users without source": "users_without_source",
+    "source": "source behaviours",
+    "target": "target behaviours",
+    "source_items": "source items",
+    "target_items": "target items",
+    "source_train": "source trained on",
+    "train": "target trained on",
+    "users_without_source": "users without source",
 }
 
 
 def _table4(results: Results) -> Document:
-    """The statistics of the data; nothing is trained."""
-    heads = ("scenario", *_COUNTED)
+    """The statistics of the data, beside what is published of them; nothing is trained."""
     rows: list[tuple[str, ...]] = []
     values: list[dict[str, object]] = []
+    told = []
     for scenario, source in results.sources.items():
-        statistics = source.load(0).statistics
-        counts = {name: statistics[key] for name, key in _COUNTED.items()}
-        rows.append((scenario.heading, *(f"{n:,}" for n in counts.values())))
-        printed = paper.statistics(scenario.in_paper) if scenario.in_paper else {}
-        if printed:
-            shown = (f"{printed[name]:,}" if name in printed else "" for name in _COUNTED)
-            rows.append(("in the paper", *shown))
-        for name, count in counts.items():
-            line = {"scenario": str(scenario), "statistic": name, "here": count}
-            values.append({**line, "paper": printed.get(name)})
+        data = source.load(0)
+        known = {one.statistic: one for one in (check(data) if scenario.published else [])}
+        rows.append((scenario.heading, *(f"{data.statistics[key]:,}" for key in _COUNTED)))
+        if known:
+            shown = [known.get(key) for key in _COUNTED]
+            where = "in the paper" if scenario.in_paper else "as published"
+            rows.append((where, *(f"{one.expected:,}" if one else "" for one in shown)))
+            rows.append(("", *(one.verdict if one else "" for one in shown)))
+        if scenario.in_paper:
+            told.append(
+                f"{scenario.heading}: what the paper counts as source behaviours: "
+                f"{source_reading(list(known.values()))}."
+            )
+        for key, head in _COUNTED.items():
+            one = known.get(key)
+            line = {"scenario": str(scenario), "statistic": head, "here": data.statistics[key]}
+            published = {"published": one and one.expected, "verdict": one and one.verdict}
+            values.append(line | published)
     appendix: tuple[Sheet, ...] = ()
     if not any(scenario.in_paper for scenario in results.sources):
-        counted = [name for name in _COUNTED if name in paper.STATISTICS]
+        counted = list(PAPER_STATISTICS["Books-Movies"])
         lines = [
-            [name, *(f"{paper.statistics(name)[c]:,}" for c in counted)] for name in paper.SCENARIOS
+            (name, *(f"{row[k]:,}" for k in counted)) for name, row in PAPER_STATISTICS.items()
         ]
-        appendix = (sheet(("scenario", *counted), lines, title="As the paper prints it (Table 4)"),)
-    note = (
+        heads = ("scenario", *(_COUNTED[key] for key in counted))
+        appendix = (sheet(heads, lines, title="As the paper prints it (Table 4)"),)
+    told.append(
         "Of the users found in both domains. Behaviours and items are counted before any cut by "
-        "time; generated data: of seed 0."
+        "time; source trained on: after it; generated data: of seed 0."
     )
-    title = results.study.title
-    return Document(title, (sheet(heads, rows),), (), (note,), tuple(values), appendix)
+    table = sheet(("scenario", *_COUNTED.values()), rows)
+    return Document(results.study.title, (table,), (), tuple(told), tuple(values), appendix)
 
 
 DOCUMENTS: dict[str, Callable[[Results], Document]] = {

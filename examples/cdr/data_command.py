@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from cdr.arguments import optional
 from cdr.data import HOLDS, amazon, audit, load
 from cdr.data.manifest import (
     PAPER_STATISTICS,
-    SOURCE_READINGS,
+    PUBLISHED,
     Check,
     agrees,
     check,
     paper_name,
+    source_reading,
 )
 from cdr.data.schema import CrossDomainData
 
@@ -33,13 +34,6 @@ Examples:
   run_biao.py data ratings.csv --source books --target toys
 """
 
-_PUBLISHED = ("amazon", "amazon5", "epinions")
-
-
-def _optional(metavar: str, default: str = "") -> Any:
-    hint = f"(default: {default})" if default else ""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
-
 
 @dataclass(frozen=True)
 class DataCommand:
@@ -47,21 +41,21 @@ class DataCommand:
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """amazon, amazon5, epinions, recbole, g1, g2, or a csv or parquet file."""
-    root: Annotated[Path | None, _optional("PATH")] = None
+    root: Annotated[Path | None, optional("PATH")] = None
     """Folder that holds the data; for a file, what its path is relative to."""
-    source: Annotated[str | None, _optional("NAME", "the data set's first scenario")] = None
+    source: Annotated[str | None, optional("NAME", "the data set's first scenario")] = None
     """Source domain; several joined with "+"."""
-    target: Annotated[str | None, _optional("NAME", "the data set's first scenario")] = None
+    target: Annotated[str | None, optional("NAME", "the data set's first scenario")] = None
     """Target domain."""
     scenarios: Annotated[
-        tuple[str, ...] | None, _optional("SOURCE-TARGET ...", "the paper's seven")
+        tuple[str, ...] | None, optional("SOURCE-TARGET ...", "the paper's seven")
     ] = None
     """Of amazon: several scenarios, by the names in the paper or in the files."""
-    items: Annotated[Path | None, _optional("PATH")] = None
+    items: Annotated[Path | None, optional("PATH")] = None
     """With a file of ratings: a csv or parquet file with the columns item, category."""
     source_cut: Literal["time", "all"] = "time"
     """Keep source behaviours earlier than the user's validation behaviour, or all."""
-    cache: Annotated[Path | None, _optional("PATH", "ROOT/.cache-reweight")] = None
+    cache: Annotated[Path | None, optional("PATH", "ROOT/.cache-reweight")] = None
     """Where amazon keeps what it has read of its files."""
 
 
@@ -89,8 +83,7 @@ def main(arguments: Sequence[str]) -> int:
         print("\n" * (number > 0) + summary(data), flush=True)
         for note in data.notes:
             print(_wrapped(f"• {note}"))
-        # A file of one's own may name its domains as a published data set does.
-        checks = check(data) if config.data in _PUBLISHED else []
+        checks = check(data) if config.data in PUBLISHED else []
         if checks:
             compared.append(agrees(checks))
             print(*_comparison(data, checks), sep="\n")
@@ -168,44 +161,24 @@ def _scenarios(config: DataCommand) -> Sequence[tuple[str | None, str | None]]:
         )
     if config.data != "amazon" or one or config.root is None:
         return [(config.source, config.target)]
-    pairs = []
+    pairs = {}
     for name in config.scenarios or PAPER_STATISTICS:
         source, _, target = name.partition("-")
         if not source or not target:
             raise ValueError(
                 f"--scenarios {name}: give SOURCE-TARGET, such as {', '.join(PAPER_STATISTICS)}"
             )
-        pairs.append((source, target))
-    _require_files(config.root, pairs)
-    return pairs
-
-
-def _require_files(root: Path, scenarios: Sequence[tuple[str, str]]) -> None:
-    """One error for all scenarios, which says how to go on with those that are complete."""
-    domains = {pair: [amazon.full_name(d) for d in "+".join(pair).split("+")] for pair in scenarios}
-    try:
-        amazon.find(root, dict.fromkeys(name for names in domains.values() for name in names))
-    except FileNotFoundError as error:
-        complete = []
-        for pair, names in domains.items():
-            with suppress(FileNotFoundError):
-                amazon.find(root, names)
-                complete.append("-".join(pair))
-        if not complete:
-            raise
-        raise FileNotFoundError(
-            f"{error}\nFor some scenarios all are there: --scenarios {' '.join(complete)}"
-        ) from None
+        pairs[name] = (source, target)
+    amazon.require(config.root, pairs, "--scenarios")
+    return list(pairs.values())
 
 
 def _comparison(data: CrossDomainData, checks: Sequence[Check]) -> Iterator[str]:
     paper = paper_name(data)
     heads = (f"Table 4, {paper}", "paper") if paper else ("", "published")
     yield f"  {heads[0]:24}{heads[1]:>12}{'here':>12}"
-    for what, expected, got, match in checks:
-        what = what.replace("_", " ")
-        yield f"  {what:24}{expected:12,}{got:12,}  {'match' if match else 'MISMATCH'}"
-    readings = [one.what for one in checks if one.match and one.what in SOURCE_READINGS]
+    for one in checks:
+        what = one.what.replace("_", " ")
+        yield f"  {what:24}{one.expected:12,}{one.got:12,}  {one.verdict}"
     if paper:
-        said = " and ".join(readings) or "neither of the two"
-        yield f"  What the paper counts as source behaviours: {said}"
+        yield f"  What the paper counts as source behaviours: {source_reading(checks)}"

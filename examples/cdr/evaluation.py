@@ -20,9 +20,9 @@ NUM_SOURCE = 8
 _CHUNK = 16_384
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
-    """Predicted probability, label and user of each row."""
+    """Predicted probability, label and user of each row; told apart by identity."""
 
     probability: NDArray[np.float32]
     label: NDArray[np.float32]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,23 +10,24 @@ from typing import Any
 import numpy as np
 
 from cdr import data as datasets
-from cdr.run_folder import write_json
+from cdr.data import amazon, recbole
+from cdr.data.cache import sha256
 from cdr.runner import Source
 
 # Arguments of a loader that say where files lie, not what is in them.
-_PLACES = ("root", "items")
+_PLACES = ("root", "items", "cache")
 
 
 class Fingerprints:
     """What the data of a source are, by content rather than by place.
 
     Args:
-        memory: a file that remembers the hashes of files, so that each is read once. A file whose
-            size or time of change is another is read again.
+        folder: remembers the hashes of files, so that each is read once. Those of Amazon's
+            original files are remembered where their tables are kept.
     """
 
-    def __init__(self, memory: Path) -> None:
-        self._memory = memory
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._of: dict[Source, dict[str, Any]] = {}
 
     def of(self, source: Source) -> dict[str, Any]:
@@ -39,56 +38,47 @@ class Fingerprints:
         """
         if source not in self._of:
             told = {name: value for name, value in source.options if name not in _PLACES}
-            files = _files(source)
             if source.seeded:
                 content = {"sample": _sample(source.spec)}
             else:
-                content = {path.name: self._hash(path) for path in files}
+                folder = self._folder
+                if source.spec == "amazon":
+                    given = dict(source.options)
+                    folder = amazon.cache_folder(given["root"], given.get("cache"))
+                content = {name: sha256(path, folder) for name, path in _files(source).items()}
             # A file of one's own is what is in it, wherever it lies.
             spec = Path(source.spec).name
             self._of[source] = {"spec": spec, "options": told, "content": content}
         return self._of[source]
 
-    def _hash(self, path: Path) -> str:
-        known: dict[str, Any] = {}
-        if self._memory.exists():
-            known = json.loads(self._memory.read_text(encoding="utf-8"))
-        stat = path.stat()
-        entry = known.get(str(path.resolve()))
-        if entry is None or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
-            entry = [stat.st_size, stat.st_mtime_ns, _sha256(path)]
-            self._memory.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._memory.with_name(f"{self._memory.name}.partial-{os.getpid()}")
-            write_json(partial, known | {str(path.resolve()): entry})
-            partial.replace(self._memory)
-        return str(entry[2])
 
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _files(source: Source) -> list[Path]:
-    """The files that a source is read from."""
-    if source.seeded:
-        return []
+def _files(source: Source) -> dict[str, Path]:
+    """The files that a source is read from, by names that tell them apart."""
     given = dict(source.options)
     root = Path(given.get("root") or ".")
+    if source.spec == "amazon":
+        domains = amazon.domains_of(given["source"], given["target"])
+        return {path.name: path for of in amazon.find(root, domains).values() for path in of}
+    if source.spec == "recbole":
+        domains = [*given["source"].split("+"), given["target"]]
+        return {
+            f"{domain}: {kind}": path
+            for domain, of in recbole.find(root, domains).items()
+            for kind, path in of._asdict().items()
+            if path is not None
+        }
     if source.spec in ("amazon5", "epinions"):
         folder = root / source.spec
-        files = sorted(folder.glob("*.csv.gz"))
-        if not files:
+        tables = sorted(folder.glob("*.csv.gz"))
+        if not tables:
             raise FileNotFoundError(f"There are no .csv.gz files in {folder}; check --root {root}.")
-        return files
-    files = [root / source.spec]
+        return {path.name: path for path in tables}
+    table = root / source.spec
+    if not table.is_file():
+        raise FileNotFoundError(f"There is no file {table}; check the path to the data.")
+    files = {table.name: table}
     if given.get("items") is not None:
-        files.append(Path(given["items"]))
-    if not files[0].is_file():
-        raise FileNotFoundError(f"There is no file {files[0]}; check the path to the data.")
+        files["items"] = Path(given["items"])
     return files
 
 

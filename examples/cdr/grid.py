@@ -77,7 +77,7 @@ class Grid:
 
     def __init__(self, folder: Path, command: str) -> None:
         self._folder, self._command = folder, command
-        self._fingerprints = Fingerprints(folder / "files.json")
+        self._fingerprints = Fingerprints(folder / "files")
 
     def key(self, task: Task) -> str:
         """What a training is kept under: a hash of all that decides its result.

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
 from cdr import plots
+from cdr.arguments import optional
 from cdr.commands import DOCUMENTS, Results
 from cdr.devices import chosen
 from cdr.grid import Completed, Grid, Run, complete
@@ -25,7 +26,7 @@ from cdr.output_folder import check_output, output_folder
 from cdr.page import write_page
 from cdr.run_folder import environment, to_json, write_json
 from cdr.runner import Source, Task
-from cdr.scenarios import Scenario, default_scenarios, parse
+from cdr.scenarios import Scenario, default_scenarios, parse, require
 from cdr.studies import STUDIES, Cell, cells, tasks
 
 DESCRIPTION = """\
@@ -72,25 +73,20 @@ _MODELS = {
 _SEEDS = {"generated": 6}
 
 
-def _optional(metavar: str, default: str) -> Any:
-    """How the help text shows an option that may be left out."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
-
-
 @dataclass(frozen=True)
 class Reproduce:
     """What to make."""
 
     command: tyro.conf.Positional[Literal[tuple(_MODELS)]]  # type: ignore[valid-type]
     """The table or figure."""
-    data: Annotated[tuple[str, ...], _optional("NAME ...", "what --root holds, else g1")] = ()
+    data: Annotated[tuple[str, ...], optional("NAME ...", "what --root holds, else g1")] = ()
     """Scenarios: g1, g2, amazon, amazon5, epinions, or one of theirs as SPEC:SOURCE:TARGET, several
-    sources joined with "+"; SPEC may also be a file."""
-    root: Annotated[Path | None, _optional("PATH", "none")] = None
-    """Folder that holds amazon/, amazon5/ and epinions/."""
-    models: Annotated[tuple[str, ...], _optional("NAME ...", "those in the paper")] = ()
+    sources joined with "+"; SPEC may also be recbole or a file."""
+    root: Annotated[Path | None, optional("PATH", "none")] = None
+    """Folder that holds Amazon's original files, amazon5/, epinions/, or atomic files."""
+    models: Annotated[tuple[str, ...], optional("NAME ...", "those in the paper")] = ()
     """Recommendation models: conet, minet, dasl, twotower."""
-    seeds: Annotated[int | None, _optional("INT", "5; generated 6")] = None
+    seeds: Annotated[int | None, optional("INT", "5; generated 6")] = None
     """Seeds 0, 1, …; generated data is drawn anew for each."""
     preset: PresetName = "default"
     """Where the options below start from: ours, the paper's text, the authors' code."""
@@ -102,7 +98,7 @@ class Reproduce:
     """cpu, cuda, cuda:1; auto takes cuda where there is one."""
     cache: Path = Path("runs/grid")
     """Where finished trainings are kept."""
-    out: Annotated[Path | None, _optional("PATH", "results/<command>")] = None
+    out: Annotated[Path | None, optional("PATH", "results/<command>")] = None
     """Where the results go, in the place of earlier ones of the same command."""
     options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
     """For all trainings of the command; where a flag is left out, each model takes its preset."""
@@ -198,6 +194,7 @@ def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequenc
     scenarios = parse(config.data or default_scenarios(config.command, config.root))
     command = shlex.join(["reproduce.py", *arguments])
     sources = {scenario: scenario.data(config.root) for scenario in scenarios}
+    require(scenarios, config.root)
     wanted = tasks(
         cells(STUDIES[config.command], scenarios, config.models),
         config.seeds,

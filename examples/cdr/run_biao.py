@@ -19,6 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from cdr import data_command
+from cdr.arguments import optional
 from cdr.data.schema import CrossDomainData
 from cdr.devices import chosen
 from cdr.models import MODELS
@@ -59,12 +60,6 @@ _FIRST = "the data set's first scenario; a file needs one"
 _MAIN = "S 0 base ours, and oracle on generated data"
 
 
-def _optional(metavar: str, default: str = "") -> Any:
-    """How the help text shows an option that may be left out."""
-    hint = f"(default: {default})" if default else ""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
-
-
 @dataclass(frozen=True)
 class RunBiao:
     """What to run."""
@@ -72,19 +67,19 @@ class RunBiao:
     data: str = "g1"
     """g1 or g2 (generated), amazon (the original files), amazon5, epinions, recbole (atomic
     files), or a csv or parquet file with the columns user, item, rating, timestamp, domain."""
-    root: Annotated[Path | None, _optional("PATH")] = None
+    root: Annotated[Path | None, optional("PATH")] = None
     """Folder that holds the data; for a file, what its path is relative to."""
-    source: Annotated[str | None, _optional("NAME", _FIRST)] = None
+    source: Annotated[str | None, optional("NAME", _FIRST)] = None
     """Source domain; several joined with "+"."""
-    target: Annotated[str | None, _optional("NAME", _FIRST)] = None
+    target: Annotated[str | None, optional("NAME", _FIRST)] = None
     """Target domain."""
-    items: Annotated[Path | None, _optional("PATH")] = None
+    items: Annotated[Path | None, optional("PATH")] = None
     """With a file of ratings: a csv or parquet file with the columns item, category."""
     source_cut: Literal["time", "all"] = "time"
     """Train on source behaviours earlier than the user's validation behaviour, or on all."""
-    cache: Annotated[Path | None, _optional("PATH", "ROOT/.cache-reweight")] = None
+    cache: Annotated[Path | None, optional("PATH", "ROOT/.cache-reweight")] = None
     """Where amazon keeps what it has read of its files."""
-    variants: Annotated[tuple[str, ...] | None, _optional("VARIANT ...", _MAIN)] = None
+    variants: Annotated[tuple[str, ...] | None, optional("VARIANT ...", _MAIN)] = None
     """Which variants to train."""
     retrain_with_learned_weights: bool = False
     """Also train a new model on the weights that ours has learned, fixed: the variant retrain."""
@@ -94,7 +89,7 @@ class RunBiao:
     """Seeds 0, 1, …; generated data is drawn anew for each."""
     preset: PresetName = "default"
     """Where the options below start from: ours, the paper's text, the authors' code."""
-    out: Annotated[Path | None, _optional("PATH", "runs/<time>-<data>")] = None
+    out: Annotated[Path | None, optional("PATH", "runs/<time>-<data>")] = None
     """The run folder, which must not exist yet."""
     jobs: int = 1
     """Trainings side by side, each in a process with one thread."""

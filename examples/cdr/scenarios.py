@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cdr.data import HOLDS, amazon
+from cdr.data.manifest import PAPER_STATISTICS, PUBLISHED, SHORT_NAMES
 from cdr.runner import Source
 
 GENERATED = ("g1", "g2")
@@ -20,30 +22,18 @@ SETS: dict[str, tuple[tuple[str, str], ...]] = {
         ("Baby+Office_Products+Beauty", _TOYS),
     ),
     "epinions": (("3", "4"), ("3", "5"), ("others", "4")),
-    "amazon": (
-        ("Books", "Movies_and_TV"),
-        ("Books", "CDs_and_Vinyl"),
-        ("Books", "Electronics"),
-        ("Books", _TOYS),
-        ("CDs_and_Vinyl", "Clothing_Shoes_and_Jewelry"),
-        ("CDs_and_Vinyl", "Home_and_Kitchen"),
-        ("Electronics", "Clothing_Shoes_and_Jewelry"),
+    "amazon": tuple(
+        tuple(SHORT_NAMES[domain] for domain in name.split("-"))  # type: ignore[misc]
+        for name in PAPER_STATISTICS
     ),
 }
 """The scenarios that a data set's bare name stands for, as (source, target)."""
 
-_SHORT = {
-    _TOYS: "Toys",
-    "Office_Products": "Office",
-    "Movies_and_TV": "Movies",
-    "CDs_and_Vinyl": "CDs",
-    "Electronics": "Elec",
-    "Clothing_Shoes_and_Jewelry": "Cloth",
-    "Home_and_Kitchen": "Kitchen",
-}
+_SHORT = {full: short for short, full in SHORT_NAMES.items()} | {"Office_Products": "Office"}
 _SYNTAX = (
     "give g1, g2, amazon, amazon5 or epinions, or SPEC:SOURCE:TARGET, as in "
-    "amazon5:Beauty:Toys_and_Games (several sources joined with +)"
+    "amazon5:Beauty:Toys_and_Games (several sources joined with +); of recbole and of a file, "
+    "only this"
 )
 
 
@@ -72,6 +62,11 @@ class Scenario:
         return f"Epinions {domains}" if self.spec == "epinions" else domains
 
     @property
+    def published(self) -> bool:
+        """Whether its data set is one of which statistics may be known."""
+        return self.spec in PUBLISHED
+
+    @property
     def in_paper(self) -> str | None:
         """The paper's name for it, if it is one of the paper's."""
         if (self.source, self.target) not in SETS.get(self.spec, ()) or self.spec != "amazon":
@@ -86,9 +81,9 @@ class Scenario:
         """
         if self.generated:
             return Source(self.spec, seeded=True)
-        if root is None and self.spec in SETS:
+        if root is None and self.spec in HOLDS:
             raise ValueError(
-                f"--root is missing: --data {self} needs the folder that holds {self.spec}/"
+                f"--root is missing: --data {self} needs the folder that holds {HOLDS[self.spec]}"
             )
         given = (("root", root), ("source", self.source), ("target", self.target))
         return Source(self.spec, tuple((k, v) for k, v in given if v is not None))
@@ -113,8 +108,10 @@ def parse(names: Sequence[str]) -> list[Scenario]:
         if len(parts) < 3 or not all(parts):
             raise ValueError(f"--data {name}: {_SYNTAX}")
         spec, source, target = parts
-        if spec not in SETS and not spec.endswith((".csv", ".csv.gz", ".parquet")):
+        if spec not in HOLDS and not spec.endswith((".csv", ".csv.gz", ".parquet")):
             raise ValueError(f"--data {name}: there is no data set {spec!r}; {_SYNTAX}")
+        if spec == "amazon":
+            source, target = ("+".join(amazon.domains_of(side)) for side in (source, target))
         found[Scenario(spec, source, target)] = None
     if not found:
         raise ValueError(f"--data: name at least one; {_SYNTAX}")
@@ -170,13 +167,36 @@ def default_scenarios(command: str, root: Path | None) -> tuple[str, ...]:
         return GENERATED
     if root is None:
         return GENERATED[:1]
-    found = [name for name in SETS if (root / name).is_dir()]
+    found = [name for name in ("amazon5", "epinions") if (root / name).is_dir()]
+    if amazon.holds_any(root):
+        found.append("amazon")
     if not found:
         raise ValueError(
-            f"--root {root}: there is no folder {', '.join(SETS)} in it; give the folder that "
-            "holds one of them, or --data"
+            f"--root {root}: there is no folder amazon5 or epinions in it, nor files of Amazon "
+            "(reviews_X_5.json.gz); give the folder that holds them, or --data"
         )
-    return tuple(n for name in found for n in _CHOSEN.get(command, {}).get(name, (name,)))
+    chosen = tuple(n for name in found for n in _CHOSEN.get(command, {}).get(name, (name,)))
+    return tuple(str(scenario) for scenario in _complete(parse(chosen), root))
+
+
+def require(scenarios: Sequence[Scenario], root: Path | None) -> None:
+    """See that the many files of Amazon are there, before anything is read.
+
+    Raises:
+        FileNotFoundError: naming all that are missing.
+    """
+    pairs = {str(s): (s.source, s.target) for s in scenarios if s.spec == "amazon"}
+    if root is not None and pairs:
+        amazon.require(root, pairs, "--data")
+
+
+def _complete(scenarios: list[Scenario], root: Path) -> list[Scenario]:
+    """Those whose files are there; all, for an error to name what is missing, if there are none."""
+    pairs = [(s.source, s.target) for s in scenarios if s.spec == "amazon"]
+    whole = amazon.complete(root, pairs)
+    return [
+        s for s in scenarios if s.spec != "amazon" or (s.source, s.target) in whole
+    ] or scenarios
 
 
 def _short(domains: str) -> str:

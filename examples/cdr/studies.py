@@ -22,15 +22,20 @@ class Method:
         suffix: what a table puts behind the model's name.
         variant: see :func:`cdr.training.train`.
         changes: options by dotted name, as ``("inner.gamma", 0.5)``.
+        longer: how many times the command's epochs and patience it has.
     """
 
     name: str
     suffix: str
     variant: str
     changes: tuple[tuple[str, Any], ...] = ()
+    longer: int = 1
 
     def options(self, options: Options) -> Options:
         """The options of the command with this method's own changes."""
+        inner, n = options.inner, self.longer
+        inner = replace(inner, epochs=n * inner.epochs, patience=n * inner.patience)
+        options = replace(options, inner=inner)
         for name, value in self.changes:
             section, _, field = name.partition(".")
             changed = replace(getattr(options, section), **{field: value})
@@ -121,12 +126,7 @@ STUDIES = {
         "Baselines that could explain the gain away",
         (
             *_variants("S"),
-            Method(
-                "S-longer",
-                "-S, up to 60 epochs",
-                "S",
-                (("inner.epochs", 60), ("inner.patience", 9)),
-            ),
+            Method("S-longer", "-S, three times as long", "S", longer=3),
             *_variants("0", "base"),
             *(Method(f"gamma-{g:g}", f" γ = {g:g}", "base", (("inner.gamma", g),)) for g in GAMMAS),
             *_variants("constant", "loss", "group", "random", "retrain", "ours"),

@@ -169,7 +169,7 @@ def test_the_cache_may_be_elsewhere(root: Path, tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_is_an_error(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file cannot be written to .*name another folder"):
+    with pytest.raises(OSError, match="file cannot be written to .*name another folder .*--cache"):
         load("amazon", root, "Books", "Toys", cache=tmp_path / "file")
 
 
@@ -362,6 +362,20 @@ def test_one_field_is_read_and_not_the_line(
     reader._category.cache_clear()
     reader.categories(write(tmp_path / "m.json", amazon_files.TOY_METADATA[:1]))
     assert seen == ["'T0'", "[['Toys & Games', 'Dolls', 'More']]"]
+
+
+def test_titles_are_read_for_the_items_asked_for(root: Path, tmp_path: Path) -> None:
+    assert amazon.titles(root, "Books+Toys", ["B0", "B1", "T1"]) == {"B0": "It's [a] 'title'"}
+    lines = [
+        "{'asin': 'a', 'title': 'One &amp; two'}",
+        "{'asin': 'a', 'title': 'Another'}",
+        "{'asin': 'b', 'title': 'Cut",
+        "{'asin': 'c', 'title': 7}",
+        "{'asin': 'd', 'title': 'Not asked for'}",
+    ]
+    path = write(tmp_path / "m.json", lines)
+    assert reader.titles(path, {"a", "b", "c"}) == {"a": "One & two"}
+    assert reader.titles(path, set()) == {}
 
 
 # Scenarios that cannot be.

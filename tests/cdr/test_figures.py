@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import xml.etree.ElementTree
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,7 +159,7 @@ def test_user_specific_weights_are_relative_to_the_category(tiny: CrossDomainDat
 
 def test_cases_are_the_extremes_of_different_users(tiny: CrossDomainData, tmp_path: Path) -> None:
     weights = np.random.default_rng(0).random(len(tiny.source)).astype(np.float32)
-    found = cases(tiny, weights, {})
+    found = cases(tiny, weights, lambda items: {})
     assert [case.kind for case in found] == ["low", "low", "high", "high"]
     assert found[0].own <= found[1].own < found[3].own <= found[2].own
     assert all(case.source_history and case.target_history for case in found)
@@ -169,8 +170,16 @@ def test_cases_are_the_extremes_of_different_users(tiny: CrossDomainData, tmp_pa
 
 def test_items_are_named_by_category_and_title(tiny: CrossDomainData) -> None:
     weights = np.random.default_rng(0).random(len(tiny.source)).astype(np.float32)
-    titles = {str(item): f"Title {item}" for item in tiny.source_items.ids}
-    assert all("(Title " in case.item for case in cases(tiny, weights, titles))
+    asked: list[str] = []
+
+    def titles(items: Collection[str]) -> dict[str, str]:
+        asked.extend(items)
+        return {item: f"Title {item}" for item in items}
+
+    found = cases(tiny, weights, titles)
+    assert all("(Title " in case.item for case in found)
+    # An item and two histories of up to eight for each of four cases.
+    assert 4 <= len(asked) <= 4 * 17
 
 
 def test_figure5(tmp_path: Path) -> None:

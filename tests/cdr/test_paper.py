@@ -58,9 +58,3 @@ def test_ours_is_the_best_of_table_5() -> None:
     for scenario in ("Books-CDs", "Books-Toys"):
         aucs = {variant: p.auc for (s, _, variant), p in cells.items() if s == scenario}
         assert max(aucs, key=lambda variant: aucs[variant]) == "ours"
-
-
-def test_statistics_are_complete() -> None:
-    assert {len(numbers) for numbers in paper.STATISTICS.values()} == {7}
-    assert paper.statistics("Books-Movies")["users"] == 37_388
-    assert paper.statistics("Elec-Cloth")["target items"] == 18_703

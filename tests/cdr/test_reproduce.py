@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
 import os
 import re
@@ -9,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import amazon_files
 import pytest
+from scenarios import gappy_log
 
 import cdr.grid
 import cdr.runner
@@ -107,6 +111,93 @@ def test_statistics_need_no_training(cache: Path, out: Path) -> None:
     assert set(os.listdir(out)) == FILES
     text = (out / "table.md").read_text()
     assert "| G1 | 60 |" in text and "| Books-Movies | 37,388 |" in text
+
+
+AMAZON = ("--data", "amazon:Books:Toys", "--models", "twotower", "--seeds", 1)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return amazon_files.write_all(tmp_path / "data" / "amazon").parent
+
+
+def test_amazon_is_trained_on(cache: Path, out: Path, root: Path) -> None:
+    tiny = ("--inner.epochs", 1, "--inner.batch-size", 8, "--outer.interval", 1)
+    told = (*AMAZON, "--root", root, "--cache", cache, "--out", out, *tiny)
+    assert run("table1", *told) == 0
+    text = (out / "table.md").read_text()
+    assert "| model | Books → Toys AUC |" in text and "TwoTower+ours" in text
+    assert "3 of 39 lines of reviews_Books_5.json.gz are not reviews and left out" in text
+    keys = [json.loads(line)["key"] for line in (out / "runs.jsonl").read_text().splitlines()]
+    record = json.loads((cache / keys[0][:2] / keys[0] / "run.json").read_text())
+    names = ("reviews_Books_5", "meta_Books", "reviews_Toys_and_Games_5", "meta_Toys_and_Games")
+    content = record["data"]["content"]
+    assert set(content) == {f"{name}.json.gz" for name in names}
+    packed = (root / "amazon" / "meta_Books.json.gz").read_bytes()
+    assert content["meta_Books.json.gz"] == hashlib.sha256(packed).hexdigest()
+    # The hashes are those of the data's own cache.
+    assert not (cache / "files").exists() or not list((cache / "files").glob("*Books*"))
+
+    assert run("figure6", *told[:-8], "--cache", cache, "--out", root / "cases", *tiny) == 0
+    # B0 is the one book whose title is known.
+    assert "Arts (It's [a] 'title')" in (root / "cases" / "table.md").read_text()
+
+
+def test_each_number_of_table4_is_judged(
+    cache: Path, out: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = (*AMAZON, "--root", root, "--cache", cache)
+    assert run("table4", *told, "--out", out) == 0
+    rows = [line.strip("| ").split(" | ") for line in (out / "table.md").read_text().splitlines()]
+    heads = ["scenario", "users", "source behaviours", "target behaviours", "source items"]
+    heads += ["target items", "source trained on", "target trained on", "users without source"]
+    place = rows.index(heads)
+    # The counts by hand: see amazon_files. Source trained on: of days 10, 11 and 12.
+    assert rows[place + 2] == ["Books → Toys", "6", "30", "30", "10", "10", "18", "18", "0"]
+    printed = ["7,576", "317,646", "84,564", "134,350", "11,567", "317,646"]
+    assert rows[place + 3][:7] == ["in the paper", *printed]
+    assert (out / "table.md").read_text().count("MISMATCH") == 6
+    assert "source behaviours: neither of the two" in (out / "table.md").read_text()
+
+    table = {"users": 6, "source": 18, "target": 30, "source_items": 10, "target_items": 11}
+    monkeypatch.setattr("cdr.data.manifest.PAPER_STATISTICS", {"Books-Toys": table})
+    assert run("table4", *told, "--out", out) == 0
+    assert "source behaviours: source after the cut" in (out / "table.md").read_text()
+    with (out / "table.csv").open() as file:
+        lines = [tuple(line.values())[1:] for line in csv.DictReader(file)]
+    assert lines == [
+        ("users", "6", "6", "match"),
+        ("source behaviours", "30", "18", "MISMATCH"),
+        ("target behaviours", "30", "30", "match"),
+        ("source items", "10", "10", "match"),
+        ("target items", "10", "11", "MISMATCH"),
+        ("source trained on", "18", "18", "match"),
+        ("target trained on", "18", "", ""),
+        ("users without source", "0", "", ""),
+    ]
+
+
+def test_missing_files_of_amazon_are_named_at_once(
+    cache: Path, out: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ("--data", "amazon", "--root", root, "--cache", cache, "--out", out)
+    assert run("table1", *told) == 2
+    error = capsys.readouterr().err
+    assert error.count("meta_Electronics.json.gz") == 1 and error.count(".json.gz") == 10
+    assert error.rstrip().endswith("all are there: --data amazon:Books:Toys_and_Games")
+
+
+def test_atomic_files_are_trained_on(cache: Path, out: Path, tmp_path: Path) -> None:
+    for name, log in zip(("books", "toys"), gappy_log(), strict=True):
+        head = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+        rows = "".join("\t".join(map(str, row)) + "\n" for row in zip(*log.values(), strict=True))
+        (tmp_path / f"{name}.inter").write_text(head + rows)
+    told = ("--data", "recbole:books:toys", "--root", tmp_path, "--models", "twotower")
+    assert run("table1", *told, "--seeds", 1, *BRIEF, "--cache", cache, "--out", out) == 0
+    assert "| model | books → toys AUC |" in (out / "table.md").read_text()
+    key = json.loads((out / "runs.jsonl").read_text().splitlines()[0])["key"]
+    record = json.loads((cache / key[:2] / key / "run.json").read_text())
+    assert set(record["data"]["content"]) == {"books: interactions", "toys: interactions"}
 
 
 @pytest.mark.usefixtures("small")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cdr import paper
-from cdr.scenarios import Scenario, default_scenarios, parse
+from cdr.scenarios import Scenario, default_scenarios, parse, require
 
 
 def test_bare_names_stand_for_all_their_scenarios() -> None:
@@ -38,7 +38,7 @@ def test_what_is_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["g3", "amazon5:Beauty", "amazon5:Beauty:", "ebay:a:b", "log.txt:a:b", ""]
+    "name", ["g3", "recbole", "amazon5:Beauty", "amazon5:Beauty:", "ebay:a:b", "log.txt:a:b", ""]
 )
 def test_bad_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"--data {name}.*SPEC:SOURCE:TARGET"):
@@ -56,7 +56,35 @@ def test_what_a_command_is_run_on_if_nothing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--root .*there is no folder amazon5"):
         default_scenarios("table1", tmp_path)
     (tmp_path / "epinions").mkdir()
-    (tmp_path / "amazon").mkdir()
-    assert default_scenarios("table1", tmp_path) == ("epinions", "amazon")
-    chosen = parse(default_scenarios("table3", tmp_path))
-    assert [s.in_paper for s in chosen if s.in_paper] == ["Books-CDs", "CDs-Cloth", "Elec-Cloth"]
+    assert parse(default_scenarios("table1", tmp_path)) == parse(["epinions"])
+
+
+@pytest.mark.parametrize("folder", ["", "amazon"])
+def test_of_amazon_the_complete_scenarios_are_taken(folder: str, tmp_path: Path) -> None:
+    (tmp_path / folder).mkdir(exist_ok=True)
+    for domain in ("Books", "Toys_and_Games", "CDs_and_Vinyl", "Electronics"):
+        for name in (f"reviews_{domain}_5.json.gz", f"meta_{domain}.json"):
+            (tmp_path / folder / name).touch()
+    (tmp_path / folder / "meta_Electronics.json").unlink()
+    for command, expected in (("table1", ["Books-CDs", "Books-Toys"]), ("table3", ["Books-CDs"])):
+        assert [s.in_paper for s in parse(default_scenarios(command, tmp_path))] == expected
+    (tmp_path / folder / "meta_Books.json").unlink()
+    # None is complete: all, for what is missing to be told.
+    assert len(default_scenarios("table1", tmp_path)) == 7
+    with pytest.raises(FileNotFoundError, match="meta_Books.json.gz"):
+        require(parse(["amazon"]), tmp_path)
+
+
+def test_the_papers_names_of_domains_do() -> None:
+    (scenario,) = parse(["amazon:Books+CDs:Toys"])
+    assert (scenario.source, scenario.target) == ("Books+CDs_and_Vinyl", "Toys_and_Games")
+    assert parse(["amazon:Books:Toys"])[0].in_paper == "Books-Toys"
+
+
+def test_atomic_files_are_named_by_their_domains(tmp_path: Path) -> None:
+    (scenario,) = parse(["recbole:books:toys"])
+    assert scenario.heading == "books → toys" and not scenario.published
+    told = {"root": tmp_path, "source": "books", "target": "toys"}
+    assert dict(scenario.data(tmp_path).options) == told
+    with pytest.raises(ValueError, match="--root is missing.*NAME.inter of each domain"):
+        scenario.data(None)

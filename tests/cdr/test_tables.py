@@ -184,6 +184,14 @@ def test_every_study_can_be_planned() -> None:
         sources = {s: Source("g1", seeded=True) for s in (G1, BOOKS_TOYS)}
         planned = tasks(wanted, 2, sources, {"conet": Options()}, "cpu")
         assert len(planned) == 2 * len(wanted)
+        if name == "evidence":
+            inner = {
+                c.method.name: t.options.inner
+                for (c, _), t in planned.items()
+                if c.method.name in ("S", "S-longer")
+            }
+            for length in ("epochs", "patience"):
+                assert getattr(inner["S-longer"], length) == 3 * getattr(inner["S"], length)
         if name == "figure5":
             intervals = {t.options.outer.interval for (c, _), t in planned.items()}
             assert intervals == {1, 5, 20, 100, 200, 300, 400, 500}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -63,7 +64,7 @@ def load(
     names = source.split("+") if isinstance(source, str) else source
     sources = tables.named_once([full_name(name) for name in names], target)
     files = find(root, (*sources, target))
-    folder = Path(root) / ".cache-reweight" if cache is None else Path(cache)
+    folder = cache_folder(root, cache)
     reviews = {d: cached(f.reviews, folder, amazon_files.reviews) for d, f in files.items()}
     metadata = {d: cached(f.metadata, folder, amazon_files.categories) for d, f in files.items()}
     bad = [
@@ -83,9 +84,70 @@ def load(
     return replace(data, notes=(*filter(None, bad), *data.notes))
 
 
+def cache_folder(root: Path | str, cache: Path | str | None = None) -> Path:
+    """Where what is read of the files is kept; see :func:`load`."""
+    return Path(root) / ".cache-reweight" if cache is None else Path(cache)
+
+
+def titles(root: Path | str, domains: str, items: Collection[str]) -> dict[str, str]:
+    """The titles of some items, as far as the metadata have them; reads all metadata once more.
+
+    Args:
+        root: See :func:`load`.
+        domains: One, or several joined with "+".
+        items: Their ids in the files.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file cannot be read.
+    """
+    found: dict[str, str] = {}
+    for files in find(root, domains_of(domains)).values():
+        found |= amazon_files.titles(files.metadata, items)
+    return found
+
+
 def full_name(domain: str) -> str:
     """A domain's name in the files, given that or the paper's."""
     return SHORT_NAMES.get(domain, domain)
+
+
+def domains_of(*names: str) -> list[str]:
+    """The domains of sources and targets, by their names in the files, each once."""
+    return list(dict.fromkeys(full_name(name) for each in names for name in each.split("+")))
+
+
+def complete(root: Path | str, scenarios: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those (source, target) of which all files are there."""
+    found = []
+    for scenario in scenarios:
+        with suppress(FileNotFoundError):
+            find(root, domains_of(*scenario))
+            found.append(scenario)
+    return found
+
+
+def require(root: Path | str, scenarios: Mapping[str, tuple[str, str]], flag: str) -> None:
+    """See that all files are there.
+
+    Args:
+        root: See :func:`load`.
+        scenarios: Source and target, by what the command line calls the two.
+        flag: The option that takes such names.
+
+    Raises:
+        FileNotFoundError: Naming all that are missing, and the scenarios that are complete.
+    """
+    try:
+        find(root, domains_of(*(name for pair in scenarios.values() for name in pair)))
+    except FileNotFoundError as error:
+        whole = complete(root, scenarios.values())
+        if not whole:
+            raise
+        names = " ".join(name for name, pair in scenarios.items() if pair in whole)
+        raise FileNotFoundError(
+            f"{error}\nFor some scenarios all are there: {flag} {names}"
+        ) from None
 
 
 def find(root: Path | str, domains: Iterable[str]) -> dict[str, Files]:
@@ -115,6 +177,11 @@ def find(root: Path | str, domains: Iterable[str]) -> dict[str, Files]:
             f"{', '.join(SHORT_NAMES)}."
         )
     return {domain: Files(*paths) for domain, paths in found.items()}
+
+
+def holds_any(root: Path | str) -> bool:
+    """Whether there are reviews of any domain."""
+    return any(any(Path(root).glob(f"{place}reviews_*_5.json*")) for place in ("", "amazon/"))
 
 
 def _find(root: Path, stem: str) -> Path | None:

@@ -6,11 +6,13 @@ One record a line. Bad lines are left out and counted, never guessed at.
 from __future__ import annotations
 
 import ast
+import html
 import json
 import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -34,6 +36,7 @@ _REVIEWS = pa.schema(
     {"user": pa.string(), "item": pa.string(), "rating": pa.float64(), "time": pa.int64()}
 )
 _ITEMS = pa.schema({"item": pa.string(), "category": pa.string()})
+_TITLES = pa.schema({"item": pa.string(), "title": pa.string()})
 
 
 def reviews(path: Path) -> pa.Table:
@@ -67,13 +70,47 @@ def categories(path: Path) -> pa.Table:
     Raises:
         ValueError: If the file cannot be read or no line of it describes an item.
     """
-    with warnings.catch_warnings():
-        # An unknown escape such as "\d" is an oddity of the data, not of this program.
-        warnings.simplefilter("ignore", (DeprecationWarning, SyntaxWarning))
+    with _odd_escapes():
         table = _read(path, _parse_items, "an item's metadata (a python dict with asin)")
     numbered = table.append_column("place", pa.array(np.arange(len(table))))
     first = numbered.group_by("item", use_threads=False).aggregate([("place", "first")])
     return table.take(first["place_first"])
+
+
+def titles(path: Path, items: Collection[str]) -> dict[str, str]:
+    """The titles of some items, as far as they are known: of each the first that is written.
+
+    Args:
+        path: A file as for :func:`categories`. It is read to its end.
+        items: Their ids.
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
+
+    def title(line: str) -> tuple[str, str] | None:
+        asin = _ASIN.match(line)
+        if asin is None or _literal(asin[1]) not in items:
+            return None
+        record = _literal(line)
+        name = record.get("title") if isinstance(record, dict) else None
+        # They were taken from web pages.
+        return (record["asin"], html.unescape(name)) if _is_id(name) else None
+
+    found: dict[str, str] = {}
+    with _odd_escapes():
+        for table, _ in map_blocks(path, lambda block: _line_by_line(block, title, _TITLES)):
+            for row in table.to_pylist():
+                found.setdefault(row["item"], row["title"])
+    return found
+
+
+@contextmanager
+def _odd_escapes() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # An unknown escape such as "\d" is an oddity of the data, not of this program.
+        warnings.simplefilter("ignore", (DeprecationWarning, SyntaxWarning))
+        yield
 
 
 def _read(path: Path, parse: Callable[[bytes], tuple[pa.Table, BadLines]], kind: str) -> pa.Table:

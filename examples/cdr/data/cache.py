@@ -18,8 +18,7 @@ VERSION = 1  # to be raised with every change of what is kept
 def cached(path: Path, folder: Path, read: Callable[[Path], pa.Table]) -> pa.Table:
     """What `read` makes of a file, out of the folder if the file has been read before.
 
-    A table is kept under the SHA-256 of its file. The hash is kept too, with the file's size and
-    times of change, so that a large file is hashed once. A table that is damaged is made again.
+    A table is kept under the SHA-256 of its file. A table that is damaged is made again.
 
     Args:
         path: The file.
@@ -32,7 +31,7 @@ def cached(path: Path, folder: Path, read: Callable[[Path], pa.Table]) -> pa.Tab
         ValueError: If the file changes in the meantime; or what `read` raises.
     """
     before = _state(path)
-    kept = folder / f"{path.name}-{_sha256(path, folder, before)}-v{VERSION}.parquet"
+    kept = folder / f"{path.name}-{sha256(path, folder)}-v{VERSION}.parquet"
     with suppress(OSError, pa.ArrowException):  # it is missing, or its checksums do not hold
         table = pyarrow.parquet.read_table(kept, page_checksum_verification=True)
         return table.unify_dictionaries().combine_chunks()
@@ -53,8 +52,21 @@ def _state(path: Path) -> dict[str, object]:
     return {"path": str(path.resolve()), "size": found.st_size, **times}
 
 
-def _sha256(path: Path, folder: Path, state: dict[str, object]) -> str:
-    note = folder / f"{path.name}.sha256.json"
+def sha256(path: Path, folder: Path) -> str:
+    """The SHA-256 of a file, which is read once for as long as its size and times stay the same.
+
+    Args:
+        path: The file.
+        folder: Where the hash is kept; made if it is missing.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        OSError: If the folder cannot be written to.
+    """
+    state = _state(path)
+    # Files of one name may lie in several places.
+    place = hashlib.sha256(str(state["path"]).encode()).hexdigest()[:8]
+    note = folder / f"{path.name}-{place}.sha256.json"
     with suppress(OSError, ValueError, AttributeError):
         known = json.loads(note.read_text())
         digest = known.pop("sha256", None)
@@ -79,8 +91,9 @@ def _written(path: Path) -> Iterator[Path]:
         partial.touch()
     except OSError as error:
         raise OSError(
-            f"the cache {path.parent} cannot be written to ({error.strerror}): name another folder "
-            "with --cache"
+            f"the cache {path.parent} cannot be written to ({error.strerror}): make it writable, "
+            "or name another folder (run_biao.py: --cache; reproduce.py: a --root that links to "
+            "the files)"
         ) from error
     try:
         yield partial

@@ -56,6 +56,10 @@ SOURCE_READINGS: Mapping[str, str] = {
 """What the paper's number of source behaviours may mean, and what that is in `statistics`."""
 
 
+PUBLISHED = ("amazon", "amazon5", "epinions")
+"""The data sets of which something is known; a file of one's own may have the same names in it."""
+
+
 class Check(NamedTuple):
     """One number: what is counted, what it should be, what it is, whether they agree."""
 
@@ -63,6 +67,16 @@ class Check(NamedTuple):
     expected: int
     got: int
     match: bool
+
+    @property
+    def statistic(self) -> str:
+        """Its name in `CrossDomainData.statistics`."""
+        return SOURCE_READINGS.get(self.what, self.what)
+
+    @property
+    def verdict(self) -> str:
+        """In a word."""
+        return "match" if self.match else "MISMATCH"
 
 
 def paper_name(data: CrossDomainData) -> str | None:
@@ -103,3 +117,9 @@ def agrees(checks: Sequence[Check]) -> bool:
     return all(one.match for one in checks if one.what not in SOURCE_READINGS) and (
         not readings or any(readings)
     )
+
+
+def source_reading(checks: Sequence[Check]) -> str:
+    """What the paper's number of source behaviours turns out to count, in words."""
+    readings = [one.what for one in checks if one.match and one.what in SOURCE_READINGS]
+    return " and ".join(readings) or "neither of the two"

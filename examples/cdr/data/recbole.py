@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +15,13 @@ from cdr.data.schema import CrossDomainData
 from cdr.data.split import build
 
 _CATEGORY = ("category", "categories", "class")
+
+
+class Files(NamedTuple):
+    """The files of a domain."""
+
+    interactions: Path
+    items: Path | None
 
 
 def load(
@@ -48,13 +56,9 @@ def load(
             domain is named twice, or no user is in both domains.
     """
     sources = tables.named_once(source, target)
-    files = {name: _find(Path(root), name) for name in (*sources, target)}
-    table = pa.concat_tables(_interactions(path, name) for name, path in files.items())
-    catalogues = [
-        _items(path.with_suffix(".item"), name)
-        for name, path in files.items()
-        if path.with_suffix(".item").is_file()
-    ]
+    files = find(root, (*sources, target))
+    table = pa.concat_tables(_interactions(f.interactions, name) for name, f in files.items())
+    catalogues = [_items(f.items, name) for name, f in files.items() if f.items is not None]
     catalogue = pa.concat_tables(catalogues) if catalogues else None
     return build(
         f"{'+'.join(map(_stem, sources))} → {_stem(target)}",
@@ -66,6 +70,24 @@ def load(
 
 def _stem(name: str) -> str:
     return Path(name).stem if name.endswith(".inter") else name
+
+
+def find(root: Path | str, domains: Iterable[str]) -> dict[str, Files]:
+    """The files of some domains, by domain.
+
+    Args:
+        root: See :func:`load`.
+        domains: Names or paths, as for :func:`load`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    found = {}
+    for domain in domains:
+        interactions = _find(Path(root), domain)
+        items = interactions.with_suffix(".item")
+        found[domain] = Files(interactions, items if items.is_file() else None)
+    return found
 
 
 def _find(root: Path, name: str) -> Path:
