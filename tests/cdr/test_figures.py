@@ -184,8 +184,8 @@ def test_items_are_named_by_category_and_title(tiny: CrossDomainData) -> None:
 
 def test_figure5(tmp_path: Path) -> None:
     study = STUDIES["figure5"]
-    made = runs(study, {"base": 0.9, "interval-1": 0.8, "interval-20": 1.2, "interval-500": 1.0})
-    made |= runs(study, {"base": 0.5, "interval-1": 0.8}, model="minet")
+    made = runs(study, {"base": 0.9, "interval-5": 0.8, "interval-20": 1.2, "interval-500": 1.0})
+    made |= runs(study, {"base": 0.5, "interval-5": 0.8}, model="minet")
     document = DOCUMENTS["figure5"](Results("figure5", {}, made))
     assert "G1, CoNet: 2 of 3 intervals have a higher mean AUC" in document.notes[0]
     assert document.notes[0].endswith("at 20.") and "G1, MiNet: 1 of 1" in document.notes[1]
@@ -195,14 +195,14 @@ def test_figure5(tmp_path: Path) -> None:
 def test_figure5_puts_each_interval_at_its_own_tick(tmp_path: Path) -> None:
     study = STUDIES["figure5"]
     # As where trainings have failed: one model lacks an interval, one a scenario.
-    made = runs(study, {"base": 0.9, "interval-1": 0.8, "interval-20": 1.2, "interval-500": 1.0})
-    made |= runs(study, {"base": 0.5, "interval-1": 0.8, "interval-500": 0.7}, model="minet")
+    made = runs(study, {"base": 0.9, "interval-5": 0.8, "interval-20": 1.2, "interval-500": 1.0})
+    made |= runs(study, {"base": 0.5, "interval-5": 0.8, "interval-500": 0.7}, model="minet")
     made |= runs(study, {"interval-20": 0.9}, Scenario("g2"), model="dasl")
     picture = DOCUMENTS["figure5"](Results("figure5", {}, made)).pictures[0]
     figure = Figure()
     picture.draw(figure)
     for panel in figure.axes:
-        assert [tick.get_text() for tick in panel.get_xticklabels()] == ["1", "20", "500"]
+        assert [tick.get_text() for tick in panel.get_xticklabels()] == ["5", "20", "500"]
     first, second = (
         {line.get_label(): line[0].get_xdata().round().tolist() for line in panel.containers}
         for panel in figure.axes

@@ -194,7 +194,7 @@ def test_every_study_can_be_planned() -> None:
                 assert getattr(inner["S-longer"], length) == 3 * getattr(inner["S"], length)
         if name == "figure5":
             intervals = {t.options.outer.interval for (c, _), t in planned.items()}
-            assert intervals == {1, 5, 20, 100, 200, 300, 400, 500}
+            assert intervals == {5, 10, 20, 100, 200, 300, 400, 500}
 
 
 def test_groups_are_printed_one_below_the_other() -> None:
