@@ -9,7 +9,8 @@ import numpy as np
 from cdr import plots
 from cdr.models import MODELS
 from cdr.plots import Picture
-from cdr.tables import Entry, Table, signed
+from cdr.rounded import signed
+from cdr.tables import Entry, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

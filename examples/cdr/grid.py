@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from cdr.evaluation import Scores
 from cdr.fingerprints import Fingerprints
+from cdr.progress import progress_bar
 from cdr.run_folder import environment, to_json, write_json
 from cdr.runner import Task, run
 from cdr.training import Result
@@ -226,16 +226,7 @@ def complete(
     if missing:
         grid.check_writable()
     failures: dict[Task, str] = {}
-    # Short enough for 80 columns; no bar in a file or a pipe.
-    form = "{n_fmt}/{total_fmt} |{bar:10}| {elapsed}<{remaining}{postfix}"
-    with tqdm(
-        total=len(tasks),
-        initial=len(runs),
-        bar_format=form,
-        smoothing=0,
-        dynamic_ncols=True,
-        disable=None,
-    ) as bar:
+    with progress_bar(len(tasks), len(runs)) as bar:
         learned = {task: done.weights for task, done in runs.items() if done.weights is not None}
         for task, result in run(
             missing,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +11,7 @@ from cdr.comparison import Comparison, compare
 from cdr.data.schema import CrossDomainData
 from cdr.document import Document, sheet
 from cdr.metrics import relative_improvement
+from cdr.rounded import p_value, short, signed
 from cdr.training import Result
 from cdr.variants import label, plan
 
@@ -38,21 +37,14 @@ class Report:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        width = min(100, shutil.get_terminal_size((100, 0)).columns)
-        notes = [
-            textwrap.fill(n, width, initial_indent="• ", subsequent_indent="  ") for n in self.notes
-        ]
-        return "\n".join([self.title, "", *self._lines(), "", *notes])
+        return self.document().text()
 
     def markdown(self) -> str:
         """The same as markdown."""
-        head, *body = self._cells()
-        rule = ["---"] + ["---:"] * (len(head) - 1)
-        rows = ["| " + " | ".join(row) + " |" for row in (head, rule, *body)]
-        return "\n".join([f"## {self.title}", "", *rows, "", *(f"- {n}" for n in self.notes), ""])
+        return self.document().markdown()
 
     def document(self) -> Document:
-        """The same to be put on a page."""
+        """The same to be printed, or put on a page."""
         head, *body = self._cells()
         return Document(self.title, (sheet(head, body),), notes=self.notes)
 
@@ -61,7 +53,7 @@ class Report:
         head = ["model", "AUC", "±", "LogLoss", "RelaImpr", "vs base", "p", "95 % CI"]
         cells = [head]
         for row in self.rows.values():
-            spread = _short(float(np.std(row.auc, ddof=1)), "") if len(row.auc) > 1 else "–"
+            spread = short(float(np.std(row.auc, ddof=1))) if len(row.auc) > 1 else "–"
             c = row.comparison
             cells.append(
                 [
@@ -70,31 +62,14 @@ class Report:
                     spread,
                     f"{row.log_loss:.4f}",
                     "–" if row.improvement is None else f"{100 * row.improvement:+.2f}%",
-                    "–" if c is None else _short(c.difference),
-                    "–" if c is None or c.p_value is None else f"{c.p_value:.3f}",
-                    "–" if c is None else f"[{_short(c.low)}, {_short(c.high)}]",
+                    "–" if c is None else signed(c.difference),
+                    "–" if c is None or c.p_value is None else p_value(c.p_value),
+                    "–" if c is None else f"[{signed(c.low)}, {signed(c.high)}]",
                 ]
             )
         # A column that says nothing for any row is left out.
         kept = [i for i in range(len(head)) if i == 0 or any(r[i] != "–" for r in cells[1:])]
         return [[row[i] for i in kept] for row in cells]
-
-    def _lines(self) -> list[str]:
-        cells = self._cells()
-        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in cells
-        ]
-        return [lines[0], "─" * len(lines[0]), *lines[1:]]
-
-
-def _short(value: float, sign: str = "+") -> str:
-    """Four decimals, without the zero in front of them."""
-    return f"{value:{sign}.4f}".replace("0.", ".", 1)
 
 
 def report(

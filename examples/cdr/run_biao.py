@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 import tyro
-from tqdm import tqdm
 
 from cdr import data_command
 from cdr.arguments import optional
@@ -25,6 +24,7 @@ from cdr.devices import chosen
 from cdr.models import MODELS
 from cdr.options import Options, PresetName, preset
 from cdr.page import write_page
+from cdr.progress import progress_bar
 from cdr.report import Report, report
 from cdr.run_folder import environment, run_folder, to_json, write_json
 from cdr.runner import Source, Task, run
@@ -202,11 +202,7 @@ def _source(config: RunBiao) -> Source:
 
 def _train_all(tasks: list[Task], config: RunBiao, folder: Path) -> dict[tuple[str, int], Result]:
     results = {}
-    # Short enough for 80 columns; no bar in a file or a pipe.
-    form = "{n_fmt}/{total_fmt} |{bar:10}| {elapsed}<{remaining}{postfix}"
-    with tqdm(
-        total=len(tasks), bar_format=form, smoothing=0, dynamic_ncols=True, disable=None
-    ) as bar:
+    with progress_bar(len(tasks)) as bar:
         for task, result in run(
             tasks, config.jobs, bar.set_postfix_str, stack_seeds=config.stack_seeds
         ):

@@ -13,6 +13,7 @@ from cdr.document import Sheet, sheet
 from cdr.grid import Run
 from cdr.metrics import relative_improvement
 from cdr.models import MODELS
+from cdr.rounded import p_value, short, signed
 from cdr.scenarios import Scenario
 from cdr.studies import Cell, Study
 
@@ -258,20 +259,3 @@ _EXPLAINED: tuple[tuple[str, Callable[[Entry], bool]], ...] = (
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:+.2f}%".replace("-", "−")
-
-
-def short(value: float, sign: str = "") -> str:
-    """Four decimals, without the zero in front of them."""
-    return f"{value:{sign}.4f}".replace("0.", ".", 1)
-
-
-def signed(value: float) -> str:
-    """A difference of AUCs."""
-    return short(value, "+").replace("-", "−")
-
-
-def p_value(p: float | None) -> str:
-    """Three decimals."""
-    if p is None:
-        return ""
-    return "<.001" if p < 0.0005 else f"{p:.3f}"
