@@ -261,6 +261,8 @@ def options_read(task: Task) -> dict[str, Any]:
         return read
     if options.outer.dev != "split":
         del read["outer"]["split"]
+    if not options.outer.weight_decay:
+        del read["outer"]["decay_gamma"]
     if options.outer.weighter != "perceptron":
         del read["perceptron"]
     return read

@@ -54,10 +54,7 @@ class Learner:
             hypergradient=self._options.hypergradient(),
             inner_params=self._is_inner,
         )
-        kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[self._options.optimizer]
-        self._optimizer = kind(
-            weighter.parameters(), lr=self._options.lr, weight_decay=self._options.weight_decay
-        )
+        self._optimizer = _optimizer(weighter, self._options)
         self._dev_optimizer = (
             torch.optim.Adam(model.dev_head.parameters(), lr=options.inner.lr)
             if options.model.dev_head
@@ -198,6 +195,16 @@ def pair_sampler(
 def _endless(sampler: ReorderReuseSampler | SplitSampler) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         yield from sampler
+
+
+def _optimizer(weighter: SampleWeighter, options: OuterOptions) -> torch.optim.Optimizer:
+    kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[options.optimizer]
+    decayed, kept = [], []
+    for name, parameter in weighter.named_parameters():
+        free = name == "raw_gamma" and not options.decay_gamma
+        (kept if free else decayed).append(parameter)
+    groups = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+    return kind(groups, lr=options.lr, weight_decay=options.weight_decay)
 
 
 def _weighter(data: CrossDomainData, options: Options) -> SampleWeighter:

@@ -56,7 +56,9 @@ class OuterOptions:
     lr: float = 3e-3
     """Its learning rate."""
     weight_decay: float = 0.0
-    """Its weight decay, on the global γ too."""
+    """Its weight decay."""
+    decay_gamma: bool = True
+    """Whether weight decay acts on the perceptron's global γ too."""
     clip: float | None = None
     """Largest norm of the hypergradient; None: as it is."""
     interval: int = 5

@@ -10,6 +10,7 @@ from scenarios import brief
 
 from cdr.data import CrossDomainData
 from cdr.learner import pair_sampler
+from cdr.models.conet import CoNetOptions
 from cdr.options import Options, OuterOptions
 from cdr.training import Training, train
 from reweight import ConjugateGradient, Identity, ImplicitHypergradient, Neumann
@@ -100,3 +101,19 @@ def test_batches_of_a_split_fit_what_is_held_out() -> None:
 def test_one_training_row_is_too_few() -> None:
     with pytest.raises(ValueError, match="one target behaviour to train on.*more users"):
         pair_sampler(1, 64, 0, OuterOptions())
+
+
+@pytest.mark.parametrize("decay_gamma", [True, False])
+def test_weight_decay_spares_gamma_if_asked(tiny: CrossDomainData, decay_gamma: bool) -> None:
+    options = told(optimizer="sgd", lr=0.5, weight_decay=0.2, decay_gamma=decay_gamma)
+    learner = Training("ours", tiny, replace(options, model=CoNetOptions()), seed=0).learner
+    assert learner is not None
+    learner.rw.weighter.raw_gamma.data.fill_(1.0)  # it starts at zero, which nothing shrinks
+    before = {name: p.detach().clone() for name, p in learner.rw.weighter.named_parameters()}
+    for parameter in learner.rw.weighter.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    learner._optimizer.step()
+    for name, parameter in learner.rw.weighter.named_parameters():
+        shrunk = 1.0 if name == "raw_gamma" and not decay_gamma else 1.0 - 0.5 * 0.2
+        # Products with 0.9 are rounded differently in one and in two steps.
+        assert torch.allclose(parameter, shrunk * before[name], rtol=1e-6, atol=0.0)
