@@ -1,7 +1,9 @@
-"""How the command lines show their options."""
+"""How the command lines show their options, and what they have to know before they are parsed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import tyro
@@ -11,3 +13,14 @@ def optional(metavar: str, default: str = "") -> Any:
     """How the help text shows an option that may be left out."""
     hint = f"(default: {default})" if default else ""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
+
+
+def values(arguments: Sequence[str], flag: str) -> list[str]:
+    """What is given with a flag that the defaults of others depend on."""
+    found: list[str] = []
+    for i, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == flag:
+            after = takewhile(lambda a: not a.startswith("--"), arguments[i + 1 :])
+            found = [value] if value else list(after)
+    return found

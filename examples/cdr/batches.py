@@ -100,7 +100,7 @@ class Batches:
     ) -> None:
         self.data = data
         self.history_length = history_length
-        self._windows, self._paired = windows, paired
+        self._paired = paired
         device = data.source_offsets.device
         self._generator = torch.Generator(device).manual_seed(seed)
         self._counts = data.source_offsets.diff()

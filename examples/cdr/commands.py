@@ -13,6 +13,7 @@ from cdr.data.manifest import PAPER_STATISTICS, check, source_reading
 from cdr.document import Document, Sheet, sheet
 from cdr.figures import differences, interval_sentences, intervals
 from cdr.models import MODELS
+from cdr.rounded import percent
 from cdr.runner import Source
 from cdr.scenarios import Scenario
 from cdr.studies import SEARCHED, STUDIES, Cell, Study, searched
@@ -180,8 +181,8 @@ def _printed(command: str) -> Sheet:
         row = [MODELS[model].label + label(variant)]
         for scenario in scenarios:
             printed = cells[scenario, model, variant]
-            row += [printed.text, f"{printed.improvement:+.2f}%"] if relative else [printed.text]
-        rows.append(tuple(cell.replace("-", "−") if "%" in cell else cell for cell in row))
+            row += [printed.text, percent(printed.improvement)] if relative else [printed.text]
+        rows.append(tuple(row))
     groups = (("", ("model",)), *((scenario, heads) for scenario in scenarios))
     return Sheet(f"As the paper prints it (Table {command[-1]})", groups, tuple(rows))
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from cdr.arguments import optional
-from cdr.data import HOLDS, amazon, audit, load
+from cdr.data import GENERATED, HOLDS, amazon, audit, load
 from cdr.data.manifest import (
     PAPER_STATISTICS,
     PUBLISHED,
@@ -121,7 +121,7 @@ def data_options(
     Raises:
         ValueError: If an option is missing or does not go with `spec`.
     """
-    made_up = spec in ("g1", "g2")
+    made_up = spec in GENERATED
     if items is not None and (made_up or spec in HOLDS):
         raise ValueError(f"--items goes with a file of ratings, not with --data {spec}")
     if cache is not None and spec != "amazon":

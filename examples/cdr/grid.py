@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cdr.evaluation import Scores
 from cdr.fingerprints import Fingerprints
 from cdr.progress import progress_bar
-from cdr.run_folder import environment, to_json, write_json
+from cdr.run_folder import environment, log_history, to_json, write_json
 from cdr.runner import Task, run
 from cdr.training import Result
 from cdr.variants import plan
@@ -222,7 +222,7 @@ def complete(
     runs = {task: found for task in tasks if (found := grid.load(task)) is not None}
     missing = [task for task in tasks if task not in runs]
     for task, kept in runs.items():
-        _log(names[task], kept)
+        log_history(names[task], kept.history)
     if missing:
         grid.check_writable()
     failures: dict[Task, str] = {}
@@ -268,13 +268,8 @@ def options_read(task: Task) -> dict[str, Any]:
     return read
 
 
-def _log(name: str, run: Run) -> None:
-    for record in run.history:
-        logger.info("%s %s", name, to_json(record))
-
-
 def _tell(bar: Any, name: str, run: Run) -> None:
-    _log(name, run)
+    log_history(name, run.history)
     weight = "" if run.weight_auc is None else f", weight AUC {run.weight_auc:.3f}"
     auc, epochs = run.scores.metrics()["auc"], len(run.history)
     bar.write(

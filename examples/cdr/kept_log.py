@@ -1,19 +1,40 @@
-"""What is logged, kept for a folder that is only made at the end."""
+"""What is logged while trainings run, for a file, or kept for a folder made at the end."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
-NAMES = ("cdr", "reweight", "py.warnings")
-FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
+_NAMES = ("cdr", "reweight", "py.warnings")
+_FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
+_Handler = TypeVar("_Handler", bound=logging.Handler)
+
+
+@contextmanager
+def logged(handler: _Handler) -> Iterator[_Handler]:
+    """The log and the warnings of the example and of the library go to a handler, closed after."""
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    loggers = [logging.getLogger(name) for name in _NAMES]
+    logging.captureWarnings(True)
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        handler.close()
+        logging.captureWarnings(False)
+        for logger in loggers:
+            logger.removeHandler(handler)
 
 
 class KeptLog(logging.Handler):
-    """Within a ``with`` block, the log and the warnings of the example and of the library."""
+    """Keeps what is logged as text."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self.setFormatter(logging.Formatter(FORMAT))
         self._lines: list[str] = []
 
     @property
@@ -23,15 +44,3 @@ class KeptLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._lines.append(self.format(record))
-
-    def __enter__(self) -> KeptLog:
-        logging.captureWarnings(True)
-        for name in NAMES:
-            logging.getLogger(name).setLevel(logging.INFO)
-            logging.getLogger(name).addHandler(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        logging.captureWarnings(False)
-        for name in NAMES:
-            logging.getLogger(name).removeHandler(self)

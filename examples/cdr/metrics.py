@@ -66,6 +66,13 @@ def relative_improvement(value: float, base: float) -> float:
     return (value - 0.5) / (base - 0.5) - 1.0
 
 
+def improvement_over(value: float, single: float | None) -> float | None:
+    """RelaImpr for a table: None without a single-domain model, or one at or below chance."""
+    if single is None or single <= 0.5:
+        return None
+    return relative_improvement(value, single)
+
+
 def _midranks(values: Floats) -> Floats:
     """Ranks from 1, the same for equal values."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)

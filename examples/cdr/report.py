@@ -10,8 +10,8 @@ import numpy as np
 from cdr.comparison import Comparison, compare
 from cdr.data.schema import CrossDomainData
 from cdr.document import Document, sheet
-from cdr.metrics import relative_improvement
-from cdr.rounded import p_value, short, signed
+from cdr.metrics import improvement_over
+from cdr.rounded import p_value, percent, short, signed
 from cdr.training import Result
 from cdr.variants import label, plan
 
@@ -61,7 +61,7 @@ class Report:
                     f"{np.mean(row.auc):.4f}",
                     spread,
                     f"{row.log_loss:.4f}",
-                    "–" if row.improvement is None else f"{100 * row.improvement:+.2f}%",
+                    "–" if row.improvement is None else percent(100 * row.improvement),
                     "–" if c is None else signed(c.difference),
                     "–" if c is None or c.p_value is None else p_value(c.p_value),
                     "–" if c is None else f"[{signed(c.low)}, {signed(c.high)}]",
@@ -100,10 +100,7 @@ def report(
             label=model + label(variant),
             auc=auc[variant],
             log_loss=float(np.mean([m["log_loss"] for m in metrics[variant]])),
-            # Nothing is relative to a single-domain model at or below chance.
-            improvement=relative_improvement(float(np.mean(auc[variant])), single)
-            if single is not None and single > 0.5
-            else None,
+            improvement=improvement_over(float(np.mean(auc[variant])), single),
             weight_auc=float(np.mean(flagged)) if flagged else None,
             comparison=compare(scores[variant], scores["base"]) if compared else None,
         )

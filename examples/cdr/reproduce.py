@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -15,11 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tyro
 
 from cdr import plots
-from cdr.arguments import optional
+from cdr.arguments import optional, values
 from cdr.commands import DOCUMENTS, Results
 from cdr.devices import chosen
 from cdr.grid import Completed, Grid, Run, complete
-from cdr.kept_log import KeptLog
+from cdr.kept_log import KeptLog, logged
 from cdr.models import MODELS
 from cdr.options import Options, PresetName, preset
 from cdr.output_folder import check_output, output_folder
@@ -147,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str], model: str) -> Reproduce:
-    name = next(iter(_values(arguments, "--preset")), "default")
+    name = next(iter(values(arguments, "--preset")), "default")
     start = preset(name if name in get_args(PresetName) else "default", model)  # type: ignore[arg-type]
     return tyro.cli(
         Reproduce,
@@ -160,20 +159,9 @@ def _parse(arguments: Sequence[str], model: str) -> Reproduce:
 
 def _models(arguments: Sequence[str]) -> list[str]:
     """The models named, or those of what looks like the command: one has to be known to parse."""
-    named = [name for name in _values(arguments, "--models") if name in MODELS]
+    named = [name for name in values(arguments, "--models") if name in MODELS]
     command = next((a for a in arguments if a in _MODELS), "table1")
     return list(dict.fromkeys(named or _MODELS[command]))
-
-
-def _values(arguments: Sequence[str], flag: str) -> list[str]:
-    """What is given with a flag that the defaults of others depend on."""
-    found: list[str] = []
-    for i, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name == flag:
-            after = takewhile(lambda a: not a.startswith("--"), arguments[i + 1 :])
-            found = [value] if value else list(after)
-    return found
 
 
 def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequence[str]) -> int:
@@ -202,7 +190,7 @@ def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequenc
         options,
         device,
     )
-    with KeptLog() as log:
+    with logged(KeptLog()) as log:
         names = {task: _name(cell, seed) for (cell, seed), task in wanted.items()}
         grid = Grid(config.cache, command)
         stack = config.stack_seeds

@@ -18,3 +18,8 @@ def p_value(p: float | None) -> str:
     if p is None:
         return ""
     return "<.001" if p < 0.0005 else f"{p:.3f}"
+
+
+def percent(value: float | None) -> str:
+    """A difference in percent, two decimals."""
+    return "" if value is None else f"{value:+.2f}%".replace("-", "−")

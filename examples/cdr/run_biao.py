@@ -18,7 +18,8 @@ import torch
 import tyro
 
 from cdr import data_command
-from cdr.arguments import optional
+from cdr.arguments import optional, values
+from cdr.data import GENERATED
 from cdr.data.schema import CrossDomainData
 from cdr.devices import chosen
 from cdr.models import MODELS
@@ -26,7 +27,7 @@ from cdr.options import Options, PresetName, preset
 from cdr.page import write_page
 from cdr.progress import progress_bar
 from cdr.report import Report, report
-from cdr.run_folder import environment, run_folder, to_json, write_json
+from cdr.run_folder import environment, log_history, run_folder, write_json
 from cdr.runner import Source, Task, run
 from cdr.training import Result
 from cdr.variants import check, label
@@ -132,13 +133,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _start(arguments: Sequence[str]) -> RunBiao:
     """What the other options' defaults come from: the model and the preset named."""
-    named = {"preset": get_args(PresetName), "model": tuple(MODELS)}
     start: dict[str, Any] = {"preset": "default", "model": "conet"}
-    for i, argument in enumerate(arguments):
-        flag, _, value = argument.partition("=")
-        value = value or "".join(arguments[i + 1 : i + 2])
-        if value in named.get(flag.removeprefix("--"), ()):
-            start[flag.removeprefix("--")] = value
+    for name, choices in (("preset", get_args(PresetName)), ("model", MODELS)):
+        # The parser complains about all else.
+        given = [value for value in values(arguments, f"--{name}") if value in choices]
+        start[name] = given[0] if given else start[name]
     return RunBiao(**start, options=preset(start["preset"], start["model"]))
 
 
@@ -197,7 +196,7 @@ def _source(config: RunBiao) -> Source:
         source_cut=config.source_cut,
         cache=config.cache,
     )
-    return Source(config.data, tuple(options.items()), seeded=config.data in ("g1", "g2"))
+    return Source(config.data, tuple(options.items()), seeded=config.data in GENERATED)
 
 
 def _train_all(tasks: list[Task], config: RunBiao, folder: Path) -> dict[tuple[str, int], Result]:
@@ -209,8 +208,7 @@ def _train_all(tasks: list[Task], config: RunBiao, folder: Path) -> dict[tuple[s
             assert isinstance(result, Result)  # an error was raised
             results[task.variant, task.seed] = result
             name = f"{task.variant}-seed{task.seed}"
-            for record in result.history:
-                logger.info("%s %s", name, to_json(record))
+            log_history(name, result.history)
             torch.save(result.state, folder / f"model-{name}.pt")
             best, epochs = max(record["auc"] for record in result.history), len(result.history)
             weight = "" if result.weight_auc is None else f", weight AUC {result.weight_auc:.3f}"

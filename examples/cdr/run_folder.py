@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cdr import kept_log
+from cdr.kept_log import logged
+
+logger = logging.getLogger("cdr")
 
 _PACKAGES = ("torch-reweight", "torch", "numpy", "pyarrow", "scipy", "tyro")
 
@@ -52,27 +54,15 @@ def run_folder(path: Path) -> Iterator[Path]:
         raise OSError(
             f"--out {path}: no folder can be made there ({error.strerror}); give another place"
         ) from error
-    log = logging.FileHandler(partial / "log.txt", encoding="utf-8")
-    log.setFormatter(logging.Formatter(kept_log.FORMAT))
-    loggers = [logging.getLogger(name) for name in kept_log.NAMES]
-    logging.captureWarnings(True)
-    for logger in loggers:
-        logger.setLevel(logging.INFO)
-        logger.addHandler(log)
     try:
-        yield partial
+        with logged(logging.FileHandler(partial / "log.txt", encoding="utf-8")):
+            yield partial
     except BaseException:
-        log.close()
         shutil.rmtree(partial, ignore_errors=True)
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
         raise
-    finally:
-        log.close()
-        logging.captureWarnings(False)
-        for logger in loggers:
-            logger.removeHandler(log)
     try:
         partial.rename(path)
     except OSError as error:
@@ -89,6 +79,12 @@ def write_json(path: Path, value: Any) -> None:
 def to_json(value: Any, indent: int | None = None) -> str:
     """The same as text."""
     return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def log_history(name: str, history: Sequence[Mapping[str, float]]) -> None:
+    """Log a record of each epoch of a training."""
+    for record in history:
+        logger.info("%s %s", name, to_json(record))
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdr.data import HOLDS, amazon
+from cdr.data import GENERATED, HOLDS, amazon
 from cdr.data.manifest import PAPER_STATISTICS, PUBLISHED, SHORT_NAMES
 from cdr.runner import Source
-
-GENERATED = ("g1", "g2")
 
 _TOYS = "Toys_and_Games"
 SETS: dict[str, tuple[tuple[str, str], ...]] = {

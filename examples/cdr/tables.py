@@ -11,9 +11,9 @@ from cdr import paper
 from cdr.comparison import Comparison, compare, paired_p_value
 from cdr.document import Sheet, sheet
 from cdr.grid import Run
-from cdr.metrics import relative_improvement
+from cdr.metrics import improvement_over
 from cdr.models import MODELS
-from cdr.rounded import p_value, short, signed
+from cdr.rounded import p_value, percent, short, signed
 from cdr.scenarios import Scenario
 from cdr.studies import Cell, Study
 
@@ -177,7 +177,7 @@ def _entry(command: str, cell: Cell, study: Study, runs: Runs) -> Entry:
     here = (cell.scenario, cell.model)
     beside = {c.method.name: c for c in runs if (c.scenario, c.model) == here}
     single, reference = beside.get("S"), beside.get(study.reference)
-    base = _mean_auc(runs[single]) if single else 0.5
+    base = _mean_auc(runs[single]) if single else None
     best, best_p, better = None, None, False
     baselines = [beside[name] for name in study.baselines if name in beside]
     if cell.method.name == "ours" and baselines:
@@ -199,8 +199,7 @@ def _entry(command: str, cell: Cell, study: Study, runs: Runs) -> Entry:
         auc=auc,
         log_loss=float(np.mean([m["log_loss"] for m in metrics])),
         gauc=float(np.mean([m["gauc"] for m in metrics])),
-        # Nothing is relative to a single-domain model at or below chance.
-        improvement=relative_improvement(float(np.mean(auc)), base) if base > 0.5 else None,
+        improvement=improvement_over(float(np.mean(auc)), base),
         weight_aucs=flagged,
         comparison=comparison,
         best=best,
@@ -225,11 +224,11 @@ def _columns(entries: Sequence[Entry]) -> dict[str, Callable[[Entry], str]]:
     columns: dict[str, Callable[[Entry], str]] = {
         "AUC": lambda e: f"{e.mean:.4f}{'*' * e.star}",
         "±": lambda e: "" if e.std is None else short(e.std),
-        "RelaImpr": lambda e: _percent(None if e.improvement is None else 100 * e.improvement),
+        "RelaImpr": lambda e: percent(None if e.improvement is None else 100 * e.improvement),
         "LogLoss": lambda e: f"{e.log_loss:.4f}",
         "weight AUC": lambda e: "" if e.weight_auc is None else f"{e.weight_auc:.3f}",
         "paper AUC": lambda e: e.printed.text if e.printed else "",
-        "paper RelaImpr": lambda e: _percent(e.printed.improvement if e.printed else None),
+        "paper RelaImpr": lambda e: percent(e.printed.improvement if e.printed else None),
     }
     return {head: text for head, text in columns.items() if any(text(e) for e in entries)}
 
@@ -255,7 +254,3 @@ _EXPLAINED: tuple[tuple[str, Callable[[Entry], bool]], ...] = (
     ),
     ("paper: as Chen et al. print it.", lambda e: e.printed is not None),
 )
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:+.2f}%".replace("-", "−")

@@ -27,6 +27,7 @@ from cdr.data.tables import load
 from cdr.models import MODELS
 from cdr.options import PresetName, preset
 from cdr.run_biao import RunBiao, main
+from cdr.run_folder import to_json
 from cdr.runner import Source
 
 SCRIPT = Path(cdr.run_biao.__file__)
@@ -133,7 +134,7 @@ def test_the_config_says_how_to_repeat_the_run(finished: Path, ratings: Path) ->
         return told
 
     again = tyro.cli(RunBiao, args=flags(config))
-    assert json.loads(cdr.run_biao.to_json(again)) == config
+    assert json.loads(to_json(again)) == config
 
 
 def test_the_page_shows_the_run(finished: Path) -> None:

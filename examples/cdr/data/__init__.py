@@ -26,6 +26,9 @@ __all__ = [
     "load",
 ]
 
+GENERATED = tuple(kind.lower() for kind in generator.KINDS)
+"""The data sets that are made up."""
+
 HOLDS = {
     "amazon": "reviews_X_5.json.gz and meta_X.json.gz of each domain X",
     "amazon5": "amazon5/",
@@ -75,7 +78,7 @@ def load(
     """
     named: dict[str, Any] = {"source": source, "target": target}
     given = {key: value for key, value in named.items() if value is not None}
-    if spec in ("g1", "g2"):
+    if spec in GENERATED:
         if given or root is not None:
             raise ValueError(f'"{spec}" is made up: leave out root, source and target.')
         return generator.generate(spec.upper(), **options)
@@ -87,7 +90,7 @@ def load(
         return _SETS[spec](root, **given, **options)
     if not spec.endswith((".csv", ".csv.gz", ".parquet")):
         raise ValueError(
-            f"spec {spec!r} is unknown; give {', '.join(map(repr, ('g1', 'g2', *_SETS)))} or the "
+            f"spec {spec!r} is unknown; give {', '.join(map(repr, (*GENERATED, *_SETS)))} or the "
             "path of a .csv, .csv.gz or .parquet file."
         )
     if len(given) < 2:

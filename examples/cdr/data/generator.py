@@ -28,7 +28,7 @@ class _Recipe:
     target_categories: int = 12
 
 
-_KINDS = {
+KINDS = {
     "G1": _Recipe(relevant_share=0.4, source_rate=15.0),
     "G2": _Recipe(relevant_share=0.5, source_rate=25.0, household_share=0.25),
 }
@@ -94,9 +94,9 @@ def generate(
         >>> data.num_users, len(data.extra_test), len(data.relevant) == len(data.source)
         (50, 500, True)
     """
-    if kind not in _KINDS:
-        raise ValueError(f"kind {kind!r} is unknown; there is {', '.join(_KINDS)}.")
-    recipe = _KINDS[kind]
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r} is unknown; there is {', '.join(KINDS)}.")
+    recipe = KINDS[kind]
     smallest = 2 * (recipe.minimum + _EXTRA_ITEMS)
     for name, size, least in (
         ("num_users", num_users, 1),

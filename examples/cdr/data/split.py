@@ -188,11 +188,7 @@ def audit(data: CrossDomainData) -> None:
         "source_history", data.source_history, data.source, past.source, data.source, now
     )
     _audit_history("target_history", data.target_history, data.train, past.train, data.source, now)
-    slots, row = data.source_history, torch.arange(len(data.source))
-    filled = slots.end > slots.start
-    last = torch.full_like(row, -1)
-    last[filled] = slots.origin[slots.end[filled] - 1]
-    _refuse(last >= row, "source_history holds the candidate or a later behaviour, source row")
+    _audit_order("source_history", data.source_history, "source row")
     for name, rows, now in (
         ("train", data.train, past.train),
         ("valid", data.valid, past.valid),
@@ -393,9 +389,10 @@ class _Past:
     def beside(self, rows: _Rows, time: np.ndarray, place: np.ndarray | None = None) -> Behaviors:
         """Target rows with their past: source positives up to `time`, training positives of the
         target above their `place` in training (None: all of them)."""
-        first, end = _slices(self._source_user, rows.user)
         if self._timed:
             first, end = _up_to(self._source_user, self._source_time, rows.user, time)
+        else:
+            first, end = _slices(self._source_user, rows.user)
         source = np.stack([first, end], 1)
         first, end = _slices(self._target_user, rows.user)
         if place is not None:
@@ -464,11 +461,16 @@ def _audit_past(name: str, rows: Behaviors, now: Tensor, data: CrossDomainData) 
         slots = replace(lists, start=span[:, 0], end=span[:, 1])
         _audit_history(f"{name}.{domain}_past", slots, holders, times, rows, now, f"{name} row")
         if domain == "target" and name == "train":
-            last = torch.full((len(rows),), -1)
-            filled = slots.end > slots.start
-            last[filled] = slots.origin[slots.end[filled] - 1]
-            later = last >= torch.arange(len(rows))
-            _refuse(later, "train.target_past holds the candidate or a later behaviour, train row")
+            _audit_order("train.target_past", slots, "train row")
+
+
+def _audit_order(name: str, slots: Histories, row: str) -> None:
+    """Of rows that are behaviours of the history's own domain: all that it shows is above them."""
+    place = torch.arange(len(slots.start))
+    last = torch.full_like(place, -1)
+    filled = slots.end > slots.start
+    last[filled] = slots.origin[slots.end[filled] - 1]
+    _refuse(last >= place, f"{name} holds the candidate or a later behaviour, {row}")
 
 
 def _audit_history(
