@@ -85,11 +85,10 @@ def plain_pooling(
         if not attention.mask_keys:
             out = plain(x, x, x, need_weights=False)[0]
             rows.append((out * m.unsqueeze(1)).mean(0))
-        elif m.any():
-            x = x[m]
-            rows.append(plain(x, x, x, need_weights=False)[0].mean(0))
         else:
-            rows.append(torch.zeros(plain.embed_dim, dtype=F64))
+            # Nothing real: one behaviour of zeros.
+            x = x[m] if m.any() else torch.cat((torch.zeros_like(e), e)).unsqueeze(0)
+            rows.append(plain(x, x, x, need_weights=False)[0].mean(0))
     return torch.stack(rows)
 
 
@@ -135,20 +134,23 @@ def assert_like_plain(
     length = history.shape[1]
     coefficients = torch.randn(len(item), 2 * DIM, dtype=F64)
     plain = plain_attention(attention)
-    x = torch.cat((history, item.unsqueeze(1).expand(-1, length, -1)), 2)
-    some = mask.any(1)
-    padding = ~mask[some] if attention.mask_keys else None
-    out = plain(x[some], x[some], x[some], key_padding_mask=padding, need_weights=False)[0]
-    count = mask[some].sum(1, keepdim=True) if attention.mask_keys else length
-    expected = (out * mask[some].unsqueeze(2)).sum(1) / count
+    seen, real, padding, count = history, mask, None, torch.tensor(length)
+    if attention.mask_keys:
+        # Where nothing is real there is one behaviour of zeros.
+        none = ~mask.any(1)
+        seen = history.masked_fill(none.view(-1, 1, 1), 0.0)
+        real = torch.cat((mask[:, :1] | none.unsqueeze(1), mask[:, 1:]), 1)
+        padding, count = ~real, real.sum(1, keepdim=True)
+    x = torch.cat((seen, item.unsqueeze(1).expand(-1, length, -1)), 2)
+    out = plain(x, x, x, key_padding_mask=padding, need_weights=False)[0]
+    expected = (out * real.unsqueeze(2)).sum(1) / count
     wanted = torch.autograd.grad(
-        (coefficients[some] * expected).sum(),
+        (coefficients * expected).sum(),
         (item, history, plain.in_proj_weight, plain.out_proj.weight, plain.out_proj.bias),
     )
     pooled = attention(item, history, mask)
     # Rounding of sums of some tens of terms of order 1.
-    torch.testing.assert_close(pooled[some], expected, rtol=1e-12, atol=1e-12)
-    assert not pooled[~some].any()
+    torch.testing.assert_close(pooled, expected, rtol=1e-12, atol=1e-12)
     got = torch.autograd.grad(
         (coefficients * pooled).sum(),
         (
@@ -298,13 +300,20 @@ def test_a_batch_too_large_for_the_cache_is_pooled_in_parts(
 
 @pytest.mark.parametrize("mask_keys", [True, False])
 @pytest.mark.parametrize("length", [0, 1, 5])
-def test_an_empty_history_gives_zeros_and_finite_gradients(mask_keys: bool, length: int) -> None:
+def test_an_empty_history_is_one_of_a_zero(mask_keys: bool, length: int) -> None:
     attention = PooledAttention(DIM, 4, mask_keys=mask_keys).double()
-    nn.init.ones_(attention.out.bias)  # must not leak into the zeros
-    history = torch.randn(3, length, DIM, dtype=F64)
+    nn.init.ones_(attention.out.bias)  # zeros are to be zeros whatever it is
+    item, history = torch.randn(3, DIM, dtype=F64), torch.randn(3, length, DIM, dtype=F64)
     empty = torch.zeros(3, length, dtype=torch.bool)
-    pooled = attention(torch.randn(3, DIM, dtype=F64), history, empty)
-    assert torch.equal(pooled, torch.zeros(3, 2 * DIM, dtype=F64))
+    pooled = attention(item, history, empty)
+    if mask_keys:
+        zero = torch.zeros(3, 1, DIM, dtype=F64)
+        expected = attention(item, zero, torch.ones(3, 1, dtype=torch.bool))
+        assert not torch.allclose(pooled[0], pooled[1])  # the candidate counts
+    else:
+        expected = torch.zeros(3, 2 * DIM, dtype=F64)
+    # A softmax over one score is exactly 1, and all else is the same sum.
+    torch.testing.assert_close(pooled, expected, rtol=1e-14, atol=1e-14)
     for grad in torch.autograd.grad(pooled.sum(), list(attention.parameters())):
         assert torch.isfinite(grad).all()
 

@@ -22,6 +22,13 @@ def positive(section: str, options: Any, *names: str) -> None:
             refuse(section, name, value, "it must be a number above 0")
 
 
+def share(section: str, options: Any, name: str) -> None:
+    """Raise unless this option lies between 0 and 1."""
+    value = getattr(options, name)
+    if not 0 < value < 1:
+        refuse(section, name, value, "it must lie between 0 and 1")
+
+
 def widths(section: str, options: Any, *names: str) -> None:
     """Raise unless every width in these options is at least 1."""
     for name in names:

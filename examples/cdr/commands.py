@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from cdr import paper
 from cdr.cases import figure6
 from cdr.data.manifest import PAPER_STATISTICS, check, source_reading
@@ -202,11 +200,12 @@ def _recovered(table: Table) -> list[str]:
         if gain > 0 and shares:
             parts = (f"{e.label} {100 * own / gain:.0f} %".replace("-", "−") for e, own in shares)
             text += f"; of that gain, {' and '.join(parts)}"
-        ours = table.find(scenario, model, "ours")
-        if ours is not None and ours.weight_aucs:
-            text += (
-                f"; weight AUC {np.mean(ours.weight_aucs):.3f}, of single seeds between "
-                f"{min(ours.weight_aucs):.3f} and {max(ours.weight_aucs):.3f}"
-            )
+        judged = [
+            f"{e.label} {e.weight_auc:.3f} ({min(e.weight_aucs):.3f} to {max(e.weight_aucs):.3f})"
+            for e in learned
+            if e is not None and e.weight_aucs
+        ]
+        if judged:
+            text += f"; weight AUC, and that of single seeds: {' and '.join(judged)}"
         told.append(text + ".")
     return told

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cdr.evaluation import Scores
 from cdr.fingerprints import Fingerprints
+from cdr.options import HOLDS_OUT
 from cdr.progress import progress_bar
 from cdr.run_folder import environment, log_history, to_json, write_json
 from cdr.runner import Task, run
@@ -28,7 +29,7 @@ from cdr.variants import plan
 logger = logging.getLogger("cdr")
 
 # Part of every key: raise it when the same options come to give other results.
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -253,13 +254,14 @@ def options_read(task: Task) -> dict[str, Any]:
     how = plan(task.variant)
     options = how.change(task.options)
     read: dict[str, Any] = json.loads(to_json(options))
+    # A search has put them into the other sections.
+    del read["search"]
     if how.source != "mean" or how.gamma is not None:
         del read["inner"]["gamma"]
-    # Weights that ours has learned depend on all that it reads.
-    if how.source != "learned" and not how.follows_ours:
+    if how.source != "learned":
         del read["outer"], read["perceptron"]
-        return read
-    if options.outer.dev != "split":
+        return read if task.teacher is None else read | {"teacher": options_read(task.teacher)}
+    if options.outer.dev not in HOLDS_OUT:
         del read["outer"]["split"]
     if not options.outer.weight_decay:
         del read["outer"]["decay_gamma"]

@@ -15,7 +15,8 @@ import reweight
 from cdr.batches import Batches, PairBatch
 from cdr.data.schema import CrossDomainData
 from cdr.models import CrossDomainModel
-from cdr.options import Options, OuterOptions
+from cdr.options import HOLDS_OUT, Options, OuterOptions
+from cdr.same_users import SameUsers
 from reweight import (
     BehavioralPerceptron,
     ConstantWeighter,
@@ -60,19 +61,18 @@ class Learner:
             if options.model.dev_head
             else None
         )
+        num, device = len(data.train), data.train.user.device
+        # The rows held out have to be those that the inner problem does not see.
+        order = seed if self._options.dev in HOLDS_OUT else seed + 1
         self._outer_rows = _endless(
-            # The rows held out have to be those that the inner problem does not see.
-            pair_sampler(
-                len(data.train),
-                self._options.batch_size,
-                seed if self._options.dev == "split" else seed + 1,
-                self._options,
-            )
+            pair_sampler(num, self._options.batch_size, order, self._options)
         )
-        self._rows_of_user = torch.searchsorted(
-            data.train.user, torch.arange(data.num_users + 1, device=data.train.user.device)
-        )
-        self._generator = torch.Generator(data.train.user.device).manual_seed(seed + 2)
+        drawn = torch.arange(num, device=device)
+        if self._options.dev == "split-users":
+            # A batch of all that are left.
+            ((left, _),) = pair_sampler(num, num, order, self._options)
+            drawn = left.sort().values.to(device)
+        self._same_users = SameUsers(data.train.user, data.num_users, drawn, seed + 2)
         self._position = 0
         self.records: list[dict[str, float]] = []
 
@@ -90,14 +90,7 @@ class Learner:
 
     def outer_step(self, batches: Batches) -> None:
         """Move the perceptron once."""
-        rows, reshuffled = next(self._outer_rows)
-        rows = rows.to(self._rows_of_user.device)
-        if self._options.dev == "same-users" and bool(self._has_other(rows).any()):
-            rows, dev = self._other_rows(rows[self._has_other(rows)])
-        elif self._options.dev == "in-order":
-            dev = self._in_order(self._options.batch_size, len(self._data.train))
-        else:
-            dev = reshuffled
+        rows, dev = self._rows(*next(self._outer_rows))
         if self._dev_optimizer is not None:
             self._train_dev_head(batches, self._dev_optimizer)
         self._optimizer.zero_grad()
@@ -116,7 +109,7 @@ class Learner:
 
     def weights(self, batches: Batches) -> NDArray[np.float32]:
         """The learned weight of every source behaviour, in the order of ``data.source``."""
-        num, device = len(self._data.source), self._rows_of_user.device
+        num, device = len(self._data.source), self._data.source.user.device
         # A weight may depend on the batch it is asked for in (σ of Eq. 8): batches of one size,
         # mixed like those of training, make the weights of all behaviours comparable.
         rows = torch.randperm(num, generator=torch.Generator().manual_seed(0)).to(device)
@@ -127,18 +120,19 @@ class Learner:
     def _is_inner(self, name: str) -> bool:
         return self._options.heads or not name.split(".")[0].endswith("head")
 
-    def _has_other(self, rows: Tensor) -> Tensor:
-        """Whether the user of a row has another one."""
-        return self._rows_of_user.diff()[self._data.train.user[rows]] > 1
-
-    def _other_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """These rows, and for each another row of the same user, who must have one."""
-        user = self._data.train.user[rows]
-        first, count = self._rows_of_user[user], self._rows_of_user.diff()[user]
-        share = torch.rand(len(rows), generator=self._generator, device=rows.device)
-        # float32 can round share·(count − 1) up to count − 1.
-        hop = 1 + torch.minimum((share * (count - 1)).long(), count - 2)
-        return rows, first + (rows - first + hop) % count
+    def _rows(self, rows: Tensor, dev: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of the train batch and of the dev batch, from the sampler's."""
+        kind, device = self._options.dev, self._data.train.user.device
+        rows, dev = rows.to(device), dev.to(device)
+        if kind == "in-order":
+            return rows, self._in_order(self._options.batch_size, len(self._data.train))
+        pair = rows, dev
+        if kind == "same-users":
+            pair = self._same_users.other(rows)
+        elif kind == "split-users":
+            pair = self._same_users.beside(dev)
+        # Not one user of the batch may have two rows.
+        return pair if len(pair[0]) else (rows, dev)
 
     def _in_order(self, size: int, limit: int) -> Tensor:
         rows = (self._position + torch.arange(size)) % limit
@@ -180,7 +174,7 @@ def pair_sampler(
             "the data have one target behaviour to train on, which cannot serve both the inner and "
             "the outer problem; take a larger target domain, or more users"
         )
-    if options is not None and options.dev == "split":
+    if options is not None and options.dev in HOLDS_OUT:
         held_out = max(1, round(options.split * n))
         return SplitSampler(
             n,

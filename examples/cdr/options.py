@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from cdr.checking import at_least, positive, refuse, widths
+from cdr.checking import at_least, positive, refuse, share, widths
 from cdr.models import MODELS, CrossDomainModel, ModelOptions
 from cdr.models.conet import CoNetOptions
 from reweight import ConjugateGradient, Identity, ImplicitHypergradient, Neumann
@@ -45,6 +45,10 @@ class InnerOptions:
             )
 
 
+HOLDS_OUT = ("split", "split-users")
+"""Those of --outer.dev for which rows are held out from training."""
+
+
 @dataclass(frozen=True)
 class OuterOptions:
     """How the behavioral perceptron is trained."""
@@ -53,7 +57,7 @@ class OuterOptions:
     """What gives weights: the perceptron, an MLP on the loss, the source category, one γ."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """The optimizer of the weighter."""
-    lr: float = 3e-3
+    lr: float = 2e-3
     """Its learning rate."""
     weight_decay: float = 0.0
     """Its weight decay."""
@@ -65,11 +69,11 @@ class OuterOptions:
     """Inner steps between two outer steps."""
     batch_size: int = 512
     """Target behaviours in the train batch and in the dev batch of an outer step."""
-    dev: Literal["same-users", "reshuffled", "in-order", "split"] = "same-users"
-    """Dev batches: other rows of the same users, reorder-and-reuse, the authors' fixed order, or
-    rows held out from training."""
+    dev: Literal["same-users", "reshuffled", "in-order", "split", "split-users"] = "same-users"
+    """Dev batches: other rows of the same users, reorder-and-reuse, the authors' fixed order, rows
+    held out from training, or rows held out beside others of the same users."""
     split: float = 0.05
-    """With --outer.dev split: the share of the training rows that is held out."""
+    """With --outer.dev split and split-users: the share of the training rows that is held out."""
     solver: Literal["neumann", "cg", "identity"] = "neumann"
     """How the inverse Hessian is applied; identity takes no curvature into account."""
     num_terms: int = 3
@@ -89,8 +93,7 @@ class OuterOptions:
         at_least(1, "outer", self, "interval", "batch_size", "dev_head_batch_size")
         if self.step_size != "auto":
             positive("outer", self, "step_size")
-        if not 0 < self.split < 1:
-            refuse("outer", "split", self.split, "it must lie between 0 and 1")
+        share("outer", self, "split")
 
     def hypergradient(self) -> ImplicitHypergradient:
         """The solver these options describe."""
@@ -101,6 +104,23 @@ class OuterOptions:
                 Identity(1.0 if self.step_size == "auto" else self.step_size)
             )
         return ImplicitHypergradient(Neumann(self.num_terms, self.step_size))
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How the weights are learned that a new model is to be trained on."""
+
+    lr: float = 1e-3
+    """The weighter's learning rate, in the place of --outer.lr."""
+    epochs: int = 10
+    """As many, whatever the model's validation AUC: the weights are those after the last one."""
+    split: float = 0.2
+    """The share of the training rows that is held out, for dev batches of the same users."""
+
+    def __post_init__(self) -> None:
+        positive("search", self, "lr")
+        at_least(1, "search", self, "epochs")
+        share("search", self, "split")
 
 
 @dataclass(frozen=True)
@@ -139,11 +159,12 @@ class PerceptronOptions:
 
 @dataclass(frozen=True)
 class Options:
-    """Model, inner and outer training, perceptron."""
+    """Model, inner and outer training, search, perceptron."""
 
     model: ModelOptions = field(default_factory=CoNetOptions)
     inner: InnerOptions = field(default_factory=InnerOptions)
     outer: OuterOptions = field(default_factory=OuterOptions)
+    search: SearchOptions = field(default_factory=SearchOptions)
     perceptron: PerceptronOptions = field(default_factory=PerceptronOptions)
 
     def __post_init__(self) -> None:
@@ -248,4 +269,5 @@ def preset(name: PresetName, model: str) -> Options:
         model=kind.Options(),
         inner=InnerOptions(lr=1e-2, batch_size=256, patience=2),
         outer=OuterOptions(lr=1e-2),
+        search=SearchOptions(lr=3e-3),
     )

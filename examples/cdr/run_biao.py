@@ -42,7 +42,8 @@ Train a two-domain recommender in several variants and compare them:
   base        the mean source loss, weighted by --inner.gamma
   ours        BIAO (WWW'23): a learned weight for every source behaviour
   oracle      the true flags as weights (generated data only)
-  retrain     a new model on the weights of ours, fixed
+  search      the same with rows held out, for the sake of the weights alone
+  retrain     a new model on all rows, with the weights of search, fixed
   random      the same, permuted
   no-global, no-user, split-0.05    BIAO without a branch, or with rows held out
   loss, group, constant             weights of another weighter
@@ -83,7 +84,8 @@ class RunBiao:
     variants: Annotated[tuple[str, ...] | None, optional("VARIANT ...", _MAIN)] = None
     """Which variants to train."""
     retrain_with_learned_weights: bool = False
-    """Also train a new model on the weights that ours has learned, fixed: the variant retrain."""
+    """Also search for weights with rows held out, and train a new model on all rows with them: the
+    variants search and retrain."""
     model: Literal[tuple(MODELS)] = "conet"  # type: ignore[valid-type]
     """The recommendation model."""
     seeds: int = 1
@@ -99,7 +101,7 @@ class RunBiao:
     device: str = "auto"
     """cpu, cuda, cuda:1; auto takes cuda where there is one."""
     options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
-    """Model, inner and outer training, perceptron."""
+    """Model, inner and outer training, search, perceptron."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.jobs < 1:
@@ -165,7 +167,7 @@ def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
         table = report(by_variant, data, config.options.model_class.label, config.preset)
         seconds = time.perf_counter() - started
         _write_metrics(folder, by_variant, data, table, seconds)
-        _write_weights(folder, by_variant.get("ours", []), source)
+        _write_weights(folder, by_variant, source)
         (folder / "table.md").write_text(table.markdown(), encoding="utf-8")
         write_page(folder, table.document(), _curves(by_variant, table))
     print(f"\n{table}\n\n{seconds:.0f} s; everything is in {out}/")
@@ -175,9 +177,8 @@ def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
 def _variants(config: RunBiao, data: CrossDomainData) -> tuple[str, ...]:
     flagged = data.relevant is not None
     variants = config.variants or ("S", "0", "base", "ours", *(["oracle"] if flagged else []))
-    if config.retrain_with_learned_weights and "retrain" not in variants:
-        variants = (*variants, "retrain")
-        check(variants)
+    if config.retrain_with_learned_weights:
+        variants = tuple(dict.fromkeys((*variants, "search", "retrain")))
     if "oracle" in variants and not flagged:
         raise ValueError(
             f"--variants oracle: which behaviours of {data.name} are truly relevant is not known; "
@@ -264,25 +265,29 @@ def _write_metrics(
     )
 
 
-def _write_weights(folder: Path, results: list[Result], source: Source) -> None:
-    """One row per source behaviour and seed: who, what, its weight, the true flag if known."""
+def _write_weights(folder: Path, results: dict[str, list[Result]], source: Source) -> None:
+    """One row per variant, seed and source behaviour: who, what, weight, true flag if known."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    learned = [
+        (variant, seed, result.weights)
+        for variant in ("ours", "search")
+        for seed, result in enumerate(results.get(variant, []))
+    ]
     tables = []
-    for seed, result in enumerate(results):
-        if result.weights is None:
-            continue
+    for variant, seed, weights in learned:
         data = source.load(seed)
         items, rows = data.source_items, data.source
         category = np.asarray(items.category_names, dtype=object)[items.category[rows.item].numpy()]
         columns = {
+            "variant": np.full(len(rows), variant),
             "seed": np.full(len(rows), seed, dtype=np.int32),
             "user": data.user_ids[rows.user.numpy()],
             "item": items.ids[rows.item.numpy()],
             "category": category.astype(str),
             "label": rows.label.numpy().astype(bool),
-            "weight": result.weights,
+            "weight": weights,
         }
         if data.relevant is not None:
             columns["relevant"] = data.relevant.numpy()

@@ -55,7 +55,7 @@ class Task:
     @property
     def teacher(self) -> Task | None:
         """The training whose learned weights this one takes, if it does."""
-        return replace(self, variant="ours") if plan(self.variant).follows_ours else None
+        return replace(self, variant="search") if plan(self.variant).follows_search else None
 
 
 def run(
@@ -133,8 +133,8 @@ class _Queue:
         for teacher in self._teachers - self._learned.keys() - tasks:
             assert teacher is not None
             raise ValueError(
-                f"seed {teacher.seed}: a variant takes the weights that ours has learned, but ours "
-                "is not among the trainings; add it"
+                f"seed {teacher.seed}: a variant takes the weights that search has learned, but "
+                "search is not among the trainings; add it"
             )
 
     def next(self) -> tuple[tuple[Task, ...], Weights | None] | None:

@@ -85,10 +85,13 @@ GAMMAS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 SEARCHED = "searched"
 """Name of the method that is the best of them."""
 
+_OVERALL = ("S", "0", "base", "ours", "search", "retrain")
+"""The paper's four, and a new model trained on the weights of a search."""
+
 _SOLVERS = {"identity": "the gradient itself", "cg": "conjugate gradients"}
 
 STUDIES = {
-    "table1": Study("Overall recommendation performance", _variants("S", "0", "base", "ours")),
+    "table1": Study("Overall recommendation performance", _variants(*_OVERALL), hidden=("search",)),
     "table2": Study(
         "What the two branches of the behavioral perceptron do",
         _variants("S", "ours", "no-global", "no-user"),
@@ -104,7 +107,7 @@ STUDIES = {
         baselines=(),
     ),
     "table4": Study("Statistics of the data", ()),
-    "table5": Study("Another backbone", _variants("S", "0", "base", "ours")),
+    "table5": Study("Another backbone", _variants(*_OVERALL), hidden=("search",)),
     "figure3": Study("Mean weight by source category", _variants("ours")),
     "figure4": Study("Mean weight by length of the histories", _variants("ours")),
     "figure5": Study(
@@ -120,7 +123,8 @@ STUDIES = {
     "figure6": Study("Cases with low and high user-specific weights", _variants("ours")),
     "generated": Study(
         "Data whose relevant behaviours are known",
-        _variants("S", "0", "base", "ours", "retrain", "oracle"),
+        _variants(*_OVERALL, "oracle"),
+        hidden=("search",),
     ),
     "evidence": Study(
         "Baselines that could explain the gain away",
@@ -129,14 +133,14 @@ STUDIES = {
             Method("S-longer", "-S, three times as long", "S", longer=3),
             *_variants("0", "base"),
             *(Method(f"gamma-{g:g}", f" γ = {g:g}", "base", (("inner.gamma", g),)) for g in GAMMAS),
-            *_variants("constant", "loss", "group", "random", "retrain", "ours"),
+            *_variants("constant", "loss", "group", "search", "random", "retrain", "ours"),
             *(
                 Method(f"ours-{name}", f"+ours by {told}", "ours", (("outer.solver", name),))
                 for name, told in _SOLVERS.items()
             ),
             *_variants("oracle"),
         ),
-        hidden=tuple(f"gamma-{g:g}" for g in GAMMAS),
+        hidden=("search", *(f"gamma-{g:g}" for g in GAMMAS)),
         baselines=("S", "S-longer", "0", "base", SEARCHED),
     ),
 }

@@ -33,12 +33,13 @@ class Result:
     """What came out of one training.
 
     Attributes:
-        test: scores of the best checkpoint on the test rows.
+        test: scores of the checkpoint on the test rows.
         extra_test: the same on a generator's further test rows.
         history: one record per epoch.
-        state: the best checkpoint.
+        state: the checkpoint, of the best epoch or, for a search, of the last one.
         weights: learned weight per source behaviour, where weights are learned.
-        weight_auc: AUC of weight against the true flag, where there is one.
+        weight_auc: AUC of learned weight, also where it is only used, against the true flag, where
+            there is one.
         seconds: from the start of the training to here, of all that is trained in common steps.
     """
 
@@ -68,7 +69,7 @@ def train(
         data: on the device to train on.
         options: see :mod:`cdr.options`; the model is the one that ``options.model`` belongs to.
         seed: of initialisation, batches and source draws.
-        learned: the weights that "ours" has learned, one per source behaviour, for the variants
+        learned: the weights that "search" has learned, one per source behaviour, for the variants
             that take them.
         on_step: called after every step with (epoch from 0, step in it, steps of an epoch, best
             validation AUC so far).
@@ -113,6 +114,7 @@ class Training:
         how = plan(variant)
         options = how.change(options)
         self._variant, self._data, self._options, self._seed = variant, data, options, seed
+        self._keeps_last = how.keeps_last
         device = data.source_offsets.device
         kind, single_domain = options.model_class, how.source == "none"
         model = kind(data, options.model, single_domain).to(device)
@@ -137,10 +139,11 @@ class Training:
         )
         gamma = {"none": 0.0, "mean": options.inner.gamma}.get(how.source, 1.0)
         gamma = gamma if how.gamma is None else how.gamma
+        given = self._given_weights(how, learned)
+        # How good an order the true flags themselves are need not be told.
+        self._judged = given if how.follows_search else None
         self.loss: Callable[[PairBatch], Tensor] = (
-            self.learner.loss
-            if self.learner
-            else _plain_loss(model, gamma, self._given_weights(how, learned))
+            self.learner.loss if self.learner else _plain_loss(model, gamma, given)
         )
         # Only what learns weights has a use for rows held out.
         outer = options.outer if learns else None
@@ -197,18 +200,18 @@ class Training:
                 self.learner.outer_step(self.batches)
 
     def end_epoch(self, loss: float) -> None:
-        """Validate the model after an epoch of this mean loss, and keep it if it is the best."""
+        """Validate the model after an epoch of this mean loss, and keep it if it is to be kept."""
         valid = score(self.model, self._scorer, self._data.valid, self._num_source).metrics()
         if not (math.isfinite(loss) and math.isfinite(valid["log_loss"])):
             raise self._broken(f"the mean loss is {loss}")
         self._history.append({"epoch": self.epoch + 1, "loss": loss, **valid})
-        if valid["auc"] > self.best:
-            self.best, self._state, self._since = valid["auc"], self._snapshot(), 0
-        else:
-            self._since += 1
+        better = valid["auc"] > self.best
+        if better or self._keeps_last:
+            self._state = self._snapshot()
+        self.best, self._since = max(valid["auc"], self.best), 0 if better else self._since + 1
 
     def result(self) -> Result:
-        """Score the best checkpoint, which the model is left at."""
+        """Score the checkpoint kept, which the model is left at."""
         data = self._data
         self.model.load_state_dict(self._state["model"])
         result = Result(
@@ -223,8 +226,9 @@ class Training:
             self.learner.rw.load_state_dict(self._state["weighter"])
             result.weights = self.learner.weights(self.batches)
             result.outer = self.learner.records
-            if data.relevant is not None:
-                result.weight_auc = auc(result.weights, data.relevant.cpu().numpy())
+        judged = result.weights if self._judged is None else self._judged.cpu().numpy()
+        if judged is not None and data.relevant is not None:
+            result.weight_auc = auc(judged, data.relevant.cpu().numpy())
         result.seconds = time.perf_counter() - self._started
         return result
 
@@ -241,7 +245,7 @@ class Training:
             raise ValueError(
                 f"variant {self._variant}: learned has {0 if learned is None else len(learned)} "
                 f"weights for {len(data.source)} source behaviours; pass the weights of a result "
-                'of "ours" on the same data'
+                'of "search" on the same data'
             )
         weights = torch.from_numpy(learned)
         if how.weights == "permuted":
@@ -268,7 +272,8 @@ class Training:
     def _broken(self, what: str) -> ValueError:
         advice = f"Lower --inner.lr (now {self._options.inner.lr:g})"
         if self.learner:
-            advice += f" or --outer.lr (now {self._options.outer.lr:g})"
+            section = "search" if self._variant == "search" else "outer"
+            advice += f" or --{section}.lr (now {self._options.outer.lr:g})"
         return ValueError(
             f"training {self._variant} (seed {self._seed}) broke down in epoch {self.epoch + 1}: "
             f"{what}. {advice}."

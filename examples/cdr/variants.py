@@ -18,9 +18,10 @@ class Plan:
         source: How source losses count: "none" (there is no source branch), "mean" (their mean,
             times `gamma`), "learned", or "fixed" (by given weights).
         gamma: With "mean"; None takes --inner.gamma.
-        weights: With "fixed": the true flags, those learned by the variant "ours" of the same
-            seed, or the latter permuted.
+        weights: With "fixed": the true flags, those that the variant "search" of the same seed has
+            learned, or the latter permuted.
         change: Of the options, to those the variant is trained with.
+        keeps_last: Whether what comes out is the last epoch's, not that of the best model.
     """
 
     label: str
@@ -28,10 +29,11 @@ class Plan:
     gamma: float | None = None
     weights: Literal["flags", "learned", "permuted"] | None = None
     change: Callable[[Options], Options] = lambda options: options
+    keeps_last: bool = False
 
     @property
-    def follows_ours(self) -> bool:
-        """Whether it needs the weights that "ours" has learned."""
+    def follows_search(self) -> bool:
+        """Whether it needs the weights that "search" has learned."""
         return self.weights in ("learned", "permuted")
 
 
@@ -43,6 +45,16 @@ def _perceptron(**changes: object) -> Callable[[Options], Options]:
     return lambda options: replace(options, perceptron=replace(options.perceptron, **changes))  # type: ignore[arg-type]
 
 
+def _search(options: Options) -> Options:
+    """Rows held out say what they say however long it takes: no early stopping."""
+    inner, search = options.inner, options.search
+    return replace(
+        options,
+        inner=replace(inner, epochs=search.epochs, patience=search.epochs),
+        outer=replace(options.outer, dev="split-users", split=search.split, lr=search.lr),
+    )
+
+
 VARIANTS = {
     "S": Plan("-S", "none"),
     "0": Plan("-0", "mean", gamma=0.0),
@@ -50,6 +62,7 @@ VARIANTS = {
     "ours": Plan("+ours", "learned"),
     "no-global": Plan("+ours w/o global", "learned", change=_perceptron(global_branch=False)),
     "no-user": Plan("+ours w/o user", "learned", change=_perceptron(local_branch=False)),
+    "search": Plan("+ours, search", "learned", change=_search, keeps_last=True),
     "retrain": Plan("+ours retrained", "fixed", weights="learned"),
     "random": Plan("+ours permuted", "fixed", weights="permuted"),
     "loss": Plan("+LossWeighter", "learned", change=_outer(weighter="loss")),
@@ -98,7 +111,7 @@ def check(variants: tuple[str, ...]) -> None:
     if len(set(variants)) < max(1, len(variants)):
         raise ValueError(f"--variants {' '.join(variants)}: name at least one, and each once.")
     for variant in variants:
-        if plan(variant).follows_ours and "ours" not in variants:
+        if plan(variant).follows_search and "search" not in variants:
             raise ValueError(
-                f"--variants {variant}: it takes the weights that ours has learned; add ours"
+                f"--variants {variant}: it takes the weights that search has learned; add search"
             )

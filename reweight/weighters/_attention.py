@@ -42,6 +42,10 @@ class PooledAttention(nn.Module):
     where pads are not attended to, and rows without a behaviour are left out. Elsewhere the
     shapes stay as they are: the host would have to wait for the lengths.
 
+    A row without a real behaviour has no mean. With ``mask_keys`` it counts as one behaviour of
+    zeros, so that what comes out still depends on the candidate: with zeros, all candidates of
+    such users would get one and the same weight.
+
     Args:
         dim: Width D of the candidate and of each behaviour.
         num_heads: Number of heads; divides 2·D.
@@ -76,7 +80,8 @@ class PooledAttention(nn.Module):
             mask: True where the behaviour is real, shape [B, N], bool.
 
         Returns:
-            Interests, shape [B, 2·D]; zeros for rows without a real behaviour.
+            Interests, shape [B, 2·D]. Rows without a real behaviour: see above; zeros if not
+            ``mask_keys``.
         """
         shape = (self.num_heads, -1, history.shape[2])
         candidate_query, candidate_value = self.candidate(item).chunk(2, dim=-1)
@@ -87,9 +92,11 @@ class PooledAttention(nn.Module):
         share = self._share(mask.to(history.dtype))
         averages = self._averages(query_weight, candidate_query, history, mask, share)
         values = _by_head(averages, self.value.weight.view(shape)).flatten(1)
-        # Shares sum to 1, to 0 for an empty history, or to n/N with unmasked keys; whatever is
-        # the same at all positions is scaled by that sum.
+        # Shares sum to 1, or to n/N with unmasked keys; whatever is the same at all positions is
+        # scaled by that sum. An empty history is a single zero, whose average is zero too.
         total = share.sum(1, keepdim=True)
+        if self.mask_keys:
+            total = total + ~mask.any(1, keepdim=True)
         pooled = values + total * candidate_value
         output: Tensor = pooled @ self.out.weight.t() + total * self.out.bias
         return output

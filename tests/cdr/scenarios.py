@@ -16,7 +16,7 @@ from cdr.batches import Batches, Candidates, History, PairBatch, Past
 from cdr.data import CrossDomainData
 from cdr.data.schema import Items
 from cdr.models import MODELS, CrossDomainModel, ModelOptions
-from cdr.options import InnerOptions, Options, OuterOptions, PerceptronOptions
+from cdr.options import InnerOptions, Options, OuterOptions, PerceptronOptions, SearchOptions
 from reweight._trees import map_tensors
 
 NUM_USERS = 60
@@ -129,5 +129,6 @@ def brief(model: str) -> Options:
         model=small(model),
         inner=InnerOptions(epochs=1, batch_size=64, lr=0.01),
         outer=OuterOptions(interval=2, batch_size=64),
+        search=SearchOptions(epochs=1),
         perceptron=PerceptronOptions(history=3, heads=2, global_hidden=(4,), local_hidden=(4,)),
     )

@@ -31,7 +31,10 @@ from cdr.run_folder import to_json
 from cdr.runner import Source
 
 SCRIPT = Path(cdr.run_biao.__file__)
-BRIEF = ("--inner.epochs", "1", "--inner.batch-size", "64", "--outer.interval", "2")
+BRIEF = (
+    *("--inner.epochs", "1", "--inner.batch-size", "64", "--outer.interval", "2"),
+    *("--search.epochs", "1"),
+)
 DOMAINS = ("--source", "books", "--target", "toys")
 
 
@@ -264,24 +267,28 @@ def test_a_model_brings_its_own_options(
 @pytest.mark.parametrize("model", ["dasl", "minet", "twotower"])
 def test_each_model_leaves_the_same_behind(ratings: Path, out: Path, model: str) -> None:
     small = ("--model.dim", 2, "--perceptron.heads", 2, "--perceptron.history", 3)
-    told = ("--model", model, *small, "--variants", "S", "ours", "retrain", "split-0.1")
+    told = ("--model", model, *small, "--variants", "S", "search", "retrain", "split-0.1")
     assert run("--data", ratings, *DOMAINS, *BRIEF, *told, "--out", out) == 0
     config = json.loads((out / "config.json").read_text())
     assert config["model"] == model and config["options"]["model"]["dim"] == 2
     label = MODELS[model].label
     table = (out / "table.md").read_text()
-    for row in ("-S", "+ours", "+ours retrained", "+ours split 0.1"):
+    for row in ("-S", "+ours, search", "+ours retrained", "+ours split 0.1"):
         assert f"| {label}{row} |" in table
     runs = json.loads((out / "metrics.json").read_text())["runs"]
-    assert list(runs) == ["S", "ours", "retrain", "split-0.1"]
+    assert list(runs) == ["S", "search", "retrain", "split-0.1"]
     assert all((out / f"model-{variant}-seed0.pt").exists() for variant in runs)
 
 
-def test_retrain_with_learned_weights_adds_the_variant(ratings: Path, out: Path) -> None:
+def test_retrain_with_learned_weights_adds_both_trainings(ratings: Path, out: Path) -> None:
     told = ("--data", ratings, *DOMAINS, *BRIEF, "--retrain-with-learned-weights")
     assert run(*told, "--variants", "base", "ours", "--out", out) == 0
     config = json.loads((out / "config.json").read_text())
-    assert config["variants"] == ["base", "ours", "retrain"]
+    assert config["variants"] == ["base", "ours", "search", "retrain"]
+    weights = pyarrow.parquet.read_table(out / "weights.parquet").to_pydict()
+    assert list(dict.fromkeys(weights["variant"])) == ["ours", "search"]
+    half = len(weights["user"]) // 2
+    assert weights["item"][:half] == weights["item"][half:]
 
 
 # Bad input. Each ends with code 2 and words, and leaves nothing.
@@ -317,7 +324,7 @@ def test_a_missing_file(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("base", "never"), "--variants never: there is no such variant"),
         (("base", "split-2"), "--variants split-2: there is no such variant"),
         (("base", "base"), "--variants base base: name at least one, and each once"),
-        (("base", "retrain"), "--variants retrain: it takes the weights .* add ours"),
+        (("base", "retrain"), "--variants retrain: it takes the weights .* add search"),
     ],
 )
 def test_variants_that_cannot_be(

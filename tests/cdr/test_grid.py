@@ -23,6 +23,7 @@ BRIEF = replace(
     Options(),
     inner=replace(Options().inner, epochs=1, batch_size=64),
     outer=replace(Options().outer, interval=2, batch_size=64),
+    search=replace(Options().search, epochs=1),
 )
 
 
@@ -212,7 +213,7 @@ def test_a_cache_that_cannot_be_written_is_told_before_anything_is_trained(
 
 def test_a_failed_training_is_told_and_the_others_go_on(tmp_path: Path, source: Source) -> None:
     broken = replace(BRIEF, inner=replace(BRIEF.inner, lr=1e12))
-    wanted = [*tasks(source, "ours", "retrain", options=broken), *tasks(source, "S")]
+    wanted = [*tasks(source, "search", "retrain", options=broken), *tasks(source, "S")]
     done = completed(tmp_path, wanted)
     assert list(done.runs) == wanted[2:] and done.trained == 1
     assert "--inner.lr" in done.failures[wanted[0]]
@@ -224,9 +225,9 @@ def test_a_failed_training_is_told_and_the_others_go_on(tmp_path: Path, source: 
 def test_learned_weights_are_taken_from_the_grid(
     tmp_path: Path, source: Source, trained: list[Task]
 ) -> None:
-    completed(tmp_path, tasks(source, "ours"))
-    completed(tmp_path, tasks(source, "ours", "retrain"))
-    assert [task.variant for task in trained] == ["ours", "retrain"]
+    completed(tmp_path, tasks(source, "search"))
+    completed(tmp_path, tasks(source, "search", "retrain"))
+    assert [task.variant for task in trained] == ["search", "retrain"]
 
 
 def test_the_key_is_of_all_that_decides(tmp_path: Path, source: Source) -> None:
@@ -250,7 +251,7 @@ def test_options_that_a_variant_does_not_read_are_not_in_the_key(source: Source)
     changed = replace(
         BRIEF,
         inner=replace(BRIEF.inner, gamma=2.0),
-        outer=replace(BRIEF.outer, lr=1.0),
+        outer=replace(BRIEF.outer, interval=7),
         perceptron=replace(BRIEF.perceptron, history=3),
     )
 
@@ -265,6 +266,11 @@ def test_options_that_a_variant_does_not_read_are_not_in_the_key(source: Source)
     assert same("ours", replace(BRIEF, inner=changed.inner))
     assert not same("ours", replace(BRIEF, outer=changed.outer))
     assert same("ours", replace(BRIEF, outer=replace(BRIEF.outer, split=0.2)))
+    slower = replace(BRIEF, search=replace(BRIEF.search, lr=1e-4))
+    assert same("ours", slower) and same("base", slower)
+    assert not same("search", slower) and not same("retrain", slower)
+    # A search has its own.
+    assert same("retrain", replace(BRIEF, outer=replace(BRIEF.outer, lr=1.0, dev="in-order")))
 
 
 def test_data_are_known_by_their_content(

@@ -13,14 +13,18 @@ import pytest
 import torch
 
 from cdr import runner
-from cdr.options import InnerOptions, Options, OuterOptions
+from cdr.options import InnerOptions, Options, OuterOptions, SearchOptions
 from cdr.runner import Source, Task, run
 from cdr.training import Result, train
 
 GENERATED = Source(
     "g1", (("num_users", 60), ("num_source_items", 200), ("num_target_items", 100)), seeded=True
 )
-BRIEF = Options(inner=InnerOptions(epochs=2, batch_size=64), outer=OuterOptions(interval=2))
+BRIEF = Options(
+    inner=InnerOptions(epochs=2, batch_size=64),
+    outer=OuterOptions(interval=2),
+    search=SearchOptions(epochs=1),
+)
 
 
 def tasks(source: Source = GENERATED, options: Options = BRIEF) -> list[Task]:
@@ -150,23 +154,25 @@ def silent(text: str) -> None:
     pass
 
 
-def test_a_teacher_is_the_same_training_of_ours() -> None:
-    assert task("retrain", 1).teacher == task("random", 1).teacher == task("ours", 1)
-    assert all(task(variant).teacher is None for variant in ("S", "base", "ours", "oracle"))
+def test_a_teacher_is_the_search_of_the_same_training() -> None:
+    assert task("retrain", 1).teacher == task("random", 1).teacher == task("search", 1)
+    assert all(
+        task(variant).teacher is None for variant in ("S", "base", "ours", "search", "oracle")
+    )
 
 
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_retraining_waits_for_ours(jobs: int) -> None:
-    given = [task("retrain"), task("random"), task("ours"), task("retrain", 1), task("ours", 1)]
+def test_retraining_waits_for_the_search(jobs: int) -> None:
+    given = [task("retrain"), task("random"), task("search"), task("retrain", 1), task("search", 1)]
     done = list(run(given, jobs, silent))
     results = by_task(done)
     assert results.keys() == set(given)
     for seed in (0, 1):
-        ours = task("ours", seed)
+        searched = task("search", seed)
         order = [each.variant for each, _ in done if each.seed == seed]
-        assert order[0] == "ours"
+        assert order[0] == "search"
         data = GENERATED.load(seed)
-        alone = train("retrain", data, BRIEF, seed, learned=results[ours].weights)
+        alone = train("retrain", data, BRIEF, seed, learned=results[searched].weights)
         found = results[task("retrain", seed)]
         assert np.array_equal(found.test.probability, alone.test.probability)
     assert not np.array_equal(
@@ -177,7 +183,7 @@ def test_retraining_waits_for_ours(jobs: int) -> None:
 def test_weights_learned_before_need_no_teacher() -> None:
     data = GENERATED.load(0)
     weights = np.linspace(0.0, 2.0, len(data.source), dtype=np.float32)
-    ((done, result),) = run([task("retrain")], 1, silent, learned={task("ours"): weights})
+    ((done, result),) = run([task("retrain")], 1, silent, learned={task("search"): weights})
     assert done == task("retrain")
     alone = train("retrain", data, BRIEF, 0, learned=weights)
     assert np.array_equal(result.test.probability, alone.test.probability)
@@ -185,13 +191,13 @@ def test_weights_learned_before_need_no_teacher() -> None:
 
 def test_a_teacher_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="seed 1: a variant takes the weights.*add it"):
-        list(run([task("ours"), task("retrain", 1)], 1, silent))
+        list(run([task("search"), task("retrain", 1)], 1, silent))
     other = replace(BRIEF, inner=replace(BRIEF.inner, lr=1e-3))
-    with pytest.raises(ValueError, match="seed 0: .*ours is not among the trainings"):
-        list(run([task("ours", options=other), task("retrain")], 1, silent))
+    with pytest.raises(ValueError, match="seed 0: .*search is not among the trainings"):
+        list(run([task("search", options=other), task("retrain")], 1, silent))
     weights = np.ones(3, dtype=np.float32)
     with pytest.raises(ValueError, match="learned has 3 weights"):
-        list(run([task("retrain")], 1, silent, learned={task("ours"): weights}))
+        list(run([task("retrain")], 1, silent, learned={task("search"): weights}))
 
 
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -199,13 +205,15 @@ def test_an_error_takes_the_place_of_a_result(jobs: int) -> None:
     given = [
         task("retrain", options=BROKEN),
         task("random", options=BROKEN),
-        task("ours", options=BROKEN),
+        task("search", options=BROKEN),
         task("base"),
     ]
     found = dict(run(given, jobs, silent, keep_going=True))
     assert found.keys() == set(given)
-    broken = found[task("ours", options=BROKEN)]
-    assert isinstance(broken, ValueError) and re.search(r"ours \(seed 0\).*--inner.lr", str(broken))
+    broken = found[task("search", options=BROKEN)]
+    assert isinstance(broken, ValueError) and re.search(
+        r"search \(seed 0\).*--inner.lr", str(broken)
+    )
     for variant in ("retrain", "random"):
         orphan = found[task(variant, options=BROKEN)]
         assert isinstance(orphan, ValueError)
@@ -214,7 +222,7 @@ def test_an_error_takes_the_place_of_a_result(jobs: int) -> None:
 
 
 def test_an_error_ends_all_unless_told_otherwise() -> None:
-    done = run([task("base"), task("ours", options=BROKEN), task("S")], 1, silent)
+    done = run([task("base"), task("search", options=BROKEN), task("S")], 1, silent)
     assert next(done)[0] == task("base")
     with pytest.raises(ValueError, match="--inner.lr"):
         next(done)
@@ -224,7 +232,7 @@ def test_stacked_seeds_teach_one_by_one(ratings: Path) -> None:
     source = Source(str(ratings), (("source", "books"), ("target", "toys")))
     given = [
         Task(variant, seed, source, BRIEF, "cpu")
-        for variant in ("ours", "retrain")
+        for variant in ("search", "retrain")
         for seed in (0, 1)
     ]
     results = by_task(list(run(given, 1, silent, stack_seeds=True)))

@@ -177,7 +177,7 @@ def test_dev_rows_are_other_rows_of_the_same_users(tiny: CrossDomainData) -> Non
     rows = torch.arange(len(tiny.train))
     seen = set()
     for _ in range(50):
-        train_rows, dev_rows = learner._other_rows(rows)
+        train_rows, dev_rows = learner._same_users.other(rows)
         assert torch.equal(tiny.train.user[train_rows], tiny.train.user[dev_rows])
         assert (train_rows != dev_rows).all()
         seen |= set(zip(train_rows.tolist(), dev_rows.tolist(), strict=True))

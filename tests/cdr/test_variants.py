@@ -18,12 +18,12 @@ from cdr.options import Options
 from cdr.training import Result, Training, train
 from cdr.variants import VARIANTS, check, label, plan
 
-LEARNING = ("ours", "no-global", "no-user", "loss", "group", "constant", "split-0.2")
+LEARNING = ("ours", "no-global", "no-user", "search", "loss", "group", "constant", "split-0.2")
 
 
 @pytest.fixture(scope="module")
 def learned(tiny: CrossDomainData) -> NDArray[np.float32]:
-    """Weights as "ours" could have learned them, all different."""
+    """Weights as "search" could have learned them, all different."""
     return np.random.default_rng(0).permutation(len(tiny.source)).astype(np.float32) / 500
 
 
@@ -45,6 +45,10 @@ def test_every_variant_trains_with_every_model(
     if learns:
         assert result.weights.shape == (len(tiny.source),) and (result.weights >= 0).all()
         assert result.weight_auc == auc(result.weights, tiny.relevant.numpy())
+    elif variant == "retrain":
+        assert result.weight_auc == auc(learned, tiny.relevant.numpy())
+    else:
+        assert (result.weight_auc is None) == (variant != "random")
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -65,6 +69,7 @@ def test_tables_of_every_model_can_be_lazy(tiny: CrossDomainData, model: str) ->
         ("0", "-0"),
         ("base", ""),
         ("ours", "+ours"),
+        ("search", "+ours, search"),
         ("retrain", "+ours retrained"),
         ("split-0.05", "+ours split 0.05"),
         ("split-0.10", "+ours split 0.1"),
@@ -85,19 +90,19 @@ def test_what_is_no_variant_is_told(variant: str) -> None:
 
 
 def test_the_choice_of_variants_is_checked() -> None:
-    check(("S", "base", "ours", "retrain", "random", "split-0.05", "split-0.1"))
+    check(("S", "base", "search", "retrain", "random", "split-0.05", "split-0.1"))
     with pytest.raises(ValueError, match="name at least one"):
         check(())
     with pytest.raises(ValueError, match="base base: name at least one, and each once"):
         check(("base", "base"))
     for variant in ("retrain", "random"):
-        with pytest.raises(ValueError, match=f"--variants {variant}: .*add ours"):
-            check(("base", variant))
+        with pytest.raises(ValueError, match=f"--variants {variant}: .*add search"):
+            check(("base", "ours", variant))
 
 
-def test_only_those_that_take_weights_follow_ours() -> None:
-    assert [name for name in VARIANTS if plan(name).follows_ours] == ["retrain", "random"]
-    assert not plan("split-0.1").follows_ours
+def test_only_those_that_take_weights_follow_a_search() -> None:
+    assert [name for name in VARIANTS if plan(name).follows_search] == ["retrain", "random"]
+    assert not plan("split-0.1").follows_search
 
 
 def test_a_split_changes_the_outer_problem_alone() -> None:
@@ -217,17 +222,44 @@ def seen_rows(training: Training) -> tuple[list[Tensor], list[Tensor], list[Tens
 
 @pytest.mark.parametrize("ratio", [0.05, 0.2])
 @pytest.mark.parametrize("model", ["conet", "minet"])
+@pytest.mark.parametrize("search", [False, True])
 def test_rows_that_are_held_out_serve_the_outer_problem_alone(
-    tiny: CrossDomainData, model: str, ratio: float
+    tiny: CrossDomainData, model: str, ratio: float, search: bool
 ) -> None:
     told = brief(model)
-    told = replace(told, inner=replace(told.inner, epochs=6, patience=6))
-    training = Training(f"split-{ratio}", tiny, told, seed=3)
-    inner, outer, dev = (set(torch.cat(rows).tolist()) for rows in seen_rows(training))
+    inner, how = replace(told.inner, epochs=6, patience=6), replace(told.search, split=ratio)
+    told = replace(told, inner=inner, search=replace(how, epochs=6))
+    training = Training("search" if search else f"split-{ratio}", tiny, told, seed=3)
+    seen = seen_rows(training)
+    inner, outer, dev = (set(torch.cat(rows).tolist()) for rows in seen)
     everything = set(range(len(tiny.train)))
-    assert len(dev) == round(ratio * len(tiny.train))
-    assert inner == everything - dev  # in each epoch all of the others
-    assert outer <= inner
+    held_out = everything - inner  # the others are seen in each epoch
+    assert len(held_out) == round(ratio * len(tiny.train))
+    assert outer <= inner and dev <= held_out
+    if search:
+        user = tiny.train.user
+        assert all(torch.equal(user[a], user[b]) for a, b in zip(*seen[1:], strict=True))
+    else:
+        assert dev == held_out
+
+
+def test_a_search_goes_on_and_keeps_what_it_ends_with(tiny: CrossDomainData) -> None:
+    told = brief("conet")
+    told = replace(told, search=replace(told.search, epochs=7))
+    inner = replace(told.inner, epochs=7, patience=7)
+    same = replace(told.outer, dev="split-users", split=told.search.split, lr=told.search.lr)
+    searched = train("search", tiny, told, seed=0)
+    learned = train("ours", tiny, replace(told, inner=inner, outer=same), seed=0)
+    aucs = [record["auc"] for record in searched.history]
+    assert aucs == [record["auc"] for record in learned.history] and len(aucs) == 7
+    assert aucs.index(max(aucs)) < 6  # the best epoch is another one
+    assert not same_model(searched, learned)
+    assert not np.array_equal(searched.weights, learned.weights)
+    model = Training("search", tiny, told, seed=0)
+    while not model.done:
+        model.run_epoch(lambda epoch, step, steps, best: None)
+    ended = model.model.state_dict()
+    assert all(torch.equal(ended[name], kept) for name, kept in searched.state["model"].items())
 
 
 def test_no_rows_are_held_out_from_a_variant_that_learns_no_weights(tiny: CrossDomainData) -> None:
