@@ -110,7 +110,7 @@ class OuterOptions:
 class SearchOptions:
     """How the weights are learned that a new model is to be trained on."""
 
-    lr: float = 1e-3
+    lr: float = 7e-4
     """The weighter's learning rate, in the place of --outer.lr."""
     epochs: int = 10
     """As many, whatever the model's validation AUC: the weights are those after the last one."""

@@ -270,9 +270,12 @@ def test_no_rows_are_held_out_from_a_variant_that_learns_no_weights(tiny: CrossD
 
 
 def test_reordered_rows_serve_both_problems(tiny: CrossDomainData) -> None:
-    training = Training("ours", tiny, brief("minet"), seed=3)
-    inner, _, dev = (set(torch.cat(rows).tolist()) for rows in seen_rows(training))
+    seen = seen_rows(Training("ours", tiny, brief("minet"), seed=3))
+    inner, _, dev = (set(torch.cat(rows).tolist()) for rows in seen)
     assert inner == set(range(len(tiny.train))) and dev & inner
+    for rows, others in zip(*seen[1:], strict=True):
+        assert torch.equal(tiny.train.user[rows], tiny.train.user[others])
+        assert (rows != others).all()
 
 
 @pytest.mark.parametrize(
