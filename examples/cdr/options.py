@@ -112,13 +112,15 @@ class SearchOptions:
 
     lr: float = 7e-4
     """The weighter's learning rate, in the place of --outer.lr."""
+    inner_lr: float = 2e-3
+    """The model's, in the place of --inner.lr: low, for what is known by heart teaches no weights."""
     epochs: int = 10
     """As many, whatever the model's validation AUC: the weights are those after the last one."""
     split: float = 0.2
     """The share of the training rows that is held out, for dev batches of the same users."""
 
     def __post_init__(self) -> None:
-        positive("search", self, "lr")
+        positive("search", self, "lr", "inner_lr")
         at_least(1, "search", self, "epochs")
         share("search", self, "split")
 
@@ -269,5 +271,5 @@ def preset(name: PresetName, model: str) -> Options:
         model=kind.Options(),
         inner=InnerOptions(lr=1e-2, batch_size=256, patience=2),
         outer=OuterOptions(lr=1e-2),
-        search=SearchOptions(lr=3e-3),
+        search=SearchOptions(lr=3e-3, inner_lr=3e-3 if model == "dasl" else 1e-2),
     )

@@ -270,10 +270,12 @@ class Training:
             raise self._broken(str(error)) from error
 
     def _broken(self, what: str) -> ValueError:
-        advice = f"Lower --inner.lr (now {self._options.inner.lr:g})"
+        inner, outer = "--inner.lr", "--outer.lr"
+        if self._variant == "search":
+            inner, outer = "--search.inner-lr", "--search.lr"
+        advice = f"Lower {inner} (now {self._options.inner.lr:g})"
         if self.learner:
-            section = "search" if self._variant == "search" else "outer"
-            advice += f" or --{section}.lr (now {self._options.outer.lr:g})"
+            advice += f" or {outer} (now {self._options.outer.lr:g})"
         return ValueError(
             f"training {self._variant} (seed {self._seed}) broke down in epoch {self.epoch + 1}: "
             f"{what}. {advice}."

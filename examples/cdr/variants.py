@@ -50,7 +50,7 @@ def _search(options: Options) -> Options:
     inner, search = options.inner, options.search
     return replace(
         options,
-        inner=replace(inner, epochs=search.epochs, patience=search.epochs),
+        inner=replace(inner, lr=search.inner_lr, epochs=search.epochs, patience=search.epochs),
         outer=replace(options.outer, dev="split-users", split=search.split, lr=search.lr),
     )
 

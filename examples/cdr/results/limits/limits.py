@@ -2,7 +2,7 @@
 
     python examples/cdr/results/limits/limits.py GRID > examples/cdr/results/limits/table.csv
 
-GRID is the cache of `reproduce.py generated --models conet`, whose weights are taken.
+GRID is the cache of `reproduce.py generated --models conet`, the weights of whose searches are taken.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def main() -> None:
     for spec in ("g1", "g2"):
         source = Source(spec, seeded=True)
         for seed in range(6):
-            runs = [grid.load(Task(v, seed, source, options, "cpu")) for v in KEPT]
-            ours = runs[1]
-            assert ours is not None and ours.weights is not None
+            runs = [grid.load(Task(v, seed, source, options, "cpu")) for v in (*KEPT, "search")]
+            searched = runs.pop()
+            assert searched is not None and searched.weights is not None
             data = source.load(seed)
             assert data.relevant is not None
-            flags, weights = data.relevant.numpy(), ours.weights
+            flags, weights = data.relevant.numpy(), searched.weights
             mean, rest = weights[flags].mean(), weights[~flags].mean()
             # The highest as 1, as many as are relevant; and the flags at the size they were given.
             order = (weights >= np.quantile(weights, 1 - flags.mean())).astype(np.float32)
@@ -58,7 +58,7 @@ def main() -> None:
                 scores = train("retrain", data, options, seed, learned=given).extra_test
                 assert scores is not None
                 aucs.append(scores.metrics()["auc"])
-            told = (ours.weight_auc, mean, rest, *aucs)
+            told = (searched.weight_auc, mean, rest, *aucs)
             table.writerow((spec, seed, *(f"{value:.4f}" for value in told)))
 
 
