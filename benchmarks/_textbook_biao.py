@@ -190,13 +190,15 @@ class Perceptron(nn.Module):
     def interest(
         self, attention: nn.MultiheadAttention, item: Tensor, history: Tensor, mask: Tensor
     ) -> Tensor:
+        # Without anything to look at, one behaviour of zeros.
+        empty = ~mask.any(1)
+        history = history.masked_fill(empty.view(-1, 1, 1), 0.0)
+        mask = torch.cat([mask[:, :1] | empty.unsqueeze(1), mask[:, 1:]], 1)
         candidate = item.unsqueeze(1).expand(-1, history.shape[1], -1)
         x = torch.cat([history, candidate], -1)
-        # Without any key to look at, the softmax would be NaN.
-        ignored = ~mask & mask.any(1, keepdim=True)
         # The fastest of the ways to call it: without the weights, in training mode.
-        out, _ = attention(x, x, x, key_padding_mask=ignored, need_weights=False)
-        return (out * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        out, _ = attention(x, x, x, key_padding_mask=~mask, need_weights=False)
+        return (out * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
 
 
 class Biao:

@@ -70,8 +70,10 @@ class BehavioralPerceptron(SampleWeighter):
             authors' code lets them sum to γ and sums the losses, which is the same as
             ``reduction="mean"`` here), and a sample's weight depends on its batch.
         global_bias: The constant b.
-        mask_keys: Leave pads out of the attention and out of the mean. False: pads are attended
-            to, and the mean divides by N, as in the authors' code.
+        mask_keys: Leave pads out of the attention and out of the mean. A history without a real
+            behaviour, which has no mean, counts as one behaviour of zeros: the weight of a user's
+            first behaviours still depends on their items. False: pads are attended to, and the
+            mean divides by N, as in the authors' code.
         gamma_map: How γ is kept from turning negative. ``"softplus"``: always positive; weight
             decay pulls it to 1. ``"relu"``, as in the authors' code: weight decay pulls it to 0,
             and once there it stays.
