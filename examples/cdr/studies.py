@@ -105,8 +105,9 @@ STUDIES = {
     ),
     "table4": Study("Statistics of the data", ()),
     "table5": Study("Another backbone", _variants("S", "0", "base", "ours")),
-    "figure3": Study("Mean weight by source category", _variants("ours")),
-    "figure4": Study("Mean weight by length of the histories", _variants("ours")),
+    # The weights of a search are those to look at: in one training they also move by chance.
+    "figure3": Study("Mean weight by source category", _variants("search")),
+    "figure4": Study("Mean weight by length of the histories", _variants("search")),
     "figure5": Study(
         "Inner steps between two outer steps",
         (
@@ -117,7 +118,7 @@ STUDIES = {
             ),
         ),
     ),
-    "figure6": Study("Cases with low and high user-specific weights", _variants("ours")),
+    "figure6": Study("Cases with low and high user-specific weights", _variants("search")),
     "generated": Study(
         "Data whose relevant behaviours are known",
         _variants("S", "0", "base", "ours", "search", "retrain", "oracle"),
