@@ -42,7 +42,7 @@ Train a two-domain recommender in several variants and compare them:
   base        the mean source loss, weighted by --inner.gamma
   ours        BIAO (WWW'23): a learned weight for every source behaviour
   oracle      the true flags as weights (generated data only)
-  search      the same with rows held out, for the sake of the weights alone
+  search      ours with rows held out, for the sake of the weights alone
   retrain     a new model on all rows, with the weights of search, fixed
   random      the same, permuted
   no-global, no-user, split-0.05    BIAO without a branch, or with rows held out
@@ -53,6 +53,7 @@ The run folder keeps table, metrics, weights, checkpoints, log and config.
 Examples:
 
   run_biao.py
+  run_biao.py --retrain-with-learned-weights
   run_biao.py --data amazon5 --root DATA --seeds 5 --jobs 2
   run_biao.py --data ratings.csv --source books --target toys
   run_biao.py data amazon --root DATA      (trains nothing: counts, audits)
