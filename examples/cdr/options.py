@@ -113,7 +113,7 @@ class SearchOptions:
     lr: float = 7e-4
     """The weighter's learning rate, in the place of --outer.lr."""
     inner_lr: float = 2e-3
-    """The model's, in the place of --inner.lr: low, for what is known by heart teaches no weights."""
+    """The model's, in the place of --inner.lr; what it knows by heart teaches no weights."""
     epochs: int = 10
     """As many, whatever the model's validation AUC: the weights are those after the last one."""
     split: float = 0.2

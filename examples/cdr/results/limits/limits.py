@@ -2,7 +2,7 @@
 
     python examples/cdr/results/limits/limits.py GRID > examples/cdr/results/limits/table.csv
 
-GRID is the cache of `reproduce.py generated --models conet`, the weights of whose searches are taken.
+GRID is the cache of `reproduce.py generated --models conet`; the weights of its searches are taken.
 """
 
 from __future__ import annotations
