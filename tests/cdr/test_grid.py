@@ -212,11 +212,11 @@ def test_a_cache_that_cannot_be_written_is_told_before_anything_is_trained(
 
 
 def test_a_failed_training_is_told_and_the_others_go_on(tmp_path: Path, source: Source) -> None:
-    broken = replace(BRIEF, inner=replace(BRIEF.inner, lr=1e12))
+    broken = replace(BRIEF, search=replace(BRIEF.search, inner_lr=1e12))
     wanted = [*tasks(source, "search", "retrain", options=broken), *tasks(source, "S")]
     done = completed(tmp_path, wanted)
     assert list(done.runs) == wanted[2:] and done.trained == 1
-    assert "--inner.lr" in done.failures[wanted[0]]
+    assert "--search.inner-lr" in done.failures[wanted[0]]
     assert "takes the weights of" in done.failures[wanted[1]]
     # It is not kept, so that a mended cause is noticed.
     assert completed(tmp_path, wanted).failures.keys() == done.failures.keys()

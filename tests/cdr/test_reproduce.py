@@ -125,9 +125,10 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_amazon_is_trained_on(cache: Path, out: Path, root: Path) -> None:
-    tiny = ("--inner.epochs", 1, "--inner.batch-size", 8, "--outer.interval", 1)
-    told = (*AMAZON, "--root", root, "--cache", cache, "--out", out, *tiny)
-    assert run("table1", *told) == 0
+    tiny = ("--inner.epochs", 1, "--search.epochs", 1, "--inner.batch-size", 8)
+    tiny = (*tiny, "--outer.interval", 1)
+    told = (*AMAZON, "--root", root, "--cache", cache)
+    assert run("table1", *told, "--out", out, *tiny) == 0
     text = (out / "table.md").read_text()
     assert "| model | Books → Toys AUC |" in text and "TwoTower+ours" in text
     assert "3 of 39 lines of reviews_Books_5.json.gz are not reviews and left out" in text
@@ -141,7 +142,7 @@ def test_amazon_is_trained_on(cache: Path, out: Path, root: Path) -> None:
     # The hashes are those of the data's own cache.
     assert not (cache / "files").exists() or not list((cache / "files").glob("*Books*"))
 
-    assert run("figure6", *told[:-8], "--cache", cache, "--out", root / "cases", *tiny) == 0
+    assert run("figure6", *told, "--out", root / "cases", *tiny) == 0
     # B0 is the one book whose title is known.
     assert "Arts (It's [a] 'title')" in (root / "cases" / "table.md").read_text()
 
@@ -257,15 +258,15 @@ def test_a_failed_training_leaves_the_rest(
         return trained(variant, *arguments, **told)
 
     monkeypatch.setattr(cdr.runner, "train", train)
-    told = ("--models", "twotower", "--seeds", 1, "--out", out, "--inner.lr", "0.004")
-    assert run("table1", *told, *BRIEF, "--cache", cache) == 1
+    told = ("--models", "twotower", "--seeds", 1, "--out", out, "--search.inner-lr", "0.004")
+    assert run("table1", *told, *BRIEF, "--cache", cache, "--inner.lr", 0.004) == 1
     text = (out / "table.md").read_text()
     assert "TwoTower-S" in text and "TwoTower+ours" not in text
     assert "Missing, for its training failed: G1 twotower ours seed 0 (it broke" in text
     assert "ours seed 0 failed: it broke" in (out / "log.txt").read_text()
     assert run("figure3", *told, *BRIEF, "--cache", cache) == 2
     assert "--out" in capsys.readouterr().err
-    assert run("figure3", *told[:-4], *BRIEF, "--cache", cache, "--inner.lr", 0.004) == 2
+    assert run("figure3", *told[:-4], *BRIEF, "--cache", cache, "--search.inner-lr", 0.004) == 2
     assert "every training failed; the first" in capsys.readouterr().err
     assert not Path("results").exists()
 

@@ -143,7 +143,7 @@ def test_a_killed_process_is_told() -> None:
 
 # A training that takes the weights of another.
 
-BROKEN = replace(BRIEF, inner=replace(BRIEF.inner, lr=1e12))
+BROKEN = replace(BRIEF, search=replace(BRIEF.search, inner_lr=1e12))
 
 
 def task(variant: str, seed: int = 0, options: Options = BRIEF) -> Task:
@@ -212,7 +212,7 @@ def test_an_error_takes_the_place_of_a_result(jobs: int) -> None:
     assert found.keys() == set(given)
     broken = found[task("search", options=BROKEN)]
     assert isinstance(broken, ValueError) and re.search(
-        r"search \(seed 0\).*--inner.lr", str(broken)
+        r"search \(seed 0\).*--search.inner-lr", str(broken)
     )
     for variant in ("retrain", "random"):
         orphan = found[task(variant, options=BROKEN)]
@@ -224,7 +224,7 @@ def test_an_error_takes_the_place_of_a_result(jobs: int) -> None:
 def test_an_error_ends_all_unless_told_otherwise() -> None:
     done = run([task("base"), task("search", options=BROKEN), task("S")], 1, silent)
     assert next(done)[0] == task("base")
-    with pytest.raises(ValueError, match="--inner.lr"):
+    with pytest.raises(ValueError, match="--search.inner-lr"):
         next(done)
 
 

@@ -246,7 +246,7 @@ def test_rows_that_are_held_out_serve_the_outer_problem_alone(
 def test_a_search_goes_on_and_keeps_what_it_ends_with(tiny: CrossDomainData) -> None:
     told = brief("conet")
     told = replace(told, search=replace(told.search, epochs=7))
-    inner = replace(told.inner, epochs=7, patience=7)
+    inner = replace(told.inner, lr=told.search.inner_lr, epochs=7, patience=7)
     same = replace(told.outer, dev="split-users", split=told.search.split, lr=told.search.lr)
     searched = train("search", tiny, told, seed=0)
     learned = train("ours", tiny, replace(told, inner=inner, outer=same), seed=0)
