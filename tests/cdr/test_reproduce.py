@@ -258,6 +258,7 @@ def test_a_failed_training_leaves_the_rest(
         return trained(variant, *arguments, **told)
 
     monkeypatch.setattr(cdr.runner, "train", train)
+    monkeypatch.chdir(cache)
     told = ("--models", "twotower", "--seeds", 1, "--out", out, "--search.inner-lr", "0.004")
     assert run("table1", *told, *BRIEF, "--cache", cache, "--inner.lr", 0.004) == 1
     text = (out / "table.md").read_text()
