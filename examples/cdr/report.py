@@ -125,19 +125,28 @@ def _sentences(rows: Mapping[str, Row], extra: bool, num_seeds: int) -> list[str
             "AUC and LogLoss are on the generator's further test behaviours, ten a user; those on "
             "each user's last behaviour are in metrics.json."
         )
-    ours, oracle = rows.get("ours"), rows.get("oracle")
+    ours, retrained, oracle = (rows.get(name) for name in ("ours", "retrain", "oracle"))
     if ours and oracle and ours.comparison and oracle.comparison:
-        gain, best = ours.comparison.difference, oracle.comparison.difference
+        best = oracle.comparison.difference
         text = f"The oracle, which knows the true flags, gains {best:+.4f} AUC over the base model"
         if best > 0:
-            share = f"{100 * gain / best:.0f} %" if gain > 0 else "nothing"
-            text += f"; the learned weights recover {share} of that"
+            text += f"; the learned weights recover {_share(ours.comparison, best)} of that"
+            if retrained and retrained.comparison:
+                share = _share(retrained.comparison, best)
+                text += f", those of a search, in a new model, {share}"
         told.append(text + ".")
-    if ours and ours.weight_auc is not None:
+    judged = [f"{r.weight_auc:.3f} ({r.label})" for r in rows.values() if r.weight_auc is not None]
+    if judged:
         told.append(
-            f"Weight AUC {ours.weight_auc:.3f}: the probability that a truly relevant source "
+            f"Weight AUC {', '.join(judged)}: the probability that a truly relevant source "
             "behaviour got a larger weight than one that is not (0.5 is chance)."
         )
     if num_seeds == 1:
         told.append("One seed: no test over seeds; take more with --seeds.")
     return told
+
+
+def _share(comparison: Comparison, best: float) -> str:
+    """How much of the oracle's gain a variant gets."""
+    gain = comparison.difference
+    return f"{100 * gain / best:.0f} %" if gain > 0 else "nothing"

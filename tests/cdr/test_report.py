@@ -98,6 +98,10 @@ def test_what_the_oracle_leaves_is_told(table: Report, data: CrossDomainData) ->
     gain = table.rows["ours"].comparison.difference / table.rows["oracle"].comparison.difference
     assert any(f"recover {100 * gain:.0f} % of that" in note for note in table.notes)
     assert any("Weight AUC 0.875" in note for note in table.notes)
+    more = {**results(3), "search": results(3)["ours"], "retrain": results(3)["oracle"]}
+    told = " ".join(report(more, data, "CoNet", "default").notes)
+    assert "of that, those of a search, in a new model, 100 %." in told
+    assert "Weight AUC 0.875 (CoNet+ours), 0.875 (CoNet+ours, search): the" in told
     worse = {**results(3), "ours": results(3)["S"]}
     told = " ".join(report(worse, data, "CoNet", "default").notes)
     assert "recover nothing of that" in told
