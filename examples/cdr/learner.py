@@ -128,9 +128,10 @@ class Learner:
             return rows, self._in_order(self._options.batch_size, len(self._data.train))
         pair = rows, dev
         if kind == "same-users":
-            pair = self._same_users.other(rows)
+            pair = self._same_users.partners(rows)
         elif kind == "split-users":
-            pair = self._same_users.beside(dev)
+            dev_rows, beside = self._same_users.partners(dev)
+            pair = beside, dev_rows
         # Not one user of the batch may have two rows.
         return pair if len(pair[0]) else (rows, dev)
 

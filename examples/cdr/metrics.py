@@ -7,6 +7,12 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+WEIGHT_AUC = (
+    "the probability that a truly relevant source behaviour got a larger weight than one that is "
+    "not (0.5 is chance)"
+)
+"""What the AUC of learned weights against true flags is, in words."""
+
 
 def auc(scores: NDArray[np.floating], labels: NDArray[np.generic]) -> float:
     """The probability that a positive outranks a negative, ties counted half.

@@ -10,7 +10,7 @@ import numpy as np
 from cdr.comparison import Comparison, compare
 from cdr.data.schema import CrossDomainData
 from cdr.document import Document, sheet
-from cdr.metrics import improvement_over
+from cdr.metrics import WEIGHT_AUC, improvement_over
 from cdr.rounded import p_value, percent, short, signed
 from cdr.training import Result
 from cdr.variants import label, plan
@@ -137,10 +137,7 @@ def _sentences(rows: Mapping[str, Row], extra: bool, num_seeds: int) -> list[str
         told.append(text + ".")
     judged = [f"{r.weight_auc:.3f} ({r.label})" for r in rows.values() if r.weight_auc is not None]
     if judged:
-        told.append(
-            f"Weight AUC {', '.join(judged)}: the probability that a truly relevant source "
-            "behaviour got a larger weight than one that is not (0.5 is chance)."
-        )
+        told.append(f"Weight AUC {', '.join(judged)}: {WEIGHT_AUC}.")
     if num_seeds == 1:
         told.append("One seed: no test over seeds; take more with --seeds.")
     return told

@@ -55,7 +55,8 @@ class Task:
     @property
     def teacher(self) -> Task | None:
         """The training whose learned weights this one takes, if it does."""
-        return replace(self, variant="search") if plan(self.variant).follows_search else None
+        teacher = plan(self.variant).teacher
+        return None if teacher is None else replace(self, variant=teacher)
 
 
 def run(
@@ -133,8 +134,8 @@ class _Queue:
         for teacher in self._teachers - self._learned.keys() - tasks:
             assert teacher is not None
             raise ValueError(
-                f"seed {teacher.seed}: a variant takes the weights that search has learned, but "
-                "search is not among the trainings; add it"
+                f"seed {teacher.seed}: a variant takes the weights that {teacher.variant} has "
+                f"learned, but {teacher.variant} is not among the trainings; add it"
             )
 
     def next(self) -> tuple[tuple[Task, ...], Weights | None] | None:

@@ -24,35 +24,23 @@ class SameUsers:
         users = torch.arange(num_users + 1, device=user.device)
         ends = torch.searchsorted(user[drawn], users)
         self._first, self._count = ends[:-1], ends.diff()
+        self._can_be = torch.zeros_like(user, dtype=torch.bool).index_fill_(0, drawn, True)
         self._generator = torch.Generator(user.device).manual_seed(seed)
 
-    def other(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Of rows that can be drawn, those whose user has another one, and for each such another.
+    def partners(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of these rows those whose user has another one to draw, and for each such a one.
 
         Returns:
-            Rows and rows, long [k], with k at most as many as were given.
+            Rows and partners, long [k], with k at most as many as were given.
         """
-        user = self._user[rows]
-        enough = self._count[user] > 1
-        rows, user = rows[enough], user[enough]
-        first, count = self._first[user], self._count[user]
-        place = torch.searchsorted(self._drawn, rows) - first
-        hop = 1 + self._place(count - 1)
-        return rows, self._drawn[first + (place + hop) % count]
-
-    def beside(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Of rows that cannot be drawn, those whose user has one that can, and for each such a one.
-
-        Returns:
-            Drawn rows and rows, long [k], with k at most as many as were given.
-        """
-        user = self._user[rows]
-        enough = self._count[user] > 0
-        rows, user = rows[enough], user[enough]
-        return self._drawn[self._first[user] + self._place(self._count[user])], rows
-
-    def _place(self, count: Tensor) -> Tensor:
-        """A random number from 0 to below each count."""
-        share = torch.rand(len(count), generator=self._generator, device=count.device)
-        # float32 can round share·count up to count.
-        return torch.minimum((share * count).long(), count - 1)
+        user, own = self._user[rows], self._can_be[rows]
+        choices = self._count[user] - own.long()
+        enough = choices > 0
+        rows, user, own, choices = (x[enough] for x in (rows, user, own, choices))
+        share = torch.rand(len(rows), generator=self._generator, device=rows.device)
+        # float32 can round share·choices up to choices.
+        hop = torch.minimum((share * choices).long(), choices - 1)
+        first = self._first[user]
+        # A row that could be drawn itself is passed over: the hop starts behind it.
+        start = torch.where(own, torch.searchsorted(self._drawn, rows) - first + 1, 0)
+        return rows, self._drawn[first + (start + hop) % self._count[user]]

@@ -11,7 +11,7 @@ from cdr import paper
 from cdr.comparison import Comparison, compare, paired_p_value
 from cdr.document import Sheet, sheet
 from cdr.grid import Run
-from cdr.metrics import improvement_over
+from cdr.metrics import WEIGHT_AUC, improvement_over
 from cdr.models import MODELS
 from cdr.rounded import p_value, percent, short, signed
 from cdr.scenarios import Scenario
@@ -248,8 +248,7 @@ _EXPLAINED: tuple[tuple[str, Callable[[Entry], bool]], ...] = (
         lambda e: e.comparison is not None,
     ),
     (
-        "weight AUC: the probability that a truly relevant source behaviour got a larger weight "
-        "than one that is not (0.5 is chance).",
+        f"weight AUC: {WEIGHT_AUC}.",
         lambda e: e.weight_auc is not None,
     ),
     ("paper: as Chen et al. print it.", lambda e: e.printed is not None),

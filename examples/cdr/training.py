@@ -141,7 +141,7 @@ class Training:
         gamma = gamma if how.gamma is None else how.gamma
         given = self._given_weights(how, learned)
         # How good an order the true flags themselves are need not be told.
-        self._judged = given if how.follows_search else None
+        self._judged = given if how.teacher else None
         self.loss: Callable[[PairBatch], Tensor] = (
             self.learner.loss if self.learner else _plain_loss(model, gamma, given)
         )

@@ -32,9 +32,9 @@ class Plan:
     keeps_last: bool = False
 
     @property
-    def follows_search(self) -> bool:
-        """Whether it needs the weights that "search" has learned."""
-        return self.weights in ("learned", "permuted")
+    def teacher(self) -> str | None:
+        """The variant whose learned weights it takes, if it does."""
+        return "search" if self.weights in ("learned", "permuted") else None
 
 
 def _outer(**changes: object) -> Callable[[Options], Options]:
@@ -111,7 +111,9 @@ def check(variants: tuple[str, ...]) -> None:
     if len(set(variants)) < max(1, len(variants)):
         raise ValueError(f"--variants {' '.join(variants)}: name at least one, and each once.")
     for variant in variants:
-        if plan(variant).follows_search and "search" not in variants:
+        teacher = plan(variant).teacher
+        if teacher is not None and teacher not in variants:
             raise ValueError(
-                f"--variants {variant}: it takes the weights that search has learned; add search"
+                f"--variants {variant}: it takes the weights that {teacher} has learned; "
+                f"add {teacher}"
             )

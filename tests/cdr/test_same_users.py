@@ -23,12 +23,12 @@ def test_pairs_are_of_one_user_and_of_two_rows(
     count = torch.bincount(user[drawn], minlength=len(sizes))
     pairs = SameUsers(user, len(sizes), drawn, seed)
 
-    rows, others = pairs.other(drawn)
+    rows, others = pairs.partners(drawn)
     assert rows.tolist() == [row for row in drawn.tolist() if count[user[row]] > 1]
     assert torch.equal(user[rows], user[others])
     assert (rows != others).all() and not set(others.tolist()) - set(drawn.tolist())
 
-    beside, kept = pairs.beside(rest)
+    kept, beside = pairs.partners(rest)
     assert kept.tolist() == [row for row in rest.tolist() if count[user[row]] > 0]
     assert torch.equal(user[beside], user[kept])
     assert not set(beside.tolist()) - set(drawn.tolist())
@@ -38,7 +38,7 @@ def test_every_row_of_the_user_is_drawn_and_the_seed_says_which() -> None:
     user, drawn = torch.tensor([0, 0, 0, 0, 1]), torch.tensor([0, 1, 3, 4])
     rows = torch.zeros(400, dtype=torch.long)
     pairs = SameUsers(user, 2, drawn, 0)
-    assert pairs.other(rows)[1].unique().tolist() == [1, 3]
-    assert pairs.beside(rows + 2)[0].unique().tolist() == [0, 1, 3]
-    draws = [SameUsers(user, 2, drawn, seed).other(rows)[1] for seed in (0, 0, 1)]
+    assert pairs.partners(rows)[1].unique().tolist() == [1, 3]
+    assert pairs.partners(rows + 2)[1].unique().tolist() == [0, 1, 3]
+    draws = [SameUsers(user, 2, drawn, seed).partners(rows)[1] for seed in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])

@@ -101,8 +101,9 @@ def test_the_choice_of_variants_is_checked() -> None:
 
 
 def test_only_those_that_take_weights_follow_a_search() -> None:
-    assert [name for name in VARIANTS if plan(name).follows_search] == ["retrain", "random"]
-    assert not plan("split-0.1").follows_search
+    assert [name for name in VARIANTS if plan(name).teacher] == ["retrain", "random"]
+    assert plan("retrain").teacher == plan("random").teacher == "search"
+    assert plan("split-0.1").teacher is None
 
 
 def test_a_split_changes_the_outer_problem_alone() -> None:
