@@ -16,7 +16,6 @@ from reweight.solvers import (
     Identity,
     Neumann,
     Nystrom,
-    PowerIteration,
     Solution,
     Status,
 )
@@ -49,7 +48,6 @@ __all__ = [
     "Losses",
     "Neumann",
     "Nystrom",
-    "PowerIteration",
     "ReorderReuseSampler",
     "Reweighted",
     "SampleWeighter",

@@ -1,4 +1,4 @@
-"""What a model tells the wrapper about one batch."""
+"""The losses of one batch, as a model returns them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reweight._validate import can_read
+from reweight._tensors import can_read
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Losses:
             batch, and may be 0.
         fixed: a scalar that is not reweighted: the loss of the domain or task that counts,
             an explicit penalty.
-        inputs: what the weighter looks at besides the losses, in any structure of tensors:
-            embeddings, ids, groups. The wrapper detaches it.
+        inputs: what the weighter reads besides the losses, in any structure of tensors:
+            embeddings, ids, groups. ``wrap`` detaches them.
 
     Raises:
         TypeError: ``weighted`` is not a floating-point tensor.
@@ -62,7 +62,7 @@ class Losses:
     def check_finite(self) -> None:
         """Raise on a NaN or infinite loss. A weight of zero would not mask it: 0·NaN is NaN."""
         if not can_read(self.weighted):
-            return  # whoever records a CUDA graph looks at the losses of its replays
+            return  # values can only be checked when the captured graph is replayed
         fixed = torch.as_tensor(self.fixed, device=self.weighted.device)
         if bool(self.weighted.isfinite().all() & fixed.isfinite().all()):
             return

@@ -1,4 +1,4 @@
-"""A change of variables that makes the linear system rounder."""
+"""A diagonal change of variables that improves the conditioning of the linear system."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from reweight._rows import pick
-from reweight._trees import Tree
-from reweight._validate import some
+from reweight._tables import pick
+from reweight._tensors import Tree, some
 
 
 @dataclass(frozen=True)
@@ -21,18 +20,18 @@ class SecondMoments:
 
     ``v̂`` are the second moments of the gradient: ``exp_avg_sq`` of Adam and AdamW with its bias
     correction (``max_exp_avg_sq`` with ``amsgrad``), RMSprop's ``square_avg`` (centered or not), or
-    Adagrad's ``sum``; ``lr`` and ``ε`` are those of the parameter's group. ``D`` is what such an
-    optimizer moves a parameter by per unit of a gradient that lasts.
+    Adagrad's ``sum``; ``lr`` and ``ε`` are those of the parameter's group. ``D`` is the step that
+    such an optimizer takes per unit of a constant gradient.
 
-    Hand it to ``ImplicitHypergradient(preconditioner=...)``. Then ``Neumann(num_terms=K,
+    Pass it as ``ImplicitHypergradient(preconditioner=...)``. Then ``Neumann(num_terms=K,
     step_size=1.0)`` is ``Σ_{n=0..K} (I − DA)ⁿ D b``, the derivative through ``K + 1`` steps
-    ``θ ← θ − D∇``, the optimizer's with its moments held and its momentum left out;
+    ``θ ← θ − D∇``: the optimizer's steps with constant moments and without momentum;
     ``ConjugateGradient`` is preconditioned conjugate gradients; and ``Identity`` gives ``D·b``, the
     rule of SAMA (Choe et al., "Making Scalable Meta Learning Practical", NeurIPS 2023) at a
     minimum, up to the constant factor of Adam's first moment.
 
-    Entries whose second moment is zero, as in embedding rows that no batch has looked up yet, are
-    taken to have the mean second moment of the others in the system: ``lr/ε`` would be larger than
+    Entries whose second moment is zero, as in embedding rows that no batch has looked up yet, get
+    the mean second moment of the other entries in the system: ``lr/ε`` would be larger than
     anything else in it.
 
     Example:
@@ -53,7 +52,7 @@ class SecondMoments:
     ) -> Tree:
         """``D`` by the names of ``params``, in their shapes; every entry is positive.
 
-        With ``rows``, long ``[r]`` by name, only these rows of some parameters are looked at.
+        With ``rows`` (int64 ``[r]`` by name), only these rows of some parameters are read.
 
         Raises:
             ValueError: no optimizer, one without second moments, or one that has not yet stepped.
@@ -79,7 +78,7 @@ class SecondMoments:
         total = sum(float(v.double().sum()) for v in found.values())
         count = sum(int((v > 0.0).sum()) for v in found.values())
         if rows and not total > 0.0:
-            # Rows that no step has touched yet, and nothing beside them: as among all rows.
+            # No step has touched any of these rows: take the mean over all rows.
             whole = self.diagonal(optimizer, params)
             return {name: _rows_of(entry, rows.get(name)) for name, entry in whole.items()}
         if not count or not total > 0.0:
@@ -139,7 +138,7 @@ def diagonal_of(
     params: Tree,
     rows: Mapping[str, Tensor] | None = None,
 ) -> Tree | None:
-    """The diagonal that a solve on ``params``, or on some rows of some of them, uses, checked."""
+    """The checked diagonal for a solve over ``params``, or over some rows of some of them."""
     if preconditioner is None:
         return None
     rows = rows or {}

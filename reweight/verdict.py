@@ -1,4 +1,4 @@
-"""What is known about a solve, measured apart from the solver."""
+"""The verdict on a linear solve, measured independently of the solver."""
 
 from __future__ import annotations
 
@@ -6,36 +6,38 @@ from dataclasses import dataclass
 
 from reweight.solvers import Status
 
-# A solve whose true relative residual is at most this counts as an answer to the linear system, ...
+# A solution is trusted if its true relative residual is at most this ...
 TRUSTED_RESIDUAL = 1e-3
-# ... if the flattest direction met does not turn that residual into a larger error than this.
+# ... and the error estimated from the smallest curvature met is at most this.
 TRUSTED_ERROR = 1e-2
-
-_BY_DESIGN = (Status.TRUNCATED, Status.APPROXIMATED, Status.LOW_RANK)
+# Negative curvature is met in every network. Beyond this residual the direction is useless.
+_USELESS_RESIDUAL = 10.0
+# A singular Hessian shows curvatures of either sign of this share of the largest one, by rounding.
+_FLAT = 1e-6
 
 
 @dataclass(frozen=True)
 class SolveInfo:
-    """The verdict on one solve, measured apart from the solver.
+    """The verdict on one solve, measured independently of the solver.
 
     Attributes:
-        relative_residual: ``‖v − (H + damping)u‖/‖v‖`` of the answer, recomputed. With finite
-            differences, their own uncertainty is added.
-        num_hvps: Hessian-vector products that the solver asked for; the verdict makes one more for
-            the residual, and up to three where that is small enough to be trusted.
+        relative_residual: ``‖v − (H + damping)u‖/‖v‖``, computed from the solution. With finite
+            differences, their uncertainty is added.
+        num_hvps: Hessian-vector products that the solver used. The verdict uses one more for the
+            residual, and up to three more if the residual is small enough to be trusted.
         status: how the solve ended; ``str(status)`` is the advice.
-        curvature: the largest curvature met, damping included: an estimate of λmax from below where
-            the Hessian is positive definite. ``None`` if no product was made.
-        hvp_mode: ``"autograd"``, ``"func"`` or ``"finite_difference"``; ``"none"`` if the dev
-            gradient was zero, or the batch without weighted samples, and nothing had to be solved.
+        curvature: the largest curvature met, damping included: a lower bound of λmax where the
+            Hessian is positive definite. ``None`` if no product was made.
+        hvp_mode: ``"autograd"``, ``"func"`` or ``"finite_difference"``; ``"none"`` if nothing had
+            to be solved, because the dev gradient was zero or the batch had no weighted samples.
         smallest_curvature: the smallest Rayleigh quotient ``vᵀHv/vᵀv`` met, damping included; with
-            ``Nystrom`` also what it takes for the curvature beyond its columns.
-        detail: the numbers that belong to the status.
-        caveat: why the operator itself is not the Hessian of the inner loss, or ``""``: a second
-            derivative that finite differences contradict.
+            ``Nystrom`` also the curvature it assumes outside of its columns' span.
+        detail: numbers that belong to the status.
+        caveat: why the operator is not the Hessian of the inner loss, or ``""``: finite differences
+            contradict a second derivative.
         error_estimate: ``‖residual‖/(smallest_curvature·‖u‖)``, the relative error of ``u`` that
             the residual can hide; ``None`` where no positive curvature was met. Where the residual
-            is small, the curvature along the residual itself is looked at too.
+            is small, the curvature along the residual is measured too.
     """
 
     relative_residual: float
@@ -52,9 +54,9 @@ class SolveInfo:
     def trustworthy(self) -> bool:
         """Whether ``u`` solves the system.
 
-        That is: a residual of at most 1e-3, an error of at most 1e-2 to expect behind it, no
-        direction of negative curvature met, and no caveat. Whether the inner parameters are at a
-        minimum is not looked at: between two outer steps they never quite are.
+        That means: a residual of at most 1e-3, an estimated error of at most 1e-2, no direction of
+        negative curvature, and no caveat. Whether the inner parameters are at a minimum is not
+        tested: between two outer steps they never are exactly.
         """
         return (
             self.relative_residual <= TRUSTED_RESIDUAL
@@ -65,9 +67,9 @@ class SolveInfo:
 
     @property
     def message(self) -> str:
-        """One sentence: what was reached, and if that is not an answer, why and what to do."""
+        """One sentence: what was reached; if the solution is not trusted, why and what to do."""
         if self.hvp_mode == "none":
-            reason = self.status if self.status is Status.DISJOINT else self.detail
+            reason = self.detail or (self.status if self.status.alarming else "")
             return f"trustworthy: {reason or 'nothing had to be solved'}"
         numbers = f"relative residual {self.relative_residual:.2g} after {self.num_hvps} HVPs"
         if self.trustworthy:
@@ -84,7 +86,7 @@ class SolveInfo:
             numbers += f", an error of {self.error_estimate:.2g} is to be expected behind it"
         detail = f" ({detail})" if detail else ""
         kind = "not an exact hypergradient"
-        if status in _BY_DESIGN:
+        if status.by_design:
             kind += ", by choice of solver"
         return f"{kind}: {numbers}; {status}{detail}"
 
@@ -93,8 +95,13 @@ class SolveInfo:
         """Whether a direction of negative curvature was met, beyond rounding."""
         if self.smallest_curvature is None or self.curvature is None:
             return False
-        # A singular Hessian meets quotients of either sign at rounding size.
-        return self.smallest_curvature < -1e-6 * abs(self.curvature)
+        return self.smallest_curvature < -_FLAT * abs(self.curvature)
+
+    @property
+    def alarming(self) -> bool:
+        """Whether the user is to be warned: no choice of a solver explains this ending."""
+        useless = self.relative_residual > _USELESS_RESIDUAL
+        return self.status.alarming or (self.status is Status.NEGATIVE_CURVATURE and useless)
 
     @property
     def _ill_conditioned(self) -> bool:

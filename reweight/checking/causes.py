@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from reweight._trees import dot, norm
+from reweight._tensors import dot, norm
 from reweight.checking.compare import SOLVED, Comparison, exact_solver
 from reweight.checking.links import common_factor, reason
 from reweight.checking.problem import Problem
@@ -40,9 +40,9 @@ def judge(
     disagrees = f"hypergradient DISAGREES {numbers}"
     if comparison.side_channel:
         return disagrees, (
-            f"{type(problem.rw.weighter).__name__} reads inner parameters by a side channel: with "
-            "its losses and inputs held, its weights still moved with the inner parameters, which "
-            "the hypergradient leaves out. Hand what it needs of the model over as "
+            f"{type(problem.bilevel.weighter).__name__} reads inner parameters by a side channel: "
+            "with its losses and inputs held, its weights still moved with the inner parameters, "
+            "which the hypergradient leaves out. Pass what it needs of the model as "
             "Losses(inputs=...)"
         )
     if exact <= rtol:

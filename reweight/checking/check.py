@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from reweight._trees import norm
+from reweight._tensors import norm
 from reweight.checking.causes import judge
 from reweight.checking.compare import Comparison, compare
 from reweight.checking.descent import curvature

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from reweight._trees import Tree, dot, norm, scale
+from reweight._tensors import Tree, dot, norm, scale
 from reweight.checking.descent import Descent
 from reweight.checking.problem import Problem, Spring, move, random
 from reweight.hypergradient import Hypergradient

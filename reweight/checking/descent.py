@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from reweight._linearise import from_graph
-from reweight._trees import Tree, axpy, filled, flatten, norm, scale, unflatten
+from reweight._curvature import from_graph
+from reweight._tensors import Tree, axpy, filled, flatten, norm, scale, unflatten
 from reweight.checking.problem import copied, gradient, move, random
 from reweight.solvers import ConjugateGradient
 

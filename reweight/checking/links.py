@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from reweight._trees import Tree, axpy, dot, norm, scale
+from reweight._tensors import Tree, axpy, dot, norm, scale
 from reweight.checking.problem import Problem, copied, gradient, move, random
 
 T = TypeVar("T")
@@ -86,14 +86,14 @@ def reason(factor: float, count: int) -> str:
 
 
 def _links(problem: Problem, generator: torch.Generator) -> list[_Link]:
-    rw = problem.rw
+    bilevel = problem.bilevel
     held = problem.losses()
     # Random signs: a plain sum over samples would hide what they have in opposite directions.
     signs = random(held.weighted, generator).sign()
 
     def outer() -> Tensor:
         problem.restore()
-        return rw._outer(problem.dev_batch)
+        return bilevel.outer_loss(problem.dev_batch)
 
     def weighted() -> Tensor:
         losses = problem.evaluated().weighted
@@ -109,7 +109,7 @@ def _links(problem: Problem, generator: torch.Generator) -> list[_Link]:
     links = [
         _Link("the outer loss", outer, problem.theta),
         _Link("the losses that get weights", weighted, problem.theta),
-        _Link(f"the weights of {type(rw.weighter).__name__}", weights, problem.phi),
+        _Link(f"the weights of {type(bilevel.weighter).__name__}", weights, problem.phi),
     ]
     if isinstance(held.fixed, Tensor):
         links.append(_Link("the fixed losses", fixed, problem.theta))

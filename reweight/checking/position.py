@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from reweight._trees import flatten
+from reweight._tensors import flatten
 from reweight.checking.problem import Problem, gradient
 
 # A gradient of at most this share of its parts counts as none ...
@@ -90,7 +90,7 @@ def position(problem: Problem) -> str:
 
 
 def _terms(problem: Problem) -> _Terms:
-    rw, theta = problem.rw, problem.theta
+    bilevel, theta = problem.bilevel, problem.theta
     losses = problem.evaluated()
     weights = problem.weigh(losses)
     alone = replace(losses, fixed=0.0)
@@ -104,17 +104,17 @@ def _terms(problem: Problem) -> _Terms:
     # With random signs, products of different samples cancel in the mean of the squares.
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, (8, *weights.shape), generator=generator).to(weights) * 2 - 1
-    squares = [slope(rw._reduce(alone, weights * s)).square().sum() for s in signs]
+    squares = [slope(bilevel.inner_loss(alone, weights * s)).square().sum() for s in signs]
     return _Terms(
         fixed=slope(torch.as_tensor(losses.fixed).reshape(())),
-        weighted=slope(rw._reduce(alone, weights)),
-        plain=slope(rw._reduce(alone, torch.ones_like(weights))),
+        weighted=slope(bilevel.inner_loss(alone, weights)),
+        plain=slope(bilevel.inner_loss(alone, torch.ones_like(weights))),
         rates=per_entry({name: problem.decay.get(name, 0.0) for name in theta}),
         theta=flatten(problem.origin),
         matrices=per_entry({name: float(p.ndim >= 2) for name, p in theta.items()}),
         scatter=math.sqrt(float(torch.stack(squares).mean())),
         count=weights.numel(),
-        reduction=rw._reduction,
+        reduction=bilevel.reduction,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,18 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reweight._examination import Examination
-from reweight._isolation import Isolation, isolated, twice_differentiable
-from reweight._notices import Notices
-from reweight._penalty import weight_decay
-from reweight._trees import Tree, doubled, filled, map_tensors, norm
+from reweight._problem import (
+    BilevelProblem,
+    Isolation,
+    batch_in_double,
+    in_double,
+    isolated,
+    twice_differentiable,
+)
+from reweight._tensors import Tree, filled, norm
 from reweight.hypergradient import Hypergradient
 from reweight.losses import Losses
 from reweight.preconditioning import diagonal_of
 from reweight.solvers import Identity
 from reweight.wrapping import Reweighted
-
-logger = logging.getLogger("reweight")
 
 
 @dataclass(frozen=True)
@@ -35,56 +36,38 @@ class Spring:
     centre: Tree
 
 
-class _Silent(Notices):
-    """For warnings about a copy that nobody but the report has asked for."""
-
-    def warn(self, cause: str, text: str) -> None:
-        logger.debug(text)
-
-
 class Problem:
-    """Inner and outer problem of a wrapped object, on a copy in double precision.
+    """Inner and outer problem of a wrapped object, on a copy in float64.
 
     Attributes:
-        rw: the copy.
-        theta: its inner parameters, which the methods move in place.
+        bilevel: the copy.
+        strategy: how the wrapped object solves, with its preconditioner as tensors.
+        theta: the inner parameters of the copy, which the methods move in place.
+        phi: the parameters of its weighter.
         decay: weight decay per inner parameter, by name.
-        origin: where the inner parameters were when the copy was made.
-        springs: what is added to the inner loss; curvature that the solver has to be told of.
+        optimizer: the optimizer of the original.
+        origin: the values of the inner parameters when the copy was made.
+        springs: terms that are added to the inner loss.
     """
 
     def __init__(self, rw: Reweighted, batch: Any, dev_batch: Any) -> None:
-        self.decay = {} if rw._optimizer is None else weight_decay(rw._optimizer, rw._theta())
-        self.optimizer = rw._optimizer
-        # A solver too may remember what it was called with.
-        model, weighter, told = copy.deepcopy((rw.model, rw.weighter, rw._hypergradient))
-        self._modules = model.double(), weighter.double()
-        self.rw = copy.copy(rw)
-        self.rw.model, self.rw.weighter = self._modules
-        # What was found out about the original is for the original to know, and what is to be said
-        # of the copy is said by the report.
-        self.rw._examination = Examination()
-        self.rw._notices = _Silent()
-        self.theta = self.rw._theta()
-        diagonal = diagonal_of(told.preconditioner, rw._optimizer, rw._theta())
+        stated = rw.problem
+        self.optimizer = stated.optimizer
+        self.decay = stated.weight_decay(stated.theta())
+        self.bilevel: BilevelProblem = in_double(stated)
+        self.theta, self.phi = self.bilevel.theta(), self.bilevel.phi()
+        # A user's solver may keep a state.
+        told = copy.deepcopy(rw.strategy)
+        diagonal = diagonal_of(told.preconditioner, stated.optimizer, stated.theta())
         if diagonal is not None:
             diagonal = {name: entry.double() for name, entry in diagonal.items()}
         self.strategy = dataclasses.replace(told, preconditioner=diagonal)
-        self.phi = self.rw._phi()
-        # An optimizer that holds nothing but the copy's weight decay.
-        self._decaying = torch.optim.SGD(
-            [
-                {"params": [p], "weight_decay": self.decay.get(n, 0.0)}
-                for n, p in self.theta.items()
-            ],
-            lr=1.0,
-        )
-        self.rw._optimizer = self._decaying
-        self.batch, self.dev_batch = (map_tensors(doubled, b) for b in (batch, dev_batch))
+        self._decaying = self.bilevel.optimizer
+        self.batch, self.dev_batch = batch_in_double(batch), batch_in_double(dev_batch)
         self.origin = self.position()
         self._drawn: Isolation | None = None
         self.springs: list[Spring] = []
-        self._isolation = Isolation((), set())  # of nothing yet
+        self._isolation = Isolation((), set())  # of nothing until opened
 
     @property
     def size(self) -> int:
@@ -95,13 +78,15 @@ class Problem:
     def twice(self) -> bool:
         """Whether second derivatives may be had from autograd, as far as is known."""
         told = self.strategy.hvp == "finite_difference"
-        return not told and "autograd" not in self.rw._examination.ruled_out
+        return not told and "autograd" not in self.bilevel.audit.ruled_out
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Isolate the copy while it is evaluated."""
         with (
-            isolated(self._modules, self.rw._devices()) as self._isolation,
+            isolated(
+                (self.bilevel.model, self.bilevel.weighter), self.bilevel.devices()
+            ) as self._isolation,
             twice_differentiable(),
         ):
             yield
@@ -120,11 +105,10 @@ class Problem:
     def evaluated(self) -> Losses:
         """The losses of the train batch, with their graph."""
         self.restore()
-        losses = self.rw._evaluate(self.batch)
+        losses = self.bilevel.losses(self.batch)
         if self._drawn is None:
-            # A weighter draws what comes after the model's draws.
-            self._drawn = Isolation((), self.rw._devices())
-        losses.check_finite()
+            # A weighter draws after the model.
+            self._drawn = Isolation((), self.bilevel.devices())
         return losses
 
     def weigh(self, losses: Losses) -> Tensor:
@@ -137,12 +121,12 @@ class Problem:
         self.restore()
         if self._drawn is not None:
             self._drawn.rewind()
-        return self.rw._weigh(losses)
+        return self.bilevel.weights(losses)
 
     def objective(self, weights: Tensor | None = None) -> Tensor:
         """The inner loss with all that curves it, at these weights, or else at those it has."""
         losses = self.evaluated()
-        loss = self.rw._reduce(losses, self.weigh(losses) if weights is None else weights)
+        loss = self.bilevel.inner_loss(losses, self.weigh(losses) if weights is None else weights)
         for name, p in self.theta.items():
             if decay := self.decay.get(name, 0.0):
                 loss = loss + 0.5 * decay * p.square().sum()
@@ -158,12 +142,12 @@ class Problem:
         """The outer loss."""
         self.restore()
         with torch.no_grad():
-            return float(self.rw._outer(self.dev_batch))
+            return float(self.bilevel.outer_loss(self.dev_batch))
 
     def outer_gradient(self) -> float:
         """The size of the outer loss's gradient by the inner parameters."""
         self.restore()
-        return norm(self.rw._outer_gradients(self.theta, {}, {}, self.dev_batch)[0])
+        return norm(self.bilevel.outer_gradients(self.theta, {}, {}, self.dev_batch)[0])
 
     def hypergradient(
         self, added: float = 0.0, solver: Any = None, *, decay: bool = True, damping: bool = True
@@ -177,18 +161,18 @@ class Problem:
             damping: whether the solver is told of the damping.
         """
         told = self.strategy
-        self.rw._hypergradient = dataclasses.replace(
+        strategy = dataclasses.replace(
             told,
             solver=told.solver if solver is None else solver,
             damping=(told.damping if damping else 0.0) + added,
             preconditioner=told.preconditioner if solver is None else None,
         )
-        self.rw._optimizer = self._decaying if decay else None
+        self.bilevel.optimizer = self._decaying if decay else None
         self.restore()
         try:
-            return self.rw.hypergradient(self.batch, self.dev_batch)
+            return self.bilevel.hypergradient(self.batch, self.dev_batch, strategy)
         finally:
-            self.rw._hypergradient, self.rw._optimizer = told, self._decaying
+            self.bilevel.optimizer = self._decaying
 
     # -- places --------------------------------------------------------------------------------
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
 
-from reweight._trees import cosine
+from reweight._tensors import cosine
 from reweight.hypergradient import Hypergradient
 from reweight.solvers import Identity
 from reweight.wrapping import Reweighted
@@ -72,7 +71,7 @@ class Agreement:
 def agreement(rw: Reweighted, batch: Any, dev_batch: Any, other_dev_batch: Any = None) -> Agreement:
     """Compare a hypergradient with that of another dev batch, and of no curvature at all.
 
-    ``rw`` is left as it is (but for a :class:`reweight.PowerIteration` in its solver).
+    ``rw`` is left as it is.
 
     Args:
         rw: what :func:`reweight.wrap` returned.
@@ -94,11 +93,8 @@ def agreement(rw: Reweighted, batch: Any, dev_batch: Any, other_dev_batch: Any =
         1.0
     """
     ours = rw.hypergradient(batch, dev_batch)
-    plain = copy.copy(rw)
-    plain._hypergradient = dataclasses.replace(
-        rw._hypergradient, solver=Identity(), preconditioner=None
-    )
-    identity = plain.hypergradient(batch, dev_batch)
+    plain = dataclasses.replace(rw.strategy, solver=Identity(), preconditioner=None)
+    identity = rw.problem.hypergradient(batch, dev_batch, plain)
     other: tuple[float | None, float | None] = (None, None)
     if other_dev_batch is not None:
         other = _cosines(ours, rw.hypergradient(batch, other_dev_batch))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from torch import Tensor
 
-from reweight._trees import cosine, norm
+from reweight._tensors import cosine, norm
 from reweight.diagnostics._plot import plot_rows
 from reweight.diagnostics.weights import WeightSummary
 from reweight.hypergradient import Hypergradient

@@ -1,19 +1,21 @@
-"""Solvers of ``A u = b`` that only ever multiply with ``A``."""
+"""Solvers of ``A u = b`` that use products with ``A`` only."""
 
-from reweight.solvers.base import LinearSolver, Solution, Status
+from reweight.solvers.base import LinearSolver, Solution
 from reweight.solvers.conjugate_gradient import ConjugateGradient
 from reweight.solvers.identity import Identity
+from reweight.solvers.lanczos import Krylov, lanczos
 from reweight.solvers.neumann import Neumann
 from reweight.solvers.nystrom import Nystrom
-from reweight.solvers.power_iteration import PowerIteration
+from reweight.solvers.status import Status
 
 __all__ = [
     "ConjugateGradient",
     "Identity",
+    "Krylov",
     "LinearSolver",
     "Neumann",
     "Nystrom",
-    "PowerIteration",
     "Solution",
     "Status",
+    "lanczos",
 ]

@@ -1,4 +1,4 @@
-"""Conjugate gradients that stop before they go wrong."""
+"""Conjugate gradients that stop at negative curvature."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reweight._trees import dot, norm
-from reweight.solvers._check import positive, whole
-from reweight.solvers._lanczos import tridiagonal
-from reweight.solvers.base import LinearSolver, Solution, Status
+from reweight._tensors import dot, norm
+from reweight.solvers._fields import positive, whole
+from reweight.solvers.base import LinearSolver, Solution
+from reweight.solvers.lanczos import tridiagonal
+from reweight.solvers.status import Status
 
-# What products with A are taken to be exact to, in units of rounding. A flat direction shows
-# curvature of that size, of either sign, and a step along it would be all noise.
-_ROUNDING = 32.0
+# The assumed relative error of a product with A, in units of rounding. A flat direction has a
+# computed curvature of that size, of either sign, and a step along it would be noise.
+_PRODUCT_ERROR = 32.0
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,11 @@ class ConjugateGradient(LinearSolver):
             length = dot(direction, direction)
             curvature = dot(direction, product)
             size = norm(product)
-            # λmax from below: ‖Ap‖/‖p‖, and what sees a steep direction however little p has of it.
+            # Lower bounds of λmax: ‖Ap‖/‖p‖ and ‖Ap‖²/pᵀAp.
             stretch = max(stretch, size / math.sqrt(length))
             if curvature > 0.0:
                 stretch = max(stretch, size * (size / curvature))
-            if curvature <= _ROUNDING * eps * stretch * length:
+            if curvature <= _PRODUCT_ERROR * eps * stretch * length:
                 quotient = curvature / length
                 return Solution(
                     best if step else b,
@@ -103,20 +104,20 @@ class ConjugateGradient(LinearSolver):
 
 @dataclass
 class _Spectrum:
-    """The Lanczos matrix that belongs to the steps taken (Golub and Van Loan, §11.3.5)."""
+    """The Lanczos matrix of the steps taken (Golub and Van Loan, §11.3.5)."""
 
     diagonal: list[float] = field(default_factory=list)
     beside: list[float] = field(default_factory=list)
     carried: float = 0.0
 
     def add(self, advance: float, shrinkage: float) -> None:
-        """``advance`` and ``shrinkage`` are the α and β of one step."""
+        """Add one step of conjugate gradients with α = ``advance`` and β = ``shrinkage``."""
         self.diagonal.append(1.0 / advance + self.carried)
         self.beside.append(math.sqrt(shrinkage) / advance)
         self.carried = shrinkage / advance
 
     def ends(self) -> tuple[float, float]:
-        """The smallest and the largest eigenvalue of ``A`` in the space searched."""
+        """The smallest and the largest eigenvalue of ``A`` in the Krylov space so far."""
         if not self.diagonal:
             return 0.0, 0.0
         size = len(self.diagonal)
@@ -124,5 +125,6 @@ class _Spectrum:
         return float(values[0]), float(values[-1])
 
     def solution(self, value: Tensor, status: Status) -> Solution:
+        """A solution with these eigenvalues as its curvatures."""
         smallest, largest = self.ends()
         return Solution(value, status, largest, smallest_curvature=smallest)

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from reweight.solvers._check import positive
-from reweight.solvers.base import LinearSolver, Solution, Status
+from reweight.solvers._fields import positive
+from reweight.solvers.base import LinearSolver, Solution
+from reweight.solvers.status import Status
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Identity(LinearSolver):
 
     With ``ImplicitHypergradient(Identity(), preconditioner=SecondMoments())`` it is the rule of
     SAMA (Choe et al., NeurIPS 2023): one step of the adaptive optimizer in the place of the
-    inverse.
+    inverse Hessian.
 
     Args:
         step_size: ``α``, the inverse of the curvature that is assumed everywhere.

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reweight._trees import norm
-from reweight.solvers._check import positive, whole
-from reweight.solvers._lanczos import lanczos
-from reweight.solvers.base import LinearSolver, Solution, Status
-from reweight.solvers.power_iteration import PowerIteration
+from reweight._tensors import norm
+from reweight.solvers._fields import positive, whole
+from reweight.solvers.base import LinearSolver, Solution
+from reweight.solvers.lanczos import lanczos
+from reweight.solvers.status import Status
 
-# Products from which "auto" estimates the largest curvature. The terms of the series come out of
-# the same products, so they cost nothing; more than eight hardly sharpen the estimate.
+# The most products from which "auto" estimates the largest curvature. The terms of the series come
+# from the same products. More than eight hardly improve the estimate.
 _PROBE = 8
-# A last term below this share of b is called converged.
+# The series counts as converged if its last term is below this share of b.
 _CONVERGED = 1e-6
 
 
@@ -39,8 +39,7 @@ class Neumann(LinearSolver):
     Args:
         num_terms: ``K``, also the number of products with ``A``. 0 gives ``α·b``, for which
             ``"auto"`` still makes one product.
-        step_size: ``α``, or ``"auto"``, or a :class:`PowerIteration` that estimates ``λmax`` with
-            products of its own and is kept warm between solves.
+        step_size: ``α``, or ``"auto"``.
 
     Example:
         >>> import torch
@@ -51,50 +50,34 @@ class Neumann(LinearSolver):
 
     keeps_products: ClassVar[bool] = False
     num_terms: int = 3
-    step_size: float | Literal["auto"] | PowerIteration = "auto"
+    step_size: float | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         whole("Neumann", "num_terms", self.num_terms, 0)
-        if isinstance(self.step_size, str) and self.step_size != "auto":
-            raise ValueError(
-                f"Neumann(step_size={self.step_size!r}): choose a number, "
-                '"auto" or PowerIteration()'
-            )
-        if not isinstance(self.step_size, (str, PowerIteration)):
+        if isinstance(self.step_size, str):
+            if self.step_size != "auto":
+                raise ValueError(
+                    f'Neumann(step_size={self.step_size!r}): choose a number or "auto"'
+                )
+        else:
             positive("Neumann", "step_size", self.step_size)
 
     def on_fresh_batches(self) -> LinearSolver:
-        """The solver to use where every product is of another operator.
+        """The solver to use where every product is with another operator.
 
-        A Krylov space of several operators is none, so ``"auto"`` then goes by the curvature that
-        the terms so far have shown.
+        Products with several operators span no Krylov space, so ``"auto"`` then takes the largest
+        curvature of the terms so far.
         """
         return _TermByTerm(self) if self.step_size == "auto" else self
 
     def solve_scaled(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
-        """Sum the series."""
+        """Sum the series, for "auto" in a basis of the Krylov space of ``A`` and ``b``."""
+        if self.step_size != "auto":
+            return self._with_fixed_step(matvec, b, float(self.step_size))
         series = _Series(b)
-        if isinstance(self.step_size, PowerIteration):
-            series.saw(self.step_size(matvec, b))
-            return self.go_on(matvec, series, b, torch.zeros_like(b))
-        if self.step_size == "auto":
-            return self._from_krylov(matvec, b, eps, series)
-        step_size = float(self.step_size)
-        term, total = b, b.clone()
-        for _ in range(self.num_terms):
-            product = matvec(term)
-            series.saw(norm(product) / (series.size or 1.0))
-            term = torch.add(term, product, alpha=-step_size)
-            total += term
-            series.add(norm(term))
-        return series.verdict(total.mul_(step_size), step_size)
-
-    def _from_krylov(
-        self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float, series: _Series
-    ) -> Solution:
         krylov = lanczos(matvec, b, max(1, min(self.num_terms, _PROBE)), eps)
         values = krylov.ritz_values()
-        series.saw(float(np.abs(values).max()))
+        series.meet(float(np.abs(values).max()))
         series.smallest = float(values[0])
         if series.curvature == 0.0:
             return _flat(b)
@@ -110,9 +93,22 @@ class Neumann(LinearSolver):
             coordinates = coordinates - step_size * (krylov.matrix @ coordinates)
             series.add(float(np.linalg.norm(coordinates)))
         if num_terms == self.num_terms:
-            return series.verdict(krylov.lift(step_size * (total + coordinates)), step_size)
+            return series.solution(krylov.lift(step_size * (total + coordinates)), step_size)
         u = krylov.lift(step_size * total)
         return self.go_on(matvec, series, krylov.lift(coordinates), u, done=num_terms)
+
+    def _with_fixed_step(
+        self, matvec: Callable[[Tensor], Tensor], b: Tensor, step_size: float
+    ) -> Solution:
+        series = _Series(b)
+        term, total = b, b.clone()
+        for _ in range(self.num_terms):
+            product = matvec(term)
+            series.meet(norm(product) / (series.size or 1.0))
+            term = torch.add(term, product, alpha=-step_size)
+            total += term
+            series.add(norm(term))
+        return series.solution(total.mul_(step_size), step_size)
 
     def go_on(
         self,
@@ -122,13 +118,13 @@ class Neumann(LinearSolver):
         u: Tensor,
         done: int = 0,
     ) -> Solution:
-        """The rest of the series as ``u ← u + α r, r ← r − α A r``, in which α may change."""
+        """The rest of the series as ``u ← u + α r, r ← r − α A r``, where α may become smaller."""
         step_size = 1.0 / series.curvature if series.curvature else 0.0
         for _ in range(self.num_terms - done):
             if series.size <= series.floor:
                 break
             product = matvec(residual)
-            series.saw(norm(product) / series.size)
+            series.meet(norm(product) / series.size)
             if series.curvature == 0.0:
                 return _flat(residual)
             step_size = 1.0 / series.curvature
@@ -137,21 +133,21 @@ class Neumann(LinearSolver):
             series.add(norm(residual))
         if step_size == 0.0:
             return _flat(residual)
-        return series.verdict(torch.add(u, residual, alpha=step_size), step_size)
+        return series.solution(torch.add(u, residual, alpha=step_size), step_size)
 
 
 @dataclass(frozen=True)
 class _TermByTerm(LinearSolver):
-    """``Neumann(step_size="auto")`` where every product is of another operator."""
+    """``Neumann(step_size="auto")`` where every product is with another operator."""
 
     keeps_products: ClassVar[bool] = False
     neumann: Neumann
 
     def solve_scaled(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
-        """Sum the series with the curvatures met so far."""
+        """Sum the series with the largest curvature met so far."""
         series = _Series(b)
         if not self.neumann.num_terms:
-            series.saw(norm(matvec(b)) / series.size)
+            series.meet(norm(matvec(b)) / series.size)
         return self.neumann.go_on(matvec, series, b, torch.zeros_like(b))
 
 
@@ -160,18 +156,19 @@ def _flat(b: Tensor) -> Solution:
 
 
 class _Series:
-    """Watches the sizes of the terms, which say whether the series converges."""
+    """The sizes of the terms, which tell whether the series converges."""
 
     def __init__(self, b: Tensor) -> None:
         self.first = self.size = norm(b)
         self.curvature = 0.0
         self.smallest: float | None = None
-        # Terms below rounding carry nothing; going on would only amplify noise.
+        # Terms below rounding are noise.
         self.floor = 1e-16 * self.first
         self.factor = 0.0
         self.growths = 0
 
-    def saw(self, curvature: float) -> None:
+    def meet(self, curvature: float) -> None:
+        """Note a lower bound of the largest curvature."""
         self.curvature = max(self.curvature, curvature)
 
     def add(self, size: float) -> None:
@@ -180,7 +177,8 @@ class _Series:
         self.growths = self.growths + 1 if self.factor > 1.0 else 0
         self.size = size
 
-    def verdict(self, value: Tensor, step_size: float) -> Solution:
+    def solution(self, value: Tensor, step_size: float) -> Solution:
+        """The sum ``value`` with the status that the sizes of the terms imply."""
         curvature = self.curvature or None
         if self.size <= _CONVERGED * self.first:
             detail = f"step size {step_size:.3g}"

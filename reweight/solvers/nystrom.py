@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from reweight.solvers._check import positive, whole
-from reweight.solvers.base import LinearSolver, Solution, Status
+from reweight.solvers._fields import positive, whole
+from reweight.solvers.base import LinearSolver, Solution
+from reweight.solvers.status import Status
 
-# Eigenvalues of the core below this share of the largest, in units of rounding, are noise: dividing
-# by them would make the columns explode.
+# Eigenvalues of W below this share of the largest, in units of rounding, are noise: a division by
+# them would amplify it.
 _NOISE = 64.0
 
 
@@ -24,21 +24,18 @@ class Nystrom(LinearSolver):
     ``W`` are the rows of ``C`` that belong to the chosen columns (Hataya and Yamada, "Nyström
     method for accurate and scalable implicit differentiation", AISTATS 2023). The inverse is
     applied by the Woodbury identity, written with the singular vectors of ``C W^{-1/2}`` so that
-    a small ``ρ`` costs no digits. It has no step size to diverge and no series to truncate; what
-    the columns do not show is taken for ``ρ``. Negative eigenvalues of ``W`` are left out and told.
+    a small ``ρ`` costs no digits. There is no step size that could diverge and no series to
+    truncate. Curvature outside of the columns' span is assumed to be ``ρ``. Negative eigenvalues of
+    ``W`` are left out, and the status then says so.
 
-    Columns are chosen uniformly, or by ridge leverage scores ``(A(A + ρI)⁻¹)_jj``, which prefer
-    coordinates that the large curvatures live on and never take one on which ``A`` vanishes, such
-    as an embedding row that the batch does not look up. The scores come from a random sketch with
-    ``rank`` products of its own (Alaoui and Mahoney, NeurIPS 2015).
+    Columns are chosen uniformly at random.
 
     Args:
         rank: ``r``, columns of ``A``: one product each.
         damping: ``ρ``. It is part of the approximation, beside the damping of
             :class:`reweight.ImplicitHypergradient`, which is part of ``A``.
-        columns: ``"random"``, or ``"leverage"`` at twice the products.
-        seed: of the choice. The same seed chooses alike at every call, and no other random state is
-            read or written.
+        seed: seed of the choice. The same seed gives the same columns at every call, and no other
+            random state is read or written.
 
     Example:
         >>> import torch
@@ -50,18 +47,15 @@ class Nystrom(LinearSolver):
 
     rank: int = 10
     damping: float = 1e-2
-    columns: Literal["random", "leverage"] = "random"
     seed: int = 0
 
     def __post_init__(self) -> None:
         whole("Nystrom", "rank", self.rank, 1)
         positive("Nystrom", "damping", self.damping)
         whole("Nystrom", "seed", self.seed, 0)
-        if self.columns not in ("random", "leverage"):
-            raise ValueError(f'Nystrom(columns={self.columns!r}): choose "random" or "leverage"')
 
     def solve_scaled(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
-        """Look at the columns, then apply the inverse."""
+        """Compute the columns, then apply the inverse."""
         flat, shape = b.reshape(-1), b.shape
 
         def times(v: Tensor) -> Tensor:
@@ -69,14 +63,14 @@ class Nystrom(LinearSolver):
 
         generator = torch.Generator().manual_seed(self.seed)
         rank = min(self.rank, flat.numel())
-        chosen = self._choose(times, flat, rank, generator, eps)
-        columns = torch.stack([times(_unit(flat, int(j))) for j in chosen], 1)
+        chosen = torch.randperm(flat.numel(), generator=generator)[:rank].to(flat.device)
+        columns = torch.stack([times(_basis_vector(flat, int(j))) for j in chosen], 1)
         vectors, values, lowest = _eigenpairs(columns, columns[chosen], eps)
         inside = vectors.T @ flat
         outside = flat - vectors @ inside
         u = vectors @ (inside / (values + self.damping)) + outside / self.damping
         largest = float(values.max()) if values.numel() else None
-        # What the columns do not show is taken for ρ.
+        # Outside of the columns' span the curvature is assumed to be ρ.
         found = values if values.numel() == flat.numel() else [*values, self.damping]
         smallest = min(map(float, found))
         detail = f"rank {values.numel()}, damping {self.damping:.3g}"
@@ -90,37 +84,11 @@ class Nystrom(LinearSolver):
             )
         return Solution(u.view(shape), Status.LOW_RANK, largest, detail, smallest)
 
-    def _choose(
-        self,
-        times: Callable[[Tensor], Tensor],
-        flat: Tensor,
-        rank: int,
-        generator: torch.Generator,
-        eps: float,
-    ) -> Tensor:
-        """Distinct coordinates, ``[rank]`` or fewer."""
-        if self.columns == "random":
-            order = torch.randperm(flat.numel(), generator=generator)
-            return order[:rank].to(flat.device)
-        probes = torch.randn(flat.numel(), rank, generator=generator, dtype=torch.float64)
-        probes = torch.linalg.qr(probes).Q.to(flat)
-        sketch = torch.stack([times(probe) for probe in probes.T], 1)
-        vectors, values, _ = _eigenpairs(sketch, probes.T @ sketch, eps)
-        scores = vectors.square() @ (values / (values + self.damping))
-        # Rounding gives coordinates without curvature a score of about eps².
-        scores = torch.where(scores > eps * scores.max(), scores, 0.0).double().cpu()
-        count = min(rank, int((scores > 0.0).sum()))
-        if not count:
-            return torch.arange(rank, device=flat.device)
-        # Without replacement, in proportion to the scores: the largest of log(score) + Gumbel.
-        noise = -torch.empty_like(scores).exponential_(generator=generator).log()
-        return (scores.log() + noise).topk(count).indices.to(flat.device)
 
-
-def _unit(like: Tensor, index: int) -> Tensor:
-    unit = torch.zeros_like(like)
-    unit[index] = 1.0
-    return unit
+def _basis_vector(like: Tensor, index: int) -> Tensor:
+    vector = torch.zeros_like(like)
+    vector[index] = 1.0
+    return vector
 
 
 def _eigenpairs(columns: Tensor, core: Tensor, eps: float) -> tuple[Tensor, Tensor, float]:
@@ -128,10 +96,10 @@ def _eigenpairs(columns: Tensor, core: Tensor, eps: float) -> tuple[Tensor, Tens
 
     The lowest is zero unless it is below rounding.
     """
-    size, turn = torch.linalg.eigh((core + core.T).double() / 2.0)
+    size, basis = torch.linalg.eigh((core + core.T).double() / 2.0)
     noise = _NOISE * eps * float(size.abs().max())
     kept = size > noise
-    factor = columns.double() @ (turn[:, kept] / size[kept].sqrt())
+    factor = columns.double() @ (basis[:, kept] / size[kept].sqrt())
     vectors, singular, _ = torch.linalg.svd(factor, full_matrices=False)
     lowest = float(size[0])
     values = singular.square()

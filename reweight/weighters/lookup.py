@@ -7,7 +7,7 @@ import abc
 import torch
 from torch import Tensor, nn
 
-from reweight._validate import can_read
+from reweight._tensors import can_read
 from reweight.weighters._positive import positive
 from reweight.weighters.base import SampleWeighter
 

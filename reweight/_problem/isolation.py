@@ -1,15 +1,14 @@
-"""Forward passes that leave no trace.
+"""Forward passes without side effects.
 
-The outer step runs the user's model several times on the side. Whatever those passes change
-(BatchNorm statistics, the random state, parameters swapped in for a differentiation) is put back,
-after an exception too.
+An outer step evaluates the user's model several times. Whatever those passes change (BatchNorm
+statistics, attributes, the random state) is put back, after an exception too.
 """
 
 from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from operator import eq, is_
 from typing import Any
@@ -23,12 +22,12 @@ _RandomState = tuple[Tensor, tuple[Any, ...], Any, list[Tensor]]
 
 
 class Isolation:
-    """Remembers what a forward pass may change.
+    """Saves the state that a forward pass may change, and restores it.
 
-    The buffers and the reassigned attributes of some modules (``training``, a cached attention
-    map), and the random state of some devices. While it is open the modules see copies of their
-    buffers, new ones after every :meth:`restore`: a graph that was made in between and saved one
-    finds in it what it saved, whatever the next pass writes.
+    The state is the buffers and the attributes of some modules (``training``, a cached attention
+    map), and the random state of some devices. Until :meth:`close` the modules use copies of their
+    buffers, and new copies after every :meth:`restore`. So a graph that saved a buffer keeps its
+    values, whatever the next pass writes.
     """
 
     def __init__(self, modules: tuple[nn.Module, ...], devices: set[torch.device]) -> None:
@@ -48,7 +47,7 @@ class Isolation:
         self._copy_buffers()
 
     def restore(self) -> None:
-        """Make the next pass find what the first one found."""
+        """Let the next pass start from the saved state."""
         self.rewind()
         for module, attributes, _ in self._modules:
             _put_back(vars(module), attributes)
@@ -61,17 +60,17 @@ class Isolation:
             _put_back(vars(module), attributes)
             _put_back(module._buffers, buffers)
         for buffer, value in self._values.values():
-            # Written to by another way than the module's own name for it.
+            # The forward pass may have written to the buffer by another name.
             if not _same(buffer, value):
                 buffer.data.copy_(value)
 
     def rewind(self) -> None:
-        """Put back the random state only, so that the next pass draws what this one drew."""
+        """Restore the random state only, so that the next pass draws the same numbers."""
         self._set_random_state(self._start)
 
     @contextmanager
     def outside(self) -> Iterator[None]:
-        """Go on with the random state of before, and keep what is drawn from it."""
+        """Use the user's random state while the context is open, and keep its progress."""
         inside = self._random_state()
         self._set_random_state(self._outside)
         try:
@@ -110,7 +109,7 @@ def _same(x: Tensor, y: Tensor) -> bool:
 
 
 def _put_back(slots: dict[str, Any], before: dict[str, Any]) -> None:
-    """Give ``slots`` the entries that it had ``before``; untouched if it has them."""
+    """Give ``slots`` its entries of ``before``, in their order, unless it has them."""
     same = len(slots) == len(before) and all(map(is_, slots.values(), before.values()))
     if not (same and all(map(eq, slots, before))):
         slots.clear()
@@ -119,26 +118,26 @@ def _put_back(slots: dict[str, Any], before: dict[str, Any]) -> None:
 
 @contextmanager
 def isolated(modules: tuple[nn.Module, ...], devices: set[torch.device]) -> Iterator[Isolation]:
-    """Gradients on, autocast off, and no trace left behind."""
+    """Evaluate modules with gradients on, autocast off, and without side effects."""
     with ExitStack() as stack:
-        # First, for the copies of the buffers to be tensors like any other.
+        # First, so that the copies of the buffers are not inference tensors.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(_plain_gradients(modules))
         isolation = Isolation(modules, devices)
         stack.callback(isolation.close)
         stack.enter_context(torch.enable_grad())
         for kind in {device.type for device in devices}:
-            # Half-precision products carry errors of a percent: too many for a linear solver.
+            # Products in half precision have errors of about one percent.
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield isolation
 
 
 @contextmanager
 def _plain_gradients(modules: tuple[nn.Module, ...]) -> Iterator[None]:
-    """Gradients as they are: dense, and not rewritten by hooks such as clipping.
+    """Dense gradients, without hooks.
 
-    Hooks change the step that an optimizer takes, not the loss it descends. A sparse gradient has
-    no second derivative, a dense one has the same values.
+    Hooks such as clipping change the step that an optimizer takes, not the loss that it descends. A
+    sparse gradient has no second derivative; a dense one has the same values.
     """
     parts = [part for root in modules for part in root.modules()]
     kept: list[tuple[object, str, Any]] = []
@@ -166,48 +165,14 @@ def _plain_gradients(modules: tuple[nn.Module, ...]) -> Iterator[None]:
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Attention by its plain formula: the fused kernels have no second derivative."""
+    """Use the unfused attention kernel: the fused ones have no second derivative."""
     with sdpa_kernel(SDPBackend.MATH):
         yield
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether a part of it was given to ``torch.compile``."""
+    """Whether ``torch.compile`` was applied to a part of the model."""
     return any(
         hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
         for module in model.modules()
     )
-
-
-@contextmanager
-def swapped(
-    module: nn.Module,
-    tensors: Mapping[int, Tensor],
-    buffers: Callable[[Tensor], Tensor] | None = None,
-) -> Iterator[None]:
-    """Run with other tensors in the place of parameters, given by the parameter's ``id``.
-
-    By identity rather than by name: a parameter, or a whole submodule, that is reachable by several
-    names is replaced everywhere and put back everywhere. (``torch.func.functional_call`` loses the
-    parameters of a submodule that has two names.) With ``buffers``, the module sees what that makes
-    of its buffers: copies, which in-place updates inside ``torch.func`` need, or another type.
-    """
-    undo: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
-    try:
-        for part in module.modules():
-            for name, parameter in part._parameters.items():
-                if parameter is not None and id(parameter) in tensors:
-                    undo.append((part._parameters, name, parameter))  # type: ignore[arg-type]
-            if buffers is not None:
-                for name, buffer in part._buffers.items():
-                    if buffer is not None:
-                        undo.append((part._buffers, name, buffer))
-        for slots, name, tensor in undo:
-            if id(tensor) in tensors:
-                slots[name] = tensors[id(tensor)]
-            elif buffers is not None:
-                slots[name] = buffers(tensor)
-        yield
-    finally:
-        for slots, name, tensor in undo:
-            slots[name] = tensor

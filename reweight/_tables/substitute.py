@@ -10,19 +10,21 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from reweight._rows import INTEGERS, Table, bags, find, wrapped
-from reweight._trees import Tree
+from reweight._tables.lookups import INTEGERS, bags, wrapped
+from reweight._tables.table import Table, find
+from reweight._tensors import Tree
 
 
-class Replaced(TorchFunctionMode):
-    """While it is open, some rows of some tables read as other values, in every look-up.
+class SubstituteRows(TorchFunctionMode):
+    """While this mode is active, look-ups read other values for some rows of some tables.
 
-    The table itself stays where it is, for all that looks at its size, and what it holds in other
-    rows stays a constant.
+    The table itself is not changed, so code that reads its shape works. Its other rows are
+    constants.
 
     Args:
         tables: by name.
-        values: of their active rows, ``[r, D]``, by the same names; of any floating-point type.
+        values: values of their active rows, ``[r, D]``, by the same names, of any floating-point
+            type.
     """
 
     def __init__(self, tables: Mapping[str, Table], values: Tree) -> None:
@@ -33,7 +35,7 @@ class Replaced(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        place = _TABLE_AT.get(func)
+        place = _LOOK_UPS.get(func)
         if place is None:
             return func(*args, **kwargs)
         at, name, look_up = place
@@ -78,12 +80,12 @@ def _embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """In operations that can be differentiated twice, other than the original."""
+    """The same value by operations that have second derivatives, which the original lacks."""
     if input.dim() == 2:
         offsets = torch.arange(0, input.numel(), max(input.shape[1], 1), device=input.device)
         if not input.numel():
             offsets = torch.zeros(len(input), dtype=torch.long, device=input.device)
-    assert offsets is not None  # or torch would have refused
+    assert offsets is not None  # torch raises without them
     num_bags = len(offsets) - include_last_offset
     index = input.reshape(-1).long()
     bag = bags(offsets.long(), len(index))
@@ -116,8 +118,8 @@ def _index_select(read: _Read, input: Tensor, dim: int, index: Tensor) -> Tensor
     return read(index.reshape(-1).long()) if dim == 0 else None
 
 
-# Where a look-up takes its table, and the same of other values.
-_TABLE_AT: dict[Any, tuple[int, str, Callable[..., Tensor | None]]] = {
+# Position and name of the table among a look-up's arguments, and the look-up of other values.
+_LOOK_UPS: dict[Any, tuple[int, str, Callable[..., Tensor | None]]] = {
     functional.embedding: (1, "weight", _embedding),
     functional.embedding_bag: (1, "weight", _embedding_bag),
     Tensor.__getitem__: (0, "self", _getitem),

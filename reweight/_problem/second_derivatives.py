@@ -1,8 +1,8 @@
-"""Whether second derivatives are those of the loss.
+"""A comparison of second derivatives with differences of gradients.
 
 A wrong double backward (``weight_norm`` on the CPU, a custom function whose backward pass detaches)
-raises nothing and looks like any other. Here one product with the Hessian is compared with central
-differences of first-order gradients, in float64.
+raises no error. Here one product with the Hessian is compared with central differences of
+first-order gradients, in float64.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reweight._trees import Tree, axpy, dot, norm, scale, tree_map
+from reweight._tensors import Tree, axpy, central_difference, dot, new_leaves, norm, scale
 
 Evaluate = Callable[[Tree], tuple[float, Tree]]
 Product = Callable[[Tree, Tree], Tree]
 
-# Relative steps of the differences: so small that hardly a kink of a ReLU lies in between. Which
-# ones agree says what to believe.
+# Relative steps of the differences, so small that few kinks of a ReLU lie in between. Two steps
+# that agree are believed.
 _STEPS = (1e-3, 1e-5, 1e-7)
 _ROUNDED = (torch.float32, torch.float16, torch.bfloat16)
-# How far from the parameters all is looked at, in shares of their size.
-_BESIDE = 1e-2
-# A disagreement of at least this share, and of ten times the doubt in the differences, is one.
+# Distance from the parameters at which everything is compared, relative to their size.
+_OFFSET = 1e-2
+# Two products disagree if they differ by this share, and by ten times the error of the differences.
 _SHARE = 1e-3
 _MARGIN = 10.0
-# First derivatives of a loss in float64 are exact to many more digits.
+# The same for first derivatives, which are exact to many more digits in float64.
 _SHARE_OF_FIRST = 1e-6
-# Of the sizes of two products, which a random pair of directions seldom fills.
+# The same for the asymmetry of the differences, relative to the product of the vectors' norms.
 _SHARE_OF_SKEW = 1e-5
-# Blocks of the product below this share of all of it are not looked at one by one.
+# The smallest share of the whole product at which a parameter's block is compared by itself.
 _SMALL = 1e-6
 
 
@@ -44,8 +44,8 @@ class Disagreement:
     Attributes:
         name: the parameter at which they differ most.
         share: by how much of the differences there.
-        of_the_loss: whether the gradients are the derivatives of the loss, as its values show, and
-            their differences symmetric. If not, differences are no second derivatives either.
+        of_the_loss: whether the gradients are the derivatives of the loss, and their differences
+            symmetric. If not, differences of gradients are no second derivatives either.
     """
 
     name: str
@@ -58,30 +58,30 @@ def disagreement(
 ) -> Disagreement | None:
     """Compare ``product`` with differences of gradients along a random direction.
 
-    Both are called with leaves that require gradients, not at ``params`` but near by: where a head
-    is still zero, the second derivatives of what lies below it are not seen.
+    Both functions are called with leaves that require gradients, at a point near ``params``: where
+    the last layer is still zero, the second derivatives by the layers below are zero too.
 
     Args:
         product: ``(θ, v) -> H v``, float64.
         evaluate: ``θ -> (inner(θ), ∇inner(θ))``, float64.
         params: θ.
-        constant: rows of some entries of θ that are no parameters, such as those of padding.
+        constant: rows of some entries of θ that are constants, such as padding rows.
 
     Returns:
-        The worst block, or ``None`` if they agree or the differences can't tell.
+        The worst parameter, or ``None`` if they agree or the differences are too inexact to tell.
 
     Raises:
-        TypeError: a part of the loss is computed in less than float64, so that differences say
-            nothing.
+        TypeError: a part of the loss is computed in less than float64, so that the differences are
+            too inexact.
     """
     size = norm(params) / max(sum(p.numel() for p in params.values()), 1) ** 0.5
-    params = axpy(_BESIDE, _direction(params, constant, 2, least=size), params)
+    params = axpy(_OFFSET, _direction(params, constant, 2, least=size), params)
     with _Precision() as precision:
-        _, here = evaluate(_leaves(params))
+        _, here = evaluate(new_leaves(params))
     if precision.rounded_to is not None:
         raise TypeError(f"a part of the loss is rounded to {precision.rounded_to}")
     v = _direction(params, constant, 0)
-    found = product(_leaves(params), v)
+    found = product(new_leaves(params), v)
     expected, doubt = _differences(evaluate, params, v)
     total = norm(expected)
     worst, name = 0.0, ""
@@ -101,12 +101,8 @@ def disagreement(
     return Disagreement(name, worst, symmetric and _descends(evaluate, params, here))
 
 
-def _leaves(params: Tree) -> Tree:
-    return tree_map(lambda p: p.detach().requires_grad_(True), params)
-
-
 def _direction(params: Tree, constant: Mapping[str, int], seed: int, least: float = 0.0) -> Tree:
-    """Normal entries of each parameter's own size; zero in rows that are constant."""
+    """Normal random entries, scaled to the size of each parameter; zero in constant rows."""
     generator = torch.Generator().manual_seed(seed)
     direction = {}
     for name, p in params.items():
@@ -119,7 +115,7 @@ def _direction(params: Tree, constant: Mapping[str, int], seed: int, least: floa
 
 
 class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the last type that something in float64 was rounded to, if anything was."""
+    """Records the type that a float64 tensor was rounded to last, if any was."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -135,14 +131,16 @@ class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _differences(evaluate: Evaluate, params: Tree, v: Tree) -> tuple[Tree, dict[str, float]]:
-    """``H v`` by central differences, and how far two steps are apart, for each parameter.
+    """``H v`` by central differences, and their error, for each parameter.
 
-    Each parameter takes the two neighbouring steps that agree best.
+    Each parameter takes those two neighbouring steps that agree best; the error is by how much they
+    differ.
     """
-    found = []
-    for step in _STEPS:
-        ahead, behind = _beside(evaluate, params, v, step)
-        found.append(scale(1.0 / (2.0 * step), axpy(-1.0, behind[1], ahead[1])))
+
+    def gradient(p: Tree) -> Tree:
+        return evaluate(new_leaves(p))[1]
+
+    found = [central_difference(gradient, params, v, step) for step in _STEPS]
     best: dict[str, Tensor] = {}
     doubt: dict[str, float] = {}
     for name in params:
@@ -153,22 +151,16 @@ def _differences(evaluate: Evaluate, params: Tree, v: Tree) -> tuple[Tree, dict[
 
 
 def _descends(evaluate: Evaluate, params: Tree, gradient: Tree) -> bool:
-    """Whether the loss changes along its gradient as the gradient says."""
+    """Whether the derivative of the loss along its gradient is the gradient's squared norm."""
     slope = norm(gradient)
     if slope == 0.0:
         return True
     v = scale((norm(params) or 1.0) / slope, gradient)
-    found = []
-    for step in _STEPS:
-        ahead, behind = _beside(evaluate, params, v, step)
-        found.append((ahead[0] - behind[0]) / (2.0 * step))
-    doubt, value = min((abs(a - b), b) for a, b in zip(found, found[1:], strict=False))
+
+    def value(p: Tree) -> float:
+        return evaluate(new_leaves(p))[0]
+
+    found = [central_difference(value, params, v, step) for step in _STEPS]
+    doubt, value_along = min((abs(a - b), b) for a, b in zip(found, found[1:], strict=False))
     expected = slope * norm(v)
-    return abs(value - expected) <= max(_SHARE_OF_FIRST * expected, _MARGIN * doubt)
-
-
-def _beside(
-    evaluate: Evaluate, params: Tree, v: Tree, step: float
-) -> tuple[tuple[float, Tree], tuple[float, Tree]]:
-    ahead, behind = (evaluate(_leaves(axpy(sign * step, v, params))) for sign in (1.0, -1.0))
-    return ahead, behind
+    return abs(value_along - expected) <= max(_SHARE_OF_FIRST * expected, _MARGIN * doubt)

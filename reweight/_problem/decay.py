@@ -1,4 +1,4 @@
-"""What the inner optimizer adds to the inner problem."""
+"""The weight decay of the inner optimizer, which is part of the inner problem."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def weight_decay(optimizer: Optimizer, params: Mapping[str, Tensor]) -> dict[str
     """The curvature that the optimizer's weight decay gives each parameter, by name.
 
     An optimizer with coupled weight decay ``λ`` descends ``inner + ½λ‖θ‖²``, which no graph of the
-    inner loss shows; its Hessian is ``H + λI``. Decoupled decay is taken for the same ``λ``: exact
-    beside plain steps, an approximation beside the adaptive ones of AdamW. Read anew at every outer
-    step, since schedules change it.
+    inner loss shows; its Hessian is ``H + λI``. Decoupled decay counts as the same ``λ``, which is
+    exact for SGD and an approximation for the adaptive steps of AdamW. The value is read at every
+    outer step, because schedules change it.
 
     Raises:
         ValueError: a parameter is in no group of the optimizer, or is maximised.

@@ -1,4 +1,4 @@
-"""The Lanczos process: what a few products with a symmetric operator reveal of it."""
+"""The Lanczos process for a symmetric operator."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reweight._trees import norm
+from reweight._tensors import norm
 
-# Below this share of the operator's size, in units of rounding, the next direction is noise: the
-# subspace is invariant. Each reorthogonalised direction carries about one unit.
+# If what is left of a product after orthogonalisation is below this share of it, in units of
+# rounding, it is noise and the subspace is invariant. Each reorthogonalised direction carries about
+# one unit.
 _BREAKDOWN = 16.0
-# Below this share of a product, what is left of it after orthogonalisation is orthogonalised again:
-# "twice is enough" (Kahan; Parlett, The Symmetric Eigenvalue Problem, §6.9).
+# If it is below this share of the product, it is orthogonalised again: "twice is enough" (Kahan;
+# Parlett, The Symmetric Eigenvalue Problem, §6.9).
 _CANCELLED = 0.5
 
 
@@ -32,8 +33,9 @@ class Krylov:
         matrix: ``[len(basis), len(basis)]`` float64. Unless ``invariant``, its last diagonal entry
             is unknown and zero: a polynomial in the matrix applied to the first unit vector is
             exact up to degree ``len(basis) - 1``, which never reads that entry.
-        num_products: products with ``A`` that were made.
-        invariant: ``A`` maps the span into itself, so polynomials of every degree are exact.
+        num_products: number of products with ``A``.
+        invariant: whether ``A`` maps the span into itself, so that polynomials of every degree are
+            exact.
     """
 
     length: float
@@ -44,23 +46,30 @@ class Krylov:
     invariant: bool
 
     def ritz_values(self) -> NDArray[np.float64]:
-        """Eigenvalues of ``A`` restricted to the part of the basis that was multiplied."""
+        """Eigenvalues of ``A`` restricted to the basis vectors that were multiplied, ascending."""
         known = self.num_products
         values = np.linalg.eigvalsh(self.matrix[:known, :known])
         return np.asarray(values, dtype=np.float64)
 
     def lift(self, coefficients: NDArray[np.float64]) -> Tensor:
-        """The vector that has these coordinates in the basis."""
+        """The vector with these coordinates in the basis."""
         weights = torch.from_numpy(coefficients).to(self.basis)
         lifted: Tensor = (weights @ self.basis).view(self.shape)
         return lifted
 
 
 def lanczos(matvec: Callable[[Tensor], Tensor], b: Tensor, num_products: int, eps: float) -> Krylov:
-    """Run at most ``num_products`` steps from ``b ≠ 0``, with full reorthogonalisation."""
+    """Run at most ``num_products`` steps from ``b ≠ 0``, with full reorthogonalisation.
+
+    Args:
+        matvec: ``v -> A v``, symmetric.
+        b: where to start.
+        num_products: the largest number of products with ``A``.
+        eps: the relative rounding error of a product.
+    """
     length = norm(b)
-    # One matrix, so that all directions are taken out of a product in two passes over it; in rows
-    # of even length, for each to be as good a place in memory as any.
+    # One matrix, so that a product is orthogonalised in two passes over it. Rows of even length
+    # are aligned.
     rows = b.new_empty(num_products + 1, b.numel() + b.numel() % 2)[:, : b.numel()]
     torch.mul(b.reshape(-1), 1.0 / length, out=rows[0])
     diagonal: list[float] = []
@@ -75,7 +84,7 @@ def lanczos(matvec: Callable[[Tensor], Tensor], b: Tensor, num_products: int, ep
         product = torch.addmv(product, rows[:count].t(), along, alpha=-1.0)
         left = norm(product)
         if left < _CANCELLED * size:
-            # What is left is small beside what was taken out, and so beside its rounding: again.
+            # Cancellation: what is left carries the rounding error of what was subtracted.
             product.addmv_(rows[:count].t(), rows[:count] @ product, alpha=-1.0)
             left = norm(product)
         if left <= _BREAKDOWN * eps * size:
@@ -89,7 +98,7 @@ def lanczos(matvec: Callable[[Tensor], Tensor], b: Tensor, num_products: int, ep
 
 
 def tridiagonal(diagonal: list[float], beside: list[float], size: int) -> NDArray[np.float64]:
-    """The symmetric matrix with these entries; what is missing is zero."""
+    """The symmetric tridiagonal matrix with these entries; missing ones are zero."""
     matrix = np.zeros((size, size))
     matrix[np.arange(len(diagonal)), np.arange(len(diagonal))] = diagonal
     off = np.arange(len(beside))

@@ -1,4 +1,4 @@
-"""Checks of what users hand over, with errors that say what to do."""
+"""Checks of what users pass in. Each error says what to do."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from reweight._trees import Tree, max_abs
+from reweight._tensors.vectors import Tree, max_abs
 
 
 def can_read(x: Tensor) -> bool:
-    """Whether the host may read a value of ``x`` now: not while a CUDA graph is recorded."""
+    """Whether the host may read values of ``x`` now: not while a CUDA graph is captured."""
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def check_finite(
     what: str, tree: Tree, why: str = "look at the batch and at the model's outputs on it"
 ) -> None:
-    """Raise on NaN and infinite entries, naming where they are."""
+    """Raise on NaN and infinite entries, and name the tensors that hold them."""
     if not math.isfinite(max_abs(tree)):
         where = some({k: v for k, v in tree.items() if not bool(v.isfinite().all())})
         raise FloatingPointError(f"{what} is not finite (in {where}); {why}")
@@ -61,7 +61,7 @@ def check_tree(name: str, tree: object) -> None:
 
 
 def some(tree: Mapping[str, object], limit: int = 3) -> str:
-    """A few of the names."""
+    """The first few names."""
     names = list(tree)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -1,4 +1,4 @@
-"""Where a graph is differentiated."""
+"""The inputs that a graph is differentiated by."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reweight._rows import Table
-from reweight._trees import Tree, dense
+from reweight._tables.table import Table
+from reweight._tensors import Tree
 
 
-class Places:
-    """Parameters, and for tables the outputs of their look-ups.
+class GraphInputs:
+    """Parameters, and the outputs of look-ups in the place of embedding tables.
 
     Attributes:
         params: by name, tables included.
-        tables: those of ``params`` that are differentiated by what is read of them.
-        inputs: what ``torch.autograd.grad`` takes.
+        tables: the entries of ``params`` that are differentiated by the rows that are read.
+        inputs: what ``torch.autograd.grad`` takes as ``inputs``.
     """
 
     def __init__(self, params: Tree, tables: Mapping[str, Table]) -> None:
@@ -31,36 +31,38 @@ class Places:
             self.inputs += self.tables[name].edges if name in self.tables else [parameter]
             self._spans[name] = slice(first, len(self.inputs))
 
-    def reached(self, grads: Sequence[Tensor | None]) -> Places:
-        """Those of which some gradient is there."""
+    def reached(self, grads: Sequence[Tensor | None]) -> GraphInputs:
+        """Those parameters for which some gradient is not ``None``."""
         params = {
             name: p
             for name, p in self.params.items()
             if any(g is not None for g in grads[self._spans[name]])
         }
-        return Places(params, self.tables)
+        return GraphInputs(params, self.tables)
 
     def spread(self, v: Tree) -> list[Tensor]:
-        """A vector over parameters and rows of tables, as one at each of their places."""
+        """A vector over parameters and rows of tables, as one tensor per input of the graph."""
         along: list[Any] = [None] * len(self.inputs)
         for name, entry in v.items():
             table = self.tables.get(name)
             along[self._spans[name]] = [entry] if table is None else table.read(entry)
         return along
 
-    def collect(self, at: Sequence[Tensor | None]) -> Tree:
+    def collect(self, grads: Sequence[Tensor | None]) -> Tree:
         """The transpose of :meth:`spread`; ``None`` is zero."""
         found = {}
         for name, parameter in self.params.items():
-            parts = at[self._spans[name]]
+            parts = grads[self._spans[name]]
             if name in self.tables:
                 found[name] = self.tables[name].collect(parts)
             else:
                 (part,) = parts
-                found[name] = torch.zeros_like(parameter) if part is None else dense(part)
+                if part is None:
+                    part = torch.zeros_like(parameter)
+                found[name] = part.to_dense() if part.is_sparse else part
         return found
 
-    def gradient(self, at: Sequence[Tensor | None]) -> Tree:
-        """The same over whole parameters: sparse for tables, each row once."""
-        found = self.collect(at)
+    def gradient(self, grads: Sequence[Tensor | None]) -> Tree:
+        """The gradient over whole parameters: coalesced sparse tensors for tables."""
+        found = self.collect(grads)
         return found | {name: table.sparse(found[name]) for name, table in self.tables.items()}

@@ -1,0 +1,28 @@
+"""The linear system of an outer step: its matrix, its solution, and the verdict on that."""
+
+from reweight._curvature.linearise import (
+    MODES,
+    Linearisation,
+    Mode,
+    Objective,
+    Partial,
+    from_graph,
+    with_func,
+)
+from reweight._curvature.solve import Solved, Solver, solve
+from reweight._curvature.system import Function, System
+
+__all__ = [
+    "MODES",
+    "Function",
+    "Linearisation",
+    "Mode",
+    "Objective",
+    "Partial",
+    "Solved",
+    "Solver",
+    "System",
+    "from_graph",
+    "solve",
+    "with_func",
+]

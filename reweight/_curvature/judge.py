@@ -1,0 +1,125 @@
+"""The verdict on a solution: what its residual and the curvatures met say about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from reweight._curvature.linearise import Mode
+from reweight._curvature.operator import Operator
+from reweight._tensors import Tree, norm, power_of_two, rounding
+from reweight.solvers import Solution, Status
+from reweight.verdict import TRUSTED_RESIDUAL, SolveInfo
+
+# Right-hand sides whose largest entry is in this range have squares that every type can hold.
+_PLAIN = (1e-6, 1e6)
+# The residual of a system that is solved to rounding, in units of rounding.
+_ROUNDING_RESIDUAL = 64.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A solution with all that its verdict is made of.
+
+    Attributes:
+        mode: mode of the products.
+        operator: the matrix ``A``, with the curvatures that it has met.
+        solution: what the solver returned.
+        b: the right-hand side, flat.
+        u: the solution, flat.
+        residual: ``b − A u``, measured.
+        doubt: size of the error of ``A u``.
+        like: the parameters that the flat vectors are made of.
+        largest: the largest entry of ``b``.
+        preconditioned: whether the solver saw another operator than ``A``.
+        fresh: whether each of the solver's products was with the Hessian of another batch.
+    """
+
+    mode: Mode
+    operator: Operator
+    solution: Solution
+    b: Tensor
+    u: Tensor
+    residual: Tensor
+    doubt: float
+    like: Tree
+    largest: float
+    preconditioned: bool
+    fresh: bool
+
+
+def judged(answer: Answer) -> SolveInfo:
+    """The verdict on ``answer``."""
+    b, u, residual, doubt = answer.b, answer.u, answer.residual, answer.doubt
+    operator, solution = answer.operator, answer.solution
+    if not _PLAIN[0] < answer.largest < _PLAIN[1]:
+        # Squares would underflow or overflow: measure everything in other units.
+        unit = 1.0 / power_of_two(answer.like, answer.largest)
+        b, u, residual, doubt = b * unit, u * unit, residual * unit, doubt * unit
+    size, measured = norm(b), norm(residual)
+    total = measured + doubt
+    status = solution.status
+    if status.final and total > TRUSTED_RESIDUAL * size:
+        noisy = measured <= TRUSTED_RESIDUAL * size
+        status = Status.NOISY_PRODUCTS if noisy else Status.UNCONFIRMED
+    largest, smallest = operator.largest, operator.smallest
+    if not answer.preconditioned:
+        # The solver's estimates are of A itself, so they count like products.
+        largest = _extreme(max, largest, solution.curvature)
+        smallest = _extreme(min, smallest, solution.smallest_curvature)
+    if not answer.fresh and 0.0 < measured <= TRUSTED_RESIDUAL * size:
+        # A small residual along directions of small curvature is a large error of u. A few more
+        # products measure the curvature there.
+        along = operator.smallest_along(residual * (1.0 / measured))
+        smallest = _extreme(min, smallest, along)
+    detail = solution.detail
+    if answer.fresh:
+        note = "a batch for every product, so the residual is that of one batch among many"
+        detail = f"{detail}; {note}" if detail else note
+    return SolveInfo(
+        relative_residual=total / size,
+        num_hvps=operator.count,
+        status=status,
+        curvature=largest,
+        hvp_mode=answer.mode,
+        smallest_curvature=smallest,
+        detail=detail,
+        error_estimate=_hidden_error(
+            total / size, norm(u) / size, smallest, largest, rounding(answer.like)
+        ),
+    )
+
+
+def nothing_to_solve(detail: str, status: Status = Status.CONVERGED) -> SolveInfo:
+    """The verdict where the solution is zero without a solve."""
+    return SolveInfo(0.0, 0, status, None, "none", detail=detail)
+
+
+def _extreme(
+    choose: Callable[[list[float]], float], one: float | None, other: float | None
+) -> float | None:
+    known = [value for value in (one, other) if value is not None]
+    return choose(known) if known else None
+
+
+def _hidden_error(
+    residual: float, size: float, smallest: float | None, largest: float | None, eps: float
+) -> float | None:
+    """The relative error that a residual can hide in ``u``.
+
+    Args:
+        residual: its size, relative to ``b``.
+        size: of ``u``, relative to ``b``.
+        smallest: the smallest curvature met.
+        largest: the largest one.
+        eps: the relative rounding error of a product.
+    """
+    if smallest is None or largest is None or size == 0.0:
+        return None
+    if smallest <= eps * abs(largest):
+        # Flat, to rounding: a residual beyond rounding can hide any error.
+        return math.inf if residual > _ROUNDING_RESIDUAL * eps else None
+    return residual / (smallest * size)

@@ -1,0 +1,117 @@
+"""The matrix of the linear system as a function of a vector."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from reweight._tensors import Tree, all_samples, flatten, rounding, unflatten
+from reweight.solvers import lanczos
+
+# Products for the curvature along the residual: one gives its Rayleigh quotient, three the smallest
+# curvature in the span of what it is made of.
+_LOOKS = 3
+
+
+class Operator:
+    """``v -> (H + shift) v`` on flat vectors; it records the curvatures that products show.
+
+    Args:
+        hvp: ``v -> H v``.
+        like: the parameters that a flat vector is made of.
+        shift: curvature by name that ``hvp`` does not have.
+        reuse: whether all products may share one buffer.
+
+    Attributes:
+        count: products so far.
+        largest: the largest Rayleigh quotient so far.
+        smallest: the smallest one.
+    """
+
+    def __init__(
+        self,
+        hvp: Callable[[Tree], Tree],
+        like: Tree,
+        shift: Mapping[str, float],
+        reuse: bool = False,
+    ) -> None:
+        self._hvp = hvp
+        self._like = like
+        self._shift = {name: shift.get(name, 0.0) for name in like}
+        self._reuse = reuse
+        self._buffer: Tensor | None = None
+        self.count = 0
+        self.largest: float | None = None
+        self.smallest: float | None = None
+
+    def __call__(self, v: Tensor, *, counted: bool = True) -> Tensor:
+        """The product with ``v``.
+
+        Raises:
+            FloatingPointError: the product is not finite.
+        """
+        product = self.shifted(self._hvp(unflatten(v, self._like)), v)
+        if not counted:
+            return product
+        self.count += 1
+        squared, along = torch.stack([torch.dot(v, v), torch.dot(v, product)]).tolist()
+        if squared > 0.0:
+            quotient = along / squared
+            if not math.isfinite(quotient):
+                raise FloatingPointError(
+                    f"Hessian-vector product {self.count} is not finite (vᵀHv/vᵀv = {quotient}); "
+                    "the inner loss has an infinite second derivative here, or the series "
+                    "diverges: lower the solver's step size, or add damping"
+                )
+            self.largest = quotient if self.largest is None else max(quotient, self.largest)
+            self.smallest = quotient if self.smallest is None else min(quotient, self.smallest)
+        return product
+
+    def shifted(self, product: Tree, v: Tensor) -> Tensor:
+        """``H v``, given by name, plus ``shift · v``, as a flat vector."""
+        total = all_samples(flatten(product, self._buffer))
+        if self._reuse:
+            self._buffer = total
+        shifts = set(self._shift.values())
+        if shifts == {0.0}:
+            return total
+        if len(shifts) == 1:
+            return total.add_(v, alpha=shifts.pop())
+        sizes = [entry.numel() for entry in self._like.values()]
+        parts = (torch.split(x, sizes) for x in (total, v))
+        for entry, along, shift in zip(*parts, self._shift.values(), strict=True):
+            entry.add_(along, alpha=shift)
+        return total
+
+    def smallest_along(self, v: Tensor) -> float:
+        """The smallest curvature in the span of ``v, Av, A²v``; its products are not counted.
+
+        It is an upper bound of the smallest eigenvalue in whose eigenvectors ``v ≠ 0`` has a
+        component.
+        """
+        matvec = functools.partial(self, counted=False)
+        return float(lanczos(matvec, v, _LOOKS, rounding(self._like)).ritz_values()[0])
+
+
+class ModeFailed(Exception):
+    """A mode of Hessian-vector products does not work for this inner loss."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Turn errors of a differentiation into :class:`ModeFailed`; a solver raises its own."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise  # another mode would need more memory
+    except (RuntimeError, NotImplementedError) as error:
+        raise ModeFailed(error) from error

@@ -1,0 +1,101 @@
+"""The weights of a batch, and the chain rule through them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reweight._curvature import Partial
+from reweight._problem.notices import Notices
+from reweight._tensors import Tree, can_read, filled, map_tensors, norm
+from reweight.losses import Losses
+from reweight.weighters import SampleWeighter
+
+# A hypergradient below this share of the influences means that the weights do not respond.
+_SATURATED = 1e-6
+
+
+def weigh(weighter: SampleWeighter, losses: Losses) -> Tensor:
+    """The weights ``[B]`` for detached losses and inputs, checked."""
+    weighted = losses.weighted.detach()
+    weights = weighter(weighted, map_tensors(Tensor.detach, losses.inputs))
+    name = type(weighter).__name__
+    if not isinstance(weights, Tensor) or weights.shape != weighted.shape:
+        got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+        raise ValueError(
+            f"the weighter {name} returned {got} for losses of shape {tuple(weighted.shape)}: "
+            "it must return one weight per sample (.squeeze(-1) removes a trailing dimension of 1)"
+        )
+    if not weights.is_floating_point():
+        raise TypeError(
+            f"the weighter {name} returned weights of {weights.dtype}: they need a "
+            "floating-point type to have a gradient; a comparison or .long() in its forward "
+            "has none"
+        )
+    if can_read(weights) and not bool(weights.isfinite().all()):
+        raise ValueError(
+            f"the weighter {name} returned weights that are not finite: its inputs hold NaN, "
+            "or an outer step was so large that it overflowed; lower the outer learning rate "
+            "or clip the gradient"
+        )
+    return weights
+
+
+def through_weighter(
+    weighter: SampleWeighter,
+    phi: Tree,
+    weights: Tensor,
+    influence: Tensor,
+    direct: Partial,
+    notices: Notices,
+) -> Partial:
+    """``Σ_i influence_i · ∂weights_i/∂φ`` by one backward pass of the weighter.
+
+    Args:
+        weighter: for its name.
+        phi: its parameters.
+        weights: ``[B]``, with their graph.
+        influence: ``[B]``.
+        direct: ``∂outer/∂φ``; a parameter that only the outer loss uses is not worth a warning.
+        notices: takes the warnings about parameters without influence and about saturated weights.
+
+    Raises:
+        ValueError: the weights depend on no parameter of the weighter.
+    """
+    name = type(weighter).__name__
+    parameters = list(phi.values())
+
+    def pulled(v: Tensor) -> tuple[Tensor | None, ...]:
+        if not weights.requires_grad:
+            return (None,) * len(parameters)
+        return torch.autograd.grad(
+            weights, parameters, v.to(weights.dtype), allow_unused=True, retain_graph=True
+        )
+
+    grads = pulled(influence)
+    unused = [name for name, g in zip(phi, grads, strict=True) if g is None]
+    if len(unused) == len(phi):
+        raise ValueError(
+            f"the weights of {name} do not depend on any of its parameters: is there a detach() or "
+            "no_grad() in its forward?"
+        )
+    if unused := [name for name in unused if direct.get(name) is None]:
+        notices.warn(
+            "unused",
+            f"{name}: {', '.join(unused[:3])} took no part in the weights of this batch, so their "
+            "hypergradient is zero.",
+        )
+    size = norm(influence)
+    if norm(filled(grads, phi)) < _SATURATED * size:
+        # Either the terms cancel, as at an optimum, or all are small. With random positive factors
+        # they do not cancel.
+        factors = torch.rand(len(weights), generator=torch.Generator().manual_seed(0))
+        apart = pulled(influence.abs() * (0.5 + factors.to(influence)))
+        if norm(filled(apart, phi)) < _SATURATED * size:
+            notices.warn(
+                "saturated",
+                f"the weights of {name} hardly respond to its parameters: where they are bounded, "
+                "they are at the bound, and an outer step changes nothing. Start outer steps "
+                "later, or lower the outer learning rate.",
+            )
+    return dict(zip(phi, grads, strict=True))

@@ -1,0 +1,163 @@
+"""The problem in float64: the one place where a model, its batches and its weighter are converted.
+
+A check on all parameters works on a deep copy, :func:`in_double`. The audit of second derivatives
+works on the model itself with float64 tensors in the place of its own, :class:`InnerInDouble`, so
+that of an embedding table only the rows that the batch reads are converted.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from reweight._curvature import Mode, from_graph, with_func
+from reweight._problem.inner import InnerProblem
+from reweight._problem.isolation import is_compiled, twice_differentiable
+from reweight._problem.point import Point
+from reweight._tables import SubstituteRows, Table, tables_of
+from reweight._tensors import Tree, doubled, filled, map_tensors
+
+if TYPE_CHECKING:
+    from reweight._problem.bilevel import BilevelProblem
+
+# Parameters and buffers that are converted at most; a few copies of them are needed.
+_LARGEST = 20_000_000
+
+
+def batch_in_double(batch: Any) -> Any:
+    """A batch with its real floating-point tensors in float64."""
+    return map_tensors(doubled, batch)
+
+
+def in_double(problem: BilevelProblem) -> BilevelProblem:
+    """A copy of ``problem`` on float64 copies of its modules.
+
+    Its optimizer holds the weight decay of the original and nothing else.
+    """
+    model, weighter = copy.deepcopy((problem.model, problem.weighter))
+    twin = problem.on(model.double(), weighter.double())
+    decay = problem.weight_decay(problem.theta())
+    twin.optimizer = torch.optim.SGD(
+        [{"params": [p], "weight_decay": decay.get(n, 0.0)} for n, p in twin.theta().items()],
+        lr=1.0,
+    )
+    return twin
+
+
+class InnerInDouble:
+    """An inner problem in float64, restricted to some of its parameters.
+
+    Args:
+        inner: the inner problem.
+        names: of the parameters.
+    """
+
+    def __init__(self, inner: InnerProblem, names: tuple[str, ...]) -> None:
+        self._inner = inner
+        self._point = inner.point.only(names)
+        tables = tables_of(self._point.model, inner.theta)
+        # Inner tables that the loss may read, but does not depend on.
+        self._idle = {n: Table.unread(t) for n, t in tables.items() if n not in self._point.theta}
+
+    def too_costly(self) -> str:
+        """Why the conversion would cost too much, or ``""``."""
+        if is_compiled(self._point.model):
+            return "a compiled model would be compiled again for float64"
+        tensors = [
+            *self._point.values().values(),
+            *self._others(),
+            *self._point.model.buffers(),
+        ]
+        size = sum(t.numel() for t in tensors)
+        return f"{size} parameters and buffers would be copied in float64" * (size > _LARGEST)
+
+    def params(self) -> Tree:
+        """The parameters in float64; rows in the place of tables."""
+        return {name: p.detach().double() for name, p in self._point.values().items()}
+
+    def padding(self) -> dict[str, int]:
+        """Rows of whole tables that are padding: constants, which get no gradient."""
+        rows = {
+            id(module.weight): module.padding_idx
+            for module in self._point.model.modules()
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        }
+        point = self._point
+        found = {n: rows.get(id(p)) for n, p in point.theta.items() if n not in point.tables}
+        return {name: row for name, row in found.items() if row is not None}
+
+    def functions(self, mode: Mode) -> DoubleFunctions:
+        """The functions of θ that an audit of this mode compares."""
+        return DoubleFunctions(self._inner, self._point, self._idle, self._others(), mode)
+
+    def _others(self) -> list[Tensor]:
+        """The parameters that are converted besides those of the point."""
+        idle = [table.weight for table in self._idle.values()]
+        inner = {id(p) for p in (*self._point.theta.values(), *idle)}
+        return [p for p in self._point.model.parameters() if id(p) not in inner]
+
+
+class DoubleFunctions:
+    """Gradients and Hessian products of an inner problem as functions of θ in float64.
+
+    Args:
+        inner: the inner problem.
+        point: restricted to θ.
+        idle: tables that the loss reads, but does not depend on.
+        others: parameters that are constants here.
+        mode: mode of the products.
+    """
+
+    def __init__(
+        self,
+        inner: InnerProblem,
+        point: Point,
+        idle: dict[str, Table],
+        others: list[Tensor],
+        mode: Mode,
+    ) -> None:
+        self._inner, self._point, self._idle, self._mode = inner, point, idle, mode
+        self._batch = batch_in_double(inner.batch)
+        self._weights = inner.weights.detach().double()
+        self._constants = {id(p): doubled(p.detach()) for p in others}
+        self._idle_rows = {name: doubled(table.values()) for name, table in idle.items()}
+
+    def product(self, params: Tree, v: Tree) -> Tree:
+        """``(θ, v) -> H v``."""
+        if self._mode == "func":
+
+            def objective(theta: Tree, hparams: Tree) -> Tensor:
+                with self._installed(theta):
+                    return self._loss()
+
+            return with_func(objective, params, {}).hvp(v)
+        # Installed during the backward passes too: a checkpointed module runs again in them.
+        with self._installed(params):
+            linearisation = from_graph(self._loss(), params, {})
+            entries = linearisation.hvp({n: v[n] for n in linearisation.params})
+        return filled((entries.get(name) for name in params), params)
+
+    def evaluate(self, params: Tree) -> tuple[float, Tree]:
+        """``θ -> (inner, ∇inner)``."""
+        with self._installed(params):
+            value = self._loss()
+            grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
+        return float(value.detach()), filled(grads, params)
+
+    def _loss(self) -> Tensor:
+        self._inner.isolation.rewind()
+        with twice_differentiable():
+            return self._inner.evaluate(self._batch, self._weights)
+
+    @contextmanager
+    def _installed(self, params: Tree) -> Iterator[None]:
+        with (
+            self._point.at(params, self._constants, lambda buffer: doubled(buffer.clone())),
+            SubstituteRows(self._idle, self._idle_rows),
+        ):
+            yield

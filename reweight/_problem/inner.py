@@ -1,0 +1,108 @@
+"""The inner problem on one train batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reweight._curvature import Function
+from reweight._problem.isolation import Isolation, is_compiled, twice_differentiable
+from reweight._problem.point import Point
+from reweight._tables import looked_up, reached
+from reweight._tensors import Tree, new_leaves
+
+logger = logging.getLogger("reweight")
+
+UNTOUCHED = (
+    "the losses that get weights do not depend on any inner parameter: a detach() or no_grad() in "
+    "losses, or inner_params leaves out what they use"
+)
+
+
+class InnerProblem:
+    """The inner loss of a model on one batch, at given weights of its samples.
+
+    Args:
+        model: the model.
+        evaluate: ``(batch, weights) -> []``, evaluates the inner loss by the model.
+        batch: as the user passed it.
+        weights: ``[B]``, a leaf.
+        loss: the value of the inner loss, with its graph.
+        theta: the inner parameters.
+        tables: those of them that may be represented by the rows that are read.
+        isolation: in which the model is evaluated.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        evaluate: Callable[[Any, Tensor], Tensor],
+        batch: Any,
+        weights: Tensor,
+        loss: Tensor,
+        theta: Tree,
+        tables: Tree,
+        isolation: Isolation,
+    ) -> None:
+        self.evaluate, self.batch, self.weights, self.loss = evaluate, batch, weights, loss
+        self.isolation = isolation
+        self.theta = theta
+        self.tables = looked_up(loss, tables)
+        self._model = model
+        self._point: Point | None = None
+
+    @property
+    def point(self) -> Point:
+        """The values that can be moved to evaluate the loss anew."""
+        if self._point is None:
+            # A compiled part would be compiled again to substitute the rows of a table.
+            tables = {} if is_compiled(self._model) else self.tables
+            self._point = self._movable(Point(self._model, self.theta, tables))
+        return self._point
+
+    def function(self) -> Function:
+        """The inner loss as a function of θ and the weights.
+
+        Raises:
+            ValueError: the loss depends on no inner parameter.
+        """
+        point = self.point
+        point = point.only(reached(self.loss, point.theta))
+        if not point.theta:
+            raise ValueError(UNTOUCHED)
+        return Function(self._objective(point), point.values(), point.rows, point.at)
+
+    def _movable(self, point: Point) -> Point:
+        """``point``, with those tables as a whole whose look-ups ignore substituted rows.
+
+        Substitution does not see a look-up in a scripted function, by a list of indices or by an
+        operator's ``aten`` name, nor one that runs again in a backward pass. Losses may also ask
+        for their gradient by the table itself.
+        """
+        if not point.tables:
+            return point
+        values = new_leaves(point.values())
+        try:
+            with point.at(values):
+                loss = self._objective(point)(values, {"weights": self.weights})
+                torch.autograd.grad(loss, list(values.values()), allow_unused=True)
+        except Exception as error:
+            logger.info("tables are used as a whole; by rows they raise: %s", str(error))
+            return Point(self._model, point.theta, {})
+        missed = reached(loss, {name: table.weight for name, table in point.tables.items()})
+        kept = {name: table for name, table in point.tables.items() if name not in missed}
+        return Point(self._model, point.theta, kept)
+
+    def _objective(self, point: Point) -> Callable[[Tree, Tree], Tensor]:
+        def inner(params: Tree, hparams: Tree) -> Tensor:
+            # The same dropout mask in every evaluation.
+            self.isolation.restore()
+            # Copies of buffers: torch.func can't update captured tensors in place.
+            with point.at(params, buffers=torch.clone), twice_differentiable():
+                return self.evaluate(self.batch, hparams["weights"])
+
+        return inner

@@ -1,0 +1,86 @@
+"""Checks of what a user passes to ``wrap``, when it is passed and at every outer step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+def check_arguments(
+    model: Any, weighter: Any, losses: Any, outer_loss: Any, optimizer: Any, inner_params: Any
+) -> None:
+    """Raise TypeError for an argument of the wrong kind."""
+    for name, value in (("model", model), ("weighter", weighter)):
+        if not isinstance(value, nn.Module):
+            raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    for name, function, takes in (
+        ("losses", losses, "(model, batch)"),
+        ("outer_loss", outer_loss, "(model, batch)"),
+        ("inner_params", inner_params, "(name)"),
+    ):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be a function of {takes}, got {type(function).__name__}")
+    if losses is None and not callable(getattr(model, "losses", None)):
+        raise TypeError(
+            f"losses is missing and {type(model).__name__} has no method losses(batch): pass "
+            "losses=lambda model, batch: ... that returns one loss per sample"
+        )
+
+
+def check_modules(model: nn.Module) -> None:
+    """Raise for modules whose parameters can't be substituted or whose gradients are modified."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{name or 'model'} is a TorchScript module, whose parameters can't be "
+                "substituted: pass the module that it was made from"
+            )
+        if not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            continue
+        for option in ("max_norm", "scale_grad_by_freq"):
+            if getattr(module, option):
+                raise ValueError(
+                    f"{name or 'model'} = {type(module).__name__}({option}="
+                    f"{getattr(module, option)}): its gradients are not those of the loss, so "
+                    "there is no hypergradient. Leave the option off; a penalty in the loss or "
+                    "weight decay bounds the norms as well"
+                )
+
+
+def check_parameters(
+    model: nn.Module, weighter: nn.Module, theta: Mapping[str, Tensor], phi: Mapping[str, Tensor]
+) -> None:
+    """Raise unless there are real inner parameters and weighter parameters, and none is both."""
+    if not theta:
+        raise ValueError(
+            "there are no inner parameters: every parameter of the model is frozen, or "
+            f"inner_params matches none of {[n for n, _ in model.named_parameters()][:5]}"
+        )
+    if not phi:
+        raise ValueError(
+            f"the weighter {type(weighter).__name__} has no trainable parameters: there is "
+            "nothing for the outer problem to learn"
+        )
+    for name, p in (*theta.items(), *phi.items()):
+        if not p.is_floating_point():
+            raise TypeError(
+                f"{name} is complex: hypergradients are of real parameters. Keep its real and "
+                "imaginary parts, torch.view_as_real(...), as the parameter and make the complex "
+                "tensor in forward"
+            )
+    inner = {id(p): name for name, p in theta.items()}
+    for name, p in phi.items():
+        if id(p) in inner:
+            raise ValueError(
+                f"the weighter's {name} is the model's {inner[id(p)]}: weights must not depend on "
+                "inner parameters. Pass what the weighter needs of the model as "
+                "Losses(inputs=...), which are detached"
+            )

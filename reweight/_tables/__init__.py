@@ -1,0 +1,22 @@
+"""Embedding tables by the rows that a batch reads.
+
+The cost of an outer step does not grow with the number of rows of a table: vectors over the
+parameters hold the rows that the batch looks up in the place of the table.
+"""
+
+from reweight._tables.graph import reached, refuse_reentrant
+from reweight._tables.inputs import GraphInputs
+from reweight._tables.lookups import looked_up
+from reweight._tables.substitute import SubstituteRows
+from reweight._tables.table import Table, pick, tables_of
+
+__all__ = [
+    "GraphInputs",
+    "SubstituteRows",
+    "Table",
+    "looked_up",
+    "pick",
+    "reached",
+    "refuse_reentrant",
+    "tables_of",
+]

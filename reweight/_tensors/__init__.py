@@ -1,0 +1,63 @@
+"""Vectors over parameters, nested containers, checks and finite differences.
+
+Nothing here knows about models, losses or solvers.
+"""
+
+from reweight._tensors.checks import can_read, check_finite, check_loss, check_tree, some
+from reweight._tensors.differences import central_difference
+from reweight._tensors.nested import doubled, map_tensors
+from reweight._tensors.seam import all_entries, all_samples, reducing
+from reweight._tensors.vectors import (
+    Tree,
+    as_leaves,
+    axpy,
+    cosine,
+    dense,
+    detached,
+    dot,
+    filled,
+    flatten,
+    max_abs,
+    new_leaves,
+    norm,
+    power_of_two,
+    rounding,
+    scale,
+    stored,
+    tree_map,
+    unflatten,
+    zeros_like,
+)
+
+__all__ = [
+    "Tree",
+    "all_entries",
+    "all_samples",
+    "as_leaves",
+    "axpy",
+    "can_read",
+    "central_difference",
+    "check_finite",
+    "check_loss",
+    "check_tree",
+    "cosine",
+    "dense",
+    "detached",
+    "dot",
+    "doubled",
+    "filled",
+    "flatten",
+    "map_tensors",
+    "max_abs",
+    "new_leaves",
+    "norm",
+    "power_of_two",
+    "reducing",
+    "rounding",
+    "scale",
+    "some",
+    "stored",
+    "tree_map",
+    "unflatten",
+    "zeros_like",
+]

@@ -1,0 +1,11 @@
+"""Where dev batches come from: reorder-and-reuse (BIAO §3.4) and the held-out split.
+
+Both samplers yield *pairs* of index tensors, one batch for the inner problem and one for the outer.
+Both can be stopped and resumed in the middle of an epoch. Orders are pure functions of the seed and
+of the position: no global random state is read or changed.
+"""
+
+from reweight.samplers.reorder_reuse import ReorderReuseSampler
+from reweight.samplers.split import SplitSampler
+
+__all__ = ["ReorderReuseSampler", "SplitSampler"]

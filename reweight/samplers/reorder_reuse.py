@@ -1,0 +1,124 @@
+"""Reorder-and-reuse: every sample serves the inner and the outer problem (BIAO §3.4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from reweight.samplers._arguments import at_least, optional_size, replica
+from reweight.samplers.pairs import PairSampler
+
+
+class ReorderReuseSampler(PairSampler):
+    """Every sample serves both problems: the data in one order for train, in another for dev.
+
+    The reorder-and-reuse strategy of BIAO (§3.4, figure 7; compared with splits in Table 3).
+    An epoch's train batches are a permutation of all samples. The dev batches come from an
+    independent, endless reshuffle of the same samples, so that all serve the outer problem
+    equally often; with ``dev_batch_size=None`` each epoch's dev batches are a permutation too.
+
+    A dev batch validates only if it differs from the train batch of its pair. ``disjoint=True``
+    makes sure of that: where the two share a sample, the dev sample is swapped with a sample of
+    another dev batch, chosen at random. Only where the sizes allow no swap is it replaced by an
+    allowed sample, at random.
+
+    Each ``iter()`` is one epoch; the first is epoch 0. An epoch that was left early is not
+    continued, except from a state. Under data parallelism every rank builds the same pairs and
+    takes its share, so the dev batches of all ranks are disjoint from the train batches of all
+    ranks.
+
+    Args:
+        n: number of samples.
+        batch_size: train samples per pair and replica. An epoch's last batch may be smaller.
+        dev_batch_size: dev samples per pair and replica. None: as many as train samples, in the
+            last pair too.
+        seed: of all orders, 0 or more. The same on every rank.
+        disjoint: keep the two batches of a pair free of common samples, and dev batches free of
+            repeated ones.
+        num_replicas: number of processes that share each pair. Samples that do not divide among
+            them are left out, other ones each epoch.
+        rank: which of these processes this is, from 0.
+
+    Yields:
+        Pairs (train_indices, dev_indices) of 1-D int64 tensors on the CPU.
+
+    Raises:
+        ValueError: a number is out of range, or the two batches together exceed ``n`` although
+            ``disjoint`` is set.
+        TypeError: a number is not an integer.
+
+    Example:
+        >>> from reweight.samplers import ReorderReuseSampler
+        >>> sampler = ReorderReuseSampler(6, 2, seed=1)
+        >>> epoch = list(sampler)
+        >>> [(len(train), len(dev)) for train, dev in epoch]
+        [(2, 2), (2, 2), (2, 2)]
+        >>> sorted(i for _, dev in epoch for i in dev.tolist())
+        [0, 1, 2, 3, 4, 5]
+        >>> any(set(train.tolist()) & set(dev.tolist()) for train, dev in epoch)
+        False
+
+        Stop after one pair of the next epoch, and go on in another process:
+
+        >>> train, dev = next(iter(sampler))
+        >>> resumed = ReorderReuseSampler(6, 2, seed=1)
+        >>> resumed.load_state_dict(sampler.state_dict())
+        >>> len(list(resumed))
+        2
+    """
+
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        *,
+        dev_batch_size: int | None = None,
+        seed: int = 0,
+        disjoint: bool = True,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        self.n = at_least(1, "n", n)
+        self.batch_size = at_least(1, "batch_size", batch_size)
+        self.dev_batch_size = optional_size(dev_batch_size)
+        self.seed = at_least(0, "seed", seed)
+        self.disjoint = bool(disjoint)
+        self.num_replicas, self.rank = replica(num_replicas, rank)
+        dev_size = self.batch_size if self.dev_batch_size is None else self.dev_batch_size
+        if self.n < self.num_replicas:
+            raise ValueError(
+                f"n = {self.n} samples cannot be shared by num_replicas = {self.num_replicas}, "
+                "which need one each; use fewer replicas"
+            )
+        needed = (self.batch_size + dev_size) * self.num_replicas
+        if self.disjoint and needed > self.n:
+            times = f" on each of {self.num_replicas} replicas" if self.num_replicas > 1 else ""
+            raise ValueError(
+                f"batch_size = {self.batch_size} and dev_batch_size = {dev_size}{times} take "
+                f"{needed} samples, but n = {self.n}: a dev batch cannot stay clear of the train "
+                "batch it is paired with; lower batch_size or dev_batch_size, or set disjoint=False"
+            )
+        samples = np.arange(self.n)
+        super().__init__(
+            samples,
+            samples,
+            batch_size=self.batch_size,
+            dev_batch_size=dev_size,
+            match_sizes=self.dev_batch_size is None,
+            distinct=self.disjoint,
+            seed=self.seed,
+            num_replicas=self.num_replicas,
+            rank=self.rank,
+        )
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "sampler": type(self).__name__,
+            "n": self.n,
+            "batch_size": self.batch_size,
+            "dev_batch_size": self.dev_batch_size,
+            "seed": self.seed,
+            "disjoint": self.disjoint,
+            "num_replicas": self.num_replicas,
+        }

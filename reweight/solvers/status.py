@@ -1,0 +1,84 @@
+"""How a linear solve can end."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Status(str, Enum):
+    """How a solve ended. The value of a member is the sentence for the user."""
+
+    CONVERGED = "the linear system is solved to the tolerance"
+    TRUNCATED = (
+        "the series was cut before it converged: a regularised direction, not the inverse; "
+        "for the inverse raise num_terms or use ConjugateGradient"
+    )
+    MAX_STEPS = (
+        "the step limit came before the tolerance; raise max_steps, or add damping to make the "
+        "system better conditioned"
+    )
+    DIVERGING = (
+        "the terms of the series grow: the step size is above 2/λmax; lower step_size or use "
+        'step_size="auto"'
+    )
+    NEGATIVE_CURVATURE = (
+        "the Hessian is not positive definite along a search direction: it is flat there, or the "
+        "inner problem is not at a minimum; add damping of at least the negative curvature, or "
+        "train the inner problem further"
+    )
+    ILL_CONDITIONED = (
+        "the residual is small, but directions of small curvature can hide a larger error behind "
+        "it; solve further (a lower rtol, more steps, terms or columns), or add damping"
+    )
+    DISJOINT = (
+        "the outer loss uses no parameter that the inner loss moves, so the hypergradient is zero; "
+        "is it the loss of another head or model than the losses that get weights, or only of "
+        "rows of tables that the train batch does not read?"
+    )
+    NOISY_PRODUCTS = (
+        "the system is solved for products that carry an error of their own, as finite differences "
+        "do; use float64, or layers that can be differentiated twice"
+    )
+    UNCONFIRMED = (
+        "the solver reports an answer, but the residual measured afterwards is too large: it "
+        "tests something else, or rounding is the cause; lower rtol, use float64 or add damping"
+    )
+    APPROXIMATED = (
+        "the Hessian was replaced by a multiple of the identity: the direction is only right "
+        "where all curvatures are alike; use Neumann or ConjugateGradient for more"
+    )
+    LOW_RANK = (
+        "the Hessian was replaced by a low-rank matrix plus damping: the direction is only right "
+        "where the rest of the Hessian is like that damping; raise rank, or choose a damping near "
+        "the curvatures that are left out"
+    )
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def design(self) -> str:
+        """What the solver computes in the place of the inverse, or ``""`` if it aims at that."""
+        return _DESIGNS.get(self, "")
+
+    @property
+    def by_design(self) -> bool:
+        """Whether the choice of the solver explains that the system is not solved."""
+        return bool(self.design)
+
+    @property
+    def alarming(self) -> bool:
+        """Whether no choice of a solver explains the ending, so that the user is to be warned."""
+        return self in (Status.DIVERGING, Status.UNCONFIRMED, Status.DISJOINT)
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing is left to solve, as far as the solver can tell."""
+        return self in (Status.CONVERGED, Status.DISJOINT)
+
+
+_DESIGNS = {
+    Status.TRUNCATED: "a truncated, regularised direction",
+    Status.LOW_RANK: "the solution for a low-rank matrix plus damping",
+    Status.APPROXIMATED: "the solution for a multiple of the identity",
+}
