@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from problems import mean_squared_error, ridge, squared_errors
 from torch import Tensor, nn
 
+from _support.problems import mean_squared_error, ridge, squared_errors
 from reweight import (
     CheckRow,
     ConjugateGradient,

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from problems import PROBLEMS, SOLVERS, allowed_error, strategy
 
+from benchmarks.catalogue.problems import PROBLEMS
+from benchmarks.catalogue.solvers import SOLVERS, allowed_error, strategy
 from reweight import ConjugateGradient, ImplicitHypergradient, Neumann, Nystrom, Status
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from operations import Bag
-from problems import relative_error
 from torch import Tensor, nn
 
+from benchmarks.catalogue.operations import Bag
+from benchmarks.catalogue.problems import relative_error
 from reweight import (
     ConjugateGradient,
     Hypergradient,

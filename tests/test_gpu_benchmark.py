@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import gpu
+from benchmarks import gpu
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

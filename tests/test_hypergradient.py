@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from problems import Ridge, mean_squared_error, relative_error, ridge, squared_errors
 from torch import Tensor, nn
 
+from _support.problems import Ridge, mean_squared_error, ridge, squared_errors
+from benchmarks.catalogue.problems import relative_error
 from reweight import (
     ConjugateGradient,
     Hypergradient,

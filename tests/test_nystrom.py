@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import Counted, relative_error, spd
 from torch import Tensor
 
+from _support.problems import Counted, spd
+from benchmarks.catalogue.problems import relative_error
 from reweight import Nystrom, Status
 
 seeds = st.integers(0, 100_000)

@@ -8,9 +8,10 @@ import warnings
 
 import pytest
 import torch
-from operations import NOT_ITS_OWN, OPERATIONS
-from problems import relative_error
 from torch import Tensor
+
+from benchmarks.catalogue.operations import NOT_ITS_OWN, OPERATIONS
+from benchmarks.catalogue.problems import relative_error
 
 SERVED = [name for name, operation in OPERATIONS.items() if not operation.refused]
 REFUSED = [name for name in OPERATIONS if name not in SERVED]

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from problems import classification, mean_squared_error, quadratic, relative_error, squared_errors
 from torch import Tensor, nn
 
+from _support.problems import mean_squared_error, squared_errors
+from benchmarks.catalogue.problems import classification, quadratic, relative_error
 from reweight import (
     ConjugateGradient,
     Hypergradient,

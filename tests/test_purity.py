@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from operations import Bag
-from problems import mean_squared_error, squared_errors
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from _support.problems import mean_squared_error, squared_errors
+from benchmarks.catalogue.operations import Bag
 from reweight import (
     ConjugateGradient,
     Hypergradient,

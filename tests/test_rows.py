@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import relative_error
 from torch import Tensor, nn
 from torch.autograd.functional import hessian
 from torch.func import functional_call
@@ -21,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import reweight
+from benchmarks.catalogue.problems import relative_error
 from reweight import ConjugateGradient, Identity, ImplicitHypergradient, Neumann, SecondMoments
 from reweight._rows import looked_up, tables_of
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operations import Bag, Detaching
 from torch import Tensor, nn
 
+from benchmarks.catalogue.operations import Bag, Detaching
 from reweight import (
     ImplicitHypergradient,
     LossWeighter,

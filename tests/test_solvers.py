@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from problems import relative_error, spd
 from torch import Tensor
 
+from _support.problems import spd
+from benchmarks.catalogue.problems import relative_error
 from reweight import ConjugateGradient, Identity, Neumann, Nystrom, PowerIteration, Solution, Status
 from reweight.solvers import LinearSolver
 

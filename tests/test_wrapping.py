@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from problems import mean_squared_error, relative_error, squared_errors
 from torch import Tensor, nn
 
+from _support.problems import mean_squared_error, squared_errors
+from benchmarks.catalogue.problems import relative_error
 from reweight import (
     ConjugateGradient,
     ConstantWeighter,
