@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
@@ -84,7 +86,7 @@ def test_a_negative_eigenvalue_is_left_out_and_told() -> None:
     b = torch.ones(3, dtype=torch.float64)
     solution = Nystrom(3, 0.5)(Counted(matrix), b)
     assert solution.status is Status.NEGATIVE_CURVATURE
-    assert "eigenvalue of -1 among the chosen columns was left out" in solution.detail
+    assert re.search("eigenvalue.* -1", solution.detail)
     assert solution.smallest_curvature == pytest.approx(-1.0)
     expected = torch.tensor([1 / 2.5, 1 / 0.5, 1 / 3.5], dtype=torch.float64)
     torch.testing.assert_close(solution.value, expected)
