@@ -181,13 +181,13 @@ def losses(model: nn.Module, batch: Any) -> Tensor:
     return error
 
 
-def make(solver: Any = None) -> Reweighted:
+def make(solver: Any = None, outer_loss: Any = None) -> Reweighted:
     torch.manual_seed(0)
     return wrap(
         nn.Linear(3, 1),
         LossWeighter(4),
         losses,
-        lambda model, batch: losses(model, batch).mean(),
+        outer_loss or (lambda model, batch: losses(model, batch).mean()),
         hypergradient=ImplicitHypergradient(solver or Neumann()),
     )
 
@@ -215,17 +215,15 @@ def test_the_identity_agrees_with_itself_and_less_with_the_inverse() -> None:
 
 
 def test_the_cosine_of_opposite_dev_losses_is_minus_one_and_told() -> None:
-    rw = make()
     sign = {0: 1.0, 1: -1.0}
-    rw._outer_loss = lambda model, b: sign[b] * losses(model, batch(1)).mean()
+    rw = make(outer_loss=lambda model, b: sign[b] * losses(model, batch(1)).mean())
     found = agreement(rw, batch(0), 0, 1)
     assert found.other_dev == pytest.approx(-1.0)
     assert "disagree" in found.message and found.message in str(found)
 
 
 def test_a_zero_hypergradient_has_no_direction() -> None:
-    rw = make()
-    rw._outer_loss = lambda model, b: b * losses(model, batch(1)).mean()
+    rw = make(outer_loss=lambda model, b: b * losses(model, batch(1)).mean())
     found = agreement(rw, batch(0), 1.0, 0.0)
     assert math.isnan(found.other_dev) and "zero" in found.message
 

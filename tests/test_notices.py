@@ -93,18 +93,21 @@ def test_weights_at_their_bound_are_told() -> None:
 
 def test_influences_that_cancel_are_no_weights_at_their_bound() -> None:
     """As at an optimum of a weight that all samples share."""
-    rw = wrap(
-        nn.Linear(3, 1),
-        ConstantWeighter(),
-        losses,
-        lambda model, b: losses(model, b).mean() - losses(model, TRAIN).mean(),
-    )
+
+    class Slope(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(()))
+
+    def opposed(model: nn.Module, b: Tensor) -> Tensor:
+        return model.w.square() + model.w * b
+
+    rw = wrap(Slope(), ConstantWeighter(), opposed, lambda model, b: 3.0 * model.w)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        weights = rw._weigh(Losses(torch.ones(2)))
-        phi = dict(rw.weighter.named_parameters())
-        gradient = rw._through_weighter(phi, weights, torch.tensor([1.0, -1.0]), {})
-    assert not any(bool(g.any()) for g in gradient.values())
+        result = rw.hypergradient(torch.tensor([1.0, -1.0]), DEV)
+    assert result.influence[0] == -result.influence[1] != 0.0
+    assert not any(bool(g.any()) for g in result.grads.values())
 
 
 def test_heads_that_do_not_meet_are_told() -> None:
