@@ -11,7 +11,6 @@ from reweight import (
     ImplicitHypergradient,
     Neumann,
     Nystrom,
-    PowerIteration,
     SolveInfo,
 )
 from reweight.verdict import TRUSTED_ERROR
@@ -23,7 +22,6 @@ SOLVERS: dict[str, tuple[Any, bool]] = {
     "Neumann(3, step_size=1.0)": (Neumann(3, step_size=1.0), False),
     "Neumann(30, step_size=1.0)": (Neumann(30, step_size=1.0), False),
     "Neumann(500)": (Neumann(500), False),
-    "Neumann(500, PowerIteration())": (Neumann(500, PowerIteration()), False),
     "Neumann(500), preconditioned": (Neumann(500), True),
     "CG()": (ConjugateGradient(), False),
     "CG(200, rtol=1e-10)": (ConjugateGradient(200, rtol=1e-10), False),
@@ -31,7 +29,6 @@ SOLVERS: dict[str, tuple[Any, bool]] = {
     "CG(200, rtol=1e-10), preconditioned": (ConjugateGradient(200, rtol=1e-10), True),
     "Nystrom(4)": (Nystrom(4), False),
     "Nystrom(100, 1e-6)": (Nystrom(100, damping=1e-6), False),
-    "Nystrom(6, leverage)": (Nystrom(6, columns="leverage"), False),
 }
 
 
