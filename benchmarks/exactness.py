@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from problems import PROBLEMS, SOLVERS, Bilevel, allowed_error, strategy
-
+from benchmarks.catalogue.problems import PROBLEMS, Bilevel
+from benchmarks.catalogue.solvers import SOLVERS, allowed_error, strategy
 from reweight.verdict import TRUSTED_ERROR
 
 

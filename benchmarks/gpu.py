@@ -26,9 +26,8 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from _behaviours import behaviours
-from _measure import machine, seconds_of
-
+from benchmarks._behaviours import behaviours
+from benchmarks._measure import machine, seconds_of
 from cdr.batches import PairBatch
 from cdr.data import CrossDomainData, build
 from cdr.models.conet import CoNetOptions

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import textwrap
 import time
 import warnings
@@ -21,9 +20,8 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from operations import OPERATIONS, Operation
-from problems import relative_error
+from benchmarks.catalogue.operations import OPERATIONS, Operation
+from benchmarks.catalogue.problems import relative_error
 
 REPEATS = 7
 

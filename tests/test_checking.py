@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from problems import mean_squared_error, ridge, squared_errors
 from torch import Tensor, nn
 
+from _support.problems import mean_squared_error, ridge, squared_errors
 from reweight import (
     CheckRow,
     ConjugateGradient,
@@ -20,7 +21,6 @@ from reweight import (
     Losses,
     LossWeighter,
     Neumann,
-    PowerIteration,
     Reweighted,
     SampleWeighter,
     SecondMoments,
@@ -35,6 +35,10 @@ from reweight.checking import descent
 
 SIZE = 8
 EXACT = ConjugateGradient(max_steps=100, rtol=1e-10)
+
+# What a verdict says, in whichever words.
+SET_UP = re.compile("set-?up is right")
+NOT_COMPARED = re.compile("not be compared", re.IGNORECASE)
 
 
 def batch(seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,7 +93,7 @@ def test_an_exact_solver_agrees(kind: str, reduction: Any, damping: float) -> No
     report = check_hypergradient(rw, TRAIN, DEV, rtol=1e-5, raise_on_mismatch=True)
     assert report.ok and report.error < 1e-5
     assert report.inner_gradient < 1e-8
-    assert report.advice == "nothing to mend"
+    assert "nothing" in report.advice
     assert [row.name for row in report.rows] == [n for n, _ in rw.weighter.named_parameters()]
     assert any(abs(row.finite_difference) > 1e-4 for row in report.rows)
 
@@ -136,8 +140,7 @@ def test_a_truncated_solver_is_told_from_a_wrong_set_up() -> None:
     report = check_hypergradient(make(network("mlp"), solver=Neumann(1)), TRAIN, DEV)
     assert not report.ok
     assert report.exact_error < 1e-5 < report.error
-    assert "the set-up is right" in report.advice
-    assert "the series was cut" in report.advice and "raise num_terms" in report.advice
+    assert SET_UP.search(report.verdict) and "num_terms" in report.advice
 
 
 class SideChannel(SampleWeighter):
@@ -157,8 +160,7 @@ def test_a_weighter_that_reads_the_model_by_a_side_channel_is_told() -> None:
     rw = make(model, weighter=SideChannel(model))
     report = check_hypergradient(rw, TRAIN, DEV)
     assert not report.ok and report.exact_error > 1e-3
-    assert "SideChannel reads inner parameters by a side channel" in report.advice
-    assert "Losses(inputs=...)" in report.advice
+    assert "SideChannel" in report.advice and "inputs=" in report.advice
 
 
 def test_the_same_weighter_agrees_when_it_is_handed_what_it_needs() -> None:
@@ -191,8 +193,7 @@ def test_a_gradient_that_is_not_of_the_loss_is_told() -> None:
 
     report = check_hypergradient(make(outer_loss=outer), TRAIN, DEV)
     assert report.error == pytest.approx(1.0, rel=1e-3)
-    assert "also an exact solve disagrees" in report.advice
-    assert "custom gradients" in report.advice
+    assert "exact" in report.advice and "custom" in report.advice
 
 
 def test_a_singular_inner_problem_is_told() -> None:
@@ -203,7 +204,7 @@ def test_a_singular_inner_problem_is_told() -> None:
     report = check_hypergradient(make(decay=0.0, outer_loss=outer), few, DEV)
     # Two samples are fitted exactly whatever their weights, so there is nothing to learn.
     assert report.ok and all(abs(row.finite_difference) < 1e-6 for row in report.rows)
-    assert "little was tested" in str(report)
+    assert "tested" in report.advice
 
 
 def test_a_mismatch_raises_with_the_report_when_asked_to() -> None:
@@ -217,18 +218,17 @@ def test_a_mismatch_raises_with_the_report_when_asked_to() -> None:
 
 
 def test_the_report_is_a_table_that_a_person_can_read() -> None:
-    lines = str(check_hypergradient(make(), TRAIN, DEV)).splitlines()
-    assert lines[0].startswith("hypergradient agrees with finite differences: relative error")
-    assert lines[1].split() == [
-        *("parameter", "hypergradient", "exact", "solve", "finite", "diff.", "error")
-    ]
+    report = check_hypergradient(make(), TRAIN, DEV)
+    lines = str(report).splitlines()
+    assert "agrees" in lines[0] and f"{report.error:.2g}" in lines[0]
+    assert re.search("parameter.*hypergradient.*exact.*finite.*error", lines[1])
     table = lines[1:6]
     assert len({len(line) for line in table}) == 1
     assert [line.split()[0] for line in table[1:]] == [
         n for n, _ in trained_weighter().named_parameters()
     ]
-    assert lines[6] == "advice:   nothing to mend"
-    assert lines[7].startswith("position: your parameters are not at a minimum")
+    assert lines[6].startswith("advice:") and lines[6].endswith(report.advice)
+    assert lines[7].startswith("position:")
     assert all(len(line) <= 110 for line in lines)
 
 
@@ -274,7 +274,7 @@ def test_losses_that_do_not_follow_the_copy_are_explained() -> None:
     )
     single = make(losses=lambda model, b: squared_errors(model, b) @ torch.eye(SIZE))
     for rw in (remembered, single):
-        with pytest.raises(RuntimeError, match="float64 copy.*not the one they are given"):
+        with pytest.raises(RuntimeError, match="float64 copy"):
             check_hypergradient(rw, TRAIN, DEV)
 
 
@@ -330,25 +330,28 @@ def test_a_problem_without_a_minimum_is_compared_with_damping(losses: Any, act: 
     report = check_hypergradient(rw, TRAIN, DEV)
     assert report.damping > 0.0
     assert report.ok and report.exact_error < 1e-3
-    assert f", damping {report.damping:g})" in report.verdict
-    assert f"damping:  {report.damping:g} was added to the inner problem" in str(report)
+    assert f"damping {report.damping:g}" in report.verdict
+    assert any(
+        line.startswith("damping:") and f"{report.damping:g}" in line
+        for line in str(report).splitlines()
+    )
 
 
 def test_a_wrong_gradient_is_found_where_damping_is_needed_too() -> None:
     rw = make(optimizer=None, losses=cross_entropies, outer_loss=scaled(2.0))
     report = check_hypergradient(rw, TRAIN, DEV)
     assert not report.ok
-    assert "the gradient of the outer loss is 2 times" in report.advice
+    assert re.search(r"outer loss\b.*\b2\b", report.advice)
 
 
 def test_what_a_perfect_fit_hides_is_looked_at_with_damping() -> None:
     few = tuple(t[:2] for t in TRAIN)
     right = check_hypergradient(make(decay=0.0), few, DEV)
     assert right.ok and right.damping == 0.0
-    assert "With damping" in right.advice and "an exact solve agrees to" in right.advice
+    assert "damping" in right.advice and "exact" in right.advice
     wrong = check_hypergradient(make(decay=0.0, outer_loss=scaled(3.0)), few, DEV)
     assert not wrong.ok and wrong.damping > 0.0
-    assert "3 times the slope" in wrong.advice
+    assert re.search(r"outer loss\b.*\b3\b", wrong.advice)
 
 
 def test_a_model_trained_on_its_dev_batch_is_no_mismatch() -> None:
@@ -358,7 +361,7 @@ def test_a_model_trained_on_its_dev_batch_is_no_mismatch() -> None:
     rw = make(model, optimizer=None, weighter=TableWeighter(SIZE).double(), losses=with_ids)
     report = check_hypergradient(rw, train, train)
     assert report.ok
-    assert "little was tested" in report.advice and "train batch for its dev" in report.advice
+    assert "tested" in report.advice and "train batch" in report.advice
 
 
 def test_what_could_not_be_compared_has_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,11 +370,10 @@ def test_what_could_not_be_compared_has_no_numbers(monkeypatch: pytest.MonkeyPat
     assert not report.ok and math.isnan(report.error)
     assert all(math.isnan(row.finite_difference) and math.isnan(row.error) for row in report.rows)
     assert all(math.isfinite(row.hypergradient) for row in report.rows)
-    assert report.verdict == "hypergradient COULD NOT BE COMPARED with finite differences"
+    assert NOT_COMPARED.search(report.verdict)
     lines = str(report).splitlines()
     assert lines[2].split()[3:] == ["-", "-"]
-    assert f"its gradient is still {report.inner_gradient:.2g} of the outer" in report.advice
-    assert "train further first" in report.advice
+    assert f"{report.inner_gradient:.2g}" in report.advice and "train" in report.advice
 
 
 @pytest.mark.parametrize("dense", [True, False])
@@ -419,18 +421,30 @@ def test_dropout_is_one_and_the_same_throughout() -> None:
     assert check_hypergradient(make(model, weighter=weighter), TRAIN, DEV, rtol=1e-5).ok
 
 
+class Counting:
+    """Solves exactly, and remembers that it did."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, matvec: Any, b: Any) -> Solution:
+        self.calls += 1
+        return EXACT(matvec, b)
+
+
 def test_what_an_optimizer_or_a_solver_remembers_is_taken_along() -> None:
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), weight_decay=0.2)
     mean_squared_error(model, TRAIN).backward()
     optimizer.step()
     optimizer.zero_grad()
-    largest = PowerIteration()
-    solver = Neumann(4000, step_size=largest)
+    solver = Counting()
     strategy = ImplicitHypergradient(solver, preconditioner=SecondMoments())
     rw = make(model, optimizer=optimizer, hypergradient=strategy)
     assert check_hypergradient(rw, TRAIN, DEV).ok
-    assert largest._direction is None and rw._hypergradient is strategy
+    assert solver.calls == 0
+    rw.hypergradient(TRAIN, DEV)
+    assert solver.calls == 1
 
 
 # -- what a mismatch comes from ------------------------------------------------------------------
@@ -454,23 +468,23 @@ def scaled(factor: float) -> Callable[[nn.Module, Any], Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("factor", "reason"),
+    ("factor", "reasons"),
     [
-        (2.0, "as where a loss is counted twice"),
-        (0.5, "as where half a loss is counted"),
-        (-1.0, "as behind a gradient reversal"),
-        (float(SIZE), f"as where a mean over the {SIZE} samples is taken for a sum"),
-        (1.0 / SIZE, f"as where a mean over the {SIZE} samples is taken twice"),
-        (3.0, ""),
+        (2.0, {"twice"}),
+        (0.5, {"half"}),
+        (-1.0, {"reversal"}),
+        (float(SIZE), {"mean", "sum", f"{SIZE} samples"}),
+        (1.0 / SIZE, {"mean", "twice", f"{SIZE} samples"}),
+        (3.0, set()),
     ],
 )
-def test_a_common_factor_is_named(factor: float, reason: str) -> None:
+def test_a_common_factor_is_named(factor: float, reasons: set[str]) -> None:
     report = check_hypergradient(make(outer_loss=scaled(factor)), TRAIN, DEV)
     assert not report.ok
-    assert f"all parameters by the same factor {factor:.3g}:" in report.advice
-    assert f"the gradient of the outer loss is {factor:.3g} times the slope" in report.advice
-    assert reason in report.advice
-    assert ("as where" in report.advice or "as behind" in report.advice) == bool(reason)
+    assert f"factor {factor:.3g}" in report.advice
+    assert re.search(rf"outer loss\b.* {factor:.3g}\b", report.advice)
+    words = ("twice", "half", "reversal", "mean", "sum", f"{SIZE} samples")
+    assert {w for w in words if re.search(rf"\b{w}\b", report.advice)} == reasons
 
 
 def test_a_wrong_gradient_of_the_weights_is_told() -> None:
@@ -483,7 +497,7 @@ def test_a_wrong_gradient_of_the_weights_is_told() -> None:
     weighter = Weighter(4)
     nn.init.normal_(weighter.mlp[-1].weight, std=0.3)
     report = check_hypergradient(make(weighter=weighter), TRAIN, DEV)
-    assert not report.ok and "the gradient of the weights of Weighter is 2 times" in report.advice
+    assert not report.ok and re.search(r"weights of Weighter\b.*\b2\b", report.advice)
 
 
 def test_a_detach_inside_is_told() -> None:
@@ -492,8 +506,7 @@ def test_a_detach_inside_is_told() -> None:
 
     report = check_hypergradient(make(outer_loss=outer), TRAIN, DEV)
     assert not report.ok
-    assert "the gradient of the outer loss is not the slope" in report.advice
-    assert "detach()" in report.advice
+    assert "outer loss" in report.advice and "detach()" in report.advice
 
 
 def test_straight_through_gradients_are_told() -> None:
@@ -507,10 +520,10 @@ def test_straight_through_gradients_are_told() -> None:
     def fixed(model: nn.Module, b: Any) -> Losses:
         return Losses(squared_errors(model, b), rounded(model, b).mean())
 
-    for losses, what in ((rounded, "losses that get weights"), (fixed, "fixed losses")):
+    for losses, what in ((rounded, "weight(s|ed)"), (fixed, "fixed")):
         report = check_hypergradient(make(losses=losses), TRAIN, DEV)
-        assert not report.ok and "COULD NOT BE COMPARED" in report.verdict
-        assert f"the gradient of the {what} is not the slope of the value" in report.advice
+        assert not report.ok and NOT_COMPARED.search(report.verdict)
+        assert re.search(rf"gradient of the .*\b{what}\b", report.advice)
 
 
 def test_noise_of_ones_own_is_told() -> None:
@@ -521,7 +534,7 @@ def test_noise_of_ones_own_is_told() -> None:
 
     report = check_hypergradient(make(losses=losses), TRAIN, DEV)
     assert not report.ok
-    assert "the losses that get weights are others on every call" in report.advice
+    assert re.search(r"weight(s|ed)\b.*every call", report.advice)
 
 
 def test_a_cast_to_single_precision_is_told() -> None:
@@ -530,8 +543,7 @@ def test_a_cast_to_single_precision_is_told() -> None:
 
     report = check_hypergradient(make(losses=losses), TRAIN, DEV, rtol=1e-8)
     assert not report.ok
-    assert "computed in float32 on the float64 copy" in report.advice
-    assert "take .float() and the like out" in report.advice
+    assert "float32" in report.advice and ".float()" in report.advice
 
 
 def test_wrong_second_derivatives_are_told() -> None:
@@ -550,8 +562,8 @@ def test_wrong_second_derivatives_are_told() -> None:
 
     forced = check_hypergradient(make(network("mlp"), losses=losses, hvp="autograd"), TRAIN, DEV)
     assert not forced.ok
-    assert "second derivatives in hvp mode 'autograd' are wrong" in forced.advice
-    assert 'use hvp="auto"' in forced.advice
+    assert re.search("second derivatives.*'autograd'", forced.advice)
+    assert 'hvp="auto"' in forced.advice
     other = make(network("mlp"), losses=losses, hvp="finite_difference")
     assert check_hypergradient(other, TRAIN, DEV).ok
 
@@ -582,33 +594,30 @@ def test_a_solver_that_leaves_a_part_out_is_told(decay: float, damping: float, w
     rw = make(network("mlp"), solver, decay, damping)
     report = check_hypergradient(rw, TRAIN, DEV)
     assert not report.ok and report.exact_error < 1e-6
-    assert report.verdict.startswith("the set-up is right, but Own(factor=1.0, shift=")
-    assert f"gives is the hypergradient without {what}: it solves with" in report.advice
-    assert "the matvec it is handed" in report.advice
+    assert SET_UP.search(report.verdict) and "Own(factor=1.0, shift=" in report.verdict
+    assert f"without {what}" in report.advice and "matvec" in report.advice
 
 
 def test_a_solver_that_loses_a_factor_is_told() -> None:
     report = check_hypergradient(make(solver=Own(factor=0.1)), TRAIN, DEV)
-    assert report.verdict.endswith(
-        "but Own(factor=0.1) does not solve the linear system well enough"
-    )
-    assert "off by the same factor 0.1 for all parameters" in report.advice
+    assert "Own(factor=0.1)" in report.verdict
+    assert "factor 0.1" in report.advice
 
 
 @pytest.mark.parametrize(
     ("solver", "verdict"),
     [
-        (Neumann(), "Neumann(num_terms=3) is a truncated, regularised direction by design"),
-        (Identity(0.3), "Identity(step_size=0.3) takes the Hessian for a multiple of the identity"),
-        (ConjugateGradient(2), "but ConjugateGradient(max_steps=2) does not solve"),
-        (Own(1.0 + 1e-4), "Own(factor=1.0001) solves to a residual of 0.0001, not to the 1e-06"),
+        (Neumann(), r"Neumann\(num_terms=3\).*truncated"),
+        (Identity(0.3), r"Identity\(step_size=0\.3\).*multiple of the identity"),
+        (ConjugateGradient(2), r"ConjugateGradient\(max_steps=2\).*not solve"),
+        (Own(1.0 + 1e-4), r"Own\(factor=1\.0001\).*residual.*0\.0001.*1e-06"),
     ],
 )
 def test_the_verdict_says_what_kind_of_solver_it_is(solver: Any, verdict: str) -> None:
     report = check_hypergradient(make(network("mlp"), solver), TRAIN, DEV, rtol=1e-6)
-    assert report.verdict.startswith("the set-up is right") and verdict in report.verdict
-    assert "DISAGREES" not in str(report)
-    assert "with the linear system solved exactly the two agree to" in report.advice
+    assert SET_UP.search(report.verdict) and re.search(verdict, report.verdict)
+    assert "disagrees" not in str(report).lower()
+    assert f"{report.exact_error:.1g}" in report.advice
     assert len(str(report).splitlines()[0]) <= 110
 
 
@@ -687,18 +696,18 @@ def test_a_loop_that_trains_what_wrap_was_told_is_confirmed(told: Any, reduction
         return total + decay(model, told or 0.0)
 
     said = position(loop, told, reduction=reduction)
-    assert said.startswith("your parameters are at the minimum of this problem (relative gradient")
-    assert said.endswith("it is the one your loop trains")
+    assert re.search("(?<!not )at (the|a) minimum", said)
 
 
 def test_weight_decay_that_wrap_was_not_told_of_is_told() -> None:
     said = position(lambda m: weighted(m).mean() + decay(m, 0.3))
-    assert "your loop seems to train with weight decay of about 0.3," in said
-    assert "pass optimizer=" in said and "Losses(fixed=...)" in said
+    assert re.search(r"weight decay\b.* 0\.3\b", said) and "matrices" not in said
+    assert "optimizer=" in said and "fixed=" in said
     said = position(lambda m: weighted(m).mean() + decay(m, 0.3, matrices_only=True))
-    assert "weight decay of about 0.3 on its matrices" in said
+    assert re.search(r"weight decay\b.* 0\.3\b.*matrices", said)
     # Seen long before it matters.
-    assert "about 0.01," in position(lambda m: weighted(m).mean() + decay(m, 1e-2))
+    said = position(lambda m: weighted(m).mean() + decay(m, 1e-2))
+    assert re.search(r"weight decay\b.* 0\.01\b", said)
 
 
 def test_other_weight_decay_than_the_optimizers_is_told() -> None:
@@ -706,13 +715,12 @@ def test_other_weight_decay_than_the_optimizers_is_told() -> None:
         return lambda m: weighted(m).mean() + decay(m, rate)
 
     said = position(loop(0.3), told=0.1)
-    assert "about 0.2 more weight decay than the optimizer says" in said
-    assert "(0.3 in place of 0.1)" in said and "pass the one your loop steps" in said
+    assert re.search(r"\b0\.2 more weight decay\b.*optimizer", said)
+    assert re.search(r"\b0\.3\b.*\b0\.1\b", said)
     said = position(loop(0.1), told=0.3)
-    assert "about 0.2 less weight decay than the optimizer says" in said
+    assert re.search(r"\b0\.2 less weight decay\b.*optimizer", said)
     said = position(loop(0.0), told=0.3, optimizer=torch.optim.AdamW)
-    assert "about 0.3 less weight decay than AdamW says (0 in place of 0.3)" in said
-    assert "decoupled decay" in said
+    assert re.search(r"\b0\.3 less weight decay\b.*AdamW", said) and "decoupled" in said
 
 
 @pytest.mark.parametrize("losses", [with_ids, with_fixed])
@@ -727,31 +735,28 @@ def test_another_reduction_is_told(losses: Any) -> None:
         return value
 
     said = position(loop(SIZE), 0.3, losses)
-    assert 'sum the weighted losses, where wrap was told reduction="mean"' in said
-    assert 'pass reduction="sum"' in said
+    assert re.search('reduction="mean".*reduction="sum"', said)
     said = position(loop(1.0), 0.3, losses, "sum")
-    assert 'average the weighted losses, where wrap was told reduction="sum"' in said
-    assert 'pass reduction="mean"' in said
+    assert re.search('reduction="sum".*reduction="mean"', said)
     said = position(loop(1.0 / SIZE), 0.3, losses)
-    assert f"divide the weighted losses by their number, {SIZE}, once more" in said
+    assert re.search(rf"divide\b.*\b{SIZE}\b", said)
 
 
 def test_another_factor_is_told_beside_fixed_losses() -> None:
     said = position(
         lambda m: 0.4 * weighted(m).mean() + mean_squared_error(m, DEV_DOUBLE), losses=with_fixed
     )
-    assert "count the weighted losses 0.4 times as much beside the fixed ones" in said
+    assert re.search(r"\b0\.4\b.*\bfixed\b", said)
 
 
 def test_a_loop_without_weights_is_told() -> None:
     said = position(lambda m: squared_errors(m, TRAIN_DOUBLE).mean() + decay(m, 0.3), 0.3)
-    assert "train on losses without their weights" in said and "rw.loss(batch)" in said
+    assert re.search(r"without\b.*\bweights\b", said) and "rw.loss(batch)" in said
 
 
 def test_a_model_that_is_not_at_a_minimum_is_told() -> None:
     said = check_hypergradient(make(), TRAIN, DEV).position
-    assert said.startswith("your parameters are not at a minimum of the inner problem on this")
-    assert "training is not done" in said and "exact only at a minimum" in said
+    assert "not at a minimum" in said and "only at a minimum" in said
 
 
 def test_two_parameters_prove_nothing() -> None:

@@ -83,15 +83,15 @@ def test_equal_weights_are_all_effective_and_a_single_one_is_one() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([1.0] * 8, "nothing has been learned"),
-        ([2.0] * 8, "moved to 2 and tell no sample from another.*start the outer steps later"),
-        ([0.0] * 8, "every weight is zero"),
-        ([1.0] + [0.0] * 19, "collapsed onto a few samples.*lower the outer learning rate"),
-        ([2.0] + [0.0] * 7, "collapsed onto a few samples"),
-        ([1.98, 1.99, 2.0, 1.985], "moved to 1.99 and tell no sample from another"),
-        ([1.0, -0.5, 2.0], "1 of 3 weights are negative, down to -0.5.*softplus"),
-        ([2.0, 2.0, 0.1, 0.1], "tell samples apart"),
-        ([0.7], "tell samples apart"),
+        ([1.0] * 8, "learned"),
+        ([2.0] * 8, r"\b2\b.*bound.*outer"),
+        ([0.0] * 8, "zero"),
+        ([1.0] + [0.0] * 19, "collapsed.*outer learning rate"),
+        ([2.0] + [0.0] * 7, "collapsed"),
+        ([1.98, 1.99, 2.0, 1.985], r"\b1\.99\b.*bound.*outer"),
+        ([1.0, -0.5, 2.0], r"1 of 3.*negative.* -0\.5"),
+        ([2.0, 2.0, 0.1, 0.1], "apart"),
+        ([0.7], "apart"),
     ],
 )
 def test_a_summary_says_what_the_weights_do(values: list[float], message: str) -> None:
@@ -122,7 +122,7 @@ def test_the_largest_numbers_have_a_mean() -> None:
         (torch.ones(2, 2), r"shape \(2, 2\)"),
         (torch.ones(0), r"shape \(0,\)"),
         (torch.tensor([1.0, math.nan]), "not finite"),
-        (torch.tensor([1.0, -0.5]), "down to -0.5"),
+        (torch.tensor([1.0, -0.5]), r"-0\.5"),
     ],
 )
 def test_weights_that_make_no_sense_are_refused(bad: Any, words: str) -> None:
@@ -130,7 +130,7 @@ def test_weights_that_make_no_sense_are_refused(bad: Any, words: str) -> None:
         with pytest.raises(ValueError, match=words):
             function(bad)
         for other in ([1.0, 2.0], torch.ones(2, dtype=torch.complex64)):
-            with pytest.raises(TypeError, match="real numbers, got"):
+            with pytest.raises(TypeError, match="weights.*(list|complex)"):
                 function(other)
 
 
@@ -158,9 +158,9 @@ def test_samples_go_by_the_ids_given(ids: Any) -> None:
 @pytest.mark.parametrize(
     ("influence", "changes", "words"),
     [
-        (torch.ones(2, 2), {}, r"shape \(2, 2\).*result.influence"),
+        (torch.ones(2, 2), {}, r"influence.*\(2, 2\)"),
         (torch.tensor([math.nan]), {}, "not finite"),
-        (torch.ones(2), {"ids": ["a"]}, "1 ids for 2 influences"),
+        (torch.ones(2), {"ids": ["a"]}, r"\b1 ids.*\b2\b"),
         (torch.ones(2), {"k": 0}, "k=0"),
     ],
 )
@@ -169,7 +169,7 @@ def test_a_ranking_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         rank_influence(influence, **changes)
-    with pytest.raises(TypeError, match="got list"):
+    with pytest.raises(TypeError, match=r"\blist\b"):
         rank_influence([1.0, 2.0])  # type: ignore[arg-type]
 
 
@@ -181,13 +181,13 @@ def losses(model: nn.Module, batch: Any) -> Tensor:
     return error
 
 
-def make(solver: Any = None) -> Reweighted:
+def make(solver: Any = None, outer_loss: Any = None) -> Reweighted:
     torch.manual_seed(0)
     return wrap(
         nn.Linear(3, 1),
         LossWeighter(4),
         losses,
-        lambda model, batch: losses(model, batch).mean(),
+        outer_loss or (lambda model, batch: losses(model, batch).mean()),
         hypergradient=ImplicitHypergradient(solver or Neumann()),
     )
 
@@ -215,19 +215,17 @@ def test_the_identity_agrees_with_itself_and_less_with_the_inverse() -> None:
 
 
 def test_the_cosine_of_opposite_dev_losses_is_minus_one_and_told() -> None:
-    rw = make()
     sign = {0: 1.0, 1: -1.0}
-    rw._outer_loss = lambda model, b: sign[b] * losses(model, batch(1)).mean()
+    rw = make(outer_loss=lambda model, b: sign[b] * losses(model, batch(1)).mean())
     found = agreement(rw, batch(0), 0, 1)
     assert found.other_dev == pytest.approx(-1.0)
-    assert "disagree" in found.message and "take larger ones" in str(found)
+    assert "disagree" in found.message and found.message in str(found)
 
 
 def test_a_zero_hypergradient_has_no_direction() -> None:
-    rw = make()
-    rw._outer_loss = lambda model, b: b * losses(model, batch(1)).mean()
+    rw = make(outer_loss=lambda model, b: b * losses(model, batch(1)).mean())
     found = agreement(rw, batch(0), 1.0, 0.0)
-    assert math.isnan(found.other_dev) and "hypergradient is zero" in found.message
+    assert math.isnan(found.other_dev) and "zero" in found.message
 
 
 # -- recorder ------------------------------------------------------------------------------------
@@ -280,7 +278,7 @@ def test_a_recorder_resumes() -> None:
         each.add(99, results[0])
     assert again.rows == recorder.rows
     assert again.rows[-1]["weight_mean"] is None
-    with pytest.raises(ValueError, match="not a state of a Recorder"):
+    with pytest.raises(ValueError, match="Recorder"):
         again.load_state_dict({"rows": []})
 
 
@@ -304,7 +302,7 @@ def test_what_a_training_may_meet_does_not_end_it() -> None:
     assert len(recorder.plot().axes) >= 4
     recorder.rows.pop()
     recorder.rows.pop()
-    assert recorder.summary().endswith("weights at last: mean 0.25, from -0.5 to 1")
+    assert re.search(r"0\.25\b.* -0\.5\b.* 1$", recorder.summary())
 
 
 def test_files_hold_no_numbers_that_others_cannot_read(tmp_path: Path) -> None:
@@ -340,15 +338,16 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         recorder.save(path)
     assert path.read_text() == before and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(ValueError, match=r"ending must be \.csv or \.json"):
+    with pytest.raises(ValueError, match=r"\.csv.*\.json"):
         recorder.save(tmp_path / "steps.txt")
 
 
 def test_a_summary_counts_the_verdicts() -> None:
     recorder, _ = recorded()
-    assert "4 outer steps, 0 to 30; solves: 4 truncated; 0 of them exact" in recorder.summary()
-    assert "weights at last: mean" in recorder.summary()
-    assert Recorder().summary() == "no outer steps were recorded"
+    assert re.search(r"\b4 .*\b0 to 30\b.*\b4 truncated\b.*\b0\b.*exact", recorder.summary())
+    last = recorder.rows[-1]
+    assert f"{last['weight_mean']:.3g}" in recorder.summary().splitlines()[-1]
+    assert re.search(r"\bno\b.*steps", Recorder().summary())
 
 
 def test_a_plot_has_four_named_panels_and_is_written(tmp_path: Path) -> None:
@@ -364,7 +363,7 @@ def test_a_plot_without_weights_curvatures_or_residuals_is_drawn_too() -> None:
     info = SolveInfo(0.0, 0, Status.CONVERGED, None, "none")
     recorder.add(0, Hypergradient({"w": torch.zeros(2)}, info, torch.zeros(3)))
     assert len(recorder.plot().axes) >= 4
-    with pytest.raises(ValueError, match="no outer steps were recorded"):
+    with pytest.raises(ValueError, match=r"\bno\b.*steps"):
         Recorder().plot()
 
 
@@ -376,5 +375,5 @@ def test_a_missing_matplotlib_is_named_with_the_extra(monkeypatch: pytest.Monkey
 
 
 def test_what_is_no_result_is_refused() -> None:
-    with pytest.raises(TypeError, match="what rw.outer_backward returned, got Tensor"):
+    with pytest.raises(TypeError, match="outer_backward.*Tensor"):
         Recorder().add(0, torch.ones(3))  # type: ignore[arg-type]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 from hypothesis import given
-from strategies import Problem, Spec, make, specs
 from torch import Tensor
 
+from _support.strategies import Problem, Spec, make, specs
 from reweight import (
     ConjugateGradient,
     ImplicitHypergradient,

@@ -8,17 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from operations import Bag
-from problems import relative_error
 from torch import Tensor, nn
 
+from benchmarks.catalogue.operations import Bag
+from benchmarks.catalogue.problems import relative_error
 from reweight import (
     ConjugateGradient,
     Hypergradient,
     ImplicitHypergradient,
     Losses,
     Neumann,
-    PowerIteration,
     Reweighted,
     Solution,
     Status,
@@ -40,13 +39,18 @@ def losses(model: nn.Module, b: Batch) -> Losses:
     return Losses((model(b[0]).squeeze(-1) - b[1]).square(), inputs=b[2])
 
 
-def make(solver: Any, model: nn.Module | None = None, hvp: Any = "auto") -> Reweighted:
+def make(
+    solver: Any,
+    model: nn.Module | None = None,
+    hvp: Any = "auto",
+    outer_loss: Any = lambda model, b: losses(model, b).weighted.mean(),
+) -> Reweighted:
     torch.manual_seed(0)
     return wrap(
         nn.Linear(3, 1).double() if model is None else model,
         TableWeighter(SIZE).double(),
         losses,
-        lambda model, b: losses(model, b).weighted.mean(),
+        outer_loss,
         hypergradient=ImplicitHypergradient(solver, hvp=hvp),
     )
 
@@ -102,7 +106,7 @@ def test_each_product_is_of_the_next_batch() -> None:
         total = total + term
     assert relative_error(result.influence, -alpha * samples @ total) < 1e-12
     assert result.info.num_hvps == 3
-    assert "a batch for every product" in result.info.detail
+    assert "batch" in result.info.detail
 
 
 def test_independent_batches_take_the_bias_away() -> None:
@@ -157,15 +161,14 @@ def test_a_head_of_the_dev_loss_alone_does_no_harm(fresh: bool) -> None:
     batches = [batch(5), batch(6), batch(7)] if fresh else None
 
     def run(outer: Any) -> Hypergradient:
-        rw = make(Neumann(3), model)
-        rw._outer_loss = outer
+        rw = make(Neumann(3), model, outer_loss=outer)
         return rw.hypergradient(TRAIN, DEV, batches=batches)
 
     plain = run(lambda m, b: losses(m.body, b).weighted.mean())
     headed = run(lambda m, b: losses(m.body, b).weighted.mean() + m.head.sum())
     assert torch.equal(plain.influence, headed.influence)
     assert plain.info == headed.info
-    with pytest.warns(UserWarning, match="uses no parameter that the inner loss moves"):
+    with pytest.warns(UserWarning, match="no parameter.*inner loss"):
         assert not bool(run(lambda m, b: m.head.sum()).influence.any())
 
 
@@ -179,10 +182,6 @@ def test_no_more_batches_are_taken_than_there_are_products() -> None:
 
     make(Neumann(3)).outer_backward(TRAIN, DEV, batches=stream())
     assert len(taken) == 3
-    taken.clear()
-    power = PowerIteration(num_steps=2, first_steps=4)
-    make(Neumann(3, power)).hypergradient(TRAIN, DEV, batches=stream())
-    assert len(taken) == 3 + 4  # the estimate of the curvature takes its own
 
 
 def test_a_mode_that_fails_gives_its_batches_to_the_next() -> None:
@@ -225,11 +224,11 @@ def custom(matvec: Any, b: Any) -> Solution:
 @pytest.mark.parametrize(
     ("solver", "batches", "error", "words"),
     [
-        (Neumann(3, 0.1), [TRAIN], ValueError, "ran out after 1 of them.*iterator that goes on"),
-        (Neumann(3, 0.1), [], ValueError, "ran out after 0"),
-        (Neumann(3, 0.1), 5, TypeError, "iterable of train batches, got int"),
-        (ConjugateGradient(), [TRAIN] * 20, ValueError, "ConjugateGradient.*use Neumann"),
-        (custom, [TRAIN] * 20, ValueError, "custom.*use Neumann"),
+        (Neumann(3, 0.1), [TRAIN], ValueError, r"batches.*\b1\b"),
+        (Neumann(3, 0.1), [], ValueError, r"batches.*\b0\b"),
+        (Neumann(3, 0.1), 5, TypeError, r"batches.*\bint\b"),
+        (ConjugateGradient(), [TRAIN] * 20, ValueError, "ConjugateGradient.*Neumann"),
+        (custom, [TRAIN] * 20, ValueError, "custom.*Neumann"),
     ],
 )
 def test_batches_that_make_no_sense_are_told(

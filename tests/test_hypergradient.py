@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from problems import Ridge, mean_squared_error, relative_error, ridge, squared_errors
 from torch import Tensor, nn
 
+from _support.problems import Ridge, mean_squared_error, ridge, squared_errors
+from benchmarks.catalogue.problems import relative_error
 from reweight import (
     ConjugateGradient,
     Hypergradient,
@@ -328,7 +329,7 @@ def test_a_solver_that_claims_too_much_is_not_believed() -> None:
     info = hypergradient(problem, strategy).info
     assert info.relative_residual > 1e-3
     assert not info.trustworthy
-    assert "not an exact hypergradient" in info.message
+    assert f"{info.relative_residual:.2g}" in info.message
 
 
 def test_a_solver_whose_answer_is_not_finite_is_refused_by_name() -> None:
@@ -353,7 +354,7 @@ def test_a_maximum_of_the_inner_loss_is_told() -> None:
             inner, lambda p, h: 3.0 * p["a"][0] + p["a"][1], params, hparams
         )
         assert not info.trustworthy
-        assert "not positive definite" in info.message and "add damping" in info.message
+        assert "positive definite" in info.message and "damping" in info.message
     grads, info = ImplicitHypergradient(EXACT, damping=2.0)(
         inner, lambda p, h: 3.0 * p["a"][0] + p["a"][1], params, hparams
     )
@@ -364,15 +365,14 @@ def test_a_maximum_of_the_inner_loss_is_told() -> None:
 def test_messages_are_sentences_with_numbers() -> None:
     problem = ridge()
     cut = hypergradient(problem, ImplicitHypergradient(Neumann())).info
-    assert "after 3 HVPs" in cut.message and "raise num_terms" in cut.message
+    assert "3 HVPs" in cut.message and "num_terms" in cut.message
     assert "step size" in cut.message
-    assert hypergradient(problem, ImplicitHypergradient(EXACT)).info.message.startswith(
-        "trustworthy: relative residual"
-    )
+    exact = hypergradient(problem, ImplicitHypergradient(EXACT)).info
+    assert f"{exact.relative_residual:.2g}" in exact.message
     identity = hypergradient(problem, ImplicitHypergradient(Identity(0.1))).info
-    assert identity.num_hvps == 0 and "multiple of the identity" in identity.message
+    assert identity.num_hvps == 0 and "identity" in identity.message
     diverging = hypergradient(problem, ImplicitHypergradient(Neumann(10, 5.0))).info
-    assert "the terms of the series grow" in diverging.message
+    assert "grow" in diverging.message
 
 
 def test_the_curvature_is_bounded_by_the_largest_eigenvalue() -> None:
@@ -401,32 +401,32 @@ GOOD = {"inner": quadratic_inner, "outer": quadratic_outer}
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"params": {}}, ValueError, "params is empty.*exhausted generator"),
-        ({"hparams": {}}, ValueError, "hparams is empty"),
-        ({"params": [ONE]}, TypeError, "params must be a dict.*got list.*named_parameters"),
-        ({"params": {"a": ONE.long()}}, TypeError, r"params\['a'\].*floating-point.*int64"),
-        ({"params": {"a": 1.0}}, TypeError, r"params\['a'\].*got float"),
-        ({"outer": lambda p, h: h["p"]}, ValueError, "does not depend on any of params.*detach"),
-        ({"outer": lambda p, h: p["a"].detach().sum()}, ValueError, "does not depend on any of"),
-        ({"outer": lambda p, h: p["a"]}, ValueError, r"outer loss must be one number.*\(2,\)"),
-        ({"outer": lambda p, h: 1.0}, TypeError, "outer loss must be a tensor, got float"),
-        ({"outer": lambda p, h: p["a"].sum() * math.nan}, ValueError, "outer loss is nan"),
-        ({"inner": lambda p, h: p["a"]}, ValueError, r"inner loss must be one number.*\(2,\)"),
-        ({"inner": lambda p, h: p["a"].sum() / 0.0}, ValueError, "inner loss is -?inf"),
+        ({"params": {}}, ValueError, r"\bparams\b.*empty"),
+        ({"hparams": {}}, ValueError, "hparams.*empty"),
+        ({"params": [ONE]}, TypeError, r"\bparams\b.*dict.*list"),
+        ({"params": {"a": ONE.long()}}, TypeError, r"\bparams\['a'\].*int64"),
+        ({"params": {"a": 1.0}}, TypeError, r"\bparams\['a'\].*float"),
+        ({"outer": lambda p, h: h["p"]}, ValueError, "outer loss.*params.*detach"),
+        ({"outer": lambda p, h: p["a"].detach().sum()}, ValueError, "outer loss.*params.*detach"),
+        ({"outer": lambda p, h: p["a"]}, ValueError, r"outer loss.*\(2,\)"),
+        ({"outer": lambda p, h: 1.0}, TypeError, "outer loss.*float"),
+        ({"outer": lambda p, h: p["a"].sum() * math.nan}, ValueError, r"outer loss.*\bnan\b"),
+        ({"inner": lambda p, h: p["a"]}, ValueError, r"inner loss.*\(2,\)"),
+        ({"inner": lambda p, h: p["a"].sum() / 0.0}, ValueError, r"inner loss.*\binf\b"),
         (
             {"inner": lambda p, h: p["a"].square().sum(), "outer": lambda p, h: p["a"].sum()},
             ValueError,
-            "nor the gradient of the inner loss depends on hparams 'h', 'p'",
+            "hparams 'h', 'p'",
         ),
         (
             {"outer": lambda p, h: (p["a"] - p["a"].detach()).abs().sqrt().sum()},
             FloatingPointError,
-            r"gradient of the outer loss is not finite \(in a\)",
+            r"outer loss.*not finite.*\ba\b",
         ),
         (
             {"inner": lambda p, h: (h["p"] * (p["a"] - p["a"].detach()).abs().pow(1.5)).sum()},
             FloatingPointError,
-            "Hessian-vector product 1 is not finite",
+            "Hessian-vector.*not finite",
         ),
     ],
 )
@@ -442,10 +442,10 @@ def test_what_can_not_be_differentiated_is_told(
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"solver": "cg"}, TypeError, r"solver='cg'.*Neumann\(num_terms=3\)"),
+        ({"solver": "cg"}, TypeError, "solver='cg'.*Neumann"),
         ({"damping": -1.0}, ValueError, "damping=-1.0"),
         ({"damping": math.nan}, ValueError, "damping=nan"),
-        ({"hvp": "fast"}, ValueError, "hvp='fast'.*'auto', 'autograd', 'func'"),
+        ({"hvp": "fast"}, ValueError, "hvp='fast'.*'auto'"),
     ],
 )
 def test_fields_out_of_range_are_refused_by_name(
@@ -476,7 +476,7 @@ def test_when_no_mode_works_each_one_says_why() -> None:
             raise RuntimeError("no gradient at all")
 
     params, hparams = quadratic()
-    with pytest.raises(RuntimeError, match="(?s)no way to multiply.*autograd:.*func:.*difference:"):
+    with pytest.raises(RuntimeError, match="(?s)autograd.*func.*difference"):
         ImplicitHypergradient()(
             lambda p, h: quadratic_inner({"a": Stubborn.apply(p["a"])}, h),
             quadratic_outer,
@@ -497,7 +497,7 @@ def test_a_hyperparameter_of_the_outer_loss_alone_has_its_direct_gradient(hvp: s
 
 
 def test_an_infinite_direct_term_is_told() -> None:
-    with pytest.raises(FloatingPointError, match=r"hypergradient is not finite \(in a\)"):
+    with pytest.raises(FloatingPointError, match=r"not finite.*\ba\b"):
         ImplicitHypergradient()(
             lambda p, h: (p["w"] - h["a"]).square().sum(),
             lambda p, h: p["w"].sum() + h["a"].sqrt(),

@@ -50,13 +50,13 @@ def test_a_cause_is_said_once_and_points_at_the_users_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     rw = make(Neumann(10, step_size=5.0))
-    with pytest.warns(UserWarning, match="the terms of the series grow.*Said once") as caught:
+    with pytest.warns(UserWarning, match="grow.*once") as caught:
         rw.hypergradient(TRAIN, DEV)
     assert caught[0].filename == __file__
     with warnings.catch_warnings(), caplog.at_level(logging.DEBUG, "reweight"):
         warnings.simplefilter("error")
         rw.outer_backward(TRAIN, DEV)
-    assert "the terms of the series grow" in caplog.text
+    assert "grow" in caplog.text
     # Another wrapped model has not been told yet.
     with pytest.warns(UserWarning, match="grow"):
         make(Neumann(10, step_size=5.0)).outer_backward(TRAIN, DEV)
@@ -79,7 +79,7 @@ def test_a_solver_that_stops_as_it_was_told_to_is_not_warned_of(solver: object) 
         warnings.simplefilter("error")
         info = make(solver).hypergradient(TRAIN, DEV).info
     assert not info.trustworthy  # it says so itself
-    assert "not an exact hypergradient" in info.message
+    assert f"{info.relative_residual:.2g}" in info.message
 
 
 def test_weights_at_their_bound_are_told() -> None:
@@ -87,24 +87,27 @@ def test_weights_at_their_bound_are_told() -> None:
     with torch.no_grad():
         weighter.mlp[-1].bias += 40.0  # every weight has run to its maximum
     rw = make(Neumann(), weighter=weighter)
-    with pytest.warns(UserWarning, match="weights of LossWeighter hardly respond.*lower the outer"):
+    with pytest.warns(UserWarning, match="weights of LossWeighter.*bound"):
         rw.hypergradient(TRAIN, DEV)
 
 
 def test_influences_that_cancel_are_no_weights_at_their_bound() -> None:
     """As at an optimum of a weight that all samples share."""
-    rw = wrap(
-        nn.Linear(3, 1),
-        ConstantWeighter(),
-        losses,
-        lambda model, b: losses(model, b).mean() - losses(model, TRAIN).mean(),
-    )
+
+    class Slope(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(()))
+
+    def opposed(model: nn.Module, b: Tensor) -> Tensor:
+        return model.w.square() + model.w * b
+
+    rw = wrap(Slope(), ConstantWeighter(), opposed, lambda model, b: 3.0 * model.w)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        weights = rw._weigh(Losses(torch.ones(2)))
-        phi = dict(rw.weighter.named_parameters())
-        gradient = rw._through_weighter(phi, weights, torch.tensor([1.0, -1.0]), {})
-    assert not any(bool(g.any()) for g in gradient.values())
+        result = rw.hypergradient(torch.tensor([1.0, -1.0]), DEV)
+    assert result.influence[0] == -result.influence[1] != 0.0
+    assert not any(bool(g.any()) for g in result.grads.values())
 
 
 def test_heads_that_do_not_meet_are_told() -> None:
@@ -120,7 +123,7 @@ def test_heads_that_do_not_meet_are_told() -> None:
         lambda model, b: Losses(losses(model.train_head, b)),  # type: ignore[arg-type]
         lambda model, b: losses(model.dev_head, b).mean(),  # type: ignore[arg-type]
     )
-    with pytest.warns(UserWarning, match="uses no parameter that the inner loss moves"):
+    with pytest.warns(UserWarning, match="no parameter.*inner loss"):
         result = rw.hypergradient(TRAIN, DEV)
     assert not bool(result.influence.any())
     assert all(not bool(g.any()) for g in result.grads.values())

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from problems import classification, mean_squared_error, quadratic, relative_error, squared_errors
 from torch import Tensor, nn
 
+from _support.problems import mean_squared_error, squared_errors
+from benchmarks.catalogue.problems import classification, quadratic, relative_error
 from reweight import (
     ConjugateGradient,
     Hypergradient,
@@ -262,10 +263,10 @@ def test_what_can_not_be_read_is_told() -> None:
     rectified = torch.optim.RAdam(model.parameters(), lr=0.1)
     rectified.step()
     for optimizer, words in (
-        (rectified, "RAdam keeps 'step'"),
-        (None, r"pass wrap\(\.\.\., optimizer=optimizer\)"),
-        (fresh, "has not made a step yet"),
-        (descent, "reads the second moments of Adam.*SGD keeps 'momentum_buffer'"),
+        (rectified, "RAdam.*'step'"),
+        (None, "optimizer="),
+        (fresh, r"\bstep\b"),
+        (descent, "SGD.*'momentum_buffer'"),
     ):
         with pytest.raises(ValueError, match=words):
             hypergradient(model, optimizer, Identity())
@@ -274,11 +275,15 @@ def test_what_can_not_be_read_is_told() -> None:
 @pytest.mark.parametrize(
     ("preconditioner", "error", "words"),
     [
-        ({"weight": torch.ones(4, 1)}, ValueError, "no entry for bias"),
-        ({"weight": torch.ones(4), "bias": torch.ones(1)}, ValueError, r"\(4,\).*has \(4, 1\)"),
-        ({"weight": torch.zeros(4, 1), "bias": torch.ones(1)}, ValueError, "must be positive"),
-        ("adam", TypeError, r"preconditioner='adam'.*SecondMoments\(\)"),
-        (SecondMoments(), ValueError, "outside of wrap, pass a dict"),
+        ({"weight": torch.ones(4, 1)}, ValueError, r"preconditioner.*\bbias\b"),
+        ({"weight": torch.ones(4), "bias": torch.ones(1)}, ValueError, r"\(4,\).*\(4, 1\)"),
+        (
+            {"weight": torch.zeros(4, 1), "bias": torch.ones(1)},
+            ValueError,
+            "preconditioner.*positive",
+        ),
+        ("adam", TypeError, "preconditioner='adam'.*SecondMoments"),
+        (SecondMoments(), ValueError, r"wrap\b.*dict"),
     ],
 )
 def test_a_preconditioner_that_makes_no_sense_is_told(

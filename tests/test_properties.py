@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Batch, Problem, Spec, anywhere, specs
 from torch import Tensor
 
+from _support.strategies import Batch, Problem, Spec, anywhere, specs
 from reweight import (
     ConjugateGradient,
     Hypergradient,

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import relative_error
 from torch import Tensor, nn
 from torch.autograd.functional import hessian
 from torch.func import functional_call
@@ -21,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import reweight
+from benchmarks.catalogue.problems import relative_error
 from reweight import ConjugateGradient, Identity, ImplicitHypergradient, Neumann, SecondMoments
 from reweight._rows import looked_up, tables_of
 
@@ -209,7 +209,7 @@ def dense_influence(spec: Spec, model: nn.Module, train: Batch, dev: Batch) -> T
 def quiet() -> Iterator[None]:
     """Without what is said of random problems away from a minimum."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "not an? (exact )?hypergradient")
+        warnings.filterwarnings("ignore", ".*hypergradient")
         yield
 
 
@@ -369,7 +369,7 @@ def test_batches_that_share_no_row_and_nothing_else_are_told() -> None:
             return self.items(index)
 
     rw = catalogue(model=Popularity())
-    with pytest.warns(UserWarning, match="rows of tables that the train batch does not read"):
+    with pytest.warns(UserWarning, match="rows.*train batch"):
         result = rw.hypergradient(torch.tensor([1, 2]), torch.tensor([3, 4]))
     assert result.info.status is reweight.Status.DISJOINT and not result.influence.any()
 
@@ -440,7 +440,7 @@ def test_a_preconditioner_by_hand_is_given_for_whole_tables() -> None:
     assert got.info.trustworthy and whole.info.trustworthy
     assert relative_error(got.influence, whole.influence) < 1e-10
     del scaled["items.weight"]
-    with pytest.raises(ValueError, match="preconditioner has no entry for items.weight"):
+    with pytest.raises(ValueError, match=r"preconditioner.*items\.weight"):
         catalogue(model=model, scaled=scaled).hypergradient(TRAIN, DEV)
 
 
@@ -561,7 +561,7 @@ def test_a_solver_that_keeps_rows_of_another_batch_is_told() -> None:
 
     rw = catalogue(solver=warm)
     rw.hypergradient(TRAIN, DEV)
-    with pytest.raises(ValueError, match=r"asked for a product with \(3, 2\) for 'items.weight'"):
+    with pytest.raises(ValueError, match=r"\(3, 2\).*'items\.weight'"):
         rw.hypergradient(torch.tensor([1, 2, 3, 8]), DEV)
 
 

@@ -440,32 +440,31 @@ def test_after_the_last_pair_the_state_is_at_the_next_epoch() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"n": 31}, "n (state: 30, sampler: 31)"),
-        ({"batch_size": 5}, "batch_size (state: 4, sampler: 5)"),
-        ({"dev_batch_size": 4}, "dev_batch_size (state: None, sampler: 4)"),
-        ({"seed": 1}, "seed (state: 0, sampler: 1)"),
-        ({"disjoint": False}, "disjoint (state: True, sampler: False)"),
-        ({"num_replicas": 2}, "num_replicas (state: 1, sampler: 2)"),
+        ({"n": 31}, r"\bn\b.*30.*31"),
+        ({"batch_size": 5}, "batch_size.*4.*5"),
+        ({"dev_batch_size": 4}, "dev_batch_size.*None.*4"),
+        ({"seed": 1}, "seed.*0.*1"),
+        ({"disjoint": False}, "disjoint.*True.*False"),
+        ({"num_replicas": 2}, "num_replicas.*1.*2"),
     ],
 )
 def test_a_state_of_another_configuration_is_refused(change: dict[str, Any], named: str) -> None:
     settings: dict[str, Any] = {"n": 30, "batch_size": 4}
     other = ReorderReuseSampler(**settings | change)
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(ValueError, match=named):
         other.load_state_dict(ReorderReuseSampler(**settings).state_dict())
-    assert named in str(refusal.value)
     assert epoch_of(other) == epoch_of(ReorderReuseSampler(**settings | change))
 
 
 def test_a_state_of_another_kind_is_refused() -> None:
     split = SplitSampler(30, 0.1, 4)
-    with pytest.raises(ValueError, match="has no disjoint: it is not from Reorder"):
+    with pytest.raises(ValueError, match="disjoint"):
         ReorderReuseSampler(30, 4).load_state_dict(split.state_dict())
-    with pytest.raises(ValueError, match="has no ratio"):
+    with pytest.raises(ValueError, match="ratio"):
         split.load_state_dict(ReorderReuseSampler(30, 4).state_dict())
-    with pytest.raises(ValueError, match=r"ratio \(state: 0.1, sampler: 0.2\)"):
+    with pytest.raises(ValueError, match=r"ratio.*0\.1.*0\.2"):
         SplitSampler(30, 0.2, 4).load_state_dict(split.state_dict())
-    with pytest.raises(ValueError, match="pass the sampler's own entry"):
+    with pytest.raises(ValueError, match="entry"):
         split.load_state_dict({})
 
 
@@ -485,9 +484,9 @@ def test_a_damaged_state_is_refused(damage: dict[str, Any], error: type[Exceptio
 
 
 def test_batches_too_large_to_be_disjoint_are_refused_with_the_numbers() -> None:
-    with pytest.raises(ValueError, match="6 and dev_batch_size = 5 take 11 samples, but n = 10.*"):
+    with pytest.raises(ValueError, match=r"\b6\b.*dev_batch_size ?= ?5\b.*\b11\b.*\b10\b"):
         ReorderReuseSampler(10, 6, dev_batch_size=5)
-    with pytest.raises(ValueError, match="on each of 3 replicas take 12 .*disjoint=False"):
+    with pytest.raises(ValueError, match=r"\b3 replicas.*\b12\b.*disjoint=False"):
         ReorderReuseSampler(10, 2, num_replicas=3)
     assert len(ReorderReuseSampler(10, 5)) == 2
     assert len(ReorderReuseSampler(10, 6, dev_batch_size=5, disjoint=False)) == 2
@@ -496,15 +495,15 @@ def test_batches_too_large_to_be_disjoint_are_refused_with_the_numbers() -> None
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"n": 0}, ValueError, "n = 0 must be 1 or more"),
-        ({"n": 1.5}, TypeError, "n must be an integer, got 1.5"),
-        ({"batch_size": 0}, ValueError, "batch_size = 0"),
-        ({"batch_size": True}, TypeError, "batch_size must be an integer, got True"),
-        ({"dev_batch_size": 0}, ValueError, "dev_batch_size = 0"),
-        ({"seed": -1}, ValueError, "seed = -1"),
-        ({"num_replicas": 0}, ValueError, "num_replicas = 0"),
-        ({"rank": 1}, ValueError, "rank = 1 does not exist among num_replicas = 1"),
-        ({"rank": -1}, ValueError, "rank = -1"),
+        ({"n": 0}, ValueError, r"\bn ?= ?0"),
+        ({"n": 1.5}, TypeError, r"\bn\b.*integer.*1\.5"),
+        ({"batch_size": 0}, ValueError, r"\bbatch_size ?= ?0"),
+        ({"batch_size": True}, TypeError, "batch_size.*integer.*True"),
+        ({"dev_batch_size": 0}, ValueError, "dev_batch_size ?= ?0"),
+        ({"seed": -1}, ValueError, "seed ?= ?-1"),
+        ({"num_replicas": 0}, ValueError, "num_replicas ?= ?0"),
+        ({"rank": 1}, ValueError, "rank ?= ?1.*num_replicas ?= ?1"),
+        ({"rank": -1}, ValueError, "rank ?= ?-1"),
     ],
 )
 @pytest.mark.parametrize("cls", [ReorderReuseSampler, SplitSampler])
@@ -518,18 +517,18 @@ def test_bad_arguments_are_named(
 
 @pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5, 10, float("nan")])
 def test_a_ratio_outside_zero_and_one_is_refused(ratio: float) -> None:
-    with pytest.raises(ValueError, match="not between 0 and 1"):
+    with pytest.raises(ValueError, match="ratio"):
         SplitSampler(30, ratio, 4)
 
 
 def test_a_split_that_leaves_a_side_too_small_is_refused() -> None:
-    with pytest.raises(TypeError, match="ratio must be a number"):
+    with pytest.raises(TypeError, match="ratio.*'0.1'"):
         SplitSampler(30, "0.1", 4)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="holds out 3 and leaves 27 .* num_replicas = 4"):
+    with pytest.raises(ValueError, match=r"\b3\b.*\b27\b.*num_replicas ?= ?4"):
         SplitSampler(30, 0.1, 4, num_replicas=4)
-    with pytest.raises(ValueError, match="leaves 0 to train on"):
+    with pytest.raises(ValueError, match=r"\b0\b.*\btrain"):
         SplitSampler(3, 0.9, 1)
-    with pytest.raises(ValueError, match="n = 2 samples cannot be shared by num_replicas = 3"):
+    with pytest.raises(ValueError, match=r"\bn ?= ?2\b.*num_replicas ?= ?3"):
         ReorderReuseSampler(2, 1, num_replicas=3, disjoint=False)
 
 
@@ -554,5 +553,5 @@ def test_an_epoch_of_a_million_samples_begins_quickly(make: Any) -> None:
 
 
 def test_something_else_than_a_state_is_refused() -> None:
-    with pytest.raises(ValueError, match="state is NoneType.*own entry of the checkpoint"):
+    with pytest.raises(ValueError, match="NoneType"):
         ReorderReuseSampler(10, 2).load_state_dict(None)  # type: ignore[arg-type]

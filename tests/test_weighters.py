@@ -249,9 +249,9 @@ def test_a_lookup_moves_only_the_rows_of_the_batch(make: type[TableWeighter]) ->
 @pytest.mark.parametrize(("make", "counted"), [(TableWeighter, "sample"), (GroupWeighter, "group")])
 def test_a_lookup_names_the_wrong_id(make: type[TableWeighter], counted: str) -> None:
     weighter = make(5)
-    with pytest.raises(ValueError, match=rf"{counted} id 7 at position 2 .*num_{counted}s=5"):
+    with pytest.raises(ValueError, match=rf"{counted} id 7\b.*\b2\b.*num_{counted}s=5"):
         weighter(torch.rand(3), torch.tensor([0, 1, 7]))
-    with pytest.raises(ValueError, match=rf"{counted} id -1 at position 0"):
+    with pytest.raises(ValueError, match=rf"{counted} id -1\b.*\b0\b"):
         weighter(torch.rand(2), torch.tensor([-1, 0]))
     with pytest.raises(ValueError, match=f"num_{counted}s=0"):
         make(0)
@@ -260,11 +260,11 @@ def test_a_lookup_names_the_wrong_id(make: type[TableWeighter], counted: str) ->
 @pytest.mark.parametrize("make", [TableWeighter, GroupWeighter])
 def test_a_lookup_refuses_what_is_not_one_id_per_loss(make: type[TableWeighter]) -> None:
     weighter = make(5)
-    with pytest.raises(TypeError, match="int64 tensor.*float32"):
+    with pytest.raises(TypeError, match="int64.*float32"):
         weighter(torch.rand(2), torch.tensor([0.0, 1.0]))
-    with pytest.raises(TypeError, match="got a NoneType"):
+    with pytest.raises(TypeError, match="NoneType"):
         weighter(torch.rand(2), None)
-    with pytest.raises(ValueError, match=r"shape \[2, 1\] for losses of shape \[2\]"):
+    with pytest.raises(ValueError, match=r"\[2, 1\].*\[2\]"):
         weighter(torch.rand(2), torch.tensor([[0], [1]]))
 
 

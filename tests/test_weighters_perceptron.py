@@ -448,16 +448,16 @@ def test_histories_are_not_looked_at_without_the_local_branch() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"use_global": False, "use_local": False}, "leave nothing to learn from"),
-        ({"num_heads": 5}, r"num_heads=5 does not divide .* 12 .*\[1, 2, 3, 4, 6, 12\]"),
+        ({"use_global": False, "use_local": False}, "use_global=False.*use_local=False"),
+        ({"num_heads": 5}, r"num_heads=5\b.*\b12\b"),
         ({"num_heads": 0}, "num_heads=0"),
         (
             {"normalization": "relu"},
-            "normalization='relu': choose one of 'sigmoid', 'centered', 'softmax'",
+            "normalization='relu'.*'sigmoid', 'centered', 'softmax'",
         ),
         ({"gamma_map": "exp"}, "gamma_map='exp'"),
-        ({"hidden": 0}, r"got \[0\]"),
-        ({"local_hidden": (8, 0)}, r"local_hidden: .*\[8, 0\]"),
+        ({"hidden": 0}, r"hidden.*\[0\]"),
+        ({"local_hidden": (8, 0)}, r"local_hidden.*\[8, 0\]"),
     ],
     ids=str,
 )
@@ -473,23 +473,23 @@ def test_any_number_of_heads_is_fine_without_attention() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"item": torch.zeros(BATCH, 5)}, ValueError, r"inputs.item has shape \[9, 5\].*dim=6"),
-        ({"item": torch.zeros(DIM)}, ValueError, "inputs.item has shape"),
+        ({"item": torch.zeros(BATCH, 5)}, ValueError, r"inputs\.item.*\[9, 5\].*\b6\b"),
+        ({"item": torch.zeros(DIM)}, ValueError, r"inputs\.item.*\[6\]"),
         (
             {"source_history": torch.zeros(BATCH, SOURCE, 5)},
             ValueError,
-            r"inputs.source_history has shape \[9, 7, 5\], expected \[9, N, 6\]",
+            r"inputs\.source_history.*\[9, 7, 5\].*\[9, N, 6\]",
         ),
         (
             {"target_history": torch.zeros(3, TARGET, DIM)},
             ValueError,
-            "inputs.target_history has shape",
+            r"inputs\.target_history.*\[3, 4, 6\]",
         ),
-        ({"target_mask": torch.ones(BATCH, TARGET)}, TypeError, "inputs.target_mask has dtype"),
+        ({"target_mask": torch.ones(BATCH, TARGET)}, TypeError, r"inputs\.target_mask.*float32"),
         (
             {"source_mask": torch.ones(BATCH, TARGET, dtype=torch.bool)},
             ValueError,
-            r"inputs.source_mask has shape \[9, 4\], expected \[9, 7\]",
+            r"inputs\.source_mask.*\[9, 4\].*\[9, 7\]",
         ),
     ],
     ids=str,
@@ -504,7 +504,7 @@ def test_wrong_inputs_are_refused_in_words(
 
 def test_inputs_have_to_be_behavior_inputs_for_these_losses() -> None:
     perceptron, inputs = BehavioralPerceptron(DIM), behaviors(torch.float32)
-    with pytest.raises(TypeError, match="got tuple"):
+    with pytest.raises(TypeError, match=r"\btuple\b"):
         perceptron(torch.rand(BATCH), tuple(inputs))
-    with pytest.raises(ValueError, match=r"describes 9 behaviours, but losses has shape \[4\]"):
+    with pytest.raises(ValueError, match=r"\b9 behaviours.*\[4\]"):
         perceptron(torch.rand(4), inputs)

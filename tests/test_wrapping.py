@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from problems import mean_squared_error, relative_error, squared_errors
 from torch import Tensor, nn
 
+from _support.problems import mean_squared_error, squared_errors
+from benchmarks.catalogue.problems import relative_error
 from reweight import (
     ConjugateGradient,
     ConstantWeighter,
@@ -277,7 +278,7 @@ def test_a_state_comes_back() -> None:
 
 @pytest.mark.parametrize("state", [{}, {"version": 2, "weighter": {}}, weighter().state_dict(), 3])
 def test_what_is_no_state_of_this_kind_is_refused(state: Any) -> None:
-    with pytest.raises(ValueError, match="not a state of a wrapped model.*found"):
+    with pytest.raises(ValueError, match="state"):
         make().load_state_dict(state)
 
 
@@ -286,7 +287,7 @@ def test_a_state_of_another_weighter_leaves_nothing_behind() -> None:
     before = {n: t.clone() for n, t in rw.weighter.state_dict().items()}
     state = rw.state_dict()["weighter"]
     spoiled = {n: t + 1.0 for n, t in state.items()} | {"mlp.2.weight": torch.zeros(1, 9)}
-    with pytest.raises(RuntimeError, match="size mismatch for mlp.2.weight"):
+    with pytest.raises(RuntimeError, match=r"mlp\.2\.weight"):
         rw.load_state_dict({"version": 1, "weighter": spoiled})
     assert all(torch.equal(t, before[n]) for n, t in rw.weighter.state_dict().items())
 
@@ -336,32 +337,32 @@ def foreign_optimizer() -> torch.optim.Optimizer:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"model": linear().parameters()}, TypeError, "model must be a torch.nn.Module, got gen"),
-        ({"weighter": lambda losses, inputs: losses}, TypeError, "weighter must be.*got function"),
-        ({"losses": 3}, TypeError, r"losses must be a function of \(model, batch\), got int"),
+        ({"model": linear().parameters()}, TypeError, "model .*generator"),
+        ({"weighter": lambda losses, inputs: losses}, TypeError, "weighter .*function"),
+        ({"losses": 3}, TypeError, r"losses .*\bint\b"),
         (
             {"losses": None},
             TypeError,
-            r"losses is missing and Linear has no method losses\(batch\)",
+            "losses .*Linear",
         ),
-        ({"outer_loss": "mse"}, TypeError, r"outer_loss must be a function.*got str"),
-        ({"inner_params": "weight"}, TypeError, r"inner_params must be a function of \(name\)"),
-        ({"optimizer": 0.1}, TypeError, "optimizer must be a torch.optim.Optimizer, got float"),
-        ({"hypergradient": EXACT}, TypeError, r"got ConjugateGradient.*solver=\.\.\."),
-        ({"reduction": "none"}, ValueError, 'reduction=\'none\': choose "mean" or "sum"'),
-        ({"model": frozen()}, ValueError, "no inner parameters.*frozen"),
-        ({"model": nn.Identity()}, ValueError, "no inner parameters"),
+        ({"outer_loss": "mse"}, TypeError, "outer_loss.*str"),
+        ({"inner_params": "weight"}, TypeError, "inner_params.*str"),
+        ({"optimizer": 0.1}, TypeError, "optimizer.*float"),
+        ({"hypergradient": EXACT}, TypeError, "ConjugateGradient.*solver="),
+        ({"reduction": "none"}, ValueError, "reduction='none'"),
+        ({"model": frozen()}, ValueError, "inner parameters.*frozen"),
+        ({"model": nn.Identity()}, ValueError, "inner parameters"),
         (
             {"inner_params": lambda name: name == "wieght"},
             ValueError,
-            r"inner_params matches none of \['weight', 'bias'\]",
+            "inner_params.*'weight', 'bias'",
         ),
         (
             {"weighter": Scaled(lambda s, x: x).requires_grad_(False)},
             ValueError,
-            "Scaled has no trainable parameters",
+            "Scaled.*trainable",
         ),
-        ({"optimizer": foreign_optimizer()}, ValueError, r"does not hold weight, bias \(2 of 2"),
+        ({"optimizer": foreign_optimizer()}, ValueError, "optimizer.*weight, bias"),
     ],
 )
 def test_what_can_not_be_wrapped_is_refused_at_once(
@@ -375,85 +376,85 @@ def test_torchscript_is_refused_at_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, that it is going away
         scripted = torch.jit.script(nn.Linear(3, 1))
-    with pytest.raises(TypeError, match="0 is a TorchScript module"):
+    with pytest.raises(TypeError, match="TorchScript"):
         make(nn.Sequential(scripted))
 
 
 def test_an_optimizer_that_maximises_is_refused() -> None:
     model = linear()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, maximize=True)
-    with pytest.raises(ValueError, match="maximize=True.*negate the loss"):
+    with pytest.raises(ValueError, match="maximize=True"):
         make(model, optimizer=optimizer)
 
 
 def test_an_optimizer_of_some_of_the_parameters_points_to_inner_params() -> None:
     model = linear()
     optimizer = torch.optim.SGD([model.weight], lr=0.1)
-    with pytest.raises(ValueError, match=r"does not hold bias \(1 of 2.*inner_params=lambda"):
+    with pytest.raises(ValueError, match="optimizer.*bias.*inner_params="):
         make(model, optimizer=optimizer)
     make(model, optimizer=optimizer, inner_params=lambda name: name == "weight")
 
 
 def test_a_weighter_that_shares_parameters_with_the_model_is_refused() -> None:
     model = linear()
-    with pytest.raises(ValueError, match=r"borrowed.weight is the model's weight.*inputs=\.\.\."):
+    with pytest.raises(ValueError, match=r"borrowed\.weight.*inputs="):
         make(model, weighter=Borrowing(model))
 
 
 SPOILED: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"losses": mean_squared_error}, ValueError, 'reduced already.*reduction="none"'),
-    ({"losses": lambda m, b: m(b[0]) ** 2}, ValueError, r"\(6, 1\), expected \[B\]"),
-    ({"losses": lambda m, b: (1, 2)}, TypeError, "must return reweight.Losses.*got tuple"),
-    ({"losses": spoiled}, ValueError, "nan for sample 2, 4 of 6"),
+    ({"losses": mean_squared_error}, ValueError, 'reduction="none"'),
+    ({"losses": lambda m, b: m(b[0]) ** 2}, ValueError, r"\(6, 1\).*\[B\]"),
+    ({"losses": lambda m, b: (1, 2)}, TypeError, "Losses.*tuple"),
+    ({"losses": spoiled}, ValueError, r"nan\b.*\b2, 4\b"),
     (
         {"losses": spoiled, "weighter": Scaled(lambda s, x: s * 0.0 * torch.ones_like(x))},
         ValueError,
-        "nan for sample 2, 4 of 6",
+        r"nan\b.*\b2, 4\b",
     ),
     (
         {"losses": lambda m, b: Losses(squared_errors(m, b), math.nan)},
         ValueError,
-        "losses.fixed is nan",
+        r"losses\.fixed.*nan",
     ),
     (
         {"weighter": Scaled(lambda s, x: s * x[:, None])},
         ValueError,
-        r"Scaled returned \(6, 1\) for losses of shape \(6,\).*squeeze",
+        r"Scaled.*\(6, 1\).*\(6,\)",
     ),
-    ({"weighter": Scaled(lambda s, x: s)}, ValueError, r"Scaled returned \(\) for losses"),
-    ({"weighter": Scaled(lambda s, x: None)}, ValueError, "Scaled returned NoneType"),
-    ({"weighter": Scaled(lambda s, x: s * x / 0.0)}, ValueError, "weights that are not finite"),
-    ({"weighter": Scaled(lambda s, x: (s * x > 0).long())}, TypeError, "weights of torch.int64"),
+    ({"weighter": Scaled(lambda s, x: s)}, ValueError, r"Scaled.*\(\).*\(6,\)"),
+    ({"weighter": Scaled(lambda s, x: None)}, ValueError, "Scaled.*NoneType"),
+    ({"weighter": Scaled(lambda s, x: s * x / 0.0)}, ValueError, "Scaled.*not finite"),
+    ({"weighter": Scaled(lambda s, x: (s * x > 0).long())}, TypeError, "weights.*int64"),
 ]
 
 SPOILED_OUTER: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"outer_loss": None}, ValueError, r"no fixed part to take it from \(pass outer_loss=\)"),
+    ({"outer_loss": None}, ValueError, "outer_loss="),
     (
         {"outer_loss": lambda m, b: mean_squared_error(m, b).detach()},
         ValueError,
-        "does not depend on any inner parameter.*detached",
+        "outer loss.*detach",
     ),
-    ({"outer_loss": squared_errors}, ValueError, r"outer loss must be one number, got.*\(6,\)"),
-    ({"outer_loss": lambda m, b: 1.0}, TypeError, "outer loss must be a tensor, got float"),
+    ({"outer_loss": squared_errors}, ValueError, r"outer loss.*\(6,\)"),
+    ({"outer_loss": lambda m, b: 1.0}, TypeError, "outer loss.*float"),
     (
         {"outer_loss": lambda m, b: mean_squared_error(m, b) * math.nan},
         ValueError,
-        "outer loss is nan",
+        r"outer loss.*\bnan\b",
     ),
     (
         {"inner_params": lambda n: n == "bias", "outer_loss": lambda m, b: m.weight.sum()},
         ValueError,
-        "inner_params leaves out what it uses",
+        "outer loss.*inner_params",
     ),
     (
         {"losses": lambda m, b: squared_errors(m, b).detach()},
         ValueError,
-        "do not depend on any inner parameter.*detach",
+        r"losses\b(?!\().*inner parameter.*detach",
     ),
     (
         {"weighter": Scaled(lambda s, x: (s * x).detach())},
         ValueError,
-        r"Scaled do not depend on any.*detach\(\) or no_grad",
+        r"Scaled.*detach\(\)",
     ),
 ]
 
@@ -515,14 +516,14 @@ def test_a_frozen_module_shared_with_the_weighter_is_served() -> None:
 def test_losses_that_depend_on_the_weighter_beside_the_weights_are_refused() -> None:
     """The derivative would be of a part only: of the weights, and not of the losses themselves."""
     _, rw = shared()
-    with pytest.raises(ValueError, match="depend on the weighter's part.0.*Freeze it"):
+    with pytest.raises(ValueError, match=r"part\.0"):
         rw.hypergradient(TRAIN, DEV)
     penalised = weighter()
     rw = make(
         weighter=penalised,
         losses=lambda m, b: Losses(squared_errors(m, b), penalised.mlp[0].weight.square().sum()),
     )
-    with pytest.raises(ValueError, match="mlp.0.weight by another way.*into outer_loss"):
+    with pytest.raises(ValueError, match=r"mlp\.0\.weight.*outer_loss"):
         rw.hypergradient(TRAIN, DEV)
 
 
@@ -547,18 +548,18 @@ def test_complex_parameters_are_refused_with_a_way_out() -> None:
             super().__init__()
             self.spectrum = nn.Parameter(torch.ones(3, dtype=torch.complex128))
 
-    with pytest.raises(TypeError, match="spectrum is complex.*view_as_real"):
+    with pytest.raises(TypeError, match="spectrum.*complex"):
         make(Complex())
 
 
 def test_parameters_frozen_after_wrapping_are_told_apart() -> None:
     rw = make()
     rw.model.requires_grad_(False)
-    with pytest.raises(ValueError, match="no inner parameters.*frozen"):
+    with pytest.raises(ValueError, match="inner parameters.*frozen"):
         rw.hypergradient(TRAIN, DEV)
     rw = make()
     rw.weighter.requires_grad_(False)
-    with pytest.raises(ValueError, match="LossWeighter has no trainable parameters"):
+    with pytest.raises(ValueError, match="LossWeighter.*trainable"):
         rw.hypergradient(TRAIN, DEV)
 
 
@@ -569,7 +570,7 @@ def test_a_part_of_the_weighter_that_took_no_part_is_said_once_and_zero() -> Non
             self.idle = nn.Parameter(torch.ones(2))
 
     rw = make(weighter=Idle())
-    with pytest.warns(UserWarning, match="Idle: idle took no part"):
+    with pytest.warns(UserWarning, match="Idle.*idle"):
         result = rw.hypergradient(TRAIN, DEV)
     assert not bool(result.grads["idle"].any()) and bool(result.grads["scale"])
     with warnings.catch_warnings():
@@ -636,9 +637,7 @@ class Rooted(SampleWeighter):
 
 def test_a_hypergradient_that_is_not_finite_is_never_written() -> None:
     rw = make(weighter=Rooted())
-    with pytest.raises(
-        FloatingPointError, match=r"hypergradient is not finite \(in root\).*Rooted"
-    ):
+    with pytest.raises(FloatingPointError, match=r"not finite.*\broot\b.*Rooted"):
         rw.outer_backward(TRAIN, DEV)
     assert rw.weighter.root.grad is None
 
@@ -668,13 +667,13 @@ def flat(b: Any) -> Tensor:
 @pytest.mark.parametrize(
     ("answer", "error", "message"),
     [
-        (lambda b: b, TypeError, "returned dict: a solver is a callable.*-> Solution"),
-        (lambda b: Solution(flat(b), Status.CONVERGED), ValueError, "made of Tensor.*'weight'"),
-        (lambda b: Solution({"bias": b["bias"]}, Status.CONVERGED), ValueError, "made of 'bias'"),
+        (lambda b: b, TypeError, r"\bdict\b.*Solution"),
+        (lambda b: Solution(flat(b), Status.CONVERGED), ValueError, "Tensor.*'weight'"),
+        (lambda b: Solution({"bias": b["bias"]}, Status.CONVERGED), ValueError, "'bias'.*'weight'"),
         (
             lambda b: Solution({k: v.sum() for k, v in b.items()}, Status.CONVERGED),
             ValueError,
-            r"returned \(\) for 'weight', where b has \(1, 3\)",
+            r"\(\).*'weight'.*\(1, 3\)",
         ),
     ],
 )
@@ -700,7 +699,7 @@ def test_an_error_of_the_solver_comes_through_at_once(error: Exception) -> None:
 
 
 def test_a_solver_class_is_not_a_solver() -> None:
-    with pytest.raises(TypeError, match=r"a solver is a value such as"):
+    with pytest.raises(TypeError, match="solver=.*ConjugateGradient"):
         ImplicitHypergradient(ConjugateGradient)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Problems whose hypergradient is known without the library."""
+"""Bilevel problems with a known answer: hypergradients by dense linear algebra."""
 
 from __future__ import annotations
 
@@ -6,132 +6,17 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from reweight import (
-    ConjugateGradient,
-    Identity,
-    ImplicitHypergradient,
-    Neumann,
-    Nystrom,
-    PowerIteration,
-    SolveInfo,
-    TableWeighter,
-)
-from reweight.verdict import TRUSTED_ERROR
-
-
-def squared_errors(model: nn.Module, batch: Any) -> Tensor:
-    x, y = batch[:2]
-    error: Tensor = (model(x).reshape(-1) - y).square()
-    return error
-
-
-def mean_squared_error(model: nn.Module, batch: Any) -> Tensor:
-    return squared_errors(model, batch).mean()
-
-
-@dataclass
-class Ridge:
-    """Weighted ridge regression at its minimum, one weight per sample.
-
-    With rows ``a_i = [x_i, 1]`` and residuals ``r_i``, the inner gradient is
-    ``2c Σ γ_i r_i a_i + Λθ`` with c = 1/B or 1, so that θ* = H⁻¹ 2c AᵀΓy, H = 2c AᵀΓA + Λ, and
-    ``d outer/dγ_i = -2c r_i a_iᵀ (H + damping)⁻¹ v``.
-    """
-
-    model: nn.Linear
-    weighter: TableWeighter
-    train: tuple[Tensor, Tensor, Tensor]
-    dev: tuple[Tensor, Tensor]
-    hessian: Tensor  # with weight decay, without damping
-    outer_gradient: Tensor
-    influence: Tensor
-    hypergradient: Tensor
-    solution: Tensor
-
-
-def ridge(
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    decay: tuple[float, float] = (0.0, 0.0),
-    damping: float = 0.0,
-    size: int = 8,
-    dim: int = 3,
-    seed: int = 0,
-) -> Ridge:
-    """The problem and its answer; ``decay`` of the weights and of the bias."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    x, y, raw = randn(size, dim), randn(size), randn(size)
-    dev = randn(size, dim), randn(size)
-    ones = torch.ones(size, 1, dtype=torch.float64)
-    a, a_dev = torch.cat([x, ones], 1), torch.cat([dev[0], ones], 1)
-    gamma = torch.log1p(raw.exp()) / math.log(2.0)
-    c = 1.0 / size if reduction == "mean" else 1.0
-    shift = torch.diag(torch.tensor([decay[0]] * dim + [decay[1]], dtype=torch.float64))
-    hessian = 2.0 * c * a.T @ (gamma[:, None] * a) + shift
-    theta = torch.linalg.solve(hessian, 2.0 * c * a.T @ (gamma * y))
-    v = 2.0 / size * a_dev.T @ (a_dev @ theta - dev[1])
-    u = torch.linalg.solve(hessian + damping * torch.eye(dim + 1, dtype=torch.float64), v)
-    influence = -2.0 * c * (a @ theta - y) * (a @ u)
-
-    model = nn.Linear(dim, 1, dtype=torch.float64)
-    weighter = TableWeighter(size).double()
-    with torch.no_grad():
-        model.weight.copy_(theta[:-1])
-        model.bias.copy_(theta[-1])
-        weighter.raw.copy_(raw)
-    return Ridge(
-        model,
-        weighter,
-        (x, y, torch.arange(size)),
-        dev,
-        hessian,
-        v,
-        influence,
-        influence * torch.sigmoid(raw) / math.log(2.0),
-        u,
-    )
+Tree = dict[str, Tensor]
 
 
 def relative_error(x: Tensor, y: Tensor) -> float:
     """The distance of ``x`` from ``y``, as a share of the size of ``y``."""
     return float((x - y).norm() / y.norm())
-
-
-def spd(seed: int, size: int, lowest: float = 0.2, highest: float = 2.0) -> tuple[Tensor, Tensor]:
-    """A symmetric positive definite matrix with eigenvalues in the range, and a vector."""
-    generator = torch.Generator().manual_seed(seed)
-    basis = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
-    spread = torch.rand(size, generator=generator, dtype=torch.float64)
-    eigenvalues = lowest + (highest - lowest) * spread
-    b = torch.randn(size, generator=generator, dtype=torch.float64)
-    return (basis * eigenvalues) @ basis.T, b
-
-
-class Counted:
-    """A matrix that counts its products and keeps what it was multiplied with."""
-
-    def __init__(self, matrix: Tensor) -> None:
-        self.matrix = matrix
-        self.seen: list[Tensor] = []
-
-    def __call__(self, v: Tensor) -> Tensor:
-        self.seen.append(v)
-        return self.matrix @ v
-
-
-# -- problems with a dense oracle ----------------------------------------------------------------
-
-Tree = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -326,42 +211,3 @@ PROBLEMS: dict[str, Callable[[], Bilevel]] = {
 }
 
 PROBLEMS = {name: functools.cache(make) for name, make in PROBLEMS.items()}
-
-# What every problem is tried with: the solver, and a diagonal preconditioner or not.
-SOLVERS: dict[str, tuple[Any, bool]] = {
-    "Identity()": (Identity(), False),
-    "Neumann(3)": (Neumann(3), False),
-    "Neumann(3, step_size=1.0)": (Neumann(3, step_size=1.0), False),
-    "Neumann(30, step_size=1.0)": (Neumann(30, step_size=1.0), False),
-    "Neumann(500)": (Neumann(500), False),
-    "Neumann(500, PowerIteration())": (Neumann(500, PowerIteration()), False),
-    "Neumann(500), preconditioned": (Neumann(500), True),
-    "CG()": (ConjugateGradient(), False),
-    "CG(200, rtol=1e-10)": (ConjugateGradient(200, rtol=1e-10), False),
-    "CG(200, rtol=1e-3)": (ConjugateGradient(200, rtol=1e-3), False),
-    "CG(200, rtol=1e-10), preconditioned": (ConjugateGradient(200, rtol=1e-10), True),
-    "Nystrom(4)": (Nystrom(4), False),
-    "Nystrom(100, 1e-6)": (Nystrom(100, damping=1e-6), False),
-    "Nystrom(6, leverage)": (Nystrom(6, columns="leverage"), False),
-}
-
-
-def allowed_error(info: SolveInfo) -> float:
-    """How far from the oracle an answer may be that its verdict calls trustworthy.
-
-    The error that the verdict itself expects, which comes from the flattest direction met and so
-    may be a little short, but never more than what trustworthy means; and rounding, of condition
-    numbers up to 1e4.
-    """
-    return min(3.0 * (info.error_estimate or TRUSTED_ERROR) + 1e-11, TRUSTED_ERROR)
-
-
-def strategy(name: str, problem: Bilevel) -> ImplicitHypergradient:
-    """The row of the table, for a problem; the preconditioner is that of Jacobi."""
-    solver, preconditioned = SOLVERS[name]
-    if not preconditioned:
-        return ImplicitHypergradient(solver, problem.damping)
-    diagonal = problem.hessian().diagonal().abs().clamp_min(1e-3)
-    return ImplicitHypergradient(
-        solver, problem.damping, preconditioner=problem.parted(1.0 / diagonal, problem.params)
-    )

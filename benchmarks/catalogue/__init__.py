@@ -1,0 +1,1 @@
+"""What the tables of exactness and operations are about; the tests try the same."""

@@ -1,0 +1,1 @@
+"""What several tests share: problems with a closed form, and hypothesis strategies."""
