@@ -7,6 +7,7 @@ from reweight._curvature.linearise import (
     Objective,
     Partial,
     from_graph,
+    with_finite_difference,
     with_func,
 )
 from reweight._curvature.solve import Solved, Solver, solve
@@ -24,5 +25,6 @@ __all__ = [
     "System",
     "from_graph",
     "solve",
+    "with_finite_difference",
     "with_func",
 ]
