@@ -1,4 +1,4 @@
-"""What a comparison comes to, and what a mismatch most likely comes from."""
+"""The outcome of a comparison, and the most likely cause of a mismatch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,6 @@ from reweight.checking.compare import SOLVED, Comparison, exact_solver
 from reweight.checking.links import common_factor, reason
 from reweight.checking.problem import Problem
 from reweight.checking.report import shortened
-from reweight.solvers import Status
-
-_BY_DESIGN = {
-    Status.TRUNCATED: "is a truncated, regularised direction by design",
-    Status.LOW_RANK: "takes the Hessian for a low-rank matrix plus damping by design",
-    Status.APPROXIMATED: "takes the Hessian for a multiple of the identity by design",
-}
 
 
 def judge(
@@ -27,7 +20,7 @@ def judge(
         problem: at the solution that was compared.
         comparison: the numbers.
         rtol: the relative error that counts as agreement.
-        fault: what was found wrong with a gradient or a value by itself.
+        fault: a gradient or a value that is wrong by itself, in words.
     """
     ours, exact = (max(comparison.errors(h)) for h in (comparison.ours, comparison.exact))
     damped = f", damping {comparison.damping:g}" if comparison.damping else ""
@@ -64,7 +57,7 @@ def judge(
 
 
 def _solver(problem: Problem, comparison: Comparison, rtol: float) -> tuple[str, str]:
-    """The set-up is right; what the solver made of it."""
+    """The outcome where the set-up is right and the solver is not exact."""
     ours, exact = comparison.ours, comparison.exact
     info, name = ours.info, _named(problem.strategy.solver)
     error, right = max(comparison.errors(ours)), max(comparison.errors(exact))
@@ -74,9 +67,9 @@ def _solver(problem: Problem, comparison: Comparison, rtol: float) -> tuple[str,
     lengths = norm(ours.grads) * norm(exact.grads)
     cosine = dot(ours.grads, exact.grads) / lengths if lengths else 0.0
     beside = f"off by {error:.2g} here, at a cosine of {cosine:.4f} with the exact hypergradient"
-    if info.status in _BY_DESIGN:
+    if info.status.by_design:
         return (
-            f"the set-up is right; {name} {_BY_DESIGN[info.status]}",
+            f"the set-up is right; {name} gives {info.status.design} by design",
             f"{advice}{name} is {beside}. Its verdict: {info.message}",
         )
     if info.trustworthy:
@@ -89,7 +82,7 @@ def _solver(problem: Problem, comparison: Comparison, rtol: float) -> tuple[str,
     if (ignored := _ignored(problem, comparison, rtol)) is not None:
         return verdict, (
             f"{advice}What {name} gives is the hypergradient without {ignored}: it solves with a "
-            "matrix of its own, where it should multiply by the matvec it is handed"
+            "matrix of its own, where it should multiply by the matvec it is given"
         )
     factor = common_factor(comparison.along(ours), comparison.along(exact), rtol)
     if factor is not None:
@@ -101,7 +94,7 @@ def _solver(problem: Problem, comparison: Comparison, rtol: float) -> tuple[str,
 
 
 def _ignored(problem: Problem, comparison: Comparison, rtol: float) -> str | None:
-    """A part of the linear system without which an exact solve gives what the solver does."""
+    """The part of the linear system that the solver leaves out, if an exact solve shows one."""
     ours = comparison.along(comparison.ours)
     parts = {
         "weight decay": (any(problem.decay.values()), {"decay": False}),
@@ -134,7 +127,7 @@ def _undecided(comparison: Comparison) -> str:
 
 
 def _named(solver: object) -> str:
-    """A solver as one would write it down."""
+    """A solver as the user would write it."""
     if dataclasses.is_dataclass(solver) and not isinstance(solver, type):
         fields = [
             f"{field.name}={getattr(solver, field.name)!r}"

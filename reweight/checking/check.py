@@ -1,4 +1,4 @@
-"""One call that tells whether a hypergradient is right, and if not, why."""
+"""``check_hypergradient``: is a hypergradient right, and if not, why?"""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from reweight._tensors import norm
 from reweight.checking.causes import judge
 from reweight.checking.compare import Comparison, compare
-from reweight.checking.descent import curvature
+from reweight.checking.descent import largest_curvature
 from reweight.checking.links import broken_link
 from reweight.checking.position import position
 from reweight.checking.problem import Problem
 from reweight.checking.report import CheckReport, CheckRow
 from reweight.wrapping import Reweighted
 
-# Damping is tried from weak to strong: in shares of the largest curvature, and at least so strong
-# that the parameters move by no more than such a share of their size. The first leaves a smooth
-# problem nearly as it is; the others are for problems with kinks, such as those of ReLU networks,
-# whose minima lie at kinks as a rule and which can only be solved between them.
+# Damping is tried from weak to strong: as a share of the largest curvature, and at least so strong
+# that the parameters move by no more than a share of their size. The first hardly changes a smooth
+# problem. The others are for problems with kinks, such as ReLU networks: their minima usually lie
+# at kinks, so they can only be solved between them.
 _DAMPING = ((0.01, math.inf), (0.1, 1e-2), (1.0, 1e-3), (100.0, 1e-5))
 
 
@@ -33,35 +33,34 @@ def check_hypergradient(
 ) -> CheckReport:
     """Compare ``rw.hypergradient`` with finite differences on a small slice of your data.
 
-    Works on a float64 copy; ``rw`` is left as it is. On the copy the inner problem (weight decay
-    and damping included) is solved to rounding on ``batch``. Each parameter of the weighter is then
-    moved a little along a random direction to both sides, the inner problem is solved again, and
-    the change of the outer loss on ``dev_batch`` is what the hypergradient has to predict. The
-    losses and inputs that the weighter looks at are held at the solution, as they are detached;
-    whatever else it reads of the model is not.
+    Works on a float64 copy; ``rw`` is not changed. On the copy the inner problem (weight decay and
+    damping included) is solved to rounding on ``batch``. Each parameter of the weighter is then
+    moved along a random direction to both sides, the inner problem is solved again, and the
+    hypergradient has to predict the change of the outer loss on ``dev_batch``. The losses and
+    inputs of the weighter are held at the solution, since they are detached; whatever else it reads
+    of the model is not held.
 
-    A truncated solver, such as the default ``Neumann(num_terms=3)``, is not meant to agree: then
+    A truncated solver, such as the default ``Neumann(num_terms=3)``, does not agree by design. Then
     ``exact_error`` tells whether everything but the truncation is right, and the report says so.
 
-    An inner problem that has no minimum to be found, such as an untrained network's without weight
-    decay, is compared with damping added (a term ``½·damping·‖θ − θ₀‖²`` that ties the parameters
-    to where they are, the same on both sides): mistakes in the set-up show all the same. The report
-    then has its size in ``damping``.
+    If no minimum of the inner problem is found, as for an untrained network without weight decay,
+    damping is added on both sides of the comparison (a term ``½·damping·‖θ − θ₀‖²``). Mistakes in
+    the set-up show all the same. The report then has its size in ``damping``.
 
-    All this takes the inner problem as ``wrap`` was told of it. Whether it is also the one that
-    your loop trains is looked at apart from the comparison, in ``position``: where training has
-    come to rest on ``batch``, the inner gradient vanishes, unless weight decay, reduction or
-    weights are others in the loop. The *relative gradient* named there is the norm of the inner
-    gradient beside the root of the summed squares of its parts: the fixed losses', weight decay's
-    and each sample's. It is about 1 on a random slice of the data that a model was trained on.
+    The comparison uses the inner problem that ``wrap`` was given. ``position`` tells whether your
+    loop trains the same one: where training has converged on ``batch``, the inner gradient is zero,
+    unless weight decay, reduction or weights differ in the loop. The *relative gradient* there is
+    the norm of the inner gradient relative to the root of the summed squares of its terms: the
+    fixed losses', weight decay's and each sample's. It is about 1 on a random slice of the training
+    data.
 
     Args:
         rw: what :func:`reweight.wrap` returned.
         batch: a train batch, small enough to solve the inner problem on it many times.
         dev_batch: a dev batch.
         rtol: the relative error that counts as agreement.
-        seed: of the random directions.
-        raise_on_mismatch: raise instead of only reporting.
+        seed: seed of the random directions.
+        raise_on_mismatch: whether to raise where the two disagree.
 
     Returns:
         The report.
@@ -94,11 +93,11 @@ def check_hypergradient(
     with problem.opened():
         _evaluated_once(problem)
         where = position(problem)
-        problem.look_beside()
+        problem.audit()
         comparison, fault, remark = _compared(problem, rtol, seed)
         verdict, advice = judge(problem, comparison, rtol, fault)
         if not comparison.decides(rtol):
-            # Numbers that say nothing had better not be looked at.
+            # The numbers are not comparable, so the report leaves them out.
             comparison = comparison.undecided()
     errors = comparison.errors(comparison.ours)
     rows = zip(
@@ -127,7 +126,7 @@ def check_hypergradient(
 
 
 def _evaluated_once(problem: Problem) -> None:
-    """Tell what a float64 copy may stumble over."""
+    """Raise with the likely cause where the float64 copy can't be differentiated."""
     try:
         problem.losses()
         problem.outer_gradient()
@@ -141,7 +140,7 @@ def _evaluated_once(problem: Problem) -> None:
 
 
 def _compared(problem: Problem, rtol: float, seed: int) -> tuple[Comparison, str | None, str]:
-    """A comparison that says something if there is one; what is wrong with a gradient; a remark."""
+    """A comparison that decides, if there is one; what is wrong with a gradient; a remark."""
     first = compare(problem, rtol, seed)
     if first.agrees(first.ours, rtol) and first.largest == first.floor:
         remark = (
@@ -162,8 +161,8 @@ def _compared(problem: Problem, rtol: float, seed: int) -> tuple[Comparison, str
         return first, None, remark
     if first.agrees(first.exact, rtol) or first.side_channel:
         return first, None, ""
-    # Before damping is tried: no damping mends a wrong gradient, and a wrong one may be what kept
-    # the problem from being solved.
+    # Before damping is tried: damping does not repair a wrong gradient, and a wrong gradient may be
+    # why the problem could not be solved.
     fault = _fault(problem, first)
     if fault is not None or first.decides(rtol):
         return first, fault, ""
@@ -175,10 +174,10 @@ def _fault(problem: Problem, comparison: Comparison) -> str | None:
 
 
 def _damped(problem: Problem, rtol: float, seed: int) -> Comparison | None:
-    """The comparison with the least damping that makes it one."""
+    """The comparison with the least damping with which it decides."""
     problem.move_to(problem.origin)
-    problem.springs = []
-    steepest = curvature(problem.objective, problem.theta, problem.twice)
+    problem.proximal = []
+    steepest = largest_curvature(problem.objective, problem.theta, problem.twice)
     pull = norm(problem.gradient()) / (norm(problem.origin) or 1.0)
     for share, move in _DAMPING:
         damping = max(share * steepest, pull / move) or share

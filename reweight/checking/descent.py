@@ -1,4 +1,4 @@
-"""Down to a stationary point, to rounding, and quickly down again from nearby."""
+"""A search for stationary points, down to rounding."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ import torch
 from torch import Tensor
 
 from reweight._curvature import from_graph
-from reweight._tensors import Tree, axpy, filled, flatten, norm, scale, unflatten
-from reweight.checking.problem import copied, gradient, move, random
+from reweight._tensors import (
+    Tree,
+    axpy,
+    central_difference,
+    filled,
+    flatten,
+    norm,
+    scale,
+    unflatten,
+)
+from reweight.checking.problem import copied, gradient, move, unit_direction
 from reweight.solvers import ConjugateGradient
 
 logger = logging.getLogger("reweight")
@@ -19,25 +28,25 @@ logger = logging.getLogger("reweight")
 Objective = Callable[[], Tensor]
 Map = Callable[[Tree], Tree]
 
-# Up to so many parameters the Hessian is written out: 8 MB, and a second or two.
+# Up to this many parameters the Hessian is computed as a matrix: 8 MB, and a second or two.
 _DENSE = 1000
-# Curvatures below this share of the largest are taken for flat.
+# Curvatures below this share of the largest count as zero.
 _FLAT = 1e-12
 
 
 class Descent:
     """Finds stationary points of functions of the same parameters, which it moves in place.
 
-    Newton's method needs few steps near a solution, and they may be taken with the Hessian of a
-    point nearby. A finite difference solves many problems that are almost the same one, so the
-    inverse is kept from one to the next, and made anew where it no longer serves.
+    Newton's method needs few steps near a solution, also with the Hessian of a nearby point. A
+    finite difference solves many problems that are almost the same, so the inverse Hessian is kept
+    from one to the next, and computed again where it no longer serves.
 
     Args:
         params: the leaves to move.
-        enough: a gradient of this size counts as a solution. Steps go on below it as far as
-            rounding lets them, but no new inverse is made for them.
-        near: from a gradient of this size on Newton's method is worth trying.
-        twice: whether there are second derivatives to be had from autograd.
+        enough: a gradient of this norm counts as zero. Steps go on below it as far as rounding
+            allows, but no new inverse is computed for them.
+        near: the norm of the gradient at which Newton's method starts.
+        twice: whether autograd has second derivatives.
     """
 
     def __init__(self, params: Tree, enough: float, near: float, twice: bool = True) -> None:
@@ -49,10 +58,10 @@ class Descent:
         self._inverse: Map | None = None
 
     def from_afar(self, objective: Objective) -> float:
-        """L-BFGS until Newton's method does the rest, or until it is no use.
+        """L-BFGS until Newton's method converges, or until it makes no progress.
 
         Returns:
-            The size of the gradient that is left.
+            The norm of the remaining gradient.
         """
         parameters = list(self._params.values())
         optimizer = torch.optim.LBFGS(
@@ -72,7 +81,7 @@ class Descent:
 
         here, left = copied(self._params), math.inf
         for _ in range(5):
-            move(self._params, here)  # where L-BFGS remembers to be
+            move(self._params, here)  # the point that L-BFGS's history ends at
             optimizer.step(closure)  # type: ignore[no-untyped-call]
             for parameter in parameters:
                 parameter.grad = None
@@ -86,29 +95,30 @@ class Descent:
         return left
 
     def from_nearby(self, objective: Objective) -> float:
-        """The same from near a solution, where Newton's method is enough if it can be had."""
+        """The same from near a solution, where Newton's method suffices if it converges."""
         left = self._newton(objective)
         return left if left <= self._enough else self.from_afar(objective)
 
-    def with_what_is_known(self, objective: Objective) -> float:
-        """Steps with the last inverse only, for gradients that are not quite of one function.
+    def with_known_inverse(self, objective: Objective) -> float:
+        """Newton steps with the last inverse only, for an objective whose weights follow θ.
 
-        What they lack of it decides how fast this goes, and a better inverse would not help.
+        Its gradient is not that of one function, so a better inverse would not speed it up.
         """
         before = copied(self._params)
         left = self._newton(objective, renewals=None)
-        way = norm(axpy(-1.0, before, copied(self._params)))
-        if left <= self._enough and way > 1e-6 * norm(before):
-            self._inverse = None  # it was good enough to get here, but there is more to come
+        distance = norm(axpy(-1.0, before, copied(self._params)))
+        if left <= self._enough and distance > 1e-6 * norm(before):
+            self._inverse = None  # the solution is elsewhere, so the next one may be too
         return left
 
     def _newton(self, objective: Objective, renewals: int | None = 6) -> float:
+        """Newton's method; ``renewals`` limits how often the inverse is computed again."""
         grad = gradient(objective(), self._params)
         left = norm(grad)
         for _ in range(100):
             if left == 0.0:
                 break
-            fresh = self._inverse is None
+            new = self._inverse is None
             if self._inverse is None:
                 self._inverse = self._inverted(objective)
             here = copied(self._params)
@@ -119,7 +129,7 @@ class Descent:
                 grad, left = after, size
             else:
                 move(self._params, here)
-                if fresh or left <= self._enough:
+                if new or left <= self._enough:
                     break
             if size > 0.5 * before and left > self._enough and renewals is not None:
                 if not renewals:
@@ -131,22 +141,17 @@ class Descent:
             if self._size > _DENSE:
                 self._inverse = None
         if self._size > _DENSE:
-            self._inverse = None  # its graph is of a place that was left
+            self._inverse = None  # its graph belongs to a previous point
         return left
 
     def _inverted(self, objective: Objective) -> Map:
-        """The inverse Hessian at this point, with curvatures turned upwards."""
+        """The inverse of the Hessian at this point, with the absolute values of its curvatures."""
         hvp = hessian(objective, self._params, self._twice)
         if self._size > _DENSE:
-            # Its graph serves this point alone, so these inverses are not kept.
             solver = ConjugateGradient(max_steps=500, rtol=1e-6)
             return lambda v: solver(hvp, v).value
-        zero = torch.zeros_like(flatten(self._params))
-        columns = []
-        for index in range(self._size):
-            unit = zero.clone()
-            unit[index] = 1.0
-            columns.append(flatten(hvp(unflatten(unit, self._params))))
+        identity = torch.eye(self._size).to(flatten(self._params))
+        columns = [flatten(hvp(unflatten(column, self._params))) for column in identity]
         matrix = torch.stack(columns)
         values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.T))
         sizes = values.abs()
@@ -158,9 +163,9 @@ def hessian(objective: Objective, params: Tree, twice: bool = True) -> Map:
     """Products with the Hessian at this point.
 
     Args:
-        objective: what is differentiated.
-        params: by what, and where.
-        twice: by autograd if that works, rather than by differences of gradients.
+        objective: the function.
+        params: leaves; the point is where they are.
+        twice: whether to try autograd before differences of gradients.
     """
     if twice:
         try:
@@ -175,28 +180,29 @@ def hessian(objective: Objective, params: Tree, twice: bool = True) -> Map:
         except RuntimeError as error:
             logger.info("no second derivatives of the inner problem: %s", str(error))
 
+    def gradient_at(values: Tree) -> Tree:
+        move(params, values)
+        return gradient(objective(), params)
+
     def differences(v: Tree) -> Tree:
         here = copied(params)
         step = 1e-5 * (1.0 + norm(here)) / max(norm(v), 1e-300)
-        sides = []
-        for sign in (step, -step):
-            move(params, axpy(sign, v, here))
-            sides.append(gradient(objective(), params))
+        product = central_difference(gradient_at, here, v, step)
         move(params, here)
-        return scale(0.5 / step, axpy(-1.0, sides[1], sides[0]))
+        return product
 
     return differences
 
 
-def curvature(objective: Objective, params: Tree, twice: bool = True) -> float:
-    """About the largest curvature at this point, in size, by ten steps of the power method."""
+def largest_curvature(objective: Objective, params: Tree, twice: bool = True) -> float:
+    """The largest absolute curvature at this point, estimated by ten power iterations."""
     hvp = hessian(objective, params, twice)
-    generator = torch.Generator().manual_seed(0)
-    v = {name: random(p, generator) for name, p in params.items()}
+    v = unit_direction(params, torch.Generator().manual_seed(0))
     size = 0.0
     for _ in range(10):
-        v = hvp(scale(1.0 / norm(v), v))
+        v = hvp(v)
         size = norm(v)
         if not size > 0.0:
             break
+        v = scale(1.0 / size, v)
     return size

@@ -1,29 +1,26 @@
-"""The links of the chain rule one by one: is each gradient the slope of its value?
+"""A test of each factor of the chain rule: is the gradient the derivative of its value?
 
-A hypergradient is made of the gradients of the outer loss, of the losses and of the weights, and of
-the losses' second derivatives. Where it is wrong although the linear system was solved, one of them
-is wrong, and each can be held against finite differences by itself. (Second derivatives are, by the
-wrapped object itself.)
+A hypergradient consists of the gradients of the outer loss, of the losses and of the weights, and
+of the losses' second derivatives. If it is wrong although the linear system was solved, one of them
+is wrong, and each can be compared with finite differences. (The problem audits second derivatives
+itself.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from reweight._tensors import Tree, axpy, dot, norm, scale
-from reweight.checking.problem import Problem, copied, gradient, move, random
-
-T = TypeVar("T")
+from reweight._tensors import Tree, axpy, central_difference, dot, norm
+from reweight.checking.problem import Problem, copied, gradient, move, random, unit_direction
 
 _STEP = 1e-5
-# In float64, slopes and gradients of smooth functions agree to about 1e-9. The second number is
-# beside the value, whose rounding error the step divides.
+# In float64, derivatives and gradients of smooth functions agree to about 1e-9.
 _AGREES = 1e-4
+# Relative to the value, whose rounding error is divided by the step.
 _NOISE = 1e-9
 
 
@@ -35,28 +32,24 @@ class _Link:
 
 
 def broken_link(problem: Problem) -> str | None:
-    """Say which gradient is not the slope of its value, or which value is not a function.
+    """Name a gradient that is not the derivative of its value, or a value that is not a function.
 
-    Args:
-        problem: at any place, where it is again afterwards.
+    The problem stays where it is.
     """
     generator = torch.Generator().manual_seed(0)
-    here = problem.position()
-    # Where something with kinks is smallest there is no slope to compare with, and beside it there
-    # nearly always is.
-    problem.move_to(problem.beside())
+    here = copied(problem.theta)
+    # A minimum may lie at a kink, where there is no derivative to compare with.
+    problem.move_to(problem.nearby())
     try:
         count = problem.losses().weighted.numel()
-        for link in _links(problem, generator):
-            if found := _broken(link, count, generator):
-                return found
-        return None
+        found = (_broken(link, count, generator) for link in _links(problem, generator))
+        return next((fault for fault in found if fault), None)
     finally:
         problem.move_to(here)
 
 
 def common_factor(values: Sequence[float], others: Sequence[float], rtol: float) -> float | None:
-    """``c`` with ``values ≈ c·others``, where more than one pair of numbers says so."""
+    """``c`` with ``values ≈ c·others``, if at least two pairs of numbers show it."""
     largest = max(abs(x) for x in others)
     if sum(abs(x) > 0.01 * largest for x in others) < 2:
         return None
@@ -66,10 +59,10 @@ def common_factor(values: Sequence[float], others: Sequence[float], rtol: float)
 
 
 def reason(factor: float, count: int) -> str:
-    """What a factor on a gradient usually comes from, as a clause, or nothing.
+    """The usual cause of a factor on a gradient, as a clause, or ``""``.
 
     Args:
-        factor: gradient over slope.
+        factor: gradient over derivative.
         count: the number of samples.
     """
     count = max(count, 1)
@@ -86,33 +79,30 @@ def reason(factor: float, count: int) -> str:
 
 
 def _links(problem: Problem, generator: torch.Generator) -> list[_Link]:
-    bilevel = problem.bilevel
     held = problem.losses()
-    # Random signs: a plain sum over samples would hide what they have in opposite directions.
+    # Random signs: in a plain sum over samples, opposite errors would cancel.
     signs = random(held.weighted, generator).sign()
 
-    def outer() -> Tensor:
-        problem.restore()
-        return bilevel.outer_loss(problem.dev_batch)
+    def signed(x: Tensor) -> Tensor:
+        return (signs.to(x.dtype) * x).sum()
 
-    def weighted() -> Tensor:
-        losses = problem.evaluated().weighted
-        return (signs.to(losses.dtype) * losses).sum()
-
-    def fixed() -> Tensor:
-        return torch.as_tensor(problem.evaluated().fixed).reshape(())
-
-    def weights() -> Tensor:
-        gamma = problem.weighed(held)
-        return (signs.to(gamma.dtype) * gamma).sum()
-
+    name = type(problem.bilevel.weighter).__name__
     links = [
-        _Link("the outer loss", outer, problem.theta),
-        _Link("the losses that get weights", weighted, problem.theta),
-        _Link(f"the weights of {type(bilevel.weighter).__name__}", weights, problem.phi),
+        _Link("the outer loss", problem.outer_loss, problem.theta),
+        _Link(
+            "the losses that get weights",
+            lambda: signed(problem.evaluated().weighted),
+            problem.theta,
+        ),
+        _Link(f"the weights of {name}", lambda: signed(problem.weighed(held)), problem.phi),
     ]
     if isinstance(held.fixed, Tensor):
-        links.append(_Link("the fixed losses", fixed, problem.theta))
+        fixed = _Link(
+            "the fixed losses",
+            lambda: torch.as_tensor(problem.evaluated().fixed).reshape(()),
+            problem.theta,
+        )
+        links.append(fixed)
     return links
 
 
@@ -121,11 +111,11 @@ def _broken(link: _Link, count: int, generator: torch.Generator) -> str | None:
     if value.dtype != torch.float64:
         return (
             f"{link.what} are computed in {str(value.dtype).removeprefix('torch.')} on the float64 "
-            "copy, which is too rough to compare: take .float() and the like out of them"
+            "copy, which is too inexact to compare: remove .float() and other casts from them"
         )
     if not torch.equal(value, link.value()):
         return (
-            f"{link.what} are others on every call: noise from another source than the generators "
+            f"{link.what} differ from call to call: noise from another source than the generators "
             "of torch, numpy and Python, or a state that changes with every call. A hypergradient "
             "needs a function of parameters and batch"
         )
@@ -147,24 +137,16 @@ def _broken(link: _Link, count: int, generator: torch.Generator) -> str | None:
 
 
 def _both(link: _Link, grad: Tree, generator: torch.Generator) -> tuple[float, float]:
-    """Derivatives along one direction, by the gradient and by differences."""
-    direction = _unit(link.params, generator)
-    if size := norm(grad):  # neither orthogonal to the gradient nor blind to what it lacks
+    """The derivative along one direction, by the gradient and by differences."""
+    direction = unit_direction(link.params, generator)
+    if size := norm(grad):  # a random direction alone is nearly orthogonal to the gradient
         direction = axpy(1.0 / size, grad, direction)
-    sides = _at_both_sides(link.params, direction, lambda: float(link.value().detach()))
-    return dot(grad, direction), (sides[0] - sides[1]) / (2.0 * _STEP)
 
+    def value_at(params: Tree) -> float:
+        move(link.params, params)
+        return float(link.value().detach())
 
-def _at_both_sides(params: Tree, direction: Tree, value: Callable[[], T]) -> tuple[T, T]:
-    here = copied(params)
-    move(params, axpy(_STEP, direction, here))
-    ahead = value()
-    move(params, axpy(-_STEP, direction, here))
-    behind = value()
-    move(params, here)
-    return ahead, behind
-
-
-def _unit(params: Tree, generator: torch.Generator) -> Tree:
-    direction = {name: random(p, generator) for name, p in params.items()}
-    return scale(1.0 / norm(direction), direction)
+    here = copied(link.params)
+    slope = central_difference(value_at, here, direction, _STEP)
+    move(link.params, here)
+    return dot(grad, direction), slope

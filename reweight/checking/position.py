@@ -1,9 +1,9 @@
-"""Where the parameters stand in the inner problem, and what that says of the loop behind them.
+"""Whether the parameters are at a minimum of the stated inner problem, and if not, of which one.
 
-All else in a check takes the inner problem as ``wrap`` was told of it. Whether that is the problem
-which the loop trains shows in one place only: where the loop came to rest. The gradient of what it
-trains vanishes there. One that does not vanish, but would with other weight decay or with a factor
-on the weighted losses, gives the difference away.
+All other parts of a check assume that ``wrap`` was given the inner problem that the loop trains.
+Where training has converged, the gradient of the loop's problem is zero. If the gradient of the
+stated problem is not, but would be with other weight decay or with a factor on the weighted losses,
+the two problems differ in that.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from torch.optim import Optimizer
 from reweight._tensors import flatten
 from reweight.checking.problem import Problem, gradient
 
-# A gradient of at most this share of its parts counts as none ...
+# A gradient of at most this share of its terms counts as zero ...
 _AT_REST = 0.05
 # ... and one of this share is rounding (of float32), which needs no explanation.
-_ROUNDING = 1e-6
-# An explanation may leave this share unexplained, and be this share off the number that it names.
+_FLOAT32_ROUNDING = 1e-6
+# An explanation may leave this share unexplained, and be off its number by this share.
 _EXPLAINED = 0.05
-# In fewer dimensions a line is near any point.
+# In fewer dimensions a fit with one factor explains too much.
 _FEWEST = 3
 
 
 @dataclass(frozen=True)
 class _Terms:
-    """The gradient of the inner problem term by term, each ``[n]`` over all inner parameters.
+    """The gradient of the inner problem, term by term, each ``[n]`` over all inner parameters.
 
     Attributes:
-        fixed: of the losses without weights.
-        weighted: of the weighted losses, reduced as ``wrap`` was told.
+        fixed: of the fixed losses.
+        weighted: of the weighted losses, reduced as stated.
         plain: the same at weights of one.
-        rates: the weight decay that ``wrap`` was told of.
+        rates: the stated weight decay of each entry.
         theta: the parameters.
         matrices: 1 for the entries of parameters of two or more dimensions, else 0.
-        scatter: root of the summed squares of what the single samples contribute to ``weighted``:
-            the size that their sum has where they point anywhere.
-        count: of the samples.
-        reduction: as ``wrap`` was told.
+        scatter: root of the summed squares of the samples' terms in ``weighted``, which is the norm
+            of their sum if they are unrelated.
+        count: the number of samples.
+        reduction: as stated.
     """
 
     fixed: Tensor
@@ -65,15 +65,26 @@ class _Terms:
 
     @property
     def share(self) -> float:
-        """The size of the total beside that of its parts: about 1 where they are unrelated."""
+        """The norm of the total relative to its terms: about 1 if they are unrelated."""
         size = math.hypot(float(self.fixed.norm()), float(self.decay.norm()), self.scatter)
         return float(self.total.norm()) / size if size else 0.0
 
+    def factor(self) -> float | None:
+        """``c > 0`` with ``fixed + c·weighted + decay ≈ 0``, if there is one."""
+        rest = self.fixed + self.decay
+        squared = float(self.weighted @ self.weighted)
+        if not squared:
+            return None
+        factor = -float(rest @ self.weighted) / squared
+        left = rest + factor * self.weighted
+        explains = _explained(left, self.total) and _explained(left, rest)
+        return factor if factor > 0 and explains else None
+
 
 def position(problem: Problem) -> str:
-    """Say where the parameters stand; to be asked before they are moved."""
+    """Describe the position of the original parameters; to be called before they are moved."""
     terms = _terms(problem)
-    if terms.share > _ROUNDING and terms.theta.numel() >= _FEWEST:
+    if terms.share > _FLOAT32_ROUNDING and terms.theta.numel() >= _FEWEST:
         found = _other_loss(terms) or _other_decay(terms, problem.optimizer) or _factor(terms)
         if found:
             return f"your loop seems to {found}"
@@ -120,23 +131,22 @@ def _terms(problem: Problem) -> _Terms:
 
 def _other_loss(terms: _Terms) -> str | None:
     """Weights left out, or another reduction."""
-    rest = terms.fixed + terms.decay
-    if _explained(rest + terms.plain, terms.total):
+    if _explained(terms.fixed + terms.decay + terms.plain, terms.total):
         return (
             "train on losses without their weights: its loss is to be rw.loss(batch), or made with "
             "rw.weights(batch)"
         )
-    factor, count = _fitted_factor(terms), terms.count
+    factor, count = terms.factor(), terms.count
     if factor is None or count < 2:
         return None
     if terms.reduction == "mean" and _near(factor, count):
         return (
-            'sum the weighted losses, where wrap was told reduction="mean": pass reduction="sum", '
+            'sum the weighted losses, where wrap was given reduction="mean": pass reduction="sum", '
             "or train on rw.loss(batch)"
         )
     if terms.reduction == "sum" and _near(factor, 1.0 / count):
         return (
-            'average the weighted losses, where wrap was told reduction="sum": pass '
+            'average the weighted losses, where wrap was given reduction="sum": pass '
             'reduction="mean", or train on rw.loss(batch)'
         )
     if terms.reduction == "mean" and _near(factor, 1.0 / count):
@@ -148,32 +158,19 @@ def _other_loss(terms: _Terms) -> str | None:
 
 
 def _factor(terms: _Terms) -> str | None:
-    """Any other factor on the weighted losses, where a fixed part tells it from weight decay."""
-    factor = _fitted_factor(terms)
+    """Any other factor on the weighted losses; only a fixed part tells it from weight decay."""
+    factor = terms.factor()
     if factor is None or not float(terms.fixed.norm()) > _EXPLAINED * float(terms.decay.norm()):
         return None
     return (
         f"count the weighted losses {factor:.3g} times as much beside the fixed ones as wrap was "
         "told: train on rw.loss(batch), or put the factor into losses. (With a sum over the batch "
-        "it is the size of your batches beside that of this slice.)"
+        "it is the size of your batches relative to this slice.)"
     )
 
 
-def _fitted_factor(terms: _Terms) -> float | None:
-    """``c > 0`` where ``fixed + c·weighted + decay`` nearly vanishes."""
-    rest = terms.fixed + terms.decay
-    squared = float(terms.weighted @ terms.weighted)
-    if not squared:
-        return None
-    factor = -float(rest @ terms.weighted) / squared
-    left = rest + factor * terms.weighted
-    if factor > 0 and _explained(left, terms.total) and _explained(left, rest):
-        return factor
-    return None
-
-
 def _other_decay(terms: _Terms, optimizer: Optimizer | None) -> str | None:
-    """More or less weight decay, on all parameters or on matrices only, as is common."""
+    """More or less weight decay, on all parameters or, as is common, on matrices only."""
     fits = []
     for mask in (torch.ones_like(terms.theta), terms.matrices):
         theta = mask * terms.theta
@@ -183,16 +180,16 @@ def _other_decay(terms: _Terms, optimizer: Optimizer | None) -> str | None:
     if not fits:
         return None
     left, extra, mask = min(fits, key=lambda fit: fit[0])
-    told = terms.rates[mask > 0]
-    lowest, highest = float(told.min()), float(told.max())
+    stated = terms.rates[mask > 0]
+    lowest, highest = float(stated.min()), float(stated.max())
     if left > _EXPLAINED * float(terms.total.norm()) or -extra > (1.0 + _EXPLAINED) * lowest:
         return None
     where = "" if bool(mask.all()) else " on its matrices (parameters of two or more dimensions)"
     if optimizer is None:
         return (
             f"train with weight decay of about {extra:.2g}{where}, which wrap was not told of: "
-            "pass optimizer=, or hand a penalty of your own over as Losses(fixed=...). (If there "
-            "is none, the loss still draws the parameters outwards, as with separable classes.)"
+            "pass optimizer=, or pass a penalty of your own as Losses(fixed=...). (Without either, "
+            "the loss may have its minimum at infinity, as with separable classes.)"
         )
     rest = lowest + extra if lowest + extra > 0.01 * highest else 0.0
     numbers = f" ({rest:.2g} in place of {lowest:.2g})" if lowest == highest else ""
@@ -201,14 +198,12 @@ def _other_decay(terms: _Terms, optimizer: Optimizer | None) -> str | None:
     )
     if extra < 0 and any(group.get("decoupled_weight_decay") for group in optimizer.param_groups):
         return (
-            f"{said}than {type(optimizer).__name__} says{numbers}: decoupled decay stands beside "
-            "adaptive steps, and pulls the less the smaller the gradients have become. Decay that "
-            "is part of the gradient, as in Adam or SGD, is what wrap takes it for"
+            f"{said}than {type(optimizer).__name__} says{numbers}: decoupled decay is added to "
+            "adaptive steps, and is weaker the smaller the gradients are. wrap takes it for decay "
+            "that is part of the gradient, as in Adam or SGD"
         )
     said += f"than the optimizer says that wrap was given{numbers}: pass the one your loop steps"
-    return (
-        f"{said}, and hand a penalty of your own over as Losses(fixed=...)" if extra > 0 else said
-    )
+    return f"{said}, and pass a penalty of your own as Losses(fixed=...)" if extra > 0 else said
 
 
 def _explained(left: Tensor, whole: Tensor) -> bool:

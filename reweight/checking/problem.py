@@ -1,4 +1,4 @@
-"""A float64 copy of what was wrapped, whose inner problem can be evaluated anywhere."""
+"""A float64 copy of a wrapped problem, whose inner problem can be evaluated anywhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from reweight._problem import (
-    BilevelProblem,
     Isolation,
     batch_in_double,
     in_double,
@@ -29,8 +28,8 @@ from reweight.wrapping import Reweighted
 
 
 @dataclass(frozen=True)
-class Spring:
-    """The proximal term ``½·strength·‖θ − centre‖²``, which has ``strength`` as its curvature."""
+class ProximalTerm:
+    """``½·strength·‖θ − centre‖²``, which has ``strength`` as its curvature."""
 
     strength: float
     centre: Tree
@@ -47,150 +46,139 @@ class Problem:
         decay: weight decay per inner parameter, by name.
         optimizer: the optimizer of the original.
         origin: the values of the inner parameters when the copy was made.
-        springs: terms that are added to the inner loss.
+        proximal: terms that are added to the inner loss.
     """
 
     def __init__(self, rw: Reweighted, batch: Any, dev_batch: Any) -> None:
         stated = rw.problem
         self.optimizer = stated.optimizer
         self.decay = stated.weight_decay(stated.theta())
-        self.bilevel: BilevelProblem = in_double(stated)
+        self.bilevel = in_double(stated)
         self.theta, self.phi = self.bilevel.theta(), self.bilevel.phi()
-        # A user's solver may keep a state.
-        told = copy.deepcopy(rw.strategy)
-        diagonal = diagonal_of(told.preconditioner, stated.optimizer, stated.theta())
+        strategy = copy.deepcopy(rw.strategy)  # a user's solver may have a state
+        diagonal = diagonal_of(strategy.preconditioner, stated.optimizer, stated.theta())
         if diagonal is not None:
             diagonal = {name: entry.double() for name, entry in diagonal.items()}
-        self.strategy = dataclasses.replace(told, preconditioner=diagonal)
-        self._decaying = self.bilevel.optimizer
+        self.strategy = dataclasses.replace(strategy, preconditioner=diagonal)
         self.batch, self.dev_batch = batch_in_double(batch), batch_in_double(dev_batch)
-        self.origin = self.position()
-        self._drawn: Isolation | None = None
-        self.springs: list[Spring] = []
+        self.origin = copied(self.theta)
+        self.proximal: list[ProximalTerm] = []
+        self._after_model: Isolation | None = None
         self._isolation = Isolation((), set())  # of nothing until opened
 
     @property
     def size(self) -> int:
-        """The number of inner parameters, entry by entry."""
+        """The number of entries of the inner parameters."""
         return sum(p.numel() for p in self.theta.values())
 
     @property
     def twice(self) -> bool:
-        """Whether second derivatives may be had from autograd, as far as is known."""
-        told = self.strategy.hvp == "finite_difference"
-        return not told and "autograd" not in self.bilevel.audit.ruled_out
+        """Whether autograd may give second derivatives, as far as is known."""
+        by_differences = self.strategy.hvp == "finite_difference"
+        return not by_differences and "autograd" not in self.bilevel.audit.ruled_out
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Isolate the copy while it is evaluated."""
-        with (
-            isolated(
-                (self.bilevel.model, self.bilevel.weighter), self.bilevel.devices()
-            ) as self._isolation,
-            twice_differentiable(),
-        ):
+        modules = self.bilevel.model, self.bilevel.weighter
+        with isolated(modules, self.bilevel.devices()) as self._isolation, twice_differentiable():
             yield
 
     def restore(self) -> None:
-        """Make the next pass see what the one before saw: buffers, dropout masks, noise."""
+        """Let the next pass start with the same buffers, dropout masks and noise."""
         self._isolation.restore()
 
     # -- values --------------------------------------------------------------------------------
+
+    def evaluated(self) -> Losses:
+        """The losses of the train batch, with their graph."""
+        self.restore()
+        losses = self.bilevel.losses(self.batch)
+        if self._after_model is None:  # the random state in which the weighter draws
+            self._after_model = Isolation((), self.bilevel.devices())
+        return losses
 
     def losses(self) -> Losses:
         """The losses of the train batch, without gradient."""
         with torch.no_grad():
             return self.evaluated()
 
-    def evaluated(self) -> Losses:
-        """The losses of the train batch, with their graph."""
+    def weighed(self, losses: Losses) -> Tensor:
+        """The weights of ``losses``, with their graph."""
         self.restore()
-        losses = self.bilevel.losses(self.batch)
-        if self._drawn is None:
-            # A weighter draws after the model.
-            self._drawn = Isolation((), self.bilevel.devices())
-        return losses
+        if self._after_model is not None:
+            self._after_model.rewind()
+        return self.bilevel.weights(losses)
 
     def weigh(self, losses: Losses) -> Tensor:
         """The weights of ``losses``, without gradient."""
         with torch.no_grad():
             return self.weighed(losses)
 
-    def weighed(self, losses: Losses) -> Tensor:
-        """The weights of ``losses``, with their graph."""
-        self.restore()
-        if self._drawn is not None:
-            self._drawn.rewind()
-        return self.bilevel.weights(losses)
-
     def objective(self, weights: Tensor | None = None) -> Tensor:
-        """The inner loss with all that curves it, at these weights, or else at those it has."""
+        """The inner loss with weight decay and proximal terms, by default at its own weights."""
         losses = self.evaluated()
         loss = self.bilevel.inner_loss(losses, self.weigh(losses) if weights is None else weights)
         for name, p in self.theta.items():
             if decay := self.decay.get(name, 0.0):
                 loss = loss + 0.5 * decay * p.square().sum()
-            for spring in self.springs:
-                loss = loss + 0.5 * spring.strength * (p - spring.centre[name]).square().sum()
+            for term in self.proximal:
+                loss = loss + 0.5 * term.strength * (p - term.centre[name]).square().sum()
         return loss
 
     def gradient(self, weights: Tensor | None = None) -> Tree:
         """The gradient of :meth:`objective` by the inner parameters."""
         return gradient(self.objective(weights), self.theta)
 
-    def outer(self) -> float:
-        """The outer loss."""
+    def outer_loss(self) -> Tensor:
+        """The outer loss, with its graph."""
         self.restore()
-        with torch.no_grad():
-            return float(self.bilevel.outer_loss(self.dev_batch))
+        return self.bilevel.outer_loss(self.dev_batch)
 
     def outer_gradient(self) -> float:
-        """The size of the outer loss's gradient by the inner parameters."""
+        """The norm of the outer loss's gradient by the inner parameters."""
         self.restore()
         return norm(self.bilevel.outer_gradients(self.theta, {}, {}, self.dev_batch)[0])
 
     def hypergradient(
         self, added: float = 0.0, solver: Any = None, *, decay: bool = True, damping: bool = True
     ) -> Hypergradient:
-        """What the wrapped object computes here, or would compute with some things changed.
+        """What the wrapped object computes here, with some things changed.
 
         Args:
             added: to the damping.
-            solver: in the place of the one it has.
-            decay: whether the solver is told of weight decay.
-            damping: whether the solver is told of the damping.
+            solver: instead of its own.
+            decay: whether weight decay is part of the linear system.
+            damping: whether the damping of the strategy is.
         """
-        told = self.strategy
+        own = self.strategy
         strategy = dataclasses.replace(
-            told,
-            solver=told.solver if solver is None else solver,
-            damping=(told.damping if damping else 0.0) + added,
-            preconditioner=told.preconditioner if solver is None else None,
+            own,
+            solver=own.solver if solver is None else solver,
+            damping=(own.damping if damping else 0.0) + added,
+            preconditioner=own.preconditioner if solver is None else None,
         )
-        self.bilevel.optimizer = self._decaying if decay else None
+        decaying = self.bilevel.optimizer
         self.restore()
         try:
+            self.bilevel.optimizer = decaying if decay else None
             return self.bilevel.hypergradient(self.batch, self.dev_batch, strategy)
         finally:
-            self.bilevel.optimizer = self._decaying
+            self.bilevel.optimizer = decaying
 
-    # -- places --------------------------------------------------------------------------------
+    # -- positions -----------------------------------------------------------------------------
 
-    def position(self) -> Tree:
-        """A copy of the inner parameters."""
-        return copied(self.theta)
-
-    def beside(self) -> Tree:
-        """A place near the origin that nothing has come to rest at."""
+    def nearby(self) -> Tree:
+        """Parameters near the origin at which no training has converged."""
         generator = torch.Generator().manual_seed(0)
         return {name: p * (1.0 + 0.01 * random(p, generator)) for name, p in self.origin.items()}
 
-    def look_beside(self) -> None:
-        """Have the copy's second derivatives judged where they are not all but zero.
+    def audit(self) -> None:
+        """Compare second derivatives where they are not zero.
 
-        They are judged once, and may be rounding where the losses are fitted perfectly.
+        They are compared once, and may be rounding where the losses are fitted perfectly.
         """
-        self.move_to(self.beside())
+        self.move_to(self.nearby())
         self.hypergradient(solver=Identity())
         self.move_to(self.origin)
 
@@ -200,14 +188,8 @@ class Problem:
 
 
 def copied(tensors: Tree) -> Tree:
-    """The values of leaves, apart from them."""
+    """Copies of the values of leaves."""
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-
-def random(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Independent normal numbers, in the shape of a tensor and on its device."""
-    drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64)
-    return drawn.to(like.device)
 
 
 def move(tensors: Tree, values: Tree) -> None:
@@ -215,6 +197,19 @@ def move(tensors: Tree, values: Tree) -> None:
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(values[name])
+
+
+def random(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Independent standard normal numbers with the shape and the device of a tensor."""
+    drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64)
+    return drawn.to(like.device)
+
+
+def unit_direction(like: Tree, generator: torch.Generator) -> Tree:
+    """A random direction of norm 1."""
+    direction = {name: random(entry, generator) for name, entry in like.items()}
+    size = norm(direction)
+    return {name: entry * (1.0 / size) for name, entry in direction.items()}
 
 
 def gradient(loss: Tensor, params: Tree) -> Tree:

@@ -1,4 +1,4 @@
-"""What a check found, as a value and as a page to read."""
+"""The report of a check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class CheckRow:
     """One weighter parameter, moved along a random unit direction.
 
     Attributes:
-        name: of the parameter.
+        name: name of the parameter.
         hypergradient: the derivative along the direction, as the wrapped object computes it.
         exact: the same with the linear system solved to rounding.
         finite_difference: the same by solving the inner problem again on both sides.
