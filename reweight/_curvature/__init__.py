@@ -1,5 +1,6 @@
 """The linear system of an outer step: its matrix, its solution, and the verdict on that."""
 
+from reweight._curvature.callables import Solver
 from reweight._curvature.linearise import (
     MODES,
     Linearisation,
@@ -10,7 +11,7 @@ from reweight._curvature.linearise import (
     with_finite_difference,
     with_func,
 )
-from reweight._curvature.solve import Solved, Solver, solve
+from reweight._curvature.solve import Solved, solve
 from reweight._curvature.system import Function, System
 
 __all__ = [

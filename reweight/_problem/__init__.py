@@ -1,7 +1,7 @@
 """The bilevel problem as the user stated it, evaluated without side effects."""
 
 from reweight._problem.bilevel import BilevelProblem, LossesFn, OuterFn, Reduction
-from reweight._problem.double import batch_in_double, in_double
+from reweight._problem.double import batch_in_double
 from reweight._problem.isolation import Isolation, isolated, twice_differentiable
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "OuterFn",
     "Reduction",
     "batch_in_double",
-    "in_double",
     "isolated",
     "twice_differentiable",
 ]

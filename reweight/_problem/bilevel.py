@@ -72,11 +72,21 @@ class BilevelProblem:
         theta, _ = self.parameters()
         self.weight_decay(theta)  # raises now rather than at the first outer step
 
-    def on(self, model: nn.Module, weighter: SampleWeighter) -> BilevelProblem:
-        """The same problem for copies of the modules, without audit and without warnings."""
+    def in_double(self) -> BilevelProblem:
+        """The same problem on float64 copies of the modules; it audits anew and does not warn.
+
+        Its optimizer holds the weight decay of the original and nothing else.
+        """
         twin = copy.copy(self)
-        twin.model, twin.weighter = model, weighter
+        model, weighter = copy.deepcopy((self.model, self.weighter))
+        twin.model, twin.weighter = model.double(), weighter.double()
         twin.audit, twin._notices, twin._graphs_checked = Audit(), Silent(), False
+        decay = self.weight_decay(self.theta())
+        groups = [
+            {"params": [p], "weight_decay": decay.get(name, 0.0)}
+            for name, p in twin.theta().items()
+        ]
+        twin.optimizer = torch.optim.SGD(groups, lr=1.0)
         return twin
 
     # -- parameters ----------------------------------------------------------------------------

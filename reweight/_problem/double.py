@@ -1,16 +1,14 @@
-"""The problem in float64: the one place where a model, its batches and its weighter are converted.
+"""The inner problem in float64.
 
-A check on all parameters works on a deep copy, :func:`in_double`. The audit of second derivatives
-works on the model itself with float64 tensors in the place of its own, :class:`InnerInDouble`, so
-that of an embedding table only the rows that the batch reads are converted.
+The model itself is evaluated, with float64 tensors in the place of its own. So of an embedding
+table only the rows that the batch reads are converted.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,31 +20,13 @@ from reweight._problem.point import Point
 from reweight._tables import SubstituteRows, Table, tables_of
 from reweight._tensors import Tree, doubled, filled, map_tensors
 
-if TYPE_CHECKING:
-    from reweight._problem.bilevel import BilevelProblem
-
 # Parameters and buffers that are converted at most; a few copies of them are needed.
 _LARGEST = 20_000_000
 
 
 def batch_in_double(batch: Any) -> Any:
-    """A batch with its real floating-point tensors in float64."""
+    """A copy of a batch with its real floating-point tensors in float64."""
     return map_tensors(doubled, batch)
-
-
-def in_double(problem: BilevelProblem) -> BilevelProblem:
-    """A copy of ``problem`` on float64 copies of its modules.
-
-    Its optimizer holds the weight decay of the original and nothing else.
-    """
-    model, weighter = copy.deepcopy((problem.model, problem.weighter))
-    twin = problem.on(model.double(), weighter.double())
-    decay = problem.weight_decay(problem.theta())
-    twin.optimizer = torch.optim.SGD(
-        [{"params": [p], "weight_decay": decay.get(n, 0.0)} for n, p in twin.theta().items()],
-        lr=1.0,
-    )
-    return twin
 
 
 class InnerInDouble:

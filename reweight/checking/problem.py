@@ -12,13 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reweight._problem import (
-    Isolation,
-    batch_in_double,
-    in_double,
-    isolated,
-    twice_differentiable,
-)
+from reweight._problem import Isolation, batch_in_double, isolated, twice_differentiable
 from reweight._tensors import Tree, filled, norm
 from reweight.hypergradient import Hypergradient
 from reweight.losses import Losses
@@ -53,7 +47,7 @@ class Problem:
         stated = rw.problem
         self.optimizer = stated.optimizer
         self.decay = stated.weight_decay(stated.theta())
-        self.bilevel = in_double(stated)
+        self.bilevel = stated.in_double()
         self.theta, self.phi = self.bilevel.theta(), self.bilevel.phi()
         strategy = copy.deepcopy(rw.strategy)  # a user's solver may have a state
         diagonal = diagonal_of(strategy.preconditioner, stated.optimizer, stated.theta())
