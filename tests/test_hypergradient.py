@@ -1,4 +1,4 @@
-"""The implicit hypergradient against closed forms, and what it says about itself."""
+"""The implicit hypergradient against closed forms."""
 
 from __future__ import annotations
 
@@ -9,47 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from _support.problems import Ridge, mean_squared_error, ridge, squared_errors
+from _support.implicit import EXACT, Tree, hypergradient, losses
+from _support.problems import mean_squared_error, ridge, squared_errors
 from benchmarks.catalogue.problems import relative_error
-from reweight import (
-    ConjugateGradient,
-    Hypergradient,
-    Identity,
-    ImplicitHypergradient,
-    Losses,
-    Neumann,
-    Solution,
-    SolveInfo,
-    Status,
-    wrap,
-)
+from reweight import ConjugateGradient, ImplicitHypergradient, Losses, Neumann, Status, wrap
 
-Tree = dict[str, Tensor]
 MODES = ("autograd", "func", "finite_difference")
-EXACT = ConjugateGradient(max_steps=50, rtol=1e-14)
 REDUCTIONS: tuple[Literal["mean", "sum"], ...] = ("mean", "sum")
-
-
-def losses(model: nn.Module, batch: Any) -> Losses:
-    return Losses(squared_errors(model, batch), inputs=batch[2])
-
-
-def hypergradient(
-    problem: Ridge,
-    strategy: ImplicitHypergradient,
-    reduction: Literal["mean", "sum"] = "mean",
-    optimizer: torch.optim.Optimizer | None = None,
-) -> Hypergradient:
-    rw = wrap(
-        problem.model,
-        problem.weighter,
-        losses,
-        mean_squared_error,
-        optimizer,
-        strategy,
-        reduction=reduction,
-    )
-    return rw.hypergradient(problem.train, problem.dev)
 
 
 def groups(model: nn.Linear) -> list[dict[str, Any]]:
@@ -58,9 +24,6 @@ def groups(model: nn.Linear) -> list[dict[str, Any]]:
         {"params": [model.weight], "weight_decay": 0.3},
         {"params": [model.bias], "weight_decay": 0.05},
     ]
-
-
-# -- weighted ridge regression -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -201,9 +164,6 @@ def test_below_zero_means_that_more_of_the_sample_helps() -> None:
     assert outer(more) < outer(gamma)
 
 
-# -- the functional core -----------------------------------------------------------------------
-
-
 def quadratic() -> tuple[Tree, Tree]:
     """inner = ½ p·Σa² - h·a has a* = h/p; outer = Σ a³/3 + p·Σh."""
     h = torch.tensor([1.0, -2.0], dtype=torch.float64)
@@ -306,92 +266,6 @@ def test_parameters_of_several_types_are_served() -> None:
         assert info.trustworthy
         for name in expected:
             torch.testing.assert_close(grads[name], expected[name], rtol=1e-6, atol=0.0)
-
-
-# -- verdicts ----------------------------------------------------------------------------------
-
-
-def test_any_callable_is_a_solver() -> None:
-    problem = ridge()
-
-    def direct(matvec: Any, b: Tree) -> Solution:
-        flat = torch.linalg.solve(problem.hessian, torch.cat([t.reshape(-1) for t in b.values()]))
-        return Solution({"weight": flat[None, :-1], "bias": flat[-1:]}, Status.CONVERGED)
-
-    result = hypergradient(problem, ImplicitHypergradient(direct))
-    assert relative_error(result.influence, problem.influence) < 1e-10
-    assert result.info.num_hvps == 0 and result.info.trustworthy
-
-
-def test_a_solver_that_claims_too_much_is_not_believed() -> None:
-    problem = ridge()
-    strategy = ImplicitHypergradient(lambda matvec, b: Solution(b, Status.CONVERGED))
-    info = hypergradient(problem, strategy).info
-    assert info.relative_residual > 1e-3
-    assert not info.trustworthy
-    assert f"{info.relative_residual:.2g}" in info.message
-
-
-def test_a_solver_whose_answer_is_not_finite_is_refused_by_name() -> None:
-    problem = ridge()
-
-    def broken(matvec: Any, b: Tree) -> Solution:
-        return Solution({n: t * math.nan for n, t in b.items()}, Status.CONVERGED)
-
-    with pytest.raises(FloatingPointError, match="broken.*not finite"):
-        hypergradient(problem, ImplicitHypergradient(broken))
-
-
-def test_a_maximum_of_the_inner_loss_is_told() -> None:
-    params = {"a": torch.tensor([0.0, 0.0], dtype=torch.float64)}
-    hparams = {"h": torch.tensor([1.0, 1.0], dtype=torch.float64)}
-
-    def inner(p: Tree, h: Tree) -> Tensor:  # a saddle: curvatures 2 and -1
-        return p["a"][0].square() - 0.5 * p["a"][1].square() - (h["h"] * p["a"]).sum()
-
-    for solver in (ConjugateGradient(), Neumann(), Neumann(200)):
-        _, info = ImplicitHypergradient(solver)(
-            inner, lambda p, h: 3.0 * p["a"][0] + p["a"][1], params, hparams
-        )
-        assert not info.trustworthy
-        assert "positive definite" in info.message and "damping" in info.message
-    grads, info = ImplicitHypergradient(EXACT, damping=2.0)(
-        inner, lambda p, h: 3.0 * p["a"][0] + p["a"][1], params, hparams
-    )
-    assert info.trustworthy
-    torch.testing.assert_close(grads["h"], torch.tensor([0.75, 1.0], dtype=torch.float64))
-
-
-def test_messages_are_sentences_with_numbers() -> None:
-    problem = ridge()
-    cut = hypergradient(problem, ImplicitHypergradient(Neumann())).info
-    assert "3 HVPs" in cut.message and "num_terms" in cut.message
-    assert "step size" in cut.message
-    exact = hypergradient(problem, ImplicitHypergradient(EXACT)).info
-    assert f"{exact.relative_residual:.2g}" in exact.message
-    identity = hypergradient(problem, ImplicitHypergradient(Identity(0.1))).info
-    assert identity.num_hvps == 0 and "identity" in identity.message
-    diverging = hypergradient(problem, ImplicitHypergradient(Neumann(10, 5.0))).info
-    assert "grow" in diverging.message
-
-
-def test_the_curvature_is_bounded_by_the_largest_eigenvalue() -> None:
-    problem = ridge()
-    largest = float(torch.linalg.eigvalsh(problem.hessian)[-1])
-    for solver in (EXACT, Neumann(8)):
-        info = hypergradient(problem, ImplicitHypergradient(solver)).info
-        assert info.curvature is not None and info.smallest_curvature is not None
-        assert 0.5 * largest < info.curvature <= largest * (1 + 1e-12)
-        assert info.smallest_curvature <= info.curvature
-
-
-def test_an_info_without_curvature_is_judged_by_its_residual() -> None:
-    assert SolveInfo(1e-4, 0, Status.CONVERGED, None, "none").trustworthy
-    assert not SolveInfo(1e-2, 0, Status.CONVERGED, None, "none").trustworthy
-    assert not SolveInfo(math.nan, 0, Status.CONVERGED, None, "none").trustworthy
-
-
-# -- errors ------------------------------------------------------------------------------------
 
 
 ONE = torch.ones(2, dtype=torch.float64)

@@ -1,11 +1,9 @@
-"""Models and weighters tied together: every kind of layer, and every kind of mistake."""
+"""Models and weighters tied together: every kind of parameter and loss."""
 
 from __future__ import annotations
 
 import copy
-import math
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from _support.problems import mean_squared_error, squared_errors
+from _support.wrapping import DEV, SIZE, TRAIN, make, randn, shared, weighter
 from benchmarks.catalogue.problems import relative_error
 from reweight import (
     ConjugateGradient,
@@ -21,47 +20,8 @@ from reweight import (
     ImplicitHypergradient,
     Losses,
     LossWeighter,
-    Reweighted,
-    SampleWeighter,
-    Solution,
     Status,
-    wrap,
 )
-
-SIZE = 6
-DAMPING = 60.0  # makes every small network below positive definite
-EXACT = ConjugateGradient(max_steps=200, rtol=1e-13)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def weighter() -> LossWeighter:
-    torch.manual_seed(1)
-    weighter = LossWeighter(4).double()
-    nn.init.normal_(weighter.mlp[-1].weight)
-    return weighter
-
-
-def make(model: nn.Module | None = None, **changes: Any) -> Reweighted:
-    """Squared errors of a linear model, unless something is changed."""
-    arguments: dict[str, Any] = {
-        "model": model if model is not None else nn.Linear(3, 1).double(),
-        "weighter": weighter(),
-        "losses": squared_errors,
-        "outer_loss": mean_squared_error,
-        "hypergradient": ImplicitHypergradient(EXACT, damping=DAMPING),
-        **changes,
-    }
-    return wrap(**arguments)
-
-
-TRAIN, DEV = (randn(SIZE, 3), randn(SIZE, seed=1)), (randn(SIZE, 3, seed=2), randn(SIZE, seed=3))
-
-
-# -- layers ------------------------------------------------------------------------------------
 
 
 class Net(nn.Module):
@@ -190,9 +150,6 @@ def test_an_empty_batch_of_weighted_samples_has_a_zero_hypergradient() -> None:
         assert rw.weights(batch).shape == (0,)
 
 
-# -- the wrapped losses ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_the_inner_loss_is_the_fixed_part_plus_the_weighted_losses(reduction: Any) -> None:
     rw = make(
@@ -267,19 +224,10 @@ def test_tiny_and_huge_losses_of_a_single_precision_model(size: float) -> None:
     torch.testing.assert_close(scaled.influence / size, plain.influence, rtol=1e-3, atol=1e-4)
 
 
-# -- state -------------------------------------------------------------------------------------
-
-
 def test_a_state_comes_back() -> None:
     rw, other = make(), make(weighter=LossWeighter(4).double())
     other.load_state_dict(rw.state_dict())
     assert torch.equal(other.weighter.mlp[-1].weight, rw.weighter.mlp[-1].weight)
-
-
-@pytest.mark.parametrize("state", [{}, {"version": 2, "weighter": {}}, weighter().state_dict(), 3])
-def test_what_is_no_state_of_this_kind_is_refused(state: Any) -> None:
-    with pytest.raises(ValueError, match="state"):
-        make().load_state_dict(state)
 
 
 def test_a_state_of_another_weighter_leaves_nothing_behind() -> None:
@@ -292,217 +240,6 @@ def test_a_state_of_another_weighter_leaves_nothing_behind() -> None:
     assert all(torch.equal(t, before[n]) for n, t in rw.weighter.state_dict().items())
 
 
-# -- mistakes ----------------------------------------------------------------------------------
-
-
-class Scaled(SampleWeighter):
-    """``function(scale, losses)``, whatever that may be."""
-
-    def __init__(self, function: Callable[[Tensor, Tensor], Any]) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
-        self.function = function
-
-    def forward(self, losses: Tensor, inputs: Any) -> Any:
-        return self.function(self.scale, losses)
-
-
-def spoiled(model: nn.Module, batch: Any) -> Tensor:
-    factor = torch.ones(SIZE, dtype=torch.float64)
-    factor[[2, 4]] = math.nan
-    return squared_errors(model, batch) * factor
-
-
-class Borrowing(SampleWeighter):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.borrowed = model
-
-    def forward(self, losses: Tensor, inputs: Any) -> Tensor:
-        return self.borrowed.weight.sum().expand(losses.shape)
-
-
-def linear() -> nn.Linear:
-    return nn.Linear(3, 1).double()
-
-
-def frozen() -> nn.Linear:
-    return linear().requires_grad_(False)  # type: ignore[return-value]
-
-
-def foreign_optimizer() -> torch.optim.Optimizer:
-    return torch.optim.SGD(linear().parameters(), lr=0.1)
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"model": linear().parameters()}, TypeError, "model .*generator"),
-        ({"weighter": lambda losses, inputs: losses}, TypeError, "weighter .*function"),
-        ({"losses": 3}, TypeError, r"losses .*\bint\b"),
-        (
-            {"losses": None},
-            TypeError,
-            "losses .*Linear",
-        ),
-        ({"outer_loss": "mse"}, TypeError, "outer_loss.*str"),
-        ({"inner_params": "weight"}, TypeError, "inner_params.*str"),
-        ({"optimizer": 0.1}, TypeError, "optimizer.*float"),
-        ({"hypergradient": EXACT}, TypeError, "ConjugateGradient.*solver="),
-        ({"reduction": "none"}, ValueError, "reduction='none'"),
-        ({"model": frozen()}, ValueError, "inner parameters.*frozen"),
-        ({"model": nn.Identity()}, ValueError, "inner parameters"),
-        (
-            {"inner_params": lambda name: name == "wieght"},
-            ValueError,
-            "inner_params.*'weight', 'bias'",
-        ),
-        (
-            {"weighter": Scaled(lambda s, x: x).requires_grad_(False)},
-            ValueError,
-            "Scaled.*trainable",
-        ),
-        ({"optimizer": foreign_optimizer()}, ValueError, "optimizer.*weight, bias"),
-    ],
-)
-def test_what_can_not_be_wrapped_is_refused_at_once(
-    changes: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        make(**changes)
-
-
-def test_torchscript_is_refused_at_once() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, that it is going away
-        scripted = torch.jit.script(nn.Linear(3, 1))
-    with pytest.raises(TypeError, match="TorchScript"):
-        make(nn.Sequential(scripted))
-
-
-def test_an_optimizer_that_maximises_is_refused() -> None:
-    model = linear()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, maximize=True)
-    with pytest.raises(ValueError, match="maximize=True"):
-        make(model, optimizer=optimizer)
-
-
-def test_an_optimizer_of_some_of_the_parameters_points_to_inner_params() -> None:
-    model = linear()
-    optimizer = torch.optim.SGD([model.weight], lr=0.1)
-    with pytest.raises(ValueError, match="optimizer.*bias.*inner_params="):
-        make(model, optimizer=optimizer)
-    make(model, optimizer=optimizer, inner_params=lambda name: name == "weight")
-
-
-def test_a_weighter_that_shares_parameters_with_the_model_is_refused() -> None:
-    model = linear()
-    with pytest.raises(ValueError, match=r"borrowed\.weight.*inputs="):
-        make(model, weighter=Borrowing(model))
-
-
-SPOILED: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"losses": mean_squared_error}, ValueError, 'reduction="none"'),
-    ({"losses": lambda m, b: m(b[0]) ** 2}, ValueError, r"\(6, 1\).*\[B\]"),
-    ({"losses": lambda m, b: (1, 2)}, TypeError, "Losses.*tuple"),
-    ({"losses": spoiled}, ValueError, r"nan\b.*\b2, 4\b"),
-    (
-        {"losses": spoiled, "weighter": Scaled(lambda s, x: s * 0.0 * torch.ones_like(x))},
-        ValueError,
-        r"nan\b.*\b2, 4\b",
-    ),
-    (
-        {"losses": lambda m, b: Losses(squared_errors(m, b), math.nan)},
-        ValueError,
-        r"losses\.fixed.*nan",
-    ),
-    (
-        {"weighter": Scaled(lambda s, x: s * x[:, None])},
-        ValueError,
-        r"Scaled.*\(6, 1\).*\(6,\)",
-    ),
-    ({"weighter": Scaled(lambda s, x: s)}, ValueError, r"Scaled.*\(\).*\(6,\)"),
-    ({"weighter": Scaled(lambda s, x: None)}, ValueError, "Scaled.*NoneType"),
-    ({"weighter": Scaled(lambda s, x: s * x / 0.0)}, ValueError, "Scaled.*not finite"),
-    ({"weighter": Scaled(lambda s, x: (s * x > 0).long())}, TypeError, "weights.*int64"),
-]
-
-SPOILED_OUTER: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"outer_loss": None}, ValueError, "outer_loss="),
-    (
-        {"outer_loss": lambda m, b: mean_squared_error(m, b).detach()},
-        ValueError,
-        "outer loss.*detach",
-    ),
-    ({"outer_loss": squared_errors}, ValueError, r"outer loss.*\(6,\)"),
-    ({"outer_loss": lambda m, b: 1.0}, TypeError, "outer loss.*float"),
-    (
-        {"outer_loss": lambda m, b: mean_squared_error(m, b) * math.nan},
-        ValueError,
-        r"outer loss.*\bnan\b",
-    ),
-    (
-        {"inner_params": lambda n: n == "bias", "outer_loss": lambda m, b: m.weight.sum()},
-        ValueError,
-        "outer loss.*inner_params",
-    ),
-    (
-        {"losses": lambda m, b: squared_errors(m, b).detach()},
-        ValueError,
-        r"losses\b(?!\().*inner parameter.*detach",
-    ),
-    (
-        {"weighter": Scaled(lambda s, x: (s * x).detach())},
-        ValueError,
-        r"Scaled.*detach\(\)",
-    ),
-]
-
-
-@pytest.mark.parametrize(("changes", "error", "message"), SPOILED + SPOILED_OUTER)
-def test_an_outer_step_that_makes_no_sense_is_refused_and_does_nothing(
-    changes: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    rw = make(**changes)
-    with pytest.raises(error, match=message):
-        rw.outer_backward(TRAIN, DEV)
-    assert all(p.grad is None for p in (*rw.model.parameters(), *rw.weighter.parameters()))
-
-
-@pytest.mark.parametrize(("changes", "error", "message"), SPOILED)
-def test_an_inner_loss_that_makes_no_sense_is_refused(
-    changes: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    rw = make(**changes)
-    for call in (rw.loss, rw.weights):
-        with pytest.raises(error, match=message):
-            call(TRAIN)
-
-
-class Borrower(SampleWeighter):
-    """Holds a part of the model, and a scale of its own."""
-
-    def __init__(self, part: nn.Module) -> None:
-        super().__init__()
-        self.part = part
-        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
-
-    def forward(self, losses: Tensor, inputs: Any) -> Tensor:
-        return torch.exp(self.scale * self.part(inputs).mean(1).detach())
-
-
-def shared() -> tuple[nn.Module, Reweighted]:
-    torch.manual_seed(0)
-    part = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double()
-    rw = make(
-        nn.Sequential(part, nn.Linear(3, 1).double()),
-        weighter=Borrower(part),
-        losses=lambda m, b: Losses(squared_errors(m, b), inputs=b[0]),
-        inner_params=lambda name: name.startswith("1."),
-    )
-    return part, rw
-
-
 def test_a_frozen_module_shared_with_the_weighter_is_served() -> None:
     part, rw = shared()
     part.requires_grad_(False)
@@ -511,20 +248,6 @@ def test_a_frozen_module_shared_with_the_weighter_is_served() -> None:
     assert result.info.trustworthy and bool(result.grads["scale"])
     assert all(torch.equal(b, buffers[n]) for n, b in rw.model.named_buffers())
     assert rw.model[0] is rw.weighter.part is part
-
-
-def test_losses_that_depend_on_the_weighter_beside_the_weights_are_refused() -> None:
-    """The derivative would be of a part only: of the weights, and not of the losses themselves."""
-    _, rw = shared()
-    with pytest.raises(ValueError, match=r"part\.0"):
-        rw.hypergradient(TRAIN, DEV)
-    penalised = weighter()
-    rw = make(
-        weighter=penalised,
-        losses=lambda m, b: Losses(squared_errors(m, b), penalised.mlp[0].weight.square().sum()),
-    )
-    with pytest.raises(ValueError, match=r"mlp\.0\.weight.*outer_loss"):
-        rw.hypergradient(TRAIN, DEV)
 
 
 def test_a_penalty_on_the_weighter_in_the_outer_loss_counts() -> None:
@@ -540,45 +263,6 @@ def test_a_penalty_on_the_weighter_in_the_outer_loss_counts() -> None:
     for name, grad in result.grads.items():
         direct = 6.0 * penalised.mlp[0].weight if name == "mlp.0.weight" else 0.0
         torch.testing.assert_close(grad, plain.grads[name] + direct)
-
-
-def test_complex_parameters_are_refused_with_a_way_out() -> None:
-    class Complex(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.spectrum = nn.Parameter(torch.ones(3, dtype=torch.complex128))
-
-    with pytest.raises(TypeError, match="spectrum.*complex"):
-        make(Complex())
-
-
-def test_parameters_frozen_after_wrapping_are_told_apart() -> None:
-    rw = make()
-    rw.model.requires_grad_(False)
-    with pytest.raises(ValueError, match="inner parameters.*frozen"):
-        rw.hypergradient(TRAIN, DEV)
-    rw = make()
-    rw.weighter.requires_grad_(False)
-    with pytest.raises(ValueError, match="LossWeighter.*trainable"):
-        rw.hypergradient(TRAIN, DEV)
-
-
-def test_a_part_of_the_weighter_that_took_no_part_is_said_once_and_zero() -> None:
-    class Idle(Scaled):
-        def __init__(self) -> None:
-            super().__init__(lambda s, x: s * x)
-            self.idle = nn.Parameter(torch.ones(2))
-
-    rw = make(weighter=Idle())
-    with pytest.warns(UserWarning, match="Idle.*idle"):
-        result = rw.hypergradient(TRAIN, DEV)
-    assert not bool(result.grads["idle"].any()) and bool(result.grads["scale"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        rw.hypergradient(TRAIN, DEV)
-
-
-# -- what changes gradients but not the loss ---------------------------------------------------
 
 
 def test_gradient_hooks_change_nothing_and_stay() -> None:
@@ -612,95 +296,6 @@ def test_a_large_sparse_table_in_float32_is_as_exact_as_a_dense_one() -> None:
     assert got.info.hvp_mode == "autograd" and model.body.sparse
     # float32 rounding through a solve of 20 steps.
     assert relative_error(got.influence.double(), expected.influence) < 1e-4
-
-
-@pytest.mark.parametrize("option", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}], ids=str)
-@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
-def test_tables_whose_gradient_is_not_that_of_the_loss_are_refused(
-    kind: type[nn.Module], option: dict[str, Any]
-) -> None:
-    model = nn.Sequential(kind(5, 2, **option), nn.Linear(2, 1))
-    with pytest.raises(ValueError, match=rf"^0 = {kind.__name__}\({next(iter(option))}="):
-        make(model)
-
-
-class Rooted(SampleWeighter):
-    """Has an infinite derivative at its start."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.root = nn.Parameter(torch.zeros((), dtype=torch.float64))
-
-    def forward(self, losses: Tensor, inputs: Any) -> Tensor:
-        return (1.0 + self.root.abs().sqrt()) * torch.ones_like(losses)
-
-
-def test_a_hypergradient_that_is_not_finite_is_never_written() -> None:
-    rw = make(weighter=Rooted())
-    with pytest.raises(FloatingPointError, match=r"not finite.*\broot\b.*Rooted"):
-        rw.outer_backward(TRAIN, DEV)
-    assert rw.weighter.root.grad is None
-
-
-def test_a_solver_that_works_in_place_gets_a_true_verdict() -> None:
-    def careless(matvec: Callable[[Any], Any], b: Any) -> Solution:
-        for entry in b.values():
-            entry.mul_(0.5)
-        return Solution(b, Status.APPROXIMATED)
-
-    def careful(matvec: Callable[[Any], Any], b: Any) -> Solution:
-        return Solution({k: 0.5 * v for k, v in b.items()}, Status.APPROXIMATED)
-
-    residuals = [
-        make(hypergradient=ImplicitHypergradient(solver))
-        .hypergradient(TRAIN, DEV)
-        .info.relative_residual
-        for solver in (careless, careful)
-    ]
-    assert residuals[0] == residuals[1]
-
-
-def flat(b: Any) -> Tensor:
-    return torch.cat([entry.flatten() for entry in b.values()])
-
-
-@pytest.mark.parametrize(
-    ("answer", "error", "message"),
-    [
-        (lambda b: b, TypeError, r"\bdict\b.*Solution"),
-        (lambda b: Solution(flat(b), Status.CONVERGED), ValueError, "Tensor.*'weight'"),
-        (lambda b: Solution({"bias": b["bias"]}, Status.CONVERGED), ValueError, "'bias'.*'weight'"),
-        (
-            lambda b: Solution({k: v.sum() for k, v in b.items()}, Status.CONVERGED),
-            ValueError,
-            r"\(\).*'weight'.*\(1, 3\)",
-        ),
-    ],
-)
-def test_what_a_solver_of_ones_own_gets_wrong_is_told(
-    answer: Callable[[Any], Any], error: type[Exception], message: str
-) -> None:
-    rw = make(hypergradient=ImplicitHypergradient(lambda matvec, b: answer(b)))
-    with pytest.raises(error, match=message):
-        rw.hypergradient(TRAIN, DEV)
-
-
-@pytest.mark.parametrize("error", [RuntimeError("my own mistake"), torch.OutOfMemoryError("full")])
-def test_an_error_of_the_solver_comes_through_at_once(error: Exception) -> None:
-    calls = []
-
-    def solver(matvec: Callable[[Any], Any], b: Any) -> Solution:
-        calls.append(b)
-        raise error
-
-    with pytest.raises(type(error), match=str(error)):
-        make(hypergradient=ImplicitHypergradient(solver)).hypergradient(TRAIN, DEV)
-    assert len(calls) == 1
-
-
-def test_a_solver_class_is_not_a_solver() -> None:
-    with pytest.raises(TypeError, match="solver=.*ConjugateGradient"):
-        ImplicitHypergradient(ConjugateGradient)  # type: ignore[arg-type]
 
 
 def assert_same_answer(one: Hypergradient, two: Hypergradient) -> None:
