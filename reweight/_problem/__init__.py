@@ -3,6 +3,8 @@
 from reweight._problem.bilevel import BilevelProblem, LossesFn, OuterFn, Reduction
 from reweight._problem.double import batch_in_double
 from reweight._problem.isolation import Isolation, isolated, twice_differentiable
+from reweight._problem.point import swapped
+from reweight._problem.second_derivatives import disagreement
 
 __all__ = [
     "BilevelProblem",
@@ -11,6 +13,8 @@ __all__ = [
     "OuterFn",
     "Reduction",
     "batch_in_double",
+    "disagreement",
     "isolated",
+    "swapped",
     "twice_differentiable",
 ]

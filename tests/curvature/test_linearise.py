@@ -9,15 +9,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from reweight._linearise import LINEARISERS, Mode, from_graph, with_finite_difference
-from reweight._trees import flatten, unflatten
+from reweight._curvature import (
+    MODES,
+    Function,
+    Linearisation,
+    Mode,
+    Objective,
+    System,
+    from_graph,
+    with_finite_difference,
+)
+from reweight._tensors import flatten, new_leaves, unflatten
 
 Tree = dict[str, Tensor]
-MODES = tuple(LINEARISERS)
 # Exact up to rounding; the step of the central difference is eps^⅓.
 TOLERANCE = {"autograd": 1e-13, "func": 1e-13, "finite_difference": 1e-8}
 
 every_mode = pytest.mark.parametrize("mode", MODES)
+
+
+def linearised(mode: Mode, inner: Objective, params: Tree, hparams: Tree) -> Linearisation:
+    params, hparams = new_leaves(params), new_leaves(hparams)
+    loss = inner(params, hparams)
+    return System(params, hparams, loss, lambda: Function(inner, params)).linearise(mode)
 
 
 def point() -> tuple[Tree, Tree]:
@@ -68,7 +82,7 @@ def direction() -> Tree:
 def test_products_are_those_of_the_dense_second_derivatives(mode: Mode) -> None:
     hessian, mixed = dense()
     v = direction()
-    linearisation = LINEARISERS[mode](inner, *point())
+    linearisation = linearised(mode, inner, *point())
     product, crossed = linearisation.cross(v)
     atol = TOLERANCE[mode] * float(hessian.norm())
     for found in (linearisation.hvp(v), product):
@@ -79,7 +93,7 @@ def test_products_are_those_of_the_dense_second_derivatives(mode: Mode) -> None:
 
 @every_mode
 def test_a_linear_parameter_has_no_curvature(mode: Mode) -> None:
-    product = LINEARISERS[mode](inner, *point()).hvp(direction())
+    product = linearised(mode, inner, *point()).hvp(direction())
     assert float(product["linear"].abs().max()) <= 1e-9
 
 
@@ -89,7 +103,7 @@ def test_products_of_a_loss_with_dropout_are_linear(mode: Mode) -> None:
         return inner({**params, "w": torch.nn.functional.dropout(params["w"], 0.5)}, hparams)
 
     torch.manual_seed(0)
-    hvp = LINEARISERS[mode](noisy, *point()).hvp
+    hvp = linearised(mode, noisy, *point()).hvp
     v = direction()
     once, again = hvp(v), hvp(v)
     assert all(torch.equal(once[name], again[name]) for name in v)
@@ -101,7 +115,7 @@ def test_products_of_a_loss_with_dropout_are_linear(mode: Mode) -> None:
 def test_the_given_tensors_are_left_alone(mode: Mode) -> None:
     params, hparams = point()
     leaf = params["w"].requires_grad_(True)
-    LINEARISERS[mode](inner, params, hparams).cross(direction())
+    linearised(mode, inner, params, hparams).cross(direction())
     assert leaf.grad is None
     expected_params, expected_hparams = point()
     assert all(torch.equal(params[n], t) for n, t in expected_params.items())
@@ -112,7 +126,7 @@ def test_the_given_tensors_are_left_alone(mode: Mode) -> None:
 @pytest.mark.parametrize("mode", ["autograd", "finite_difference"])
 def test_hyperparameters_without_a_path_to_the_gradient_have_none(mode: str) -> None:
     params, hparams = point()
-    linearisation = LINEARISERS[mode](lambda p, h: p["w"].square().sum(), params, hparams)
+    linearisation = linearised(mode, lambda p, h: p["w"].square().sum(), params, hparams)
     assert linearisation.cross(direction())[1] == {"w": None, "penalty": None}
 
 

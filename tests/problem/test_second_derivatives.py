@@ -22,7 +22,7 @@ from reweight import (
     Status,
     wrap,
 )
-from reweight._second_derivatives import disagreement
+from reweight._problem import disagreement
 
 Tree = dict[str, Tensor]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from _support.restless import batches, every_mode, make, untouched
-from reweight._isolation import swapped
+from reweight._problem import swapped
 
 
 class Twice(nn.Module):

@@ -27,7 +27,7 @@ from _support.tables import (
 )
 from benchmarks.catalogue.problems import relative_error
 from reweight import ImplicitHypergradient
-from reweight._rows import looked_up, tables_of
+from reweight._tables import looked_up, tables_of
 
 
 def over_all_items(model: nn.Module, index: Tensor) -> Tensor:

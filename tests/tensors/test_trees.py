@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reweight import _trees as trees
+from reweight import _tensors as trees
 
 
 def tree() -> dict[str, Tensor]:
