@@ -17,7 +17,7 @@ from cdr.data import CrossDomainData
 from cdr.data.schema import Items
 from cdr.models import MODELS, CrossDomainModel, ModelOptions
 from cdr.options import InnerOptions, Options, OuterOptions, PerceptronOptions, SearchOptions
-from reweight._trees import map_tensors
+from reweight._tensors import map_tensors
 
 NUM_USERS = 60
 
