@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from cdr.data.schema import CrossDomainData
 from cdr.models.conet import CoNetOptions
-from cdr.options import Options
+from cdr.training.options import Options
 
 
 class Batch(NamedTuple):

@@ -19,7 +19,6 @@ import argparse
 import json
 import math
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,16 +31,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from _behaviours import behaviours
-from _measure import machine
-from _textbook_biao import Biao, Perceptron, Rows, copy_from, in_this_layout
-from _textbook_biao import CoNet as TextbookCoNet
-
+from benchmarks._behaviours import behaviours
+from benchmarks._measure import machine
+from benchmarks._textbook_biao import Biao, Perceptron, Rows, copy_from, in_this_layout
+from benchmarks._textbook_biao import CoNet as TextbookCoNet
 from cdr.data import CrossDomainData, build
 from cdr.models.conet import CoNetOptions
-from cdr.options import Options, preset
-from cdr.training import Training
+from cdr.training.loop import Training
+from cdr.training.options import Options, preset
 from reweight import ReorderReuseSampler
 
 SEED = 0
@@ -171,7 +168,7 @@ class Runner:
 def example(
     data: CrossDomainData, told: Options, *, biao: bool = True, double: bool = False
 ) -> Runner:
-    """The example, as `cdr.training.train` makes it."""
+    """The example, as `cdr.training.loop.train` makes it."""
     training = Training("ours" if biao else "base", data, told, SEED)
     model, learner, batches = training.model, training.learner, training.batches
     if double:

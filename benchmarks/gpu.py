@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,15 +24,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from benchmarks._behaviours import behaviours
 from benchmarks._measure import machine, seconds_of
-from cdr.batches import PairBatch
 from cdr.data import CrossDomainData, build
+from cdr.data.batches import PairBatch
 from cdr.models.conet import CoNetOptions
-from cdr.options import Options, preset
-from cdr.side_by_side import train_side_by_side
-from cdr.training import Training, train
+from cdr.training.loop import Training, train
+from cdr.training.options import Options, preset
+from cdr.training.side_by_side import train_side_by_side
 
 VARIANTS = ("base", "ours")
 SEEDS = 5

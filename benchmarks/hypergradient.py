@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,15 +23,14 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import _lorraine
 import torch
-from _measure import in_fresh_process, interleaved, machine, peak_mib, ratio, seconds_of
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import reweight
-from cdr.batches import Candidates, History, PairBatch
+from benchmarks import _lorraine
+from benchmarks._measure import in_fresh_process, interleaved, machine, peak_mib, ratio, seconds_of
+from cdr.data.batches import Candidates, History, PairBatch
 from cdr.models.conet import CoNet, CoNetOptions
 from reweight import ImplicitHypergradient, Losses, Neumann
 

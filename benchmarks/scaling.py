@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from _measure import interleaved, machine, ratio
 from torch import Tensor, nn
 
 import reweight
+from benchmarks._measure import interleaved, machine, ratio
 from reweight import ImplicitHypergradient, Neumann
 
 MODES = ("autograd", "func", "finite_difference")

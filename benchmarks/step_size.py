@@ -13,15 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import noisy_labels
+import torch
 from torch import nn
 
 import reweight

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 from sphinx.writers.html import HTMLTranslator
 
 import reweight
-
-# The snippets on recommendation models run the example.
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 project = "reweight"
 author = "The reweight developers"
