@@ -29,15 +29,13 @@ from reweight._curvature import (
 from reweight._tables import GraphInputs, Table
 from reweight._tensors import (
     Tree,
-    all_samples,
     check_finite,
     check_loss,
     check_tree,
     filled,
-    flatten,
     new_leaves,
+    of_all_samples,
     some,
-    unflatten,
 )
 from reweight.preconditioning import Preconditioner, SecondMoments
 from reweight.solvers import Neumann
@@ -234,4 +232,4 @@ def assembled(
     for name, entry in filled((indirect[name] for name in hparams), hparams).items():
         total[name] = total[name] + entry
     check_finite("the hypergradient", total, why)
-    return unflatten(all_samples(flatten(total)), hparams)
+    return of_all_samples(total)

@@ -27,6 +27,11 @@ def all_samples(x: Tensor) -> Tensor:
     return x if reduce is None else reduce(x)
 
 
+def alone() -> bool:
+    """Whether this process has all samples."""
+    return _samples.get() is None
+
+
 def all_entries(x: Tensor, power: int = 1) -> Tensor:
     """A number that this process made of its entries of a vector, made of those of all processes.
 
