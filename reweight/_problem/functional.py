@@ -1,4 +1,4 @@
-"""A model evaluated at other parameter values."""
+"""A model as a function of its parameters."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from reweight._tables import SubstituteRows, Table
 from reweight._tensors import Tree
 
 
-class Point:
-    """The values at which a model stands, as far as a loss depends on them.
+class FunctionalModel:
+    """A model that can be evaluated with other tensors in the place of its inner parameters.
 
     Args:
-        model: the model; :meth:`at` evaluates it with other tensors and puts its own back.
+        module: the model. It gets its own tensors back.
         theta: the inner parameters.
         tables: those of them for which some rows stand.
     """
 
-    def __init__(self, model: nn.Module, theta: Tree, tables: Mapping[str, Table]) -> None:
-        self.model = model
+    def __init__(self, module: nn.Module, theta: Tree, tables: Mapping[str, Table]) -> None:
+        self.module = module
         self.theta = theta
         self.tables = {name: tables[name] for name in theta if name in tables}
 
-    def only(self, names: Iterable[str]) -> Point:
+    def only(self, names: Iterable[str]) -> FunctionalModel:
         """The same, restricted to the named parameters."""
-        return Point(self.model, {name: self.theta[name] for name in names}, self.tables)
+        return FunctionalModel(self.module, {name: self.theta[name] for name in names}, self.tables)
 
     @property
     def rows(self) -> dict[str, Tensor]:
@@ -48,7 +48,7 @@ class Point:
         others: Mapping[int, Tensor] | None = None,
         buffers: Callable[[Tensor], Tensor] | None = None,
     ) -> Iterator[None]:
-        """Evaluate the model at other values while the context is open.
+        """Let the model use other values while the context is open.
 
         Args:
             values: with the structure of :meth:`values`.
@@ -57,7 +57,7 @@ class Point:
         """
         whole = {id(p): values[n] for n, p in self.theta.items() if n not in self.tables}
         rows = SubstituteRows(self.tables, values) if self.tables else nullcontext()
-        with swapped(self.model, {**(others or {}), **whole}, buffers), rows:
+        with swapped(self.module, {**(others or {}), **whole}, buffers), rows:
             yield
 
 
