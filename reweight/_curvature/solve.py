@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from reweight._curvature.callables import CallableSolver, Solver
-from reweight._curvature.fresh import on_fresh_batches, product_by_product
 from reweight._curvature.judge import Answer, judged, nothing_to_solve
 from reweight._curvature.linearise import Linearisation, Mode, Partial
 from reweight._curvature.operator import ModeFailed, Operator, guarded
+from reweight._curvature.products import on_fresh_batches, product_by_product
 from reweight._curvature.system import System
 from reweight._tables import pick
 from reweight._tensors import (

@@ -1,4 +1,4 @@
-"""Hessian-vector products with another batch each."""
+"""Hessian-vector products, each with the Hessian of another batch."""
 
 from __future__ import annotations
 
