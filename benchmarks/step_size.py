@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 import reweight
-from reweight import ConjugateGradient, ImplicitHypergradient, Neumann, PowerIteration
+from reweight import ConjugateGradient, ImplicitHypergradient, Neumann
 
 DAMPING = 0.01
 WARMUP, STEPS, EVERY = 200, 900, 50
@@ -32,7 +32,6 @@ def candidates() -> dict[str, reweight.solvers.LinearSolver]:
     return {
         "Neumann(3), the default": Neumann(3),
         "Neumann(5)": Neumann(5),
-        "Neumann(3, PowerIteration())": Neumann(3, PowerIteration()),
         "Neumann(3, 1.0), the paper's": Neumann(3, step_size=1.0),
         "Neumann(3, 0.1)": Neumann(3, step_size=0.1),
     }

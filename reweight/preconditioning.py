@@ -80,7 +80,7 @@ class SecondMoments:
             raise ValueError(
                 f"SecondMoments() found no second moments in {type(optimizer).__name__} for "
                 f"{some(params)}: it has not made a step yet (take an inner step before the first "
-                "outer one), or it is not an adaptive one"
+                "outer one), or it is not an adaptive optimizer"
             )
         diagonal: Tree = {}
         for name, parameter in params.items():
@@ -109,13 +109,13 @@ def _moments_of_rows(
 def _second_moments(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
     """``v̂`` of one parameter; zero where there is none yet."""
     kind = type(optimizer).__name__
-    if kind not in ("NAdam", "RAdam"):  # whose schedules and rectification make other steps
+    if kind not in ("NAdam", "RAdam"):  # their schedules and rectification change the step
         moments: Tensor
         if "exp_avg_sq" in state:
             moments = state.get("max_exp_avg_sq", state["exp_avg_sq"])
             forgotten: float = float(group["betas"][1]) ** float(state["step"])
             return moments / (1.0 - forgotten)
-        if "square_avg" in state and "acc_delta" not in state:  # which is Adadelta's
+        if "square_avg" in state and "acc_delta" not in state:  # "acc_delta" means Adadelta
             moments = state["square_avg"]
             if group.get("centered"):
                 moments = moments - state["grad_avg"].square()
@@ -168,7 +168,7 @@ def diagonal_of(
     for name, entry in diagonal.items():
         if not bool((entry > 0.0).all() & entry.isfinite().all()):
             raise ValueError(
-                f"preconditioner[{name!r}] must be positive and finite everywhere: it is the "
-                "diagonal of a change of variables. A learning rate of 0 gives zeros"
+                f"preconditioner[{name!r}] must be positive and finite everywhere, because it is "
+                "the diagonal of a change of variables. A learning rate of 0 makes it zero"
             )
     return diagonal

@@ -17,7 +17,7 @@ class FunctionalModel:
     Args:
         module: the model. It gets its own tensors back.
         theta: the inner parameters.
-        tables: those of them for which some rows stand.
+        tables: the tables among them that are represented by some of their rows.
     """
 
     def __init__(self, module: nn.Module, theta: Tree, tables: Mapping[str, Table]) -> None:

@@ -33,7 +33,7 @@ class InnerProblem:
         weights: ``[B]``, a leaf.
         loss: the value of the inner loss, with its graph.
         theta: the inner parameters.
-        tables: those of them that may be represented by the rows that are read.
+        tables: the embedding tables among them, which the rows that are read may represent.
         isolation: in which the model is evaluated.
     """
 

@@ -121,8 +121,9 @@ class PairSampler(ABC):
     def state_dict(self) -> dict[str, Any]:
         """What is needed to continue from here: plain numbers and strings, equal on all ranks.
 
-        A pair counts as consumed once it was yielded, so a loader that prefetches is ahead here
-        too. After an epoch's last pair the state is that of the start of the next epoch.
+        A pair counts as consumed when it is yielded, so with a loader that prefetches the state is
+        ahead of the training. After an epoch's last pair the state is that of the start of the next
+        epoch.
 
         Returns:
             The configuration and the position, for ``load_state_dict``.

@@ -17,10 +17,10 @@ class ReorderReuseSampler(PairSampler):
     independent, endless reshuffle of the same samples, so that all serve the outer problem
     equally often; with ``dev_batch_size=None`` each epoch's dev batches are a permutation too.
 
-    A dev batch validates only if it differs from the train batch of its pair. ``disjoint=True``
-    makes sure of that: where the two share a sample, the dev sample is swapped with a sample of
-    another dev batch, chosen at random. Only where the sizes allow no swap is it replaced by an
-    allowed sample, at random.
+    A dev batch is useful only if it shares no samples with the train batch of its pair.
+    ``disjoint=True`` makes sure of that: where the two share a sample, the dev sample is swapped
+    with a sample of another dev batch, chosen at random. Only where the sizes allow no swap is it
+    replaced by an allowed sample, at random.
 
     Each ``iter()`` is one epoch; the first is epoch 0. An epoch that was left early is not
     continued, except from a state. Under data parallelism every rank builds the same pairs and
