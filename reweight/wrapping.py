@@ -134,7 +134,8 @@ class Reweighted:
         A pure function: it changes no ``.grad``, parameter, buffer or attribute of the modules, and
         no global random state (torch, numpy, Python). It does not restore what a forward pass
         writes into its own lists, dicts and plain tensors, and ``batches`` advance the random state
-        as usual. Gradient hooks do not run, because they change the optimizer's step and not the loss.
+        as usual. Gradient hooks do not run, because they change the optimizer's step and not the
+        loss.
 
         Args:
             batch: a train batch, as for :meth:`loss`; the gradient is taken through its weights.
