@@ -1,4 +1,4 @@
-"""The pages that people read: no line of them vanishes, and what they name exists."""
+"""The pages that people read: no line of them vanishes, and the files that they name exist."""
 
 from __future__ import annotations
 
@@ -56,3 +56,30 @@ def test_no_line_of_a_page_vanishes(page: Path) -> None:
 )
 def test_a_line_that_vanishes_is_found(text: str, expected: list[int]) -> None:
     assert comments(text) == expected
+
+
+def named_paths(text: str) -> list[str]:
+    """Paths in code marks and in links, as patterns: any word stands for a ``<name>``."""
+    top = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != ".")
+    in_code = re.findall(rf"`((?:{top})/[\w./<>-]*)`", text)
+    in_links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    return [re.sub(r"<\w+>", "*", path) for path in in_code + in_links]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_the_files_that_a_page_names_exist(name: str) -> None:
+    paths = named_paths((ROOT / name).read_text(encoding="utf-8"))
+    # docs/_build is what a command makes.
+    missing = [p for p in paths if not p.startswith("docs/_build") and not any(ROOT.glob(p))]
+    assert paths and not missing
+
+
+def test_every_target_of_make_is_listed_and_every_command_of_a_page_is_a_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert listed == set(phony.split())
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        used = re.findall(r"(?:^|`)make ([a-z]+(?: [a-z]+)*)", text, re.MULTILINE)
+        assert used and {target for line in used for target in line.split()} <= listed, name
