@@ -45,7 +45,7 @@ format: $(VENV)/.has-test ## mend what `make lint` can mend by itself
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-types: $(VENV)/.has-test ## check the types of reweight/
+types: $(VENV)/.has-test ## check the types of reweight/ and examples/
 	@$(BIN)/mypy
 
 bench: $(VENV)/.has-bench $(VENV)/.has-test ## how exact: solvers and operations against dense references

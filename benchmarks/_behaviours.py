@@ -1,22 +1,18 @@
-"""Random behaviours in one domain, as many as are asked for."""
+"""Random behaviours in one domain."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from cdr.data import Interactions
 
 
 def behaviours(
     rng: np.random.Generator, num_users: int, num_items: int, num_rows: int, start: float = 0.0
 ) -> Interactions:
-    """Five behaviours a user and geometrically distributed further ones; every item is met.
+    """Five behaviours per user, plus a random number of further ones; every item occurs.
 
-    Their times are random within one unit from ``start``.
+    The times are random in ``[start, start + 1)``.
     """
     share = rng.exponential(size=num_users)
     counts = 5 + rng.multinomial(num_rows - 5 * num_users, share / share.sum())

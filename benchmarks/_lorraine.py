@@ -1,7 +1,7 @@
 """A hypergradient by autograd alone: Lorraine et al. (AISTATS 2020), Algorithms 2 and 3.
 
-Nothing is checked and nothing is known of the answer: the least work that gives it, to compare
-with. Algorithm 3 leaves out the factor ``α`` of the series; here it is part of the answer.
+This is the baseline of the benchmarks: the least work that gives the result, without checks and
+without a verdict. Algorithm 3 omits the factor ``α`` of the series; here it is included.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def hypergradient(
     num_terms: int,
     step_size: float,
 ) -> tuple[Tensor, ...]:
-    """By ``hparams``, through the minimiser of ``inner`` over ``params``.
+    """The gradient of ``outer`` by ``hparams``, through the minimiser of ``inner`` over ``params``.
 
     ``outer`` depends on ``hparams`` through ``params`` only.
     """

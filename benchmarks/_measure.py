@@ -1,4 +1,4 @@
-"""Time and memory of calls, measured so that they can be compared."""
+"""Measurement of the time and memory of calls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MIB = 2**20
 
 
 def machine(device: torch.device) -> str:
-    """What the numbers were measured on."""
+    """A description of the machine."""
     cpu = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -38,10 +38,11 @@ def machine(device: torch.device) -> str:
 def interleaved(
     calls: dict[str, Callable[[], Any]], device: torch.device, seconds: float, rounds: int = 3
 ) -> dict[str, list[float]]:
-    """Seconds of each call, round by round; call them all once before.
+    """Seconds of each call in each round. Warm up all calls before.
 
-    Every round runs all of them, so that whatever else the machine does meets all alike, and each
-    round starts with another one. At least ``rounds`` rounds, then until ``seconds`` are over.
+    Every round runs all calls, so that other load on the machine affects all of them equally. Each
+    round starts with another call. There are at least ``rounds`` rounds, and more until ``seconds``
+    have passed.
     """
     names, times = list(calls), {name: [] for name in calls}
     end = time.perf_counter() + seconds
@@ -63,12 +64,12 @@ def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def ratio(times: list[float], base: list[float]) -> float:
-    """The median over the rounds of how much longer one call took than another."""
+    """The median over the rounds of the ratio of two times."""
     return statistics.median(a / b for a, b in zip(times, base, strict=True))
 
 
 def peak_mib(call: Callable[[], Any], device: torch.device) -> float:
-    """The most memory that was in use during the call, beyond what was in use before."""
+    """The peak memory during the call, minus the memory in use before it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -77,9 +78,9 @@ def peak_mib(call: Callable[[], Any], device: torch.device) -> float:
         _synchronize(device)
         return (torch.cuda.max_memory_allocated(device) - before) / _MIB
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed counts as resident until it is given back
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory stays resident until it is returned
     if not _reset_peak():
-        # Only what goes beyond the highest peak so far is seen.
+        # This shows only what exceeds the highest peak so far.
         before = _largest_ever()
         call()
         return (_largest_ever() - before) / _MIB
@@ -89,8 +90,9 @@ def peak_mib(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function(*arguments)`` by a new interpreter, whose memory nothing has touched."""
-    # The C library raises these limits as large blocks are freed, and keeps later ones for itself.
+    """``function(*arguments)`` in a new interpreter."""
+    # By default the C library raises these limits when large blocks are freed. It then no longer
+    # returns later blocks to the system.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = str(2**16)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -103,7 +105,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _reset_peak() -> bool:
-    """Make the peak what is resident now, where the kernel lets us."""
+    """Reset the peak to the memory resident now; False if the kernel does not allow it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         _status("VmHWM")

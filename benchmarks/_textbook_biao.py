@@ -1,15 +1,15 @@
-"""BIAO for CoNet straight from the paper, in plain PyTorch: what epoch.py measures the example by.
+"""BIAO for CoNet as in the paper, in plain PyTorch: the baseline of epoch.py.
 
 Algorithm 1 of Chen et al., "Cross-domain Recommendation with Behavioral Importance Perception",
-WWW'23, as one would write it in one file: every index precomputed and in memory, dense tables,
-nn.MultiheadAttention over padded histories, torch.optim.Adam as it comes, no graph of the weights
-in inner steps, and the hypergradient by differentiating twice.
+WWW'23, in one file. All indices are precomputed and in memory. Tables are dense. Attention is
+nn.MultiheadAttention over padded histories. The optimizer is torch.optim.Adam with its defaults.
+Inner steps record no graph of the weights. The hypergradient is computed by differentiating twice.
 
-The mathematics are those of the example and the library, so that equal parameters, taken over by
-`copy_from`, give equal losses and hypergradients up to rounding. What the paper leaves open is
-settled as there: losses are averaged over the batch, σ is 2·sigmoid, γ = log2(1 + e^raw), the
-Neumann series has a step size, and Adam's weight decay belongs to the inner problem. Nothing here
-checks or explains anything.
+The mathematics is that of the example and the library: with equal parameters, which `copy_from`
+copies, losses and hypergradients are equal up to rounding. Where the paper leaves a choice open,
+this file makes the same one: losses are averaged over the batch, σ is 2·sigmoid, γ = log2(1 +
+e^raw), the Neumann series has a step size, and Adam's weight decay belongs to the inner problem.
+Nothing is checked here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from cdr.data.schema import CrossDomainData
 from cdr.models.conet import CoNetOptions
-from cdr.options import Options
+from cdr.training.options import Options
 
 
 class Batch(NamedTuple):
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 
 
 class Rows:
-    """All training rows as tensors, from which batches are gathered."""
+    """All training rows as tensors; batches are gathered from them."""
 
     def __init__(self, data: CrossDomainData, history: int, seed: int) -> None:
         num_source, device = len(data.source), data.source_offsets.device
@@ -57,7 +57,7 @@ class Rows:
         self.first, self.count = data.source_offsets[:-1], data.source_offsets.diff()
         self.generator = torch.Generator(device).manual_seed(seed)
 
-        # One more source row, item and category: the pad of users without source behaviours.
+        # One additional source row, item and category: padding for users without source behaviours.
         def padded(values: Tensor, pad: float) -> Tensor:
             return torch.cat([values, values.new_full((1, *values.shape[1:]), pad)])
 
@@ -151,7 +151,7 @@ class CoNet(nn.Module):
 
     @torch.no_grad()
     def embeddings(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Candidate [B, D], source and target history [B, N, D], cut off from the model."""
+        """Candidate [B, D], source and target history [B, N, D], without gradient."""
         return (
             self.source_features(batch.source_item, batch.source_category),
             self.source_features(batch.source_history, batch.source_history_category),
@@ -190,13 +190,13 @@ class Perceptron(nn.Module):
     def interest(
         self, attention: nn.MultiheadAttention, item: Tensor, history: Tensor, mask: Tensor
     ) -> Tensor:
-        # Without anything to look at, one behaviour of zeros.
+        # An empty history is replaced by one behaviour of zeros.
         empty = ~mask.any(1)
         history = history.masked_fill(empty.view(-1, 1, 1), 0.0)
         mask = torch.cat([mask[:, :1] | empty.unsqueeze(1), mask[:, 1:]], 1)
         candidate = item.unsqueeze(1).expand(-1, history.shape[1], -1)
         x = torch.cat([history, candidate], -1)
-        # The fastest of the ways to call it: without the weights, in training mode.
+        # The fastest way to call it: without the attention weights, in training mode.
         out, _ = attention(x, x, x, key_padding_mask=~mask, need_weights=False)
         return (out * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
 
@@ -241,18 +241,18 @@ class Biao:
 def copy_from(
     model: nn.Module, weighter: nn.Module | None, own: CoNet, perceptron: Perceptron | None
 ) -> None:
-    """Let the modules of this file take over the parameters of the example's."""
+    """Copy the parameters of the example's modules into the modules of this file."""
     own.load_state_dict({k.replace("_items.", "_"): v for k, v in model.state_dict().items()})
     if weighter is not None and perceptron is not None:
         perceptron.load_state_dict(in_this_layout(weighter.state_dict()))
 
 
 def in_this_layout(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters of the library's perceptron, or gradients by them, by the names used here.
+    """Parameters of the library's perceptron, or their gradients, under the names used here.
 
-    With the candidate behind the behaviour, the library keeps the blocks of the joint projection
-    by what they multiply. The candidate's part of the keys, and their bias, do not exist there: no
-    weight depends on them, so that they are zero here, and so are their gradients.
+    The library stores the joint projection of behaviour and candidate as separate blocks. The
+    candidate's block of the keys, and the bias of the keys, do not exist there, because no weight
+    depends on them. Here they are zero, and so are their gradients.
     """
     found = {k: v for k, v in tensors.items() if not k.startswith(("source_at", "target_at"))}
     for name in ("source_attention", "target_attention"):

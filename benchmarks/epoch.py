@@ -1,16 +1,15 @@
-"""What an epoch of BIAO costs, beside the base model and beside a textbook implementation.
+"""The cost of an epoch of BIAO, compared with the base model and a textbook implementation.
 
     python benchmarks/epoch.py [--steps 1000] [--interval 100] [--batch-size 64] [--history 50]
                                [--device cpu] [--json FILE]
 
-CoNet on generated data of the size of Books-Toys. The example, as its `train` puts it together, and
-_textbook_biao.py start from equal parameters, see the same batches, and take turns of a hundred
-steps or so, so that whatever else the machine does hits all alike. Times are medians over the
-turns, of processor time, which with one thread is what a wall clock shows when nothing else runs
-(on a GPU they are the wall clock's); ratios are taken within a turn. How far the two are from each
-other is measured in the same run: in float64 before it, and in float32 over the very steps that are
-timed, where it can only grow: a ReLU that rounding switches in one of them alone makes another
-trajectory.
+The model is CoNet on generated data of the size of Books-Toys. The example and _textbook_biao.py
+start from equal parameters and use the same batches. They run alternately, about a hundred steps
+per turn, so that other load on the machine affects both equally. Times are medians over the turns.
+They are processor times, which equal wall-clock times for one thread on an idle machine. On a GPU
+they are wall-clock times. Ratios are computed within a turn. The same run measures how much the two
+programs differ: in float64 before the timed steps, and in float32 over the timed steps. In float32
+the difference grows, because rounding can switch a ReLU in one program only.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import argparse
 import json
 import math
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,22 +30,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from _behaviours import behaviours
-from _measure import machine
-from _textbook_biao import Biao, Perceptron, Rows, copy_from, in_this_layout
-from _textbook_biao import CoNet as TextbookCoNet
-
+from benchmarks._behaviours import behaviours
+from benchmarks._measure import machine
+from benchmarks._textbook_biao import Biao, Perceptron, Rows, copy_from, in_this_layout
+from benchmarks._textbook_biao import CoNet as TextbookCoNet
 from cdr.data import CrossDomainData, build
 from cdr.models.conet import CoNetOptions
-from cdr.options import Options, preset
-from cdr.training import Training
+from cdr.training.loop import Training
+from cdr.training.options import Options, preset
 from reweight import ReorderReuseSampler
 
 SEED = 0
-TURN = 100  # steps of a turn at least; it is a multiple of the interval
+TURN = 100  # the least number of steps in a turn; a turn is a multiple of the interval
 AGREEMENT_STEPS, AGREEMENT_INTERVAL = 40, 10
-PROFILED = 100  # steps in which the phases are told apart
+PROFILED = 100  # steps in which the phases are timed separately
 
 TEXTBOOK, TEXTBOOK_BASE = "textbook BIAO", "textbook base"
 EXAMPLE, EXAMPLE_BASE = "example BIAO", "example base"
@@ -69,7 +65,7 @@ def books_toys() -> CrossDomainData:
 
 
 def options(batch_size: int, history: int, interval: int) -> Options:
-    """The paper's on a small CoNet, with a step size at which its series converges."""
+    """The paper's options with a small CoNet and a step size at which the series converges."""
     paper = preset("paper", "conet")
     return replace(
         paper,
@@ -81,7 +77,7 @@ def options(batch_size: int, history: int, interval: int) -> Options:
 
 
 def in_double(data: CrossDomainData) -> CrossDomainData:
-    """The same with labels of float64, which go with a model of float64."""
+    """The same data with float64 labels, for a float64 model."""
     return replace(
         data,
         source=replace(data.source, label=data.source.label.double()),
@@ -90,17 +86,17 @@ def in_double(data: CrossDomainData) -> CrossDomainData:
 
 
 def shuffled(num: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Train and dev rows without end, as the example draws them."""
+    """An endless stream of train and dev rows, drawn as in the example."""
     sampler = ReorderReuseSampler(num, min(batch_size, num // 2), seed=seed)
     while True:
         yield from sampler
 
 
-# -- who takes turns -----------------------------------------------------------------------------
+# -- the programs that are compared --------------------------------------------------------------
 
 
 class Clock:
-    """Adds up the time from lap to lap, by phase, while it has somewhere to write it."""
+    """Adds up the time between laps, by phase, while ``spent`` is a dict."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -108,7 +104,7 @@ class Clock:
         self.last = 0.0
 
     def now(self) -> float:
-        """Seconds of the processor on a CPU, of the wall where a device is waited for."""
+        """Processor seconds on a CPU; wall-clock seconds, after synchronization, on a GPU."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             return time.perf_counter()
@@ -123,7 +119,7 @@ class Clock:
 
 @dataclass
 class Runner:
-    """One of those that are compared, ready to go; its parts lap the clock."""
+    """One of the programs that are compared; its parts call ``clock.lap``."""
 
     clock: Clock
     batch: Callable[[Tensor], Any]
@@ -137,7 +133,7 @@ class Runner:
     losses: list[Tensor] = field(default_factory=list)
 
     def steps(self, num: int) -> float:
-        """Seconds of so many inner steps."""
+        """Run ``num`` inner steps; return the seconds."""
         clock, start = self.clock, self.clock.now()
         for _ in range(num):
             batch = self.batch(next(self.rows))
@@ -153,7 +149,7 @@ class Runner:
         return clock.now() - start
 
     def profile(self, num: int) -> dict[str, float]:
-        """Seconds of each phase, per inner step."""
+        """The seconds of each phase, per inner step."""
         spent = self.clock.spent = dict.fromkeys(PHASES, 0.0)
         self.clock.last = self.clock.now()
         self.steps(num)
@@ -161,7 +157,7 @@ class Runner:
         return {phase: seconds / num for phase, seconds in spent.items()}
 
     def outer(self) -> float:
-        """Seconds of an outer step."""
+        """Run an outer step; return the seconds."""
         start = self.clock.now()
         if self.outer_step is not None:
             self.outer_step()
@@ -171,7 +167,7 @@ class Runner:
 def example(
     data: CrossDomainData, told: Options, *, biao: bool = True, double: bool = False
 ) -> Runner:
-    """The example, as `cdr.training.train` makes it."""
+    """The example, built as in `cdr.training.loop.train`."""
     training = Training("ours" if biao else "base", data, told, SEED)
     model, learner, batches = training.model, training.learner, training.batches
     if double:
@@ -188,7 +184,7 @@ def example(
         weighter = learner.rw.weighter
         if double:
             weighter.double()
-        with torch.no_grad():  # off the start, where a last layer is zero and hides the others
+        with torch.no_grad():  # away from the start: a last layer of zeros passes no gradient on
             for parameter in weighter.parameters():
                 parameter += 0.1 * torch.randn(parameter.shape).to(parameter)
         weighter.register_forward_pre_hook(lambda *_: runner.clock.lap("model"))
@@ -204,7 +200,7 @@ def example(
 def textbook(
     data: CrossDomainData, told: Options, twin: Runner, num_steps: int, *, double: bool = False
 ) -> Runner:
-    """The textbook from the parameters of its twin, on the rows that the twin will draw."""
+    """The textbook program with the parameters of ``twin`` and the rows that ``twin`` will draw."""
     device = data.source_offsets.device
     model = TextbookCoNet(data, told).to(device)
     perceptron = None if twin.weighter is None else Perceptron(told).to(device)
@@ -229,7 +225,7 @@ def textbook(
         clock.lap("perceptron")
         return target + (weights * source).mean()
 
-    # Drawn before the clock runs: slices of one shuffled tensor would cost next to nothing.
+    # Drawn before the timing: slices of one shuffled tensor would cost almost nothing.
     inner = list(islice(shuffled(len(data.train), told.inner.batch_size, SEED), num_steps))
     runner = Runner(
         clock, rows.batch, loss, biao.optimizer, rows=(rows for rows, _ in inner), model=model
@@ -251,7 +247,7 @@ def textbook(
     return runner
 
 
-# -- how far they are from each other ------------------------------------------------------------
+# -- how much they differ ------------------------------------------------------------------------
 
 
 @dataclass
@@ -262,7 +258,7 @@ class Difference:
     hypergradients: float = 0.0
 
     def look(self, one: Runner, other: Runner) -> None:
-        """At the losses since the last look, and at the last hypergradient."""
+        """Compare the losses since the last call, and the last hypergradients."""
         a, b = torch.stack(one.losses), torch.stack(other.losses)
         assert one.hypergradient and other.hypergradient
         found, expected = one.hypergradient(), other.hypergradient()
@@ -275,7 +271,7 @@ class Difference:
 
 
 def agreement(data: CrossDomainData, told: Options, num_steps: int) -> Difference:
-    """Of example and textbook, in float64."""
+    """The difference between example and textbook in float64."""
     data, difference = in_double(data), Difference()
     ours = example(data, told, double=True)
     theirs = textbook(data, told, ours, num_steps, double=True)
@@ -287,11 +283,11 @@ def agreement(data: CrossDomainData, told: Options, num_steps: int) -> Differenc
     return difference
 
 
-# -- the race ------------------------------------------------------------------------------------
+# -- the measurement -----------------------------------------------------------------------------
 
 
 def race(data: CrossDomainData, told: Options, num_steps: int) -> dict[str, Any]:
-    """Seconds of every turn, of the phases, and the differences."""
+    """The seconds of every turn and of the phases, and the differences."""
     interval = told.outer.interval
     outer_steps = math.ceil(TURN / interval)
     turn = outer_steps * interval
@@ -313,7 +309,7 @@ def race(data: CrossDomainData, told: Options, num_steps: int) -> dict[str, Any]
     for lap in range(1 + turns):
         for name, runner in runners.items():
             seconds = [(runner.steps(interval), runner.outer()) for _ in range(outer_steps)]
-            if lap == 0:  # allocators, caches, and the library's look at the losses
+            if lap == 0:  # warm-up: allocators, caches, and the library's audit of the losses
                 first[name] = seconds[0][1]
                 continue
             inner[name].append(statistics.fmean(s for s, _ in seconds) / interval)
@@ -335,7 +331,7 @@ def race(data: CrossDomainData, told: Options, num_steps: int) -> dict[str, Any]
 
 
 def phases(runners: dict[str, Runner]) -> dict[str, dict[str, float]]:
-    """Seconds of each phase of an inner step; all take turns of a few steps here too."""
+    """The seconds of each phase of an inner step, also measured in alternating turns."""
     some = PROFILED // 10
     found: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
     for _ in range(PROFILED // some):
@@ -348,7 +344,7 @@ def phases(runners: dict[str, Runner]) -> dict[str, dict[str, float]]:
 
 
 def summary(result: dict[str, Any], steps_of_epoch: int, interval: int) -> dict[str, Any]:
-    """Medians and ratios."""
+    """Medians and ratios of the measured times."""
     step = {
         name: [a + b / interval for a, b in zip(inner, result["outer"][name], strict=True)]
         for name, inner in result["inner"].items()
@@ -415,7 +411,7 @@ def report(row: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1000, help="steps of each that are timed")
+    parser.add_argument("--steps", type=int, default=1000, help="number of timed steps per program")
     parser.add_argument("--interval", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--history", type=int, default=50)

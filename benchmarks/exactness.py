@@ -1,11 +1,12 @@
-"""Every solver on every problem, against dense linear algebra; TorchOpt beside it.
+"""Every solver on every problem, compared with dense linear algebra; also for TorchOpt.
 
     python benchmarks/exactness.py [--json FILE]
 
-A cell shows the relative error of the hypergradient, and "right" (it is within what the verdict
-allows, 1e-2 at most), or why the verdict says that it is not to be trusted, or WRONG: neither.
-TorchOpt gives no verdict, so a cell of its table is right or WRONG. An infinite error: the Hessian
-is singular, and there is no answer. TorchOpt's table needs the extra [bench].
+A cell shows the relative error of the hypergradient and an outcome. "right": the error is within
+what the verdict allows, 1e-2 at most. WRONG: the verdict trusts a result with a larger error.
+Otherwise: why the verdict does not trust the result. TorchOpt gives no verdict, so a cell of its
+table is right or WRONG. If the Hessian is singular, there is no answer and the error is infinite.
+TorchOpt's table needs the extra [bench].
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def ours(problem: Bilevel, name: str) -> dict[str, Any]:
 
 
 def torchopt_solvers() -> dict[str, Callable[..., Any]]:
-    """Its linear solvers, by their settings; each takes the damping as ``ridge``."""
+    """TorchOpt's linear solvers by their settings; each takes the damping as ``ridge``."""
     from torchopt.linear_solve import solve_cg, solve_inv, solve_normal_cg
 
     def neumann(**options: Any) -> Callable[..., Any]:
@@ -99,7 +100,7 @@ def theirs(problem: Bilevel, make: Callable[..., Any]) -> dict[str, Any]:
 
 
 def show(title: str, table: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """One row a solver, one column a problem."""
+    """Print one row per solver and one column per problem."""
     width = max(map(len, table))
     columns = list(next(iter(table.values())))
     print(f"\n{title}\n")

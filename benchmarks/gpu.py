@@ -1,20 +1,20 @@
-"""What a training step costs on a GPU, with and without CUDA graphs, tf32 and bfloat16.
+"""The time of training steps on a GPU, with and without CUDA graphs, tf32 and bfloat16.
 
     python benchmarks/gpu.py [--batch-size 64] [--json FILE]
 
-CoNet on random behaviours of the size of Books-Toys (7,576 users, 134,350 and 11,567 items), with
-the perceptron and the histories of the paper. Base is the model without learned weights, ours the
-one with them, both as the example trains them. Per row: milliseconds of an inner step (loss,
-backward, Adam; batches made beforehand) and of an outer step, and the seconds of a whole epoch,
-batches, outer steps and validation included. Autocast and CUDA graphs are for inner steps only;
-tf32 is for both. Below: five seeds trained at once beside one.
+The model is CoNet on random behaviours of the size of Books-Toys (7,576 users, 134,350 and 11,567
+items), with the perceptron and the histories of the paper. "base" is the model without learned
+weights and "ours" the one with them, both trained as in the example. Each row shows the
+milliseconds of an inner step (loss, backward, Adam; batches made beforehand), the milliseconds of
+an outer step, and the seconds of a whole epoch with batches, outer steps and validation. Autocast
+and CUDA graphs apply to inner steps only, tf32 to both. The last lines compare five seeds trained
+together with one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,26 +25,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from benchmarks._behaviours import behaviours
 from benchmarks._measure import machine, seconds_of
-from cdr.batches import PairBatch
 from cdr.data import CrossDomainData, build
+from cdr.data.batches import PairBatch
 from cdr.models.conet import CoNetOptions
-from cdr.options import Options, preset
-from cdr.side_by_side import train_side_by_side
-from cdr.training import Training, train
+from cdr.training.loop import Training, train
+from cdr.training.options import Options, preset
+from cdr.training.side_by_side import train_side_by_side
 
 VARIANTS = ("base", "ours")
 SEEDS = 5
-# (tf32, bfloat16 autocast). Not both: autocast leaves no product of matrices to tf32.
+# (tf32, bfloat16 autocast). Not both: under autocast no matrix product is left for tf32.
 PRECISIONS = {"float32": (False, False), "tf32": (True, False), "bf16": (False, True)}
 STEPS, OUTER_STEPS, REPEATS = 200, 10, 3
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much data is made up."""
+    """The size of the generated data."""
 
     users: int = 7_576
     source_items: int = 134_350
@@ -54,7 +53,7 @@ class Size:
 
 
 def make_data(size: Size) -> CrossDomainData:
-    """Random behaviours; every source behaviour comes before every target one."""
+    """Random behaviours; every source behaviour is earlier than every target behaviour."""
     rng = np.random.default_rng(0)
     users = size.users
     source = behaviours(rng, users, size.source_items, users * size.source_per_user)
@@ -65,7 +64,7 @@ def make_data(size: Size) -> CrossDomainData:
 def made(
     variant: str, data: CrossDomainData, batch_size: int, *, bf16: bool, graph: bool
 ) -> Training:
-    """The example's training, as one row of the table has it."""
+    """The training of the example with the settings of one row of the table."""
     training = Training(variant, data, options(batch_size, graph=graph), seed=0)
     if bf16:
         loss, device = training.loss, data.source_offsets.device.type
@@ -95,12 +94,12 @@ def draw(training: Training, data: CrossDomainData, batch_size: int, count: int)
 
 
 def seconds(work: Callable[[], None], device: torch.device) -> float:
-    """The least of some repeats, each waited for."""
+    """The shortest time of several repeats, each synchronized with the device."""
     return min(seconds_of(work, device) for _ in range(REPEATS))
 
 
 def row(variant: str, data: CrossDomainData, batch_size: int, precision: str, graph: bool) -> Any:
-    """One line of the table."""
+    """Measure one row of the table."""
     tf32, bf16 = PRECISIONS[precision]
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
@@ -108,7 +107,7 @@ def row(variant: str, data: CrossDomainData, batch_size: int, precision: str, gr
         training = made(variant, data, batch_size, bf16=bf16, graph=graph)
         device = data.source_offsets.device
         batches = draw(training, data, batch_size, STEPS)
-        for batch in batches[:5]:  # three steps of warm-up, the recording, a replay
+        for batch in batches[:5]:  # three warm-up steps, the capture, a replay
             training.step(batch)
 
         def inner() -> None:
@@ -123,7 +122,7 @@ def row(variant: str, data: CrossDomainData, batch_size: int, precision: str, gr
                 for _ in range(OUTER_STEPS):
                     learner.outer_step(training.batches)
 
-            learner.outer_step(training.batches)  # the first one looks the model over
+            learner.outer_step(training.batches)  # the first one audits the model
             result["outer_ms"] = seconds(outer, device) / OUTER_STEPS * 1e3
         result["epoch_s"] = seconds(lambda: training.run_epoch(lambda *_: None), device)
     finally:
@@ -132,7 +131,7 @@ def row(variant: str, data: CrossDomainData, batch_size: int, precision: str, gr
 
 
 def at_once(variant: str, data: CrossDomainData, batch_size: int) -> dict[str, float]:
-    """Seconds of an epoch, scores included, of one seed and of several in common steps."""
+    """The seconds of an epoch with validation, for one seed and for several in common steps."""
     told, device = options(batch_size), data.source_offsets.device
     return {
         "one_s": seconds(lambda: train(variant, data, told, 0), device),
@@ -152,7 +151,7 @@ def main() -> None:
             f"there is no CUDA device (torch {torch.__version__} finds none): run it on a machine "
             "with a GPU and a CUDA build of torch"
         )
-    warnings.simplefilter("ignore")  # the paper's step size diverges at times
+    warnings.simplefilter("ignore")  # with the paper's step size the series sometimes diverges
     data = make_data(Size()).to("cuda")
     print(machine(data.source_offsets.device))
     print(f"batches of {arguments.batch_size}, {len(data.train):,} training rows")

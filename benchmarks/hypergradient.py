@@ -3,10 +3,10 @@
     python benchmarks/hypergradient.py [--sweep sizes terms tables] [--rows N ...] [--quick]
                                        [--threads 1] [--device cpu] [--json FILE]
 
-All methods have the same model, batches, weighter and Neumann series. "plain autograd" is
-benchmarks/_lorraine.py; TorchOpt is its `custom_root` with `solve_inv(ns=True)`, and needs the
-extra [bench]. Three sweeps: dense networks by their number of parameters, one of them by the number
-of terms, and the recommendation model of examples/cdr by the rows of its largest table.
+All methods use the same model, batches, weighter and Neumann series. "plain autograd" is
+benchmarks/_lorraine.py. "TorchOpt" is its `custom_root` with `solve_inv(ns=True)`, and needs the
+extra [bench]. There are three sweeps: over the number of parameters of a dense network, over the
+number of terms, and over the rows of the largest table of the recommendation model of examples/cdr.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,15 +23,14 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import _lorraine
 import torch
-from _measure import in_fresh_process, interleaved, machine, peak_mib, ratio, seconds_of
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import reweight
-from cdr.batches import Candidates, History, PairBatch
+from benchmarks import _lorraine
+from benchmarks._measure import in_fresh_process, interleaved, machine, peak_mib, ratio, seconds_of
+from cdr.data.batches import Candidates, History, PairBatch
 from cdr.models.conet import CoNet, CoNetOptions
 from reweight import ImplicitHypergradient, Losses, Neumann
 
@@ -58,7 +56,7 @@ apart     relative difference from plain autograd's hypergradient, float32. "aut
 
 @dataclass(frozen=True)
 class Case:
-    """A bilevel problem: what all methods are given."""
+    """The bilevel problem that all methods solve."""
 
     model: nn.Module
     weighter: reweight.SampleWeighter
@@ -81,7 +79,7 @@ class Case:
 
 
 def dense(num_parameters: int, device: torch.device) -> Case:
-    """Classification by a network of three layers, with the loss of a sample as its feature."""
+    """Classification by a network of three layers, weighted by the losses of the samples."""
     torch.manual_seed(0)
     # width² + (features + classes + 2)·width + classes = num_parameters
     linear = NUM_FEATURES + NUM_CLASSES + 2
@@ -113,7 +111,7 @@ def dense(num_parameters: int, device: torch.device) -> Case:
 
 
 def tables(num_rows: int, device: torch.device) -> Case:
-    """CoNet with a source table of so many rows, and the behavioral perceptron."""
+    """CoNet with a source table of ``num_rows`` rows, and the behavioral perceptron."""
     torch.manual_seed(0)
     sizes = SimpleNamespace(
         num_users=NUM_USERS,
@@ -142,7 +140,7 @@ def tables(num_rows: int, device: torch.device) -> Case:
             target_label=torch.randint(2, (BATCH,), device=device).float(),
             source_label=torch.randint(2, (BATCH,), device=device).float(),
             source_user=user,
-            source_row=torch.zeros_like(user),  # nobody looks at it
+            source_row=torch.zeros_like(user),  # not used
             has_source=torch.ones(BATCH, dtype=torch.bool, device=device),
             source_history=history(num_rows),
             target_history=history(NUM_TARGET_ITEMS),
@@ -159,7 +157,7 @@ def tables(num_rows: int, device: torch.device) -> Case:
 
 
 def awake(weighter: reweight.SampleWeighter) -> reweight.SampleWeighter:
-    """Away from its start, where last layers are zero and pass no gradient on."""
+    """Move it away from its start, where a last layer of zeros passes no gradient on."""
     with torch.no_grad():
         for parameter in weighter.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -173,7 +171,7 @@ KINDS: dict[str, Callable[[int, torch.device], Case]] = {"dense": dense, "tables
 
 
 def ours(case: Case, num_terms: int, step_size: Any = STEP_SIZE) -> Gradient:
-    # The models are untrained, where the Hessian is indefinite: what the verdict warns of.
+    # The models are untrained and their Hessians indefinite, which the verdict warns about.
     warnings.filterwarnings("ignore", message="not an exact hypergradient")
     rw = reweight.wrap(
         case.model,
@@ -197,7 +195,7 @@ def plain(case: Case, num_terms: int) -> Gradient:
 
 
 class _Both(nn.Module):
-    """Model and weighter as one module, for ``functional_call`` to reach both."""
+    """Model and weighter as one module, so that ``functional_call`` reaches both."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
@@ -211,7 +209,7 @@ def torchopt(case: Case, num_terms: int) -> Gradient:
     from torchopt.diff.implicit import custom_root
     from torchopt.linear_solve import solve_inv
 
-    # It calls functorch.vjp, which torch announces to drop.
+    # It calls functorch.vjp, which is deprecated.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torchopt")
     both = _Both(case)
     names = [name for name, _ in both.named_parameters()]
@@ -253,16 +251,16 @@ OURS = ("reweight, fixed", "reweight, auto")
 
 @contextmanager
 def counted(case: Case) -> Iterator[list[int]]:
-    """Counts products with the Hessian: vectors pulled back to anything but the weighter.
+    """Count products with the Hessian: backward passes with a vector, not to the weighter.
 
-    ``torch.func`` goes through the same function.
+    ``torch.func`` calls the same function.
     """
     found, grad = [0], torch.autograd.grad
     hparams = [p.shape for p in case.weighter.parameters()]
 
     def noted(outputs: Any, inputs: Any, grad_outputs: Any = None, *rest: Any, **more: Any) -> Any:
         inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-        shapes = [getattr(x, "shape", None) for x in inputs]  # the edge of a look-up has none
+        shapes = [getattr(x, "shape", None) for x in inputs]  # gradient edges have none
         found[0] += grad_outputs is not None and shapes != hparams
         return grad(outputs, inputs, grad_outputs, *rest, **more)
 
@@ -278,9 +276,9 @@ def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 def memory(
     kind: str, size: int, method: str, num_terms: int, device: torch.device, threads: int
 ) -> dict[str, float]:
-    """Of the first call and of a later one, in MiB, and the first one's milliseconds."""
+    """The memory of the first and of a later call in MiB, and the milliseconds of the first."""
     torch.set_num_threads(threads)
-    METHODS[method](KINDS[kind](1_000, device), 1)()  # loads what is loaded on first use
+    METHODS[method](KINDS[kind](1_000, device), 1)()  # loads modules that are loaded on first use
     gradient = METHODS[method](KINDS[kind](size, device), num_terms)
     took: list[float] = []
     first = peak_mib(lambda: took.append(seconds_of(gradient, device)), device)
@@ -295,7 +293,7 @@ def compare(
     device: torch.device,
     seconds: float,
 ) -> Iterator[dict[str, Any]]:
-    """One row a method."""
+    """Yield one row per method."""
     case = KINDS[kind](size, device)
     calls = {name: METHODS[name](case, num_terms) for name in methods}
     found = {name: call() for name, call in calls.items()}

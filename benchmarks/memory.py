@@ -1,9 +1,9 @@
-"""Resident memory over many outer steps, which must not grow.
+"""Resident memory over many outer steps. It must not grow.
 
     python benchmarks/memory.py [--steps 2000] [--hvp autograd] [--json FILE]
 
-A model with an embedding, batch normalisation and dropout is trained with an outer step after every
-inner one, on batches of changing size.
+A model with an embedding, batch normalization and dropout is trained with an outer step after every
+inner step, on batches of varying size.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def losses(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """The resident memory of this process in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def run(steps: int, hvp: Any) -> dict[str, Any]:
-    """Resident bytes after each outer step's end, from the first to the last."""
+    """Train, and measure the resident memory after each outer step."""
     torch.manual_seed(0)
     model, weighter = Model(), reweight.LossWeighter()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4)

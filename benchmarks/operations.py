@@ -1,9 +1,9 @@
-"""Layers and operations: the mode that serves them, their error and their time.
+"""Layers and operations: the mode of Hessian products, the error and the time of each.
 
     python benchmarks/operations.py [--json FILE]
 
-For each, one hypergradient of a small model with the operation in it, by conjugate gradients,
-against a Hessian of fourth-order differences of float64 gradients, which knows nothing of second
+For each operation, conjugate gradients compute one hypergradient of a small model that contains it.
+The reference is a Hessian from fourth-order differences of float64 gradients, which uses no second
 derivatives. Times are medians of single-threaded float32 outer steps after the first one.
 """
 
@@ -27,7 +27,7 @@ REPEATS = 7
 
 
 def measured(operation: Operation) -> dict[str, Any]:
-    """One row: refused and why, or the errors, the mode and the time."""
+    """One row: the reason of a refusal, or the mode, the errors and the time."""
     try:
         expected, damping = operation.reference()
         double = operation.hypergradient(damping=damping)
@@ -46,7 +46,7 @@ def measured(operation: Operation) -> dict[str, Any]:
 
 
 def milliseconds(operation: Operation, damping: float) -> float:
-    """Of one outer step, by a wrapped model that has made one."""
+    """The time of one outer step, after a first one."""
     rw = operation.wrapped(torch.float32, damping)
     train, dev = operation.batches(torch.float32)
     times = []
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # the table says it
+    warnings.simplefilter("ignore")  # the table shows the outcomes
     width = max(map(len, OPERATIONS))
     print(f"torch {torch.__version__}, 1 thread")
     print(f"{'':{width}}  {'mode':17}  {'float64':>8}  {'float32':>8}  {'HVPs':>4}  {'ms':>6}")

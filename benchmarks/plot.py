@@ -1,10 +1,10 @@
-"""Draws what the benchmarks of costs wrote, for the documentation.
+"""Draw the figures of the documentation from the results of the cost benchmarks.
 
     python benchmarks/plot.py FOLDER [--to docs/_static/benchmarks]
 
-FOLDER holds what three of them write with --json: hypergradient.json, epoch.json and scaling.json.
-Sweeps that were run one by one may lie in several files, hypergradient*.json. The same numbers give
-the same files, byte for byte. Needs the extra [plot].
+FOLDER holds the files that three benchmarks write with --json: hypergradient.json, epoch.json and
+scaling.json. Sweeps that were run separately may be in several files, hypergradient*.json. The same
+numbers give the same figures, byte for byte. Needs the extra [plot].
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PLACE = Path(__file__).parent.parent / "docs" / "_static" / "benchmarks"
-WIDTH = 7.4  # inches of 72 points: as wide as a column of the documentation
+WIDTH = 7.4  # inches of 72 points: the width of a column of the documentation
 GREY = "#666666"
 
-# Letters become outlines, which look the same everywhere, and names inside the file do not change.
+# Text is drawn as outlines, which look the same everywhere. A fixed salt gives fixed ids in the
+# file.
 STYLE = {
     "svg.fonttype": "path",
     "svg.hashsalt": "reweight",
@@ -42,7 +43,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Line:
-    """How one of those that are compared is drawn: told apart by its marker as well."""
+    """The style of one line; the markers differ as well as the colours."""
 
     label: str
     color: str
@@ -50,7 +51,7 @@ class Line:
     dashes: str = "-"
 
 
-# Colours are of the palette of Okabe and Ito, which people who see them otherwise can tell apart.
+# Colours from the palette of Okabe and Ito, which is safe for colour-blind readers.
 METHODS = {
     "TorchOpt": Line("TorchOpt", "#009E73", "^"),
     "plain autograd": Line("plain autograd", "#D55E00", "s"),
@@ -63,7 +64,7 @@ MODES = {
     "forward + backward": Line("forward +\nbackward", GREY, "d", "--"),
 }
 RUNNERS = ("textbook BIAO", "example BIAO", "textbook base", "example base")
-# By phase: the colour, and that of the number on it.
+# By phase: the colour of the bar, and of the number on it.
 PHASES = {
     "batch": ("#56B4E9", "black"),
     "model": ("#0072B2", "white"),
@@ -76,11 +77,11 @@ PHASES = {
 Rows = list[dict[str, Any]]
 
 
-# -- what was measured ---------------------------------------------------------------------------
+# -- results -------------------------------------------------------------------------------------
 
 
 class Results:
-    """The files of a folder; what is missing is told with the command that makes it."""
+    """The results in a folder. If some are missing, the error names the command for them."""
 
     def __init__(self, folder: Path) -> None:
         kinds = ("hypergradient", "epoch", "scaling")
@@ -99,13 +100,13 @@ class Results:
         self.scaling: dict[str, Any] = read["scaling"][-1]
 
     def sweep(self, kind: str, along: str) -> Rows:
-        """Rows that differ in ``along`` ("size" or "num_terms") and the method, each once."""
+        """The rows of a sweep: they differ in ``along`` ("size" or "num_terms") and method."""
         fixed = "num_terms" if along == "size" else "size"
         groups: dict[int, dict[tuple[str, int], dict[str, Any]]] = {}
         for row in self.hypergradient:
             if row["kind"] == kind:
                 groups.setdefault(row[fixed], {})[row["method"], row[along]] = row
-        # The file does not tell its sweeps apart, but a sweep has the most points.
+        # The file does not separate its sweeps; the largest group of rows is the sweep.
         rows = max(groups.values(), key=len, default={}).values()
         if len({row[along] for row in rows}) < 2:
             raise SystemExit(
@@ -138,7 +139,7 @@ def by_terms(results: Results) -> Figure:
 
 
 def by_phase(results: Results) -> Figure:
-    """A bar for each, made of its phases, which are named above in their order."""
+    """One bar per program, divided into its phases, with a legend above in the same order."""
     epoch = results.epoch
     spent = {
         name: {
@@ -158,7 +159,7 @@ def by_phase(results: Results) -> Figure:
             bar = axes.barh(place, width, left=left, height=0.64, color=color, ec="white", lw=0.8)
             if place == 0:
                 names.append((bar, "outer step" if phase == "outer" else phase))
-            if width > 0.045 * longest:  # a narrower part has no room for its number
+            if width > 0.045 * longest:  # a narrower part has no space for its number
                 middle = left + width / 2
                 number = _three_digits(width)
                 axes.text(middle, place, number, ha="center", va="center", color=ink, size=8.0)
@@ -191,13 +192,13 @@ def by_phase(results: Results) -> Figure:
 
 
 def by_scale(results: Results) -> Figure:
-    """Three sweeps side by side, on one axis of times."""
+    """Three sweeps side by side, with a common time axis."""
     figure = _figure(2.8)
     sweeps = ("batch size", "rows touched", "width")
     found = [
         {int(size): row for size, row in results.scaling[name]["times"].items()} for name in sweeps
     ]
-    # As wide as what they span, so that slopes are alike in all three.
+    # Widths in proportion to the range of each sweep, so that slopes can be compared.
     spans = [math.log(max(times) / min(times)) for times in found]
     panels = figure.subplots(1, len(sweeps), sharey=True, width_ratios=spans)
     for axes, name, times in zip(panels, sweeps, found, strict=True):
@@ -230,7 +231,7 @@ _End = tuple[Line, float, float]
 
 
 def _figure(height: float) -> Figure:
-    # Not through pyplot, which would choose a window system.
+    # Not pyplot, which would choose a GUI backend.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(WIDTH, height), layout="constrained")
@@ -261,7 +262,7 @@ def _hypergradients(
 
 
 def _draw(axes: Axes, line: Line, points: Iterable[tuple[float, float]]) -> _End:
-    """Draw a line, and tell where it ends."""
+    """Draw a line; return its style and its end point."""
     x, y = zip(*sorted(points), strict=True)
     axes.plot(x, y, color=line.color, marker=line.marker, ls=line.dashes, clip_on=False)
     return line, x[-1], y[-1]
@@ -290,22 +291,22 @@ def _sizes(axes: Axes) -> None:
 
 def _unit(axes: Axes, name: Callable[[float], str]) -> None:
     bottom, top = axes.get_ylim()
-    if axes.get_yscale() == "log" and top < 200.0 * bottom:  # powers of ten would be too few
+    if axes.get_yscale() == "log" and top < 200.0 * bottom:  # powers of ten alone are too few
         axes.yaxis.get_major_locator().set_params(subs=(1.0, 2.0, 5.0))
     axes.yaxis.set_major_formatter(lambda value, _: name(value))
     axes.grid(alpha=0.3, lw=0.6)
 
 
 def _name_lines(axes: Axes, ends: list[_End]) -> None:
-    """Put the name of each line beside its end; those that end at one place do not overlap."""
-    axes.get_ylim()  # settles the limits, which the transforms below take as they are
-    line_height = 12.0 / (0.7 * 72.0 * axes.figure.get_figheight())  # of the panel's, about
+    """Write the name of each line next to its end, without overlaps."""
+    axes.get_ylim()  # computes the limits that the transforms below use
+    line_height = 12.0 / (0.7 * 72.0 * axes.figure.get_figheight())  # as a share of the panel
     for x in {end for _, end, _ in ends}:
         here = sorted((e for e in ends if e[1] == x), key=lambda e: e[2])
         to_axes = axes.transScale + axes.transLimits
         at = [to_axes.transform((x, y))[1] for _, _, y in here]
         tall = [line_height * (1 + line.label.count("\n")) for line, _, _ in here]
-        for _ in range(20):  # more than it takes to push so few apart
+        for _ in range(20):  # more rounds than needed to separate so few labels
             for i in range(len(at) - 1):
                 overlap = max(0.0, (tall[i] + tall[i + 1]) / 2 - (at[i + 1] - at[i]))
                 at[i], at[i + 1] = at[i] - overlap / 2, at[i + 1] + overlap / 2
@@ -322,7 +323,7 @@ def _name_lines(axes: Axes, ends: list[_End]) -> None:
 
 
 def _count(number: int) -> str:
-    """A power of ten in short."""
+    """A power of ten with a unit."""
     for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if number >= size:
             return f"{number // size}{unit}"
@@ -337,7 +338,7 @@ def _three_digits(ms: float) -> str:
 
 
 def draw(folder: Path, to: Path) -> list[Path]:
-    """Draw all figures, and tell where they are."""
+    """Draw all figures; return their paths."""
     try:
         import matplotlib
     except ImportError as error:
@@ -354,9 +355,9 @@ def draw(folder: Path, to: Path) -> list[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="with what the benchmarks wrote by --json")
+    parser.add_argument("folder", type=Path, help="the results of the benchmarks (--json)")
     parser.add_argument(
-        "--to", type=Path, default=PLACE, help="default: where the documentation looks"
+        "--to", type=Path, default=PLACE, help="default: the folder that the documentation uses"
     )
     arguments = parser.parse_args()
     for path in draw(arguments.folder, arguments.to):

@@ -1,12 +1,13 @@
-"""How the time of one hypergradient grows, in every mode of Hessian-vector products.
+"""The growth of the time of one hypergradient, in every mode of Hessian-vector products.
 
     python benchmarks/scaling.py [--table 100000] [--compile] [--quick] [--threads 1]
                                  [--device cpu] [--json FILE]
 
-The model embeds a bag of ids a sample and puts a small network on their mean. Three sweeps: by the
-batch size, by how many rows of the table a batch touches (at one number of lookups), and by the
-width of the table. Beside the milliseconds, in brackets: how many times as long as a forward and a
-backward pass of the inner loss on the same batch. The time is fitted as a power of what is swept.
+The model embeds a bag of ids per sample and applies a small network to their mean. There are three
+sweeps: over the batch size, over the number of table rows that a batch reads (with the same number
+of look-ups), and over the width of the table. The number in brackets is the time relative to a
+forward and a backward pass of the inner loss on the same batch. The time is fitted as a power of
+the swept quantity.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from _measure import interleaved, machine, ratio
 from torch import Tensor, nn
 
 import reweight
+from benchmarks._measure import interleaved, machine, ratio
 from reweight import ImplicitHypergradient, Neumann
 
 MODES = ("autograd", "func", "finite_difference")
 NUM_TERMS = 3
 BASE = "forward + backward"
-# Of the sweeps that leave them alone.
+# The values in the sweeps over another quantity.
 BATCH, BAG, TOUCHED, WIDTH = 1024, 16, 1024, 16
 
 LEGEND = f"""\
@@ -63,7 +64,7 @@ def outer_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 def make_batch(
     size: int, touched: int, num_rows: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Ids ``[size, BAG]`` that touch so many rows of the table, as far as there are lookups."""
+    """Ids ``[size, BAG]`` that read ``touched`` rows of the table, if there are enough ids."""
     rows = torch.randperm(num_rows)[:touched]
     ids = rows[torch.randperm(size * BAG) % touched]
     return ids.view(size, BAG).to(device), torch.randn(size).to(device)
@@ -79,7 +80,7 @@ def measure(
     seconds: float,
     compiled: bool,
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds, and the ratio to a forward and backward pass, of each mode."""
+    """The milliseconds of each mode, and the ratio to a forward and backward pass."""
     torch.manual_seed(0)
     model, weighter = Model(num_rows, width).to(device), reweight.LossWeighter().to(device)
     batch = make_batch(size, touched, num_rows, device)

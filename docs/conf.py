@@ -1,9 +1,6 @@
-"""How the documentation is built; nothing is fetched on the way."""
+"""Configuration of the documentation. A build needs no network."""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 from docutils import nodes
 from latex2mathml.converter import convert
@@ -11,9 +8,6 @@ from sphinx.application import Sphinx
 from sphinx.writers.html import HTMLTranslator
 
 import reweight
-
-# The snippets on recommendation models run the example.
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 project = "reweight"
 author = "The reweight developers"
@@ -37,10 +31,10 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-# Attributes of dataclasses are documented once, in the class's docstring.
+# The class's docstring documents the attributes of a dataclass, so they are not listed again.
 napoleon_use_ivar = True
 
-# The pages' own snippets; those in docstrings run with the tests.
+# Run the snippets of the pages only: pytest runs those in docstrings.
 doctest_test_doctest_blocks = ""
 
 html_theme = "furo"
@@ -51,7 +45,7 @@ html_math_renderer = "mathml"
 
 
 def setup(app: Sphinx) -> None:
-    """Render formulas as MathML, which browsers show without a script from elsewhere."""
+    """Render formulas as MathML, which browsers show without an external script."""
     app.add_html_math_renderer("mathml", (_inline_math, None), (_display_math, None))
 
 
@@ -61,7 +55,7 @@ def _inline_math(translator: HTMLTranslator, node: nodes.math) -> None:
 
 
 def _display_math(translator: HTMLTranslator, node: nodes.math_block) -> None:
-    # Scrolls by itself where a formula is wider than the page.
+    # A formula that is wider than the page gets its own scroll bar.
     formula = convert(node.astext(), display="block")
     translator.body.append(f'<div style="overflow: auto hidden; padding: 0.5em 0">{formula}</div>')
     raise nodes.SkipNode

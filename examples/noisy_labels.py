@@ -1,8 +1,9 @@
-"""Learn which labels to believe: 40 % of the training labels are wrong, 200 dev labels are right.
+"""Learn sample weights with noisy labels: 40 % of the training labels are wrong.
 
     python examples/noisy_labels.py [--plot steps.png]
 
-An ordinary training loop, and the same loop with learned weights. A few seconds on a CPU.
+The script runs an ordinary training loop, and the same loop with weights learned from 200 correctly
+labelled dev samples. It takes a few seconds on a CPU.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import reweight
 from reweight.diagnostics import Recorder
 
 NUM_CLASSES, NUM_FEATURES, NOISE = 5, 20, 0.4
-# At first every sample helps, a wrong one too, and all weights would run to their maximum and stay
-# there: let the model train until losses of right and wrong labels differ.
+# The number of steps before the first outer step. In the first steps every sample helps, even one
+# with a wrong label, so all weights would reach their maximum and stay there. After the warm-up,
+# the losses of right and wrong labels differ.
 WARMUP = 200
 Batch = tuple[Tensor, Tensor]
 
 
 def make_data(n: int, centers: Tensor) -> Batch:
-    """Gaussian clusters that overlap a little, one a class."""
+    """Gaussian clusters that overlap slightly, one per class."""
     labels = torch.randint(NUM_CLASSES, (n,))
     return centers[labels] + torch.randn(n, NUM_FEATURES), labels
 
@@ -36,14 +38,14 @@ def losses(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def outer_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """What the weights shall make better."""
+    """The dev loss, which the weights minimise."""
     return losses(model, batch).mean()
 
 
 def fit(
     train: Batch, dev: Batch, recorder: Recorder, *, learn_weights: bool
 ) -> tuple[nn.Module, Tensor]:
-    """Train; return the model and the weight of every training sample."""
+    """Train a model; return it and the weight of every training sample."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(NUM_FEATURES, 64), nn.ReLU(), nn.Linear(64, NUM_CLASSES))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, weight_decay=1e-4)
@@ -69,19 +71,19 @@ def fit(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, batch: Batch) -> float:
-    """Share of samples whose class is predicted."""
+    """The share of samples that are classified correctly."""
     features, labels = batch
     return float((model(features).argmax(1) == labels).float().mean())
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Compare the two loops."""
-    parser = argparse.ArgumentParser(description="Learn which labels to believe.")
-    parser.add_argument("--plot", metavar="FILE", help="draw what the outer steps did")
+    parser = argparse.ArgumentParser(description="Learn sample weights with noisy labels.")
+    parser.add_argument("--plot", metavar="FILE", help="plot the outer steps to this file")
     plot = parser.parse_args(arguments).plot
     recorder = Recorder()
     torch.manual_seed(1)
-    torch.set_num_threads(1)  # faster than many on tensors this small
+    torch.set_num_threads(1)  # for tensors this small, one thread is faster than several
     centers = torch.randn(NUM_CLASSES, NUM_FEATURES)
     (features, labels), dev, test = (make_data(n, centers) for n in (2000, 200, 5000))
     wrong = torch.rand(len(labels)) < NOISE

@@ -29,15 +29,13 @@ from reweight._curvature import (
 from reweight._tables import GraphInputs, Table
 from reweight._tensors import (
     Tree,
-    all_samples,
     check_finite,
     check_loss,
     check_tree,
     filled,
-    flatten,
     new_leaves,
+    of_all_samples,
     some,
-    unflatten,
 )
 from reweight.preconditioning import Preconditioner, SecondMoments
 from reweight.solvers import Neumann
@@ -157,8 +155,8 @@ class ImplicitHypergradient:
             if rhs is None:
                 raise ValueError(
                     "the outer loss does not depend on any of params "
-                    f"({some(theta)}): a detach() or no_grad() in outer, or other tensors used "
-                    "in the place of params"
+                    f"({some(theta)}): a detach() or no_grad() in outer, or outer uses other "
+                    "tensors instead of params"
                 )
             system = self._system(inner, theta, phi)
             solved = solve(system, rhs, self.solver, self.modes)
@@ -178,7 +176,7 @@ class ImplicitHypergradient:
         return MODES if self.hvp == "auto" else (self.hvp,)
 
     def _system(self, inner: Objective, theta: Tree, phi: Tree) -> System:
-        # Inside torch.func no value can be read, so an inner loss for it alone is not checked.
+        # torch.func does not allow reading values, so for it alone the loss is not checked.
         loss = None if self.hvp == "func" else check_loss("inner", inner(theta, phi))
         return System(
             params=theta,
@@ -234,4 +232,4 @@ def assembled(
     for name, entry in filled((indirect[name] for name in hparams), hparams).items():
         total[name] = total[name] + entry
     check_finite("the hypergradient", total, why)
-    return unflatten(all_samples(flatten(total)), hparams)
+    return of_all_samples(total)

@@ -44,8 +44,8 @@ class Losses:
             raise TypeError(f"losses.weighted must be a floating-point tensor [B], got {kind}")
         if weighted.ndim == 0:
             raise ValueError(
-                "losses.weighted is a single number: the loss was reduced already, so there is "
-                'nothing left to weigh. Compute it with reduction="none" to keep one loss per '
+                "losses.weighted is a scalar: the loss was reduced already, so no weights per "
+                'sample can be applied. Compute it with reduction="none" to keep one loss per '
                 "sample"
             )
         if weighted.ndim > 1:
@@ -56,7 +56,7 @@ class Losses:
         if isinstance(fixed, Tensor) and fixed.numel() != 1:
             raise ValueError(
                 f"losses.fixed has shape {tuple(fixed.shape)}, expected a scalar: reduce it with "
-                ".mean() or .sum(); losses that get weights belong in losses.weighted"
+                ".mean() or .sum(), or put losses that get weights into losses.weighted"
             )
 
     def check_finite(self) -> None:

@@ -65,16 +65,11 @@ class SecondMoments:
             )
         rows = rows or {}
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        found: dict[str, Tensor] = {}
-        for name, parameter in params.items():
-            state = optimizer.state.get(parameter, {})
-            if state and id(parameter) in groups:
-                of_rows = {
-                    key: _rows_of(entry, rows.get(name))
-                    for key, entry in state.items()
-                    if isinstance(entry, Tensor) and entry.shape == parameter.shape
-                }
-                found[name] = _second_moments(optimizer, groups[id(parameter)], state | of_rows)
+        found = {
+            name: _moments_of_rows(optimizer, groups[id(p)], p, rows.get(name))
+            for name, p in params.items()
+            if optimizer.state.get(p) and id(p) in groups
+        }
         total = sum(float(v.double().sum()) for v in found.values())
         count = sum(int((v > 0.0).sum()) for v in found.values())
         if rows and not total > 0.0:
@@ -85,30 +80,42 @@ class SecondMoments:
             raise ValueError(
                 f"SecondMoments() found no second moments in {type(optimizer).__name__} for "
                 f"{some(params)}: it has not made a step yet (take an inner step before the first "
-                "outer one), or it is not an adaptive one"
+                "outer one), or it is not an adaptive optimizer"
             )
-        mean = total / count
         diagonal: Tree = {}
         for name, parameter in params.items():
             group = groups.get(id(parameter), optimizer.defaults)
             moments = found.get(name)
             if moments is None:
                 moments = torch.zeros_like(_rows_of(parameter.detach(), rows.get(name)))
-            size = torch.where(moments > 0.0, moments, mean).sqrt()
+            size = torch.where(moments > 0.0, moments, total / count).sqrt()
             diagonal[name] = float(group["lr"]) / (size + float(group.get("eps", 0.0)))
         return diagonal
+
+
+def _moments_of_rows(
+    optimizer: Optimizer, group: dict[str, Any], parameter: Tensor, rows: Tensor | None
+) -> Tensor:
+    """``v̂`` of one parameter, or of some of its rows."""
+    state = optimizer.state[parameter]
+    of_rows = {
+        key: _rows_of(entry, rows)
+        for key, entry in state.items()
+        if isinstance(entry, Tensor) and entry.shape == parameter.shape
+    }
+    return _second_moments(optimizer, group, state | of_rows)
 
 
 def _second_moments(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
     """``v̂`` of one parameter; zero where there is none yet."""
     kind = type(optimizer).__name__
-    if kind not in ("NAdam", "RAdam"):  # whose schedules and rectification make other steps
+    if kind not in ("NAdam", "RAdam"):  # their schedules and rectification change the step
         moments: Tensor
         if "exp_avg_sq" in state:
             moments = state.get("max_exp_avg_sq", state["exp_avg_sq"])
             forgotten: float = float(group["betas"][1]) ** float(state["step"])
             return moments / (1.0 - forgotten)
-        if "square_avg" in state and "acc_delta" not in state:  # which is Adadelta's
+        if "square_avg" in state and "acc_delta" not in state:  # "acc_delta" means Adadelta
             moments = state["square_avg"]
             if group.get("centered"):
                 moments = moments - state["grad_avg"].square()
@@ -161,7 +168,7 @@ def diagonal_of(
     for name, entry in diagonal.items():
         if not bool((entry > 0.0).all() & entry.isfinite().all()):
             raise ValueError(
-                f"preconditioner[{name!r}] must be positive and finite everywhere: it is the "
-                "diagonal of a change of variables. A learning rate of 0 gives zeros"
+                f"preconditioner[{name!r}] must be positive and finite everywhere, because it is "
+                "the diagonal of a change of variables. A learning rate of 0 makes it zero"
             )
     return diagonal

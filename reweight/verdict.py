@@ -10,9 +10,9 @@ from reweight.solvers import Status
 TRUSTED_RESIDUAL = 1e-3
 # ... and the error estimated from the smallest curvature met is at most this.
 TRUSTED_ERROR = 1e-2
-# Negative curvature is met in every network. Beyond this residual the direction is useless.
+# Every network has negative curvature. Beyond this residual the direction is useless.
 _USELESS_RESIDUAL = 10.0
-# A singular Hessian shows curvatures of either sign of this share of the largest one, by rounding.
+# Curvatures below this share of the largest one are rounding errors, of either sign.
 _FLAT = 1e-6
 
 
@@ -83,7 +83,7 @@ class SolveInfo:
             detail = f"{detail}; {met}" if detail else met
         elif self.relative_residual <= TRUSTED_RESIDUAL:
             status = Status.ILL_CONDITIONED
-            numbers += f", an error of {self.error_estimate:.2g} is to be expected behind it"
+            numbers += f", estimated error {self.error_estimate:.2g}"
         detail = f" ({detail})" if detail else ""
         kind = "not an exact hypergradient"
         if status.by_design:

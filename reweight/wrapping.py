@@ -25,7 +25,7 @@ def wrap(
     inner_params: Callable[[str], bool] | None = None,
     reduction: Reduction = "mean",
 ) -> Reweighted:
-    """Tie a weighter to a model. The training loop stays yours.
+    """Connect a weighter to a model. Your training loop does not change.
 
     Of an embedding table (``nn.Embedding``, ``nn.EmbeddingBag``) an outer step uses the rows that
     its batches look up. The result is exact, and the cost does not grow with the table. A table
@@ -37,7 +37,7 @@ def wrap(
         losses: ``(model, batch) -> Losses``, or ``-> Tensor [B]`` where nothing is fixed and the
             weighter reads the losses only. Default: ``model.losses(batch)``. Outer steps call it
             too, the first one about ten times, most of them with float64 parameters and a float64
-            copy of the batch: keep side effects such as metrics out of it.
+            copy of the batch. It should have no side effects such as metrics.
         outer_loss: ``(model, batch) -> Tensor []``, the loss on a dev batch that the weights are to
             reduce. It may use the weighter's parameters too, for a penalty on the weights. Default:
             ``model.outer_loss(batch)`` if there is one, else the fixed part of ``losses``.
@@ -48,7 +48,7 @@ def wrap(
         reduction: of ``weights · losses``: ``"mean"`` (over the batch) or ``"sum"``.
 
     Returns:
-        The wrapped object, whose ``loss(batch)`` takes the place of your loss, and whose
+        The wrapped object. Its ``loss(batch)`` replaces your loss. Its
         ``outer_backward(batch, dev_batch)`` fills the ``.grad`` of the weighter.
 
     Raises:
@@ -66,7 +66,7 @@ def wrap(
         >>> rw = reweight.wrap(model, reweight.LossWeighter(), losses,
         ...                    outer_loss=lambda model, batch: losses(model, batch).mean())
         >>> batch = torch.randn(8, 3), torch.randn(8)
-        >>> rw.weights(batch)                       # an untrained weighter changes nothing
+        >>> rw.weights(batch)                       # an untrained weighter gives 1
         tensor([1., 1., 1., 1., 1., 1., 1., 1.])
         >>> hypergradient = rw.outer_backward(batch, batch)
         >>> hypergradient.influence.shape
@@ -132,12 +132,12 @@ class Reweighted:
         """The gradient of the outer loss on ``dev_batch`` by the weighter's parameters.
 
         A pure function: it changes no ``.grad``, parameter, buffer or attribute of the modules, and
-        no global random state (torch, numpy, Python). What a forward pass writes into lists, dicts
-        and plain tensors of its own is not put back, and ``batches`` draw as they would anywhere.
-        Gradient hooks do not run: they change the optimizer's steps, not the loss that it descends.
+        no global random state (torch, numpy, Python). It does not restore what a forward pass
+        writes into its own lists, dicts and plain tensors, and ``batches`` advance the random state
+        as usual. Gradient hooks do not run, because they change the optimizer's step and not the loss.
 
         Args:
-            batch: a train batch, as for :meth:`loss`, whose weights are judged.
+            batch: a train batch, as for :meth:`loss`; the gradient is taken through its weights.
             dev_batch: a batch for the outer loss.
             batches: train batches for the Hessian, one for every product of the series. With one
                 batch for all, the powers of its Hessian are biased; with independent batches they
@@ -169,7 +169,7 @@ class Reweighted:
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """What is to be saved beside the model and the optimizers."""
+        """The state to save together with those of the model and the optimizers."""
         return {"version": 1, "weighter": self.weighter.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -177,7 +177,7 @@ class Reweighted:
 
         Raises:
             ValueError: a state of another version, or not a state of this kind.
-            RuntimeError: the state of another weighter; nothing of it is kept.
+            RuntimeError: the state does not fit the weighter, which is then unchanged.
         """
         if not isinstance(state, dict) or "weighter" not in state or state.get("version") != 1:
             found = sorted(state) if isinstance(state, dict) else type(state).__name__
@@ -189,6 +189,6 @@ class Reweighted:
         try:
             self.weighter.load_state_dict(state["weighter"])
         except Exception:
-            # torch copies what fits before it complains about the rest.
+            # torch copies the entries that fit before it raises an error for the others.
             self.weighter.load_state_dict(before)
             raise

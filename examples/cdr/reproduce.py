@@ -9,24 +9,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+try:
+    import tyro
 
-import tyro
-
-from cdr import plots
-from cdr.arguments import optional, values
-from cdr.commands import DOCUMENTS, Results
-from cdr.devices import chosen
-from cdr.grid import Completed, Grid, Run, complete
-from cdr.kept_log import KeptLog, logged
-from cdr.models import MODELS
-from cdr.options import Options, PresetName, preset
-from cdr.output_folder import check_output, output_folder
-from cdr.page import write_page
-from cdr.run_folder import environment, to_json, write_json
-from cdr.runner import Source, Task
-from cdr.scenarios import Scenario, default_scenarios, parse, require
-from cdr.studies import STUDIES, Cell, cells, tasks
+    from cdr.common.arguments import optional, values
+    from cdr.common.jsonable import to_json, write_json
+    from cdr.models import MODELS
+    from cdr.paper.documents import DOCUMENTS, Results
+    from cdr.paper.scenarios import Scenario, default_scenarios, parse, require
+    from cdr.paper.studies import STUDIES, Cell, cells, tasks
+    from cdr.report import plots
+    from cdr.report.page import write_page
+    from cdr.runs.devices import chosen
+    from cdr.runs.folders import check_output, output_folder
+    from cdr.runs.grid import Completed, Grid, Run, complete
+    from cdr.runs.logs import KeptLog, logged
+    from cdr.runs.machine import environment
+    from cdr.runs.runner import Source, Task
+    from cdr.training.options import Options, PresetName, preset
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    sys.exit(
+        f"reproduce.py: {error.name} is not installed; in the root of the repository, run: "
+        "pip install -e '.[cdr]'"
+    )
 
 DESCRIPTION = """\
 Make a table or a figure of the paper:

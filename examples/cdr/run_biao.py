@@ -11,26 +11,35 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+try:
+    import numpy as np
+    import torch
+    import tyro
 
-import numpy as np
-import torch
-import tyro
-
-from cdr import data_command
-from cdr.arguments import optional, values
-from cdr.data import GENERATED
-from cdr.data.schema import CrossDomainData
-from cdr.devices import chosen
-from cdr.models import MODELS
-from cdr.options import Options, PresetName, preset
-from cdr.page import write_page
-from cdr.progress import progress_bar
-from cdr.report import Report, report
-from cdr.run_folder import environment, log_history, run_folder, write_json
-from cdr.runner import Source, Task, run
-from cdr.training import Result
-from cdr.variants import check, label
+    from cdr.common.arguments import optional, values
+    from cdr.common.jsonable import write_json
+    from cdr.data import GENERATED
+    from cdr.data.schema import CrossDomainData
+    from cdr.models import MODELS
+    from cdr.report.page import write_page
+    from cdr.report.run_report import Report, report
+    from cdr.runs import data_command
+    from cdr.runs.devices import chosen
+    from cdr.runs.folders import run_folder
+    from cdr.runs.logs import log_history
+    from cdr.runs.machine import environment
+    from cdr.runs.progress import progress_bar
+    from cdr.runs.runner import Source, Task, run
+    from cdr.training.loop import Result
+    from cdr.training.options import Options, PresetName, preset
+    from cdr.training.variants import check, label
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    sys.exit(
+        f"run_biao.py: {error.name} is not installed; in the root of the repository, run: "
+        "pip install -e '.[cdr]'"
+    )
 
 logger = logging.getLogger("cdr")
 

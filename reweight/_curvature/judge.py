@@ -22,7 +22,7 @@ _ROUNDING_RESIDUAL = 64.0
 
 @dataclass(frozen=True)
 class Answer:
-    """A solution with all that its verdict is made of.
+    """A solution, and the quantities from which its verdict is computed.
 
     Attributes:
         mode: mode of the products.
@@ -77,7 +77,7 @@ def judged(answer: Answer) -> SolveInfo:
         smallest = _extreme(min, smallest, along)
     detail = solution.detail
     if answer.fresh:
-        note = "a batch for every product, so the residual is that of one batch among many"
+        note = "each product used another batch, the residual is that of the train batch"
         detail = f"{detail}; {note}" if detail else note
     return SolveInfo(
         relative_residual=total / size,

@@ -13,8 +13,8 @@ from torch import Tensor
 from reweight._tensors import Tree, all_samples, flatten, rounding, unflatten
 from reweight.solvers import lanczos
 
-# Products for the curvature along the residual: one gives its Rayleigh quotient, three the smallest
-# curvature in the span of what it is made of.
+# Products for the curvature along the residual r: three give the smallest one in the span of
+# r, Ar, A²r.
 _LOOKS = 3
 
 

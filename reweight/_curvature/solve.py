@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from reweight._curvature.callables import CallableSolver, Solver
-from reweight._curvature.fresh import on_fresh_batches, product_by_product
 from reweight._curvature.judge import Answer, judged, nothing_to_solve
 from reweight._curvature.linearise import Linearisation, Mode, Partial
 from reweight._curvature.operator import ModeFailed, Operator, guarded
+from reweight._curvature.products import on_fresh_batches, product_by_product
 from reweight._curvature.system import System
 from reweight._tables import pick
 from reweight._tensors import (
@@ -96,10 +96,10 @@ def solve(
                 untouched: Partial = dict.fromkeys(system.hparams)
                 return Solved(untouched, nothing_to_solve("the inner loss uses no parameter"))
             v = all_samples(flatten(like))
-            if max_abs(v) == 0.0:
+            if (largest := max_abs(v)) == 0.0:
                 return Solved(zero, nothing_to_solve("", Status.DISJOINT), failures=failures)
             hvp = None if fresh is None else product_by_product(fresh, mode, rhs)
-            attempt = _Attempt(system, linearisation, mode, solver, like, v, hvp)
+            attempt = _Attempt(system, linearisation, mode, solver, like, v, largest, hvp)
             solution = attempt.solver.solve_flat(attempt.matvec, attempt.b, rounding(like))
             answer, mixed = attempt.measured(solution)
             info = judged(answer)
@@ -122,6 +122,7 @@ class _Attempt:
         solver: the solver.
         like: the entries of θ that the system is over.
         v: the right-hand side, flat.
+        largest: its largest absolute entry.
         hvp: products with the Hessians of fresh batches, if the solver is to use those.
 
     Attributes:
@@ -138,9 +139,11 @@ class _Attempt:
         solver: Solver,
         like: Tree,
         v: Tensor,
+        largest: float,
         hvp: Callable[[Tree], Tree] | None,
     ) -> None:
-        self._linearisation, self._mode, self._like, self._v = linearisation, mode, like, v
+        self._linearisation, self._mode, self._like = linearisation, mode, like
+        self._v, self._largest = v, largest
         self._fresh = hvp is not None
         reuse = False
         if isinstance(solver, LinearSolver):
@@ -187,7 +190,7 @@ class _Attempt:
             self._v - operator.shifted(product, u),
             doubt,
             like,
-            max_abs(self._v),
+            self._largest,
             preconditioned=self._root is not None,
             fresh=self._fresh,
         )

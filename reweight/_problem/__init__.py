@@ -2,8 +2,8 @@
 
 from reweight._problem.bilevel import BilevelProblem, LossesFn, OuterFn, Reduction
 from reweight._problem.double import batch_in_double
+from reweight._problem.functional import swapped
 from reweight._problem.isolation import Isolation, isolated, twice_differentiable
-from reweight._problem.point import swapped
 from reweight._problem.second_derivatives import disagreement
 
 __all__ = [

@@ -17,7 +17,7 @@ class Audit:
 
     Attributes:
         ruled_out: the modes that do not work or are wrong, with the reason.
-        caveats: what is wrong in modes that are used all the same.
+        caveats: what is wrong with modes that are used although they are wrong.
     """
 
     def __init__(self) -> None:

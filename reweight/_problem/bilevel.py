@@ -286,7 +286,7 @@ class BilevelProblem:
         mode = solved.mode
         if mode is not None and not self.audit.passes(mode, inner, solved.params, auto=auto):
             return False
-        # Words only: an error refers to the frames it went through, and so to the batch.
+        # Only the message: an exception holds its traceback, and so the batch, in memory.
         self.audit.ruled_out.update(
             {m: RuntimeError(str(error)) for m, error in solved.failures.items()}
         )
@@ -299,8 +299,8 @@ class BilevelProblem:
         refuse_reentrant("losses", inner.loss)
         for name in reached(inner.loss, self.phi()):
             raise ValueError(
-                f"the losses depend on the weighter's {name} by another way than the weights: "
-                "a module that the weighter shares with the model, or a penalty in "
+                f"the losses depend on the weighter's {name} in another way than through the "
+                "weights: a module that the weighter shares with the model, or a penalty in "
                 "Losses(fixed=...). Freeze it, give the weighter a copy, or put the penalty "
                 "into outer_loss"
             )
@@ -315,7 +315,7 @@ class BilevelProblem:
             self._notices.warn(
                 "finite_difference",
                 "the Hessian is multiplied by finite differences of gradients, good to two to "
-                f"five digits in float32, because no other way serves this model ({reasons})",
+                f"five digits in float32, because no other mode works for this model ({reasons})",
             )
         if info.caveat:
             self._notices.warn("caveat", info.message)

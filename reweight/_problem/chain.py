@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -85,17 +87,26 @@ def through_weighter(
             f"{name}: {', '.join(unused[:3])} took no part in the weights of this batch, so their "
             "hypergradient is zero.",
         )
-    size = norm(influence)
-    if norm(filled(grads, phi)) < _SATURATED * size:
-        # Either the terms cancel, as at an optimum, or all are small. With random positive factors
-        # they do not cancel.
-        factors = torch.rand(len(weights), generator=torch.Generator().manual_seed(0))
-        apart = pulled(influence.abs() * (0.5 + factors.to(influence)))
-        if norm(filled(apart, phi)) < _SATURATED * size:
-            notices.warn(
-                "saturated",
-                f"the weights of {name} hardly respond to its parameters: where they are bounded, "
-                "they are at the bound, and an outer step changes nothing. Start outer steps "
-                "later, or lower the outer learning rate.",
-            )
+    if norm(filled(grads, phi)) < _SATURATED * norm(influence):
+        _warn_if_saturated(name, phi, pulled, influence, notices)
     return dict(zip(phi, grads, strict=True))
+
+
+def _warn_if_saturated(
+    name: str,
+    phi: Tree,
+    pulled: Callable[[Tensor], tuple[Tensor | None, ...]],
+    influence: Tensor,
+    notices: Notices,
+) -> None:
+    """Warn if all terms of a small hypergradient are small, and do not just cancel."""
+    # Terms cancel at an optimum. With random positive factors they do not.
+    factors = torch.rand(len(influence), generator=torch.Generator().manual_seed(0))
+    apart = pulled(influence.abs() * (0.5 + factors.to(influence)))
+    if norm(filled(apart, phi)) < _SATURATED * norm(influence):
+        notices.warn(
+            "saturated",
+            f"the weights of {name} hardly respond to its parameters: where they are bounded, they "
+            "are at the bound, and an outer step changes nothing. Start outer steps later, or "
+            "lower the outer learning rate.",
+        )

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from reweight._curvature import Mode, from_graph, with_func
+from reweight._problem.functional import FunctionalModel
 from reweight._problem.inner import InnerProblem
 from reweight._problem.isolation import is_compiled, twice_differentiable
-from reweight._problem.point import Point
 from reweight._tables import SubstituteRows, Table, tables_of
 from reweight._tensors import Tree, doubled, filled, map_tensors
 
@@ -39,47 +39,47 @@ class InnerInDouble:
 
     def __init__(self, inner: InnerProblem, names: tuple[str, ...]) -> None:
         self._inner = inner
-        self._point = inner.point.only(names)
-        tables = tables_of(self._point.model, inner.theta)
+        self._model = inner.functional.only(names)
+        tables = tables_of(self._model.module, inner.theta)
         # Inner tables that the loss may read, but does not depend on.
-        self._idle = {n: Table.unread(t) for n, t in tables.items() if n not in self._point.theta}
+        self._idle = {n: Table.unread(t) for n, t in tables.items() if n not in self._model.theta}
 
     def too_costly(self) -> str:
         """Why the conversion would cost too much, or ``""``."""
-        if is_compiled(self._point.model):
+        if is_compiled(self._model.module):
             return "a compiled model would be compiled again for float64"
         tensors = [
-            *self._point.values().values(),
+            *self._model.values().values(),
             *self._others(),
-            *self._point.model.buffers(),
+            *self._model.module.buffers(),
         ]
         size = sum(t.numel() for t in tensors)
         return f"{size} parameters and buffers would be copied in float64" * (size > _LARGEST)
 
     def params(self) -> Tree:
         """The parameters in float64; rows in the place of tables."""
-        return {name: p.detach().double() for name, p in self._point.values().items()}
+        return {name: p.detach().double() for name, p in self._model.values().items()}
 
     def padding(self) -> dict[str, int]:
         """Rows of whole tables that are padding: constants, which get no gradient."""
         rows = {
             id(module.weight): module.padding_idx
-            for module in self._point.model.modules()
+            for module in self._model.module.modules()
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
         }
-        point = self._point
-        found = {n: rows.get(id(p)) for n, p in point.theta.items() if n not in point.tables}
+        model = self._model
+        found = {n: rows.get(id(p)) for n, p in model.theta.items() if n not in model.tables}
         return {name: row for name, row in found.items() if row is not None}
 
     def functions(self, mode: Mode) -> DoubleFunctions:
         """The functions of θ that an audit of this mode compares."""
-        return DoubleFunctions(self._inner, self._point, self._idle, self._others(), mode)
+        return DoubleFunctions(self._inner, self._model, self._idle, self._others(), mode)
 
     def _others(self) -> list[Tensor]:
-        """The parameters that are converted besides those of the point."""
+        """The parameters that are converted besides θ."""
         idle = [table.weight for table in self._idle.values()]
-        inner = {id(p) for p in (*self._point.theta.values(), *idle)}
-        return [p for p in self._point.model.parameters() if id(p) not in inner]
+        inner = {id(p) for p in (*self._model.theta.values(), *idle)}
+        return [p for p in self._model.module.parameters() if id(p) not in inner]
 
 
 class DoubleFunctions:
@@ -87,7 +87,7 @@ class DoubleFunctions:
 
     Args:
         inner: the inner problem.
-        point: restricted to θ.
+        model: restricted to θ.
         idle: tables that the loss reads, but does not depend on.
         others: parameters that are constants here.
         mode: mode of the products.
@@ -96,12 +96,12 @@ class DoubleFunctions:
     def __init__(
         self,
         inner: InnerProblem,
-        point: Point,
+        model: FunctionalModel,
         idle: dict[str, Table],
         others: list[Tensor],
         mode: Mode,
     ) -> None:
-        self._inner, self._point, self._idle, self._mode = inner, point, idle, mode
+        self._inner, self._model, self._idle, self._mode = inner, model, idle, mode
         self._batch = batch_in_double(inner.batch)
         self._weights = inner.weights.detach().double()
         self._constants = {id(p): doubled(p.detach()) for p in others}
@@ -137,7 +137,7 @@ class DoubleFunctions:
     @contextmanager
     def _installed(self, params: Tree) -> Iterator[None]:
         with (
-            self._point.at(params, self._constants, lambda buffer: doubled(buffer.clone())),
+            self._model.at(params, self._constants, lambda buffer: doubled(buffer.clone())),
             SubstituteRows(self._idle, self._idle_rows),
         ):
             yield

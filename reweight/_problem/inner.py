@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from reweight._curvature import Function
+from reweight._problem.functional import FunctionalModel
 from reweight._problem.isolation import Isolation, is_compiled, twice_differentiable
-from reweight._problem.point import Point
 from reweight._tables import looked_up, reached
 from reweight._tensors import Tree, new_leaves
 
@@ -33,7 +33,7 @@ class InnerProblem:
         weights: ``[B]``, a leaf.
         loss: the value of the inner loss, with its graph.
         theta: the inner parameters.
-        tables: those of them that may be represented by the rows that are read.
+        tables: the embedding tables among them, which the rows that are read may represent.
         isolation: in which the model is evaluated.
     """
 
@@ -53,16 +53,16 @@ class InnerProblem:
         self.theta = theta
         self.tables = looked_up(loss, tables)
         self._model = model
-        self._point: Point | None = None
+        self._functional: FunctionalModel | None = None
 
     @property
-    def point(self) -> Point:
-        """The values that can be moved to evaluate the loss anew."""
-        if self._point is None:
+    def functional(self) -> FunctionalModel:
+        """The model as a function of the values that can be substituted."""
+        if self._functional is None:
             # A compiled part would be compiled again to substitute the rows of a table.
             tables = {} if is_compiled(self._model) else self.tables
-            self._point = self._movable(Point(self._model, self.theta, tables))
-        return self._point
+            self._functional = self._substitutable(FunctionalModel(self._model, self.theta, tables))
+        return self._functional
 
     def function(self) -> Function:
         """The inner loss as a function of θ and the weights.
@@ -70,39 +70,38 @@ class InnerProblem:
         Raises:
             ValueError: the loss depends on no inner parameter.
         """
-        point = self.point
-        point = point.only(reached(self.loss, point.theta))
-        if not point.theta:
+        model = self.functional.only(reached(self.loss, self.functional.theta))
+        if not model.theta:
             raise ValueError(UNTOUCHED)
-        return Function(self._objective(point), point.values(), point.rows, point.at)
+        return Function(self._objective(model), model.values(), model.rows, model.at)
 
-    def _movable(self, point: Point) -> Point:
-        """``point``, with those tables as a whole whose look-ups ignore substituted rows.
+    def _substitutable(self, model: FunctionalModel) -> FunctionalModel:
+        """``model``, with those tables as a whole whose look-ups ignore substituted rows.
 
         Substitution does not see a look-up in a scripted function, by a list of indices or by an
         operator's ``aten`` name, nor one that runs again in a backward pass. Losses may also ask
         for their gradient by the table itself.
         """
-        if not point.tables:
-            return point
-        values = new_leaves(point.values())
+        if not model.tables:
+            return model
+        values = new_leaves(model.values())
         try:
-            with point.at(values):
-                loss = self._objective(point)(values, {"weights": self.weights})
+            with model.at(values):
+                loss = self._objective(model)(values, {"weights": self.weights})
                 torch.autograd.grad(loss, list(values.values()), allow_unused=True)
         except Exception as error:
             logger.info("tables are used as a whole; by rows they raise: %s", str(error))
-            return Point(self._model, point.theta, {})
-        missed = reached(loss, {name: table.weight for name, table in point.tables.items()})
-        kept = {name: table for name, table in point.tables.items() if name not in missed}
-        return Point(self._model, point.theta, kept)
+            return FunctionalModel(self._model, model.theta, {})
+        missed = reached(loss, {name: table.weight for name, table in model.tables.items()})
+        kept = {name: table for name, table in model.tables.items() if name not in missed}
+        return FunctionalModel(self._model, model.theta, kept)
 
-    def _objective(self, point: Point) -> Callable[[Tree, Tree], Tensor]:
+    def _objective(self, model: FunctionalModel) -> Callable[[Tree, Tree], Tensor]:
         def inner(params: Tree, hparams: Tree) -> Tensor:
             # The same dropout mask in every evaluation.
             self.isolation.restore()
             # Copies of buffers: torch.func can't update captured tensors in place.
-            with point.at(params, buffers=torch.clone), twice_differentiable():
+            with model.at(params, buffers=torch.clone), twice_differentiable():
                 return self.evaluate(self.batch, hparams["weights"])
 
         return inner

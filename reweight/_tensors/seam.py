@@ -1,4 +1,4 @@
-"""The one place where values of several processes become one.
+"""The only place where values of several processes are reduced.
 
 A vector over parameters that one process computed from its own samples passes :func:`all_samples`:
 the gradient of the outer loss, every product with the Hessian, and the gradient of the weighter.
@@ -27,8 +27,13 @@ def all_samples(x: Tensor) -> Tensor:
     return x if reduce is None else reduce(x)
 
 
+def alone() -> bool:
+    """Whether this process has all samples."""
+    return _samples.get() is None
+
+
 def all_entries(x: Tensor, power: int = 1) -> Tensor:
-    """A number that this process made of its entries of a vector, made of those of all processes.
+    """A number computed from this process's entries of a vector, reduced over all processes.
 
     Args:
         x: ``(Σ xᵢ)^(1/power)`` over the entries: a sum, or with ``power=2`` a norm.

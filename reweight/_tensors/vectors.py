@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from reweight._tensors.seam import all_entries
+from reweight._tensors.seam import all_entries, all_samples, alone
 
 Tree = dict[str, Tensor]
 # Sums of this many squares stay in float32; sums of these sums are in float64.
@@ -198,6 +198,11 @@ def unflatten(flat: Tensor, like: Tree) -> Tree:
         aligned = part.clone() if part.storage_offset() % 2 else part
         found[name] = aligned.view(entry.shape).to(entry.device, entry.dtype)
     return found
+
+
+def of_all_samples(x: Tree) -> Tree:
+    """A dict of sums over this process's samples, summed over all processes in one message."""
+    return x if alone() else unflatten(all_samples(flatten(x)), x)
 
 
 def rounding(x: Tensor | Tree) -> float:

@@ -29,7 +29,7 @@ def judge(
         f"(asked {rtol:.2g}, exact solve {exact:.2g}{damped})"
     )
     if ours <= rtol:
-        return f"hypergradient agrees {numbers}", "nothing to mend"
+        return f"hypergradient agrees {numbers}", "nothing to do"
     disagrees = f"hypergradient DISAGREES {numbers}"
     if comparison.side_channel:
         return disagrees, (
@@ -76,7 +76,7 @@ def _solver(problem: Problem, comparison: Comparison, rtol: float) -> tuple[str,
         return (
             f"the set-up is right; {name} solves to a residual of {info.relative_residual:.1g}, "
             f"not to the {rtol:.1g} asked",
-            f"{advice}{name} is {beside}. Lower its tolerance, or ask for less",
+            f"{advice}{name} is {beside}. Lower its tolerance, or raise rtol",
         )
     verdict = f"the set-up is right, but {name} does not solve the linear system well enough"
     if (ignored := _ignored(problem, comparison, rtol)) is not None:

@@ -37,8 +37,8 @@ def check_hypergradient(
     damping included) is solved to rounding on ``batch``. Each parameter of the weighter is then
     moved along a random direction to both sides, the inner problem is solved again, and the
     hypergradient has to predict the change of the outer loss on ``dev_batch``. The losses and
-    inputs of the weighter are held at the solution, since they are detached; whatever else it reads
-    of the model is not held.
+    inputs of the weighter are held at the solution, because they are detached. Other values that it
+    reads from the model are not held.
 
     A truncated solver, such as the default ``Neumann(num_terms=3)``, does not agree by design. Then
     ``exact_error`` tells whether everything but the truncation is right, and the report says so.
@@ -144,9 +144,9 @@ def _compared(problem: Problem, rtol: float, seed: int) -> tuple[Comparison, str
     first = compare(problem, rtol, seed)
     if first.agrees(first.ours, rtol) and first.largest == first.floor:
         remark = (
-            "but little was tested: every derivative is zero on this slice, as where the model "
-            "fits its samples exactly whatever their weights, or has the train batch for its dev "
-            "batch. Take more samples, or add weight decay"
+            "but little was tested: every derivative is zero on this slice. The model may fit its "
+            "samples exactly whatever their weights, or the dev batch may be the train batch. Take "
+            "more samples, or add weight decay"
         )
         again = _damped(problem, rtol, seed)
         if again is None:

@@ -151,7 +151,7 @@ def _other_loss(terms: _Terms) -> str | None:
         )
     if terms.reduction == "mean" and _near(factor, 1.0 / count):
         return (
-            f"divide the weighted losses by their number, {count}, once more than wrap was told: "
+            f"divide the weighted losses by their number, {count}, once more than wrap was given: "
             'reduction="mean" and rw.loss(batch) divide already'
         )
     return None
@@ -163,9 +163,9 @@ def _factor(terms: _Terms) -> str | None:
     if factor is None or not float(terms.fixed.norm()) > _EXPLAINED * float(terms.decay.norm()):
         return None
     return (
-        f"count the weighted losses {factor:.3g} times as much beside the fixed ones as wrap was "
-        "told: train on rw.loss(batch), or put the factor into losses. (With a sum over the batch "
-        "it is the size of your batches relative to this slice.)"
+        f"count the weighted losses {factor:.3g} times as much relative to the fixed ones as wrap "
+        "was given: train on rw.loss(batch), or put the factor into losses. (With a sum over the "
+        "batch it is the size of your batches relative to this slice.)"
     )
 
 
@@ -187,7 +187,7 @@ def _other_decay(terms: _Terms, optimizer: Optimizer | None) -> str | None:
     where = "" if bool(mask.all()) else " on its matrices (parameters of two or more dimensions)"
     if optimizer is None:
         return (
-            f"train with weight decay of about {extra:.2g}{where}, which wrap was not told of: "
+            f"train with weight decay of about {extra:.2g}{where}, which wrap was not given: "
             "pass optimizer=, or pass a penalty of your own as Losses(fixed=...). (Without either, "
             "the loss may have its minimum at infinity, as with separable classes.)"
         )

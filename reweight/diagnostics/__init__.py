@@ -1,4 +1,4 @@
-"""Looking at what is learned: weights, influences, and whether hypergradients agree."""
+"""Diagnostics of learned weights, of influences, and of the agreement of hypergradients."""
 
 from reweight.diagnostics.agreement import Agreement, agreement
 from reweight.diagnostics.influence import InfluenceRanking, rank_influence

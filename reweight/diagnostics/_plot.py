@@ -1,4 +1,4 @@
-"""The picture of a training."""
+"""The plot of a ``Recorder``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# From the palette of Okabe and Ito, which people who see colours otherwise can tell apart.
+# From the palette of Okabe and Ito, which is safe for colour-blind readers.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 
 Rows = list[dict[str, Any]]
@@ -27,7 +27,7 @@ def plot_rows(rows: Rows, path: str | Path | None) -> Figure:
         raise ImportError(
             "plots need matplotlib: pip install 'torch-reweight[plot]'", name="matplotlib"
         ) from error
-    # Not through pyplot, which would keep the figure alive and choose a window system.
+    # Not pyplot, which would keep a reference to the figure and choose a GUI backend.
     figure = Figure(figsize=(10.0, 6.4), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)
     _weights(panels[0][0], rows)
@@ -59,8 +59,8 @@ def _weights(axes: Axes, rows: Rows) -> None:
     low, high = _series(rows, "weight_smallest")[1], _series(rows, "weight_largest")[1]
     axes.fill_between(steps, low, high, color=_BLUE, alpha=0.2, lw=0, label="range")
     axes.plot(steps, mean, color=_BLUE, label="mean")
-    # For weights of 0 and one other value the share is the mean over the largest: the room above
-    # keeps the two lines apart.
+    # If all weights are 0 or one other value, the share equals the mean divided by the largest
+    # weight. The space at the top keeps the two lines from overlapping.
     axes.set_ylim(min(0.0, *low), 1.3 * max(high) if max(high) > 0.0 else 1.0)
     share = axes.twinx()
     share.plot(
@@ -121,13 +121,13 @@ def _curvatures(axes: Axes, rows: Rows) -> None:
     axes.axhline(0.0, color=_GREY, lw=0.8)
     sizes = [abs(v) for v in _series(rows, "curvature")[1] if v]
     if sizes and max(sizes) > 100.0 * min(sizes):
-        # Curvatures of both signs, over orders of magnitude.
+        # Curvatures have both signs and may span orders of magnitude.
         axes.set_yscale("symlog", linthresh=min(sizes))
     _legend(axes)
 
 
 def _legend(*axes: Axes) -> None:
-    """One legend above the panel and below its title, where it covers neither."""
+    """One legend for all ``axes``, between the title and the panel."""
     found = [part.get_legend_handles_labels() for part in axes]
     handles = [handle for part, _ in found for handle in part]
     labels = [label for _, part in found for label in part]

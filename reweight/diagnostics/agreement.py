@@ -1,4 +1,4 @@
-"""Whether two hypergradients point the same way."""
+"""Whether two hypergradients have similar directions."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from reweight.hypergradient import Hypergradient
 from reweight.solvers import Identity
 from reweight.wrapping import Reweighted
 
-# Below this, a hypergradient on one dev batch says little about another.
+# Below this cosine, the hypergradients of two dev batches are called in disagreement.
 _NOISE = 0.2
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Cosines between hypergradients; ``print`` it.
+    """Cosines between hypergradients, for ``print``.
 
-    Each is between -1 and 1, and NaN where one of the two is zero.
+    Each is between -1 and 1, or NaN if one of the two vectors is zero.
 
     Attributes:
-        other_dev: of the gradients on two dev batches; ``None`` if there was only one.
-        other_dev_influence: of the influences ``[B]`` on two dev batches, likewise.
-        identity: of the gradients with this solver and with ``Identity()``.
-        identity_influence: of the influences with these two.
+        other_dev: cosine of the gradients on two dev batches; ``None`` if there was only one.
+        other_dev_influence: cosine of the influences ``[B]`` on two dev batches; ``None`` likewise.
+        identity: cosine of the gradients with this solver and with ``Identity()``.
+        identity_influence: cosine of the influences with these two solvers.
     """
 
     other_dev: float | None
@@ -36,24 +36,24 @@ class Agreement:
 
     @property
     def message(self) -> str:
-        """What the cosines say."""
+        """What the cosines mean, in one sentence."""
         parts = []
         if self.other_dev is not None:
             if math.isnan(self.other_dev):
-                parts.append("on one of the dev batches the hypergradient is zero")
+                parts.append("the hypergradient is zero on one of the dev batches")
             elif self.other_dev < _NOISE:
                 parts.append(
                     "the two dev batches disagree: an outer step follows the noise of its dev "
-                    "batch, so take larger ones, or a smaller outer learning rate"
+                    "batch, so use larger dev batches or a smaller outer learning rate"
                 )
             else:
                 parts.append("the two dev batches agree")
         if math.isnan(self.identity):
             parts.append("the hypergradient is zero")
         elif self.identity < 0.0:
-            parts.append("with curvature the hypergradient points against the one without it")
+            parts.append("the hypergradient has a negative cosine with the one without curvature")
         else:
-            parts.append("the identity gives a direction on the same side")
+            parts.append("the hypergradient has no negative cosine with the one without curvature")
         return "; ".join(parts)
 
     def __str__(self) -> str:
@@ -69,15 +69,15 @@ class Agreement:
 
 
 def agreement(rw: Reweighted, batch: Any, dev_batch: Any, other_dev_batch: Any = None) -> Agreement:
-    """Compare a hypergradient with that of another dev batch, and of no curvature at all.
+    """Compare a hypergradient with that on another dev batch, and with the one without curvature.
 
-    ``rw`` is left as it is.
+    ``rw`` is not changed.
 
     Args:
         rw: what :func:`reweight.wrap` returned.
         batch: a train batch.
         dev_batch: a dev batch.
-        other_dev_batch: another one; without it only solvers are compared.
+        other_dev_batch: another dev batch; without it only the solvers are compared.
 
     Example:
         >>> import torch, reweight

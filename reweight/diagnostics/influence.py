@@ -1,4 +1,4 @@
-"""Which samples help the dev loss, and which harm it."""
+"""A ranking of samples by their influence on the dev loss."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class InfluenceRanking:
-    """The ends of a ranking of samples; ``print`` it.
+    """The most helpful and the most harmful samples, for ``print``.
 
     Attributes:
-        helpful: ``(id, influence)`` of samples below zero, the most helpful first.
-        harmful: ``(id, influence)`` of samples above zero, the most harmful first.
-        num_helpful: how many samples of the batch help.
-        size: how many samples there are.
+        helpful: ``(id, influence)`` of samples with influence below zero, most helpful first.
+        harmful: ``(id, influence)`` of samples with influence above zero, most harmful first.
+        num_helpful: the number of samples with influence below zero.
+        size: the number of samples.
     """
 
     helpful: tuple[tuple[Any, float], ...]
@@ -39,18 +39,18 @@ class InfluenceRanking:
 def rank_influence(
     influence: Tensor, ids: Sequence[Any] | Tensor | None = None, k: int = 10
 ) -> InfluenceRanking:
-    """The samples at both ends of ``result.influence``.
+    """Rank the samples of a batch by ``result.influence``.
 
     Args:
-        influence: ``[B]``, the derivative of the dev loss by each sample's weight: below zero, more
-            of this sample helps.
-        ids: ``[B]``, what to call the samples; default their position in the batch.
-        k: how many of each end, at most.
+        influence: ``[B]``, the derivative of the dev loss with respect to each sample's weight. If
+            it is below zero, a larger weight of this sample decreases the dev loss.
+        ids: ``[B]``, names of the samples; default: their positions in the batch.
+        k: the largest number of helpful and of harmful samples to return.
 
     Raises:
-        TypeError: an influence that is not a tensor.
-        ValueError: an influence that is not ``[B]`` or not finite, ids of another length, ``k``
-            below 1.
+        TypeError: ``influence`` is not a tensor.
+        ValueError: ``influence`` is not of shape ``[B]`` or not finite, ``ids`` has another length,
+            or ``k`` is below 1.
 
     Example:
         >>> import torch
@@ -63,28 +63,31 @@ def rank_influence(
     """
     if not isinstance(influence, Tensor):
         raise TypeError(
-            f"influence must be a tensor [B], got {type(influence).__name__}: hand over "
+            f"influence must be a tensor [B], got {type(influence).__name__}: pass "
             "result.influence of rw.hypergradient or rw.outer_backward"
         )
     if influence.ndim != 1:
         raise ValueError(
-            f"influence has shape {tuple(influence.shape)}, expected [B]: hand over "
+            f"influence has shape {tuple(influence.shape)}, expected [B]: pass "
             "result.influence of rw.hypergradient or rw.outer_backward"
         )
     if not bool(influence.isfinite().all()):
-        raise ValueError("influence is not finite: rank one that rw.hypergradient returned")
+        raise ValueError(
+            "influence is not finite: pass the result.influence of rw.hypergradient or "
+            "rw.outer_backward, whose entries are finite"
+        )
     if k < 1:
-        raise ValueError(f"k={k}: ask for at least one sample of each end")
+        raise ValueError(f"k={k}: k must be at least 1")
     names = range(len(influence)) if ids is None else ids
     if len(names) != len(influence):
         raise ValueError(
-            f"there are {len(names)} ids for {len(influence)} influences: ids names the samples "
-            "of the same batch"
+            f"there are {len(names)} ids for {len(influence)} influences: pass one id for each "
+            "sample of the batch"
         )
     if isinstance(names, Tensor):
         names = names.tolist()
     values = influence.detach().double().cpu()
-    # Stable, so that ties keep the order of the batch at both ends.
+    # Stable, so that samples of equal influence stay in the order of the batch.
     rising, falling = values.argsort(stable=True), values.argsort(stable=True, descending=True)
 
     def rows(order: Tensor, sign: float) -> tuple[tuple[Any, float], ...]:

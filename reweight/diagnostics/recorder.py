@@ -1,4 +1,4 @@
-"""What every outer step did, in numbers that can be kept."""
+"""A record of the outer steps."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ Row = dict[str, Any]
 
 
 class Recorder:
-    """Gathers the verdicts, weights and directions of the outer steps; plots and saves them.
+    """Records the verdict, the weights and the direction of each outer step; plots and saves them.
 
-    Holds numbers, and of the tensors only the last hypergradient, for its cosine with the next.
+    It stores numbers. The only tensors it stores are those of the last hypergradient, for the
+    cosine with the next one.
 
     Attributes:
-        rows: one dict per outer step, all with the same keys. Of the weights, what
-            :class:`WeightSummary` says; ``None`` where a step was added without them.
+        rows: one dict per outer step, all with the same keys. The entries of the weights are those
+            of :class:`WeightSummary`, or ``None`` if the step was added without weights.
 
     Example:
         >>> import torch, reweight
@@ -55,20 +56,21 @@ class Recorder:
         self._previous: dict[str, Tensor] | None = None
 
     def add(self, step: int, result: Hypergradient, weights: Tensor | None = None) -> None:
-        """Note one outer step.
+        """Record one outer step.
 
         Args:
-            step: of your loop; it is what plots have on their axis.
+            step: the step number of your loop, the horizontal axis of the plots.
             result: what ``rw.outer_backward`` or ``rw.hypergradient`` returned.
             weights: ``[B]``, as ``rw.weights(batch)`` returns them.
 
         Raises:
-            TypeError: something else than a result.
-            ValueError: weights that are not finite or not ``[B]``.
+            TypeError: ``result`` is not a ``Hypergradient``.
+            ValueError: ``weights`` are not finite or not of shape ``[B]``.
         """
         if not isinstance(result, Hypergradient):
             raise TypeError(
-                f"result must be what rw.outer_backward returned, got {type(result).__name__}"
+                f"result must be the Hypergradient that rw.outer_backward or rw.hypergradient "
+                f"returned, got {type(result).__name__}"
             )
         summary = None if weights is None else WeightSummary.of(weights)
         info = result.info
@@ -94,7 +96,7 @@ class Recorder:
         self._previous = {name: g.detach().clone() for name, g in result.grads.items()}
 
     def summary(self) -> str:
-        """A few lines on all steps."""
+        """A summary of all steps in a few lines."""
         if not self.rows:
             return "no outer steps were recorded"
         first, last = self.rows[0], self.rows[-1]
@@ -109,31 +111,31 @@ class Recorder:
         lines = [
             f"{len(self.rows)} outer steps, {first['step']} to {last['step']}; solves: {endings}; "
             f"{trusted} of them exact",
-            f"hypergradient norm {first['hypergradient_norm']:.3g} at first, "
-            f"{last['hypergradient_norm']:.3g} at last",
+            f"hypergradient norm {first['hypergradient_norm']:.3g} in the first step, "
+            f"{last['hypergradient_norm']:.3g} in the last",
         ]
         if angles:
             mean = sum(angles) / len(angles)
-            lines[-1] += f"; cosine of one with the next {mean:.2f} on average"
+            lines[-1] += f"; mean cosine of consecutive hypergradients {mean:.2f}"
         if last["weight_mean"] is not None:
             lines.append(
-                f"weights at last: mean {last['weight_mean']:.3g}, from "
+                f"weights in the last step: mean {last['weight_mean']:.3g}, from "
                 f"{last['weight_smallest']:.3g} to {last['weight_largest']:.3g}"
             )
             if last["weight_effective_share"] is not None:
                 lines[-1] += (
-                    f", {100.0 * last['weight_effective_share']:.0f} % of the batch effective"
+                    f"; effective share of the batch {100.0 * last['weight_effective_share']:.0f} %"
                 )
         return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
-        """Write the rows as ``.csv`` or ``.json``; the file is replaced as a whole or not at all.
+        """Write the rows to a ``.csv`` or ``.json`` file, atomically.
 
-        What is not known or not finite is empty in the one and ``null`` in the other.
+        Values that are unknown or not finite are empty in csv and ``null`` in json.
 
         Raises:
-            ValueError: another ending.
-            FileNotFoundError: a folder that does not exist.
+            ValueError: ``path`` has another extension.
+            FileNotFoundError: the folder does not exist.
         """
         path = Path(path)
         writers: dict[str, Callable[[TextIO, list[Row]], None]] = {
@@ -142,7 +144,7 @@ class Recorder:
         }
         if path.suffix.lower() not in writers:
             raise ValueError(
-                f"path={str(path)!r}: the ending must be .csv or .json; plot(path) makes a picture"
+                f"path={str(path)!r}: the extension must be .csv or .json; to draw, use plot(path)"
             )
         rows = [
             {
@@ -151,7 +153,7 @@ class Recorder:
             }
             for row in self.rows
         ]
-        # An ordinary file, with the permissions that any other gets, in the same folder.
+        # An ordinary file in the same folder: it gets the default permissions, unlike a tempfile.
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("w", newline="", encoding="utf-8") as file:
@@ -164,26 +166,26 @@ class Recorder:
         """Weights, residuals, curvatures and directions over the outer steps.
 
         Args:
-            path: where to write the picture too; the ending chooses the format.
+            path: also write the plot to this file; the extension selects the format.
 
         Returns:
             The figure.
 
         Raises:
-            ImportError: matplotlib is missing.
+            ImportError: matplotlib is not installed.
             ValueError: nothing was recorded.
         """
         return plot_rows(self.rows, path)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is to be saved to go on recording later."""
+        """The state to save, so that recording can continue later."""
         return {"version": 1, "rows": [dict(row) for row in self.rows], "previous": self._previous}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state of :meth:`state_dict`.
+        """Load a state that :meth:`state_dict` returned.
 
         Raises:
-            ValueError: not a state of this kind.
+            ValueError: ``state`` is not such a state.
         """
         if not isinstance(state, Mapping) or state.get("version") != 1 or "rows" not in state:
             raise ValueError("this is not a state of a Recorder (version 1)")

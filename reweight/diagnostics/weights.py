@@ -1,4 +1,4 @@
-"""How many samples the weights leave."""
+"""Effective sample size, entropy and a summary of the weights of a batch."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Beside the one sample that every batch has, fewer than this share of the others count.
+# Weights have collapsed if the effective sample size is below 1 plus this share of B - 1.
 _COLLAPSED = 0.1
-# A standard deviation below this share of the mean tells no sample from another.
+# Weights are alike if their standard deviation is at most this share of their mean.
 _ALIKE = 1e-2
-# Every weighter starts at weights of 1. Alike weights further from it than this have been moved.
+# Every weighter starts at weights of 1. Alike weights whose mean is further from 1 than this have
+# been moved by outer steps.
 _MOVED = 0.5
 
 
 def effective_sample_size(weights: Tensor) -> float:
-    """``(Σw)²/Σw²``: the number of equal weights that would be as noisy (Kish, 1965).
+    """``(Σw)²/Σw²``: the number of equally weighted samples with the same variance (Kish, 1965).
 
     Args:
         weights: ``[B]``, not negative.
@@ -26,8 +27,8 @@ def effective_sample_size(weights: Tensor) -> float:
         Between 1 and ``B``; 0 if there is no weight above zero.
 
     Raises:
-        TypeError: not a tensor of real numbers.
-        ValueError: weights that are negative, not finite or not of shape ``[B]`` with B > 0.
+        TypeError: ``weights`` is not a tensor of real numbers.
+        ValueError: ``weights`` are negative, not finite or not of shape ``[B]`` with B > 0.
 
     Example:
         >>> import torch
@@ -36,51 +37,52 @@ def effective_sample_size(weights: Tensor) -> float:
     """
     w = _checked(weights)
     squares = float(w.square().sum())
-    # Rounding must not carry it over the number of samples.
+    # Rounding must not make it larger than the number of samples.
     return min(float(w.sum()) ** 2 / squares, float(len(w))) if squares else 0.0
 
 
-def entropy(weights: Tensor, *, normalised: bool = False) -> float:
+def entropy(weights: Tensor, *, normalized: bool = False) -> float:
     """The entropy ``−Σ p ln p`` of ``p = w/Σw``, in nats.
 
     Args:
         weights: ``[B]``, not negative.
-        normalised: as a share of ``ln B``, the entropy of equal weights.
+        normalized: divide by ``ln B``, the entropy of equal weights.
 
     Returns:
-        Between 0 (one sample has it all) and ``ln B``, or 1; 0 if there is no weight above zero.
+        Between 0 (one sample has all the weight) and ``ln B``, or 1 if ``normalized``; 0 if no
+        weight is above zero.
 
     Raises:
-        TypeError: not a tensor of real numbers.
-        ValueError: weights that are negative, not finite or not of shape ``[B]`` with B > 0.
+        TypeError: ``weights`` is not a tensor of real numbers.
+        ValueError: ``weights`` are negative, not finite or not of shape ``[B]`` with B > 0.
 
     Example:
         >>> import torch
-        >>> round(entropy(torch.tensor([2.0, 2.0, 0.0, 0.0]), normalised=True), 3)
+        >>> round(entropy(torch.tensor([2.0, 2.0, 0.0, 0.0]), normalized=True), 3)
         0.5
     """
     w = _checked(weights)
     if not bool(w.any()):
         return 0.0
     value = max(float(torch.special.entr(w / w.sum()).sum()), 0.0)
-    if not normalised:
+    if not normalized:
         return value
     return min(value / math.log(len(w)), 1.0) if len(w) > 1 else 1.0
 
 
 @dataclass(frozen=True)
 class WeightSummary:
-    """A batch of weights in a few numbers; ``print`` it.
+    """A summary of the weights of a batch, for ``print``.
 
     Attributes:
         size: the number of samples, ``B``.
-        mean: of the weights; a weighter starts at 1.
-        std: their standard deviation over the batch.
+        mean: the mean weight; a weighter starts at 1.
+        std: the standard deviation over the batch.
         smallest: the smallest weight.
-        largest: the largest.
+        largest: the largest weight.
         effective_sample_size: see :func:`effective_sample_size`; NaN with negative weights.
-        entropy: normalised, see :func:`entropy`; NaN with negative weights.
-        num_negative: how many weights are below zero.
+        entropy: the normalized :func:`entropy`; NaN with negative weights.
+        num_negative: the number of weights below zero.
 
     Example:
         >>> import torch
@@ -102,19 +104,19 @@ class WeightSummary:
     def of(cls, weights: Tensor) -> WeightSummary:
         """Summarise ``weights`` ``[B]``.
 
-        A batch without weighted samples and negative weights are described too: both are possible
-        in a training, which its record should not end.
+        An empty batch and negative weights raise no error, because both can occur in a training
+        and recording them should not stop it.
 
         Raises:
-            TypeError: not a tensor of real numbers.
-            ValueError: weights that are not finite or not of shape ``[B]``.
+            TypeError: ``weights`` is not a tensor of real numbers.
+            ValueError: ``weights`` are not finite or not of shape ``[B]``.
         """
         w = _finite(weights)
         nan = math.nan
         if not len(w):
             return cls(0, nan, nan, nan, nan, 0.0, nan)
         negative = int((w < 0.0).sum())
-        unit = float(w.abs().max()) or 1.0  # the mean of the largest numbers is a number
+        unit = float(w.abs().max()) or 1.0  # keeps the sum of very large weights finite
         return cls(
             len(w),
             float((w / unit).mean()) * unit,
@@ -122,21 +124,21 @@ class WeightSummary:
             float(w.min()),
             float(w.max()),
             nan if negative else effective_sample_size(w),
-            nan if negative else entropy(w, normalised=True),
+            nan if negative else entropy(w, normalized=True),
             negative,
         )
 
     @property
     def effective_share(self) -> float:
-        """The effective sample size as a share of the batch; NaN for an empty one."""
+        """The effective sample size divided by the batch size; NaN for an empty batch."""
         return self.effective_sample_size / self.size if self.size else math.nan
 
     @property
     def collapsed(self) -> bool:
-        """Whether a few samples have nearly all the weight, or none has any.
+        """Whether a few samples have nearly all the weight, or all weights are zero.
 
-        That is: an effective sample size below ``1 + 0.1·(B - 1)``, which is a tenth of a large
-        batch. Of a small one, where a single sample is more than a tenth, it is near 1.
+        The test is an effective sample size below ``1 + 0.1·(B - 1)``: about a tenth of the samples
+        of a large batch, and close to 1 for a small one.
         """
         return self.size > 1 and self.effective_sample_size < 1.0 + _COLLAPSED * (self.size - 1)
 
@@ -147,32 +149,32 @@ class WeightSummary:
 
     @property
     def message(self) -> str:
-        """One sentence: what the weights do, and what to do where that is not as it should be."""
+        """One sentence: the state of the weights and, if there is a problem, what to do."""
         if not self.size:
-            return "no weights: the batch holds no sample that gets one"
+            return "no weights: the batch holds no weighted sample"
         if self.num_negative:
             return (
                 f"{self.num_negative} of {self.size} weights are negative, down to "
-                f"{self.smallest:.3g}: the model is trained away from these samples; if that is "
-                "not meant, end the weighter with a softplus or a sigmoid"
+                f"{self.smallest:.3g}: training increases the losses of these samples; if this is "
+                "not intended, end the weighter with a softplus or a sigmoid"
             )
         if self.largest == self.smallest == 0.0:
             return (
-                "every weight is zero, so the weighted losses train nothing: lower the outer "
-                "learning rate, or look whether these samples help at all"
+                "every weight is zero, so the weighted losses have no gradient: lower the outer "
+                "learning rate, or check whether these samples help at all"
             )
         if self.collapsed:
             return (
-                "the weights have collapsed onto a few samples, so the weighted loss is a noisy "
-                "one: lower the outer learning rate, take larger batches, or bound the weights"
+                "the weights have collapsed onto a few samples, so the weighted loss is noisy: "
+                "lower the outer learning rate, use larger batches, or bound the weights"
             )
         if self.size > 1 and self.alike:
             if abs(self.mean - 1.0) < _MOVED:
                 return "all weights are alike: nothing has been learned from these samples yet"
             return (
-                f"all weights have moved to {self.mean:.3g} and tell no sample from another: "
-                "bounded weights that run to their bound together stay there, so start the outer "
-                "steps later, or lower the outer learning rate"
+                f"all weights have moved to {self.mean:.3g} and do not differ between samples: "
+                "bounded weights that all reach their bound stay there, so start the outer steps "
+                "later, or lower the outer learning rate"
             )
         return "the weights tell samples apart"
 
@@ -186,12 +188,12 @@ class WeightSummary:
 
 
 def _finite(weights: Tensor) -> Tensor:
-    """The weights in float64, if they are ``[B]`` and finite."""
+    """The weights in float64; raises unless they are ``[B]`` and finite."""
     if not isinstance(weights, Tensor) or weights.is_complex():
         kind = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
         raise TypeError(
-            f"weights must be a tensor [B] of real numbers, got {kind}; torch.as_tensor(...) makes "
-            "one of a list or an array"
+            f"weights must be a tensor [B] of real numbers, got {kind}; torch.as_tensor(...) "
+            "converts a list or an array"
         )
     if weights.ndim != 1:
         raise ValueError(
@@ -202,13 +204,13 @@ def _finite(weights: Tensor) -> Tensor:
     if not bool(w.isfinite().all()):
         raise ValueError(
             "weights are not finite: the weighter's inputs hold NaN, or an outer step was so "
-            "large that it overflowed"
+            "large that the weights overflowed"
         )
     return w
 
 
 def _checked(weights: Tensor) -> Tensor:
-    """The weights in float64, divided by the largest: what is computed here has no scale."""
+    """The weights in float64, divided by the largest one, on which no result here depends."""
     w = _finite(weights)
     if not len(w):
         raise ValueError(
@@ -216,8 +218,8 @@ def _checked(weights: Tensor) -> Tensor:
         )
     if bool((w < 0.0).any()):
         raise ValueError(
-            f"weights go down to {float(w.min()):.3g}: an effective number of samples is defined "
-            "for weights that are not negative"
+            f"weights go down to {float(w.min()):.3g}: effective sample size and entropy are "
+            "defined only for weights that are not negative"
         )
     largest = w.max()
     return w / largest if largest > 0.0 else w

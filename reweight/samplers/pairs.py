@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from reweight.samplers._arguments import at_least
+from reweight.samplers._arguments import at_least, optional_size, replica
 from reweight.samplers.repair import Ints, Repair
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -34,14 +34,12 @@ class PairSampler(ABC):
     The dev batches are consecutive pieces of an endless stream: one permutation of the dev
     samples after another. All batches are built globally; then each replica takes its share.
 
+    Subclasses choose the samples by :meth:`_arrange`.
+
     Args:
-        train_samples: indices of the samples for train batches.
-        dev_samples: indices of the samples for dev batches.
+        n: number of samples.
         batch_size: train samples per pair and replica.
-        dev_batch_size: dev samples per pair and replica.
-        match_sizes: whether the last dev batch of an epoch is as small as its train batch.
-        distinct: whether the two batches of a pair have no sample in common, and a dev batch no
-            sample twice.
+        dev_batch_size: dev samples per pair and replica; ``None``: as many as train samples.
         seed: seed of all orders.
         num_replicas: number of processes that share each pair.
         rank: index of this process.
@@ -49,37 +47,64 @@ class PairSampler(ABC):
 
     def __init__(
         self,
-        train_samples: Ints,
-        dev_samples: Ints,
-        *,
+        n: int,
         batch_size: int,
-        dev_batch_size: int,
-        match_sizes: bool,
-        distinct: bool,
+        dev_batch_size: int | None,
         seed: int,
         num_replicas: int,
         rank: int,
     ) -> None:
-        self._train_samples = train_samples
-        self._dev_samples = dev_samples
-        self._distinct = distinct
-        self._seed = seed
-        self._num_replicas = num_replicas
-        self._rank = rank
-        self._batch = batch_size * num_replicas
-        self._dev_batch = dev_batch_size * num_replicas
-        # Equal counts on every rank: the remainder is left out, other samples in each epoch.
-        self._num_train = len(train_samples) // num_replicas * num_replicas
-        self._num_pairs = -(-self._num_train // self._batch)
-        tail = self._num_train - (self._num_pairs - 1) * self._batch
-        last_dev_batch = min(tail, self._dev_batch) if match_sizes else self._dev_batch
-        self._num_dev = (self._num_pairs - 1) * self._dev_batch + last_dev_batch
+        self.n = at_least(1, "n", n)
+        self.batch_size = at_least(1, "batch_size", batch_size)
+        self.dev_batch_size = optional_size(dev_batch_size)
+        self.seed = at_least(0, "seed", seed)
+        self.num_replicas, self.rank = replica(num_replicas, rank)
         self._cursor = _Cursor()
         self._begun = False
 
+    def _arrange(
+        self, train_samples: Ints, dev_samples: Ints, dev_batch_size: int, *, distinct: bool
+    ) -> None:
+        """Fix the two sets of samples and the sizes of an epoch.
+
+        Args:
+            train_samples: indices of the samples for train batches.
+            dev_samples: indices of the samples for dev batches.
+            dev_batch_size: dev samples per pair and replica.
+            distinct: whether the two batches of a pair have no sample in common, and a dev batch no
+                sample twice.
+        """
+        self._train_samples, self._dev_samples = train_samples, dev_samples
+        self._distinct = distinct
+        self._batch = self.batch_size * self.num_replicas
+        self._dev_batch = dev_batch_size * self.num_replicas
+        # Equal counts on every rank: the remainder is left out, other samples in each epoch.
+        self._num_train = len(train_samples) // self.num_replicas * self.num_replicas
+        self._num_pairs = -(-self._num_train // self._batch)
+        last = self._dev_batch
+        if self.dev_batch_size is None:  # as small as the epoch's last train batch
+            last = min(self._num_train - (self._num_pairs - 1) * self._batch, last)
+        self._num_dev = (self._num_pairs - 1) * self._dev_batch + last
+
+    @property
+    def _wanted_dev_size(self) -> int:
+        return self.batch_size if self.dev_batch_size is None else self.dev_batch_size
+
     @abstractmethod
+    def _choice(self) -> dict[str, Any]:
+        """The arguments of the subclass that the order depends on."""
+
     def _config(self) -> dict[str, Any]:
         """What the order depends on; only a sampler with the same values can load a state."""
+        return {
+            "sampler": type(self).__name__,
+            "n": self.n,
+            "batch_size": self.batch_size,
+            "dev_batch_size": self.dev_batch_size,
+            "seed": self.seed,
+            "num_replicas": self.num_replicas,
+            **self._choice(),
+        }
 
     def __len__(self) -> int:
         """Number of pairs in an epoch, the same on every rank."""
@@ -96,8 +121,9 @@ class PairSampler(ABC):
     def state_dict(self) -> dict[str, Any]:
         """What is needed to continue from here: plain numbers and strings, equal on all ranks.
 
-        A pair counts as consumed once it was yielded, so a loader that prefetches is ahead here
-        too. After an epoch's last pair the state is that of the start of the next epoch.
+        A pair counts as consumed when it is yielded, so with a loader that prefetches the state is
+        ahead of the training. After an epoch's last pair the state is that of the start of the next
+        epoch.
 
         Returns:
             The configuration and the position, for ``load_state_dict``.
@@ -149,7 +175,7 @@ class PairSampler(ABC):
         self._begun = False
 
     def _pairs(self, cursor: _Cursor) -> Iterator[Pair]:
-        rng = np.random.default_rng([self._seed, cursor.epoch, TRAIN])
+        rng = np.random.default_rng([self.seed, cursor.epoch, TRAIN])
         train = rng.permutation(self._train_samples)[: self._num_train]
         # Dev batches are made for a block of pairs at a time, about one pass over the dev samples,
         # so that memory stays in proportion to the number of samples.
@@ -170,7 +196,7 @@ class PairSampler(ABC):
 
     def _share(self, batch: Ints) -> torch.Tensor:
         # A copy, so that the caller may keep it or write to it.
-        return torch.from_numpy(batch[self._rank :: self._num_replicas].copy())
+        return torch.from_numpy(batch[self.rank :: self.num_replicas].copy())
 
     def _dev_block(self, epoch: int, first: int, end: int, train: Ints) -> Ints:
         """Dev samples of the pairs ``first`` to ``end - 1``, one batch after the other."""
@@ -179,7 +205,7 @@ class PairSampler(ABC):
         stop = epoch * self._num_dev + min(end * self._dev_batch, self._num_dev)
         passes = range(start // size, -(-stop // size))
         stream = np.concatenate(
-            [np.random.default_rng([self._seed, k, DEV]).permutation(size) for k in passes]
+            [np.random.default_rng([self.seed, k, DEV]).permutation(size) for k in passes]
         )
         block: Ints = stream[start - passes[0] * size : stop - passes[0] * size]
         if self._distinct:
@@ -188,7 +214,7 @@ class PairSampler(ABC):
             train_pair = np.full(size, -1, dtype=np.int32)
             if self._train_samples is self._dev_samples:
                 train_pair[train] = np.arange(len(train)) // self._batch
-            rng = np.random.default_rng([self._seed, epoch, REPAIR, first])
+            rng = np.random.default_rng([self.seed, epoch, REPAIR, first])
             Repair(block, pair, copy, len(passes), train_pair, rng).run()
         dev: Ints = self._dev_samples[block]
         return dev

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from reweight.samplers._arguments import at_least, optional_size, replica
 from reweight.samplers.pairs import PairSampler
 
 
@@ -18,10 +17,10 @@ class ReorderReuseSampler(PairSampler):
     independent, endless reshuffle of the same samples, so that all serve the outer problem
     equally often; with ``dev_batch_size=None`` each epoch's dev batches are a permutation too.
 
-    A dev batch validates only if it differs from the train batch of its pair. ``disjoint=True``
-    makes sure of that: where the two share a sample, the dev sample is swapped with a sample of
-    another dev batch, chosen at random. Only where the sizes allow no swap is it replaced by an
-    allowed sample, at random.
+    A dev batch is useful only if it shares no samples with the train batch of its pair.
+    ``disjoint=True`` makes sure of that: where the two share a sample, the dev sample is swapped
+    with a sample of another dev batch, chosen at random. Only where the sizes allow no swap is it
+    replaced by an allowed sample, at random.
 
     Each ``iter()`` is one epoch; the first is epoch 0. An epoch that was left early is not
     continued, except from a state. Under data parallelism every rank builds the same pairs and
@@ -79,46 +78,24 @@ class ReorderReuseSampler(PairSampler):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
-        self.n = at_least(1, "n", n)
-        self.batch_size = at_least(1, "batch_size", batch_size)
-        self.dev_batch_size = optional_size(dev_batch_size)
-        self.seed = at_least(0, "seed", seed)
+        super().__init__(n, batch_size, dev_batch_size, seed, num_replicas, rank)
         self.disjoint = bool(disjoint)
-        self.num_replicas, self.rank = replica(num_replicas, rank)
-        dev_size = self.batch_size if self.dev_batch_size is None else self.dev_batch_size
         if self.n < self.num_replicas:
             raise ValueError(
                 f"n = {self.n} samples cannot be shared by num_replicas = {self.num_replicas}, "
                 "which need one each; use fewer replicas"
             )
+        dev_size = self._wanted_dev_size
         needed = (self.batch_size + dev_size) * self.num_replicas
         if self.disjoint and needed > self.n:
             times = f" on each of {self.num_replicas} replicas" if self.num_replicas > 1 else ""
             raise ValueError(
                 f"batch_size = {self.batch_size} and dev_batch_size = {dev_size}{times} take "
-                f"{needed} samples, but n = {self.n}: a dev batch cannot stay clear of the train "
-                "batch it is paired with; lower batch_size or dev_batch_size, or set disjoint=False"
+                f"{needed} samples, but n = {self.n}: a dev batch cannot be disjoint from the "
+                "train batch of its pair; lower batch_size or dev_batch_size, or set disjoint=False"
             )
         samples = np.arange(self.n)
-        super().__init__(
-            samples,
-            samples,
-            batch_size=self.batch_size,
-            dev_batch_size=dev_size,
-            match_sizes=self.dev_batch_size is None,
-            distinct=self.disjoint,
-            seed=self.seed,
-            num_replicas=self.num_replicas,
-            rank=self.rank,
-        )
+        self._arrange(samples, samples, dev_size, distinct=self.disjoint)
 
-    def _config(self) -> dict[str, Any]:
-        return {
-            "sampler": type(self).__name__,
-            "n": self.n,
-            "batch_size": self.batch_size,
-            "dev_batch_size": self.dev_batch_size,
-            "seed": self.seed,
-            "disjoint": self.disjoint,
-            "num_replicas": self.num_replicas,
-        }
+    def _choice(self) -> dict[str, Any]:
+        return {"disjoint": self.disjoint}

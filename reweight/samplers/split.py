@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from reweight.samplers._arguments import at_least, optional_size, replica
 from reweight.samplers.pairs import SPLIT, PairSampler
 
 
@@ -56,7 +55,7 @@ class SplitSampler(PairSampler):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
-        self.n = at_least(1, "n", n)
+        super().__init__(n, batch_size, dev_batch_size, seed, num_replicas, rank)
         given: object = ratio
         if not isinstance(given, Real):
             raise TypeError(f"ratio must be a number between 0 and 1, got {ratio!r}")
@@ -66,13 +65,8 @@ class SplitSampler(PairSampler):
                 f"ratio = {ratio!r} is not between 0 and 1; it is the share of samples held out "
                 "for dev batches, 0.05 for one in twenty"
             )
-        self.batch_size = at_least(1, "batch_size", batch_size)
-        self.dev_batch_size = optional_size(dev_batch_size)
-        self.seed = at_least(0, "seed", seed)
-        self.num_replicas, self.rank = replica(num_replicas, rank)
         held_out = max(1, round(self.ratio * self.n))
-        smaller = min(held_out, self.n - held_out)
-        if smaller < self.num_replicas:
+        if min(held_out, self.n - held_out) < self.num_replicas:
             raise ValueError(
                 f"ratio = {self.ratio} of n = {self.n} holds out {held_out} and leaves "
                 f"{self.n - held_out} to train on, but num_replicas = {self.num_replicas} needs "
@@ -80,26 +74,8 @@ class SplitSampler(PairSampler):
                 + (" or use fewer replicas" if self.num_replicas > 1 else " or bring more samples")
             )
         order = np.random.default_rng([self.seed, 0, SPLIT]).permutation(self.n)
-        dev_size = self.batch_size if self.dev_batch_size is None else self.dev_batch_size
-        super().__init__(
-            order[held_out:],
-            order[:held_out],
-            batch_size=self.batch_size,
-            dev_batch_size=min(dev_size, held_out // self.num_replicas),
-            match_sizes=self.dev_batch_size is None,
-            distinct=True,
-            seed=self.seed,
-            num_replicas=self.num_replicas,
-            rank=self.rank,
-        )
+        dev_size = min(self._wanted_dev_size, held_out // self.num_replicas)
+        self._arrange(order[held_out:], order[:held_out], dev_size, distinct=True)
 
-    def _config(self) -> dict[str, Any]:
-        return {
-            "sampler": type(self).__name__,
-            "n": self.n,
-            "ratio": self.ratio,
-            "batch_size": self.batch_size,
-            "dev_batch_size": self.dev_batch_size,
-            "seed": self.seed,
-            "num_replicas": self.num_replicas,
-        }
+    def _choice(self) -> dict[str, Any]:
+        return {"ratio": self.ratio}

@@ -26,8 +26,8 @@ class Solution:
         status: how the solve ended.
         curvature: an estimate of the largest eigenvalue of ``A``, where the solver made one.
         detail: numbers that belong to the status (a growth factor, a step size), or ``""``.
-        smallest_curvature: an upper bound of the smallest eigenvalue of ``A`` in whose eigenvectors
-            ``b`` has a component, where the solver made one.
+        smallest_curvature: an upper bound of the smallest eigenvalue of ``A``, among those in whose
+            eigenvectors ``b`` has a component, where the solver made one.
     """
 
     value: Any
@@ -38,19 +38,19 @@ class Solution:
 
 
 class LinearSolver(ABC):
-    """A frozen value that solves ``A u = b`` given only products with a symmetric ``A``.
+    """A solver of ``A u = b`` that uses only products with the symmetric ``A``; a frozen value.
 
-    Subclasses implement :meth:`solve_scaled`, which takes one tensor: a dict is joined to a vector
-    first, of its widest type and of float32 at least, so that inner products are no coarser than
-    the products with ``A``. Then ``b`` is divided by a power of two, which is exact, so that
-    gradients of size 1e-30 or 1e30 neither underflow nor overflow in inner products. A zero ``b``
-    has the exact answer zero.
+    Subclasses implement :meth:`solve_scaled`, which takes one tensor. A dict is flattened to one
+    vector first, in the widest type of its tensors and in float32 at least, so that inner products
+    are as accurate as the products with ``A``. Then ``b`` is divided by a power of two, which is
+    exact, so that gradients of size 1e-30 or 1e30 neither underflow nor overflow in inner products.
+    A zero ``b`` has the exact answer zero.
 
     Any other callable ``(matvec, b) -> Solution`` serves as a solver just as well.
 
     Attributes:
-        keeps_products: whether the solver still reads a product after it asked for the next one.
-            If not, all products may share one buffer.
+        keeps_products: whether the solver uses a product after it has requested the next one. If
+            not, all products may share one buffer.
     """
 
     keeps_products: ClassVar[bool] = True

@@ -29,7 +29,8 @@ class ConjugateGradient(LinearSolver):
     Stops when ``‖b − A u‖ ≤ rtol·‖b‖``, after ``max_steps`` products, or at a direction ``p`` with
     ``pᵀA p ≤ 0`` (to rounding). In the last case the iterate before ``p`` is returned; if that is
     the very first direction, ``b`` itself is, as in Newton-CG (Nocedal and Wright, 2006, Algorithm
-    7.1), because a zero hypergradient would stop the outer problem in silence.
+    7.1), because a zero hypergradient would stop the outer problem
+    without an error.
 
     Every iterate is averaged with those before it so that its residual is the smallest possible
     (Zhou and Walker, "Residual smoothing techniques for iterative methods", SIAM J. Sci. Comput.,
@@ -81,7 +82,7 @@ class ConjugateGradient(LinearSolver):
                     Status.NEGATIVE_CURVATURE,
                     max(spectrum.ends()[1], quotient) or None,
                     f"pᵀAp/pᵀp = {quotient:.3g} in step {step + 1}, "
-                    + ("what was solved before it is returned" if step else "b is returned"),
+                    + ("the iterate before it is returned" if step else "b is returned"),
                     quotient,
                 )
             advance = squared / curvature

@@ -28,13 +28,14 @@ class Neumann(LinearSolver):
     r"""``u = α Σ_{n=0..K} (I − αA)ⁿ b`` (Lorraine et al., AISTATS 2020; BIAO, Eq. 14 for α = 1).
 
     The factor ``α`` in front belongs to the series: ``A⁻¹ = α Σ (I − αA)ⁿ`` when
-    ``‖I − αA‖ < 1``, that is for positive definite ``A`` and ``α < 2/λmax``. After ``K`` terms
-    directions of curvature well below ``1/(αK)`` are still damped, which acts as regularisation.
+    ``‖I − αA‖ < 1``, that is for positive definite ``A`` and ``α < 2/λmax``. After ``K``
+    terms, directions of curvature well below ``1/(αK)`` are not yet solved, which acts as
+    regularisation.
 
     With ``step_size="auto"``, ``α = 1/λ`` with ``λ`` the largest curvature seen in the span of
-    ``b, Ab, A²b, …``: the same ``K`` products give both the estimate and the terms, so it costs no
-    product more than a fixed ``α``, and depends on nothing but ``A`` and ``b``. Where a later term
-    shows a larger curvature, ``α`` is lowered from there on.
+    ``b, Ab, A²b, …``: the same ``K`` products give both the estimate and the terms, so it needs no
+    more products than a fixed ``α``, and the result depends only on ``A`` and ``b``. Where a later
+    term shows a larger curvature, ``α`` is lowered from there on.
 
     Args:
         num_terms: ``K``, also the number of products with ``A``. 0 gives ``α·b``, for which
@@ -156,7 +157,7 @@ def _flat(b: Tensor) -> Solution:
 
 
 class _Series:
-    """The sizes of the terms, which tell whether the series converges."""
+    """The norms of the terms, which show whether the series converges."""
 
     def __init__(self, b: Tensor) -> None:
         self.first = self.size = norm(b)
@@ -188,8 +189,8 @@ class _Series:
             detail = f"the last term is {self.factor:.3g} times the one before"
             if too_long:
                 detail += (
-                    f", curvature {self.curvature:.3g} was met, a step size of "
-                    f"{1.0 / self.curvature:.3g} would not grow there"
+                    f", curvature {self.curvature:.3g} was met, where the series does not grow "
+                    f"with a step size of {1.0 / self.curvature:.3g}"
                 )
             status = Status.DIVERGING if too_long else Status.NEGATIVE_CURVATURE
             return Solution(value, status, curvature, detail, self.smallest)

@@ -24,7 +24,7 @@ class Nystrom(LinearSolver):
     ``W`` are the rows of ``C`` that belong to the chosen columns (Hataya and Yamada, "Nyström
     method for accurate and scalable implicit differentiation", AISTATS 2023). The inverse is
     applied by the Woodbury identity, written with the singular vectors of ``C W^{-1/2}`` so that
-    a small ``ρ`` costs no digits. There is no step size that could diverge and no series to
+    a small ``ρ`` loses no precision. There is no step size that could diverge and no series to
     truncate. Curvature outside of the columns' span is assumed to be ``ρ``. Negative eigenvalues of
     ``W`` are left out, and the status then says so.
 
@@ -32,7 +32,7 @@ class Nystrom(LinearSolver):
 
     Args:
         rank: ``r``, columns of ``A``: one product each.
-        damping: ``ρ``. It is part of the approximation, beside the damping of
+        damping: ``ρ``. It is part of the approximation, in addition to the damping of
             :class:`reweight.ImplicitHypergradient`, which is part of ``A``.
         seed: seed of the choice. The same seed gives the same columns at every call, and no other
             random state is read or written.

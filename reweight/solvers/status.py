@@ -10,12 +10,12 @@ class Status(str, Enum):
 
     CONVERGED = "the linear system is solved to the tolerance"
     TRUNCATED = (
-        "the series was cut before it converged: a regularised direction, not the inverse; "
+        "the series was truncated before it converged: a regularised direction, not the inverse; "
         "for the inverse raise num_terms or use ConjugateGradient"
     )
     MAX_STEPS = (
-        "the step limit came before the tolerance; raise max_steps, or add damping to make the "
-        "system better conditioned"
+        "the step limit was reached before the tolerance; raise max_steps, or add damping to make "
+        "the system better conditioned"
     )
     DIVERGING = (
         "the terms of the series grow: the step size is above 2/λmax; lower step_size or use "
@@ -27,30 +27,31 @@ class Status(str, Enum):
         "train the inner problem further"
     )
     ILL_CONDITIONED = (
-        "the residual is small, but directions of small curvature can hide a larger error behind "
-        "it; solve further (a lower rtol, more steps, terms or columns), or add damping"
+        "the residual is small, but the error can be larger along directions of small curvature; "
+        "solve further (a lower rtol, more steps, terms or columns), or add damping"
     )
     DISJOINT = (
         "the outer loss uses no parameter that the inner loss moves, so the hypergradient is zero; "
-        "is it the loss of another head or model than the losses that get weights, or only of "
-        "rows of tables that the train batch does not read?"
+        "the two losses may belong to different heads or models, or the outer loss may use only "
+        "rows of tables that the train batch does not read"
     )
     NOISY_PRODUCTS = (
         "the system is solved for products that carry an error of their own, as finite differences "
         "do; use float64, or layers that can be differentiated twice"
     )
     UNCONFIRMED = (
-        "the solver reports an answer, but the residual measured afterwards is too large: it "
-        "tests something else, or rounding is the cause; lower rtol, use float64 or add damping"
+        "the solver reports a solution, but the residual measured afterwards is too large: its own "
+        "test differs from the residual, or rounding errors are large; lower rtol, use float64 or "
+        "add damping"
     )
     APPROXIMATED = (
-        "the Hessian was replaced by a multiple of the identity: the direction is only right "
-        "where all curvatures are alike; use Neumann or ConjugateGradient for more"
+        "the Hessian was replaced by a multiple of the identity: the direction is accurate "
+        "only if all curvatures are similar; use Neumann or ConjugateGradient for more"
     )
     LOW_RANK = (
-        "the Hessian was replaced by a low-rank matrix plus damping: the direction is only right "
-        "where the rest of the Hessian is like that damping; raise rank, or choose a damping near "
-        "the curvatures that are left out"
+        "the Hessian was replaced by a low-rank matrix plus damping: the direction is accurate "
+        "only if the curvatures outside of the low-rank part are close to that damping; raise "
+        "rank, or choose a damping near these curvatures"
     )
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Weighters: from what is known of a sample to how much its loss counts."""
+"""Weighters: modules that compute the weight of each sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Self-attention over a user's history as seen by a candidate item, pooled to one vector."""
+"""Self-attention over a user's history, conditioned on a candidate item, pooled to one vector."""
 
 from __future__ import annotations
 
@@ -7,51 +7,51 @@ import math
 import torch
 from torch import Tensor, nn
 
-# On a CPU, rows of like lengths are pooled together, in parts.
-# Scores held at once: 2 MB in float32. Larger tensors leave the cache, and the allocator asks the
-# system for fresh pages each time: measured up to twice as slow.
+# On a CPU, rows of similar length are pooled together, in parts.
+# The number of scores in memory at a time: 2 MB in float32. Larger tensors do not fit the cache,
+# and the allocator requests new pages from the system each time: measured up to twice as slow.
 _SCORES_AT_ONCE = 2**19
-# What a part costs besides its scores, in scores: some 80 µs, or 200 with the backward pass.
+# The fixed cost of a part, in units of scores: about 80 µs, or 200 µs with the backward pass.
 _SCORES_PER_PART = 2**15
-# Lengths are rounded up to whole vector registers. The softmax of 7 scores takes four times as
-# long as that of 8, and 25 take twice as long as 24.
+# Lengths are rounded up to full vector registers. A softmax over 7 scores takes four times as long
+# as one over 8, and one over 25 takes twice as long as one over 24.
 _STEP = 8
 
 
 class PooledAttention(nn.Module):
     r"""Multi-head self-attention over ``[e_i ; E]``, averaged over the history (BIAO, Eq. 4–6).
 
-    The value is that of ``nn.MultiheadAttention`` on the concatenated sequence followed by a mean.
-    Since only the mean is wanted, and every position carries the same candidate ``E``, most of
-    the work can be done once per row rather than once per position:
+    The result equals that of ``nn.MultiheadAttention`` on the concatenated sequence, followed by a
+    mean. Only the mean is needed, and every position has the same candidate ``E``, so most of the
+    work is done once per row and not once per position:
 
     * ``W [e_i ; E] + b = W_1 e_i + (W_2 E + b)``: the candidate's half is projected once.
-    * In the keys that half, and the bias, add the same number to all scores of a query. The
-      softmax does not see it, so these parameters do not exist here.
-    * A score is ``qᵀ W_k e_j``, so ``W_kᵀ`` goes to the queries' weights. What is left on the
-      other side is the history itself, for all heads the same, and neither it nor the queries
-      have to be copied head by head.
-    * The mean over the queries is taken of the attention matrix. What remains is one average of
-      the history per head, so values and output are projected once per row too.
+    * In the keys, the candidate's half and the bias add the same number to all scores of a query.
+      The softmax does not depend on it, so these parameters do not exist here.
+    * A score is ``qᵀ W_k e_j``, so ``W_kᵀ`` is multiplied into the weights of the queries. The
+      other factor is the history itself, which is the same for all heads. Neither the history nor
+      the queries have to be copied for each head.
+    * The mean over the queries is applied to the attention matrix. What remains is one average of
+      the history per head, so values and output are also projected once per row.
 
-    The attention matrix is computed explicitly, and kept for the backward pass
+    The attention matrix is computed explicitly and stored for the backward pass
     (``B · num_heads · N²`` numbers). A fused kernel cannot pool the queries before it multiplies
-    with the values; measured on a CPU with histories of 20 to 200 behaviours it is slower.
+    with the values. On a CPU, with histories of 20 to 200 behaviours, it was measured to be slower.
 
-    On a CPU the rows are pooled in parts of like lengths, each cut after its last real behaviour
-    where pads are not attended to, and rows without a behaviour are left out. Elsewhere the
-    shapes stay as they are: the host would have to wait for the lengths.
+    On a CPU the rows are pooled in parts of similar length. If padding is not attended to, each
+    part is cut after its last real behaviour. Rows without a behaviour are left out. On other
+    devices the shapes are not changed, because the host would have to wait for the lengths.
 
-    A row without a real behaviour has no mean. With ``mask_keys`` it counts as one behaviour of
-    zeros, so that what comes out still depends on the candidate: with zeros, all candidates of
-    such users would get one and the same weight.
+    A row without a real behaviour has no mean. With ``mask_keys`` it is treated as one behaviour of
+    zeros, so that the output still depends on the candidate. If the output were zero, all
+    candidates of such a user would get the same weight.
 
     Args:
         dim: Width D of the candidate and of each behaviour.
-        num_heads: Number of heads; divides 2·D.
+        num_heads: Number of heads; must divide 2·D.
         mask_keys: True: padded positions are not attended to, and the mean is over the real
-            ones. False, as the authors' code has it: padded positions are attended to, their own
-            outputs count as zero, and the mean divides by N.
+            positions. False, as in the authors' code: padded positions are attended to, their own
+            outputs are zero, and the mean divides by N.
     """
 
     def __init__(self, dim: int, num_heads: int, *, mask_keys: bool) -> None:
@@ -63,8 +63,8 @@ class PooledAttention(nn.Module):
         self.value = nn.Linear(dim, width, bias=False)
         self.candidate = nn.Linear(dim, 2 * width)  # the candidate's half of query and value
         self.out = nn.Linear(width, width)
-        # Glorot for the joint [3·width, width] matrix of which these three are the blocks, zero
-        # biases and the default output weight: the initialisation of nn.MultiheadAttention.
+        # The initialization of nn.MultiheadAttention: Glorot for the joint [3·width, width] matrix,
+        # whose blocks these three are, zero biases, and the default output weight.
         bound = math.sqrt(6.0 / (3 * width + width))
         for block in (self.query_key, self.value, self.candidate):
             nn.init.uniform_(block.weight, -bound, bound)
@@ -80,8 +80,8 @@ class PooledAttention(nn.Module):
             mask: True where the behaviour is real, shape [B, N], bool.
 
         Returns:
-            Interests, shape [B, 2·D]. Rows without a real behaviour: see above; zeros if not
-            ``mask_keys``.
+            Interests, shape [B, 2·D]. For rows without a real behaviour: see the class; zeros
+            without ``mask_keys``.
         """
         shape = (self.num_heads, -1, history.shape[2])
         candidate_query, candidate_value = self.candidate(item).chunk(2, dim=-1)
@@ -92,8 +92,9 @@ class PooledAttention(nn.Module):
         share = self._share(mask.to(history.dtype))
         averages = self._averages(query_weight, candidate_query, history, mask, share)
         values = _by_head(averages, self.value.weight.view(shape)).flatten(1)
-        # Shares sum to 1, or to n/N with unmasked keys; whatever is the same at all positions is
-        # scaled by that sum. An empty history is a single zero, whose average is zero too.
+        # The shares of a row sum to 1, or to n/N with unmasked keys. A term that is the same at all
+        # positions is scaled by that sum. An empty history counts as one zero vector, whose average
+        # is zero.
         total = share.sum(1, keepdim=True)
         if self.mask_keys:
             total = total + ~mask.any(1, keepdim=True)
@@ -116,7 +117,7 @@ class PooledAttention(nn.Module):
         steps = (needed + (_STEP - 1)) // _STEP
         try:
             counts = steps.bincount(minlength=1).tolist()
-        except RuntimeError:  # inside torch.vmap there are no values to go by
+        except RuntimeError:  # inside torch.vmap values cannot be read
             return self._average(query_weight, candidate, *columns)
         parts = _parts(counts, length, self.num_heads)
         if len(parts) == 1 and not counts[0]:
@@ -145,8 +146,8 @@ class PooledAttention(nn.Module):
             query_weight: ``W_kᵀ W_1`` of all heads, scaled, [heads·D, D].
             candidate: The candidate's half of the queries, ``W_kᵀ (W_2 E + b)``, [B, heads, D].
             history: Behaviours, [B, N, D].
-            bias: What is added to the scores of each key, [B, N].
-            share: Each query's share in the mean, [B, N].
+            bias: Added to the scores of each key, [B, N].
+            share: The share of each query in the mean, [B, N].
 
         Returns:
             Averages, [B, heads, D].
@@ -161,34 +162,34 @@ class PooledAttention(nn.Module):
         return torch.bmm(pooled, history)
 
     def _key_bias(self, mask: Tensor, *, like: Tensor) -> Tensor:
-        """What is added to the scores, [B, N]: -inf for keys not to be attended to."""
+        """The bias of the scores, [B, N]: -inf for keys that are not attended to."""
         bias = like.new_zeros(mask.shape)
         if self.mask_keys:
-            # An empty history attends to its pads, with share 0: -inf everywhere would be NaN.
+            # An empty history attends to its padding, with share 0: -inf everywhere would give NaN.
             bias.masked_fill_(~mask & mask.any(1, keepdim=True), -math.inf)
         return bias
 
     def _share(self, real: Tensor) -> Tensor:
-        """Each position's share in the mean, [B, N], from 1 where it is real and 0 elsewhere."""
+        """The share of each position in the mean, [B, N]; ``real`` is 1 or 0 at each position."""
         if self.mask_keys:
             return real / real.sum(1, keepdim=True).clamp(min=1)
         return real / max(real.shape[1], 1)
 
 
 def _by_head(x: Tensor, weight: Tensor) -> Tensor:
-    """Each head's own product: [B, heads, a] by [heads, b, a] to [B, heads, b]."""
+    """A matrix product per head: [B, heads, a] with [heads, b, a] gives [B, heads, b]."""
     return torch.bmm(x.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
 
 
 def _parts(counts: list[int], length: int, heads: int) -> list[tuple[int, int]]:
     """The cheapest split of rows in order of length: (rows, positions kept) of each part.
 
-    ``counts[s]`` rows need ``s`` steps. Those that need none are left out; if there are no others,
-    the one part has no rows, so that the parameters keep a gradient, of zeros. Parts too large
-    for the cache come in equal pieces.
+    ``counts[s]`` rows need ``s`` steps. Rows that need none are left out. If there are no other
+    rows, the result is one part without rows, so that the parameters get a gradient of zeros. Parts
+    that are too large for the cache are divided into equal pieces.
     """
     levels = [(n, min(s * _STEP, length)) for s, n in enumerate(counts) if s and n]
-    # The cheapest split of the first levels, none of them to all: its cost and its parts.
+    # best[n]: cost and parts of the cheapest split of the first n levels.
     best: list[tuple[int, list[tuple[int, int]]]] = [(0, [])]
     for last in range(len(levels)):
         rows, end = 0, levels[last][1]

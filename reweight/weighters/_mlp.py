@@ -9,15 +9,15 @@ from torch import nn
 
 
 def mlp(in_features: int, hidden: Sequence[int], *, zero_last: bool) -> nn.Sequential:
-    """Linear layers with ReLU between them, ending in one output.
+    """Linear layers with ReLU in between and one output.
 
     Args:
         in_features: Width of the input.
         hidden: Widths of the hidden layers; empty for a single linear layer.
-        zero_last: Start the last layer at zero, so that the output starts at exactly 0.
+        zero_last: Initialize the last layer to zero, so that the output starts at exactly 0.
 
     Returns:
-        A module from [..., in_features] to [..., 1].
+        A module that maps [..., in_features] to [..., 1].
     """
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise((in_features, *hidden)):

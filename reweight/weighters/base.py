@@ -1,4 +1,4 @@
-"""What every weighter is."""
+"""The base class of all weighters."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from torch import Tensor, nn
 
 
 class SampleWeighter(nn.Module, abc.ABC):
-    r"""Maps a batch of losses, and whatever else is known of the samples, to one weight each.
+    r"""Maps the losses of a batch, and other inputs, to one weight per sample.
 
-    Subclass it and write :meth:`forward`. ``reweight.wrap`` does the rest:
+    Subclass it and implement :meth:`forward`. ``reweight.wrap`` guarantees:
 
-    * ``losses`` and every tensor in ``inputs`` arrive detached, so the weights never depend on the
-      model's parameters θ through the graph. That is what BIAO asks for (Chen et al., WWW'23: "we
-      stop its gradient in the perceptron"), and what makes the hypergradient
-      :math:`-\sum_i s_i\, \partial\gamma_i/\partial\phi` one ordinary backward pass.
-    * The weighter is therefore never differentiated twice: any operation with a first derivative
-      may be used, fused kernels and custom autograd functions included.
-    * The weights multiply the losses as they are; nothing is clipped or normalised afterwards.
+    * ``losses`` and every tensor in ``inputs`` are detached, so the weights never depend on the
+      model's parameters θ through the graph. BIAO requires this (Chen et al., WWW'23: "we stop its
+      gradient in the perceptron"). The hypergradient
+      :math:`-\sum_i s_i\, \partial\gamma_i/\partial\phi` is then one ordinary backward pass.
+    * The weighter is therefore never differentiated twice. It may use any operation with a first
+      derivative, including fused kernels and custom autograd functions.
+    * The weights multiply the losses as they are; they are not clipped or normalized.
 
-    A new weighter should start at weights of about 1, so that wrapping a model leaves its loss
-    as it was until the weighter has learned something. Zeroing the last layer does that; see
-    ``LossWeighter`` for the pattern.
+    A new weighter should start at weights of about 1, so that wrapping a model does not change its
+    loss before the first outer step. To achieve this, initialize the last layer to zero, as
+    ``LossWeighter`` does.
 
     Example:
         >>> import torch
         >>> from reweight.weighters import SampleWeighter
         >>> class Temperature(SampleWeighter):
-        ...     '''Weights that fall, or rise, exponentially with the loss.'''
+        ...     '''Weights that are exponential in the loss.'''
         ...     def __init__(self):
         ...         super().__init__()
         ...         self.slope = torch.nn.Parameter(torch.zeros(()))
@@ -45,9 +45,9 @@ class SampleWeighter(nn.Module, abc.ABC):
 
         Args:
             losses: Per-sample losses, shape [B], detached.
-            inputs: What ``Losses.inputs`` held for this batch, detached; each weighter says what
-                it expects.
+            inputs: ``Losses.inputs`` of this batch, detached; each weighter documents what it
+                expects.
 
         Returns:
-            Weights, shape [B], in the batch's order.
+            Weights, shape [B], in the order of the batch.
         """

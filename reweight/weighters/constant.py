@@ -15,11 +15,11 @@ from reweight.weighters.base import SampleWeighter
 class ConstantWeighter(SampleWeighter):
     """One learnable positive weight shared by every sample.
 
-    The global γ that joint training usually searches on a grid, for instance between an auxiliary
-    task and the main one. It looks at neither losses nor inputs.
+    It is the global γ that joint training usually sets by grid search, for instance the weight of
+    an auxiliary task. It uses neither losses nor inputs.
 
     Args:
-        initial: The weight to start from, finite and above 0.
+        initial: The initial weight, finite and above 0.
 
     Raises:
         ValueError: If ``initial`` is not a finite positive number.
@@ -35,13 +35,13 @@ class ConstantWeighter(SampleWeighter):
         super().__init__()
         if not (math.isfinite(initial) and initial > 0):
             raise ValueError(
-                f"initial={initial!r}: the weight stays positive, so it has to start at a finite "
-                "number above 0. To switch the weighted losses almost off, start at 0.01."
+                f"initial={initial!r}: initial must be a finite number above 0, because the weight "
+                "is always positive. For almost no effect of the weighted losses, use 0.01."
             )
         self.raw = nn.Parameter(torch.tensor(positive_inverse(initial)))
 
     def forward(self, losses: Tensor, inputs: Any = None) -> Tensor:
-        """Return the one weight, repeated.
+        """Return the weight, expanded to the shape of ``losses``.
 
         Args:
             losses: Per-sample losses, shape [B]; only the shape is used.

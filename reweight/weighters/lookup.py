@@ -1,4 +1,4 @@
-"""A weight of its own for each sample, or for each group of samples."""
+"""One weight per sample, or per group of samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reweight.weighters.base import SampleWeighter
 
 
 class _LookupWeighter(SampleWeighter):
-    """A table of positive weights, looked up by id; ``_counted`` names what the ids count."""
+    """A table of positive weights, looked up by id; ``_counted`` is ``"sample"`` or ``"group"``."""
 
     @property
     @abc.abstractmethod
@@ -23,7 +23,7 @@ class _LookupWeighter(SampleWeighter):
         super().__init__()
         if size < 1:
             raise ValueError(
-                f"num_{self._counted}s={size!r}: there has to be at least one {self._counted}."
+                f"num_{self._counted}s={size!r}: there must be at least one {self._counted}."
             )
         self.raw = nn.Parameter(torch.zeros(size))
 
@@ -32,20 +32,20 @@ class _LookupWeighter(SampleWeighter):
 
         Args:
             losses: Per-sample losses, shape [B]; only the shape is used.
-            inputs: Ids, int64, shape [B], from 0 to the size of the table less one.
+            inputs: Ids, int64, shape [B], from 0 to the table size minus 1.
 
         Returns:
             Weights, shape [B], all positive.
 
         Raises:
-            TypeError: If ``inputs`` is not an int64 tensor.
-            ValueError: If its shape is not that of ``losses``, or an id is out of range.
+            TypeError: ``inputs`` is not an int64 tensor.
+            ValueError: ``inputs`` has another shape than ``losses``, or an id is out of range.
         """
         self._check(losses, inputs)
         return positive(self.raw.index_select(0, inputs))
 
     def extra_repr(self) -> str:
-        """The size of the table, as the constructor takes it."""
+        """The size of the table, as the constructor argument."""
         return f"num_{self._counted}s={self.raw.shape[0]}"
 
     def _check(self, losses: Tensor, ids: Tensor) -> None:
@@ -53,16 +53,16 @@ class _LookupWeighter(SampleWeighter):
         if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
             got = f"dtype {ids.dtype}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
             raise TypeError(
-                f"inputs: {name} looks weights up by {counted} id and needs an int64 tensor [B], "
-                f"got {got}. Put Losses(..., inputs=ids) with ids.long()."
+                f"inputs: {name} needs {counted} ids as an int64 tensor [B], got {got}. Return "
+                "Losses(..., inputs=ids.long())."
             )
         if ids.shape != losses.shape:
             raise ValueError(
-                f"inputs: one {counted} id per loss is needed, got ids of shape "
+                f"inputs: {name} needs one {counted} id per loss, got ids of shape "
                 f"{list(ids.shape)} for losses of shape {list(losses.shape)}. Take the ids from "
                 "the same batch and flatten them to [B]."
             )
-        # Reading values would break a compiled graph in two, and a CUDA graph can't hold it.
+        # Reading values would split a compiled graph, and is not allowed in a CUDA graph.
         if torch.compiler.is_compiling() or not can_read(ids):
             return
         wrong = (ids < 0) | (ids >= size)
@@ -70,21 +70,21 @@ class _LookupWeighter(SampleWeighter):
             position = int(wrong.nonzero()[0, 0])
             raise ValueError(
                 f"inputs: {counted} id {int(ids[position])} at position {position} of the batch "
-                f"is outside 0..{size - 1}. {name} was built with num_{counted}s={size}: ids have "
-                f"to be consecutive from 0, and num_{counted}s above the largest."
+                f"is outside 0..{size - 1}. {name} was built with num_{counted}s={size}: number "
+                f"the {counted}s from 0, and set num_{counted}s above the largest id."
             )
 
 
 class TableWeighter(_LookupWeighter):
     """One learnable positive weight per training sample.
 
-    The most that reweighting can say about a training set, with the least shared between its
-    samples: a weight moves only in outer steps whose batch holds its sample. Useful to find
-    mislabelled samples and as a reference for weighters that generalise. The gradient is dense,
-    as long as the table.
+    This is the most general reweighting of a training set. The samples share no parameters: a
+    weight changes only in outer steps whose batch holds its sample. Use it to find mislabelled
+    samples, or as a reference for weighters that generalise. The gradient is dense, of the size of
+    the table.
 
     Args:
-        num_samples: Size of the training set; ids run from 0 to ``num_samples - 1``.
+        num_samples: Size of the training set; ids are 0 to ``num_samples - 1``.
 
     Raises:
         ValueError: If ``num_samples`` is below 1.
@@ -109,7 +109,7 @@ class GroupWeighter(_LookupWeighter):
     """One learnable positive weight per group: a domain, a class, an annotator, a source.
 
     Args:
-        num_groups: Number of groups; ids run from 0 to ``num_groups - 1``.
+        num_groups: Number of groups; ids are 0 to ``num_groups - 1``.
 
     Raises:
         ValueError: If ``num_groups`` is below 1.
@@ -122,7 +122,7 @@ class GroupWeighter(_LookupWeighter):
         >>> weighter(torch.rand(4), group_of_each_sample).tolist()
         [1.0, 1.0, 1.0, 1.0]
 
-        All the groups' weights at once:
+        The weights of all groups:
 
         >>> weighter(torch.zeros(3), torch.arange(3)).tolist()
         [1.0, 1.0, 1.0]

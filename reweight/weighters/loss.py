@@ -1,4 +1,4 @@
-"""Weights from the losses themselves."""
+"""Weights as a function of the losses."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from reweight.weighters.base import SampleWeighter
 class LossWeighter(SampleWeighter):
     """Meta-Weight-Net: a small network that maps a sample's loss to its weight.
 
-    One hidden ReLU layer and a sigmoid (Shu et al., "Meta-Weight-Net: Learning an Explicit
-    Mapping For Sample Weighting", NeurIPS 2019). A large loss can mean a wrong label or a hard,
-    precious sample; the network learns which. The sigmoid is doubled, and the last layer starts
-    at zero, so that every weight starts at exactly 1 and stays between 0 and 2.
+    The network has one hidden ReLU layer and a sigmoid (Shu et al., "Meta-Weight-Net: Learning an
+    Explicit Mapping For Sample Weighting", NeurIPS 2019). A large loss can mean a wrong label or a
+    hard, useful sample; the network learns which. The sigmoid is doubled and the last layer is
+    initialized to zero, so every weight starts at exactly 1 and stays between 0 and 2.
 
     Args:
         hidden: Width of the hidden layer.
@@ -35,7 +35,7 @@ class LossWeighter(SampleWeighter):
     def __init__(self, hidden: int = 100) -> None:
         super().__init__()
         if hidden < 1:
-            raise ValueError(f"hidden={hidden!r}: the hidden layer needs at least one unit.")
+            raise ValueError(f"hidden={hidden!r}: hidden must be at least 1.")
         self.mlp = mlp(1, (hidden,), zero_last=True)
 
     def forward(self, losses: Tensor, inputs: Any = None) -> Tensor:

@@ -15,16 +15,16 @@ from reweight.weighters.base import SampleWeighter
 
 
 class BehaviorInputs(NamedTuple):
-    """What the behavioral perceptron looks at, for B source-domain behaviours.
+    """Inputs of the behavioral perceptron for B source-domain behaviours.
 
-    The embeddings usually come from the recommendation model's own tables. The two histories may
-    have different lengths N, and pads may stand anywhere in them.
+    The embeddings usually come from the tables of the recommendation model. The two histories may
+    have different lengths N. Padding may be at any position.
 
     Attributes:
-        item: The candidate items' embeddings E_s, all feature fields concatenated, [B, D].
+        item: Embeddings E_s of the candidate items, all feature fields concatenated, [B, D].
         source_history: Embeddings of the user's recent source-domain items, [B, N, D].
         target_history: Embeddings of the user's recent target-domain items, [B, N, D].
-        source_mask: True for a real behaviour, False for a pad, [B, N], bool.
+        source_mask: True for a real behaviour, False for padding, [B, N], bool.
         target_mask: The same for the target history, [B, N], bool.
     """
 
@@ -36,10 +36,10 @@ class BehaviorInputs(NamedTuple):
 
 
 class BehavioralPerceptron(SampleWeighter):
-    r"""The importance of a source behaviour: of its item in general, and to this user (BIAO).
+    r"""Weights of source behaviours, from the item alone and from the user's history (BIAO).
 
-    Eq. 3–8 of Chen et al., "Cross-domain Recommendation with Behavioral Importance Perception",
-    WWW'23, for a candidate item with embedding :math:`E_s`:
+    It implements Eq. 3–8 of Chen et al., "Cross-domain Recommendation with Behavioral Importance
+    Perception", WWW'23, for a candidate item with embedding :math:`E_s`:
 
     .. math::
 
@@ -49,46 +49,46 @@ class BehavioralPerceptron(SampleWeighter):
         \gamma_2 &= \mathrm{MLP}([m_S ; m_T]) \\
         \text{weight} &= \gamma \cdot \sigma(\gamma_1 \gamma_2)
 
-    All weights are exactly 1 at the start: the last layer that counts (the local MLP's, or the
-    global one's where there is no local branch) starts at zero, and γ at 1. A product of two
-    factors that are both zero is a saddle, where neither learns; the constant b (``global_bias``,
-    which the paper does not have) gets γ_1 off it.
+    All weights are exactly 1 at the start: γ is 1, and the last layer of the local MLP (or of the
+    global MLP, if there is no local branch) is initialized to zero. If γ_1 were zero too, the
+    product γ_1·γ_2 would be at a saddle point, where both gradients are zero. The constant b
+    (``global_bias``, which the paper does not have) avoids this.
 
     Args:
         dim: Width D of the item embeddings.
-        num_heads: Heads of each attention; divides 2·D. The paper uses 4.
+        num_heads: Heads of each attention; must divide 2·D. The paper uses 4.
         hidden: Width of the hidden layer in both MLPs.
-        global_hidden: Hidden widths of the global MLP instead, ``()`` for one linear layer.
-        local_hidden: Hidden widths of the local MLP instead.
-        use_global: Keep the global branch. Without it the score is γ_2.
-        use_local: Keep the user-specific branch. Without it the score is MLP(E_s), and
-            ``global_bias`` is left out.
-        normalization: σ in Eq. 8. ``"sigmoid"``: 2·sigmoid(score), each sample by itself.
-            ``"centered"``: 2·sigmoid(score − batch mean), so that a score only says how a sample
-            compares with its batch and the overall level is γ's; bounded by 2γ.
-            ``"softmax"``: B·softmax(scores) over the batch, so the weights' mean is γ (the
-            authors' code lets them sum to γ and sums the losses, which is the same as
-            ``reduction="mean"`` here), and a sample's weight depends on its batch.
+        global_hidden: Hidden widths of the global MLP if different; ``()`` for one linear layer.
+        local_hidden: Hidden widths of the local MLP if different.
+        use_global: Use the global branch. Without it the score is γ_2.
+        use_local: Use the user-specific branch. Without it the score is MLP(E_s), and
+            ``global_bias`` is not used.
+        normalization: σ in Eq. 8. ``"sigmoid"``: 2·sigmoid(score), independent of the batch.
+            ``"centered"``: 2·sigmoid(score − batch mean), so that a score compares a sample with
+            its batch and γ sets the overall level; bounded by 2γ. ``"softmax"``:
+            B·softmax(scores) over the batch, so that the mean weight is γ and a sample's weight
+            depends on its batch. (In the authors' code the weights sum to γ and the losses are
+            summed, which equals ``reduction="mean"`` here.)
         global_bias: The constant b.
-        mask_keys: Leave pads out of the attention and out of the mean. A history without a real
-            behaviour, which has no mean, counts as one behaviour of zeros: the weight of a user's
-            first behaviours still depends on their items. False: pads are attended to, and the
-            mean divides by N, as in the authors' code.
-        gamma_map: How γ is kept from turning negative. ``"softplus"``: always positive; weight
-            decay pulls it to 1. ``"relu"``, as in the authors' code: weight decay pulls it to 0,
-            and once there it stays.
+        mask_keys: Leave padding out of the attention and of the mean. A history without a real
+            behaviour is treated as one behaviour of zeros, so the weight of a user's first
+            behaviours still depends on their items. False, as in the authors' code: padding is
+            attended to, and the mean divides by N.
+        gamma_map: Which function keeps γ from becoming negative. ``"softplus"``: γ is always
+            positive, and weight decay pulls it to 1. ``"relu"``, as in the authors' code: weight
+            decay pulls γ to 0, and it stays there.
 
     Attributes:
-        raw_gamma: The parameter behind :attr:`gamma`.
+        raw_gamma: The unconstrained parameter of :attr:`gamma`.
 
     Raises:
-        ValueError: If an argument is out of its range, ``num_heads`` does not divide 2·D, or both
-            branches are switched off.
+        ValueError: If an argument is out of range, ``num_heads`` does not divide 2·D, or both
+            branches are disabled.
 
     Note:
         The authors' released code is ``BehavioralPerceptron(20, global_hidden=(),
         local_hidden=(32, 16), normalization="softmax", global_bias=0.0, mask_keys=False,
-        gamma_map="relu")``, up to the zero last layer.
+        gamma_map="relu")``, except that the last layer is initialized to zero.
 
     Example:
         >>> import torch
@@ -128,8 +128,8 @@ class BehavioralPerceptron(SampleWeighter):
         _check_choice("gamma_map", gamma_map, ("softplus", "relu"))
         if not (use_global or use_local):
             raise ValueError(
-                "use_global=False and use_local=False leave nothing to learn from. Keep one "
-                "branch, or use ConstantWeighter for γ alone."
+                "use_global=False and use_local=False: at least one branch is needed. For γ alone "
+                "use ConstantWeighter."
             )
         if use_local and (num_heads < 1 or 2 * dim % num_heads):
             divisors = [n for n in range(1, 2 * dim + 1) if 2 * dim % n == 0]
@@ -174,8 +174,8 @@ class BehavioralPerceptron(SampleWeighter):
         if scores.shape != losses.shape:
             raise ValueError(
                 f"inputs.item describes {scores.shape[0]} behaviours, but losses has shape "
-                f"{list(losses.shape)}. Put into Losses(weighted, inputs=...) the losses and the "
-                "items of the same source behaviours, one loss each."
+                f"{list(losses.shape)}. Return Losses(weighted, inputs=...) with the losses and "
+                "the items of the same source behaviours, one loss per behaviour."
             )
         if self.normalization == "softmax":
             return self.gamma * scores.shape[0] * scores.softmax(0)
@@ -184,9 +184,9 @@ class BehavioralPerceptron(SampleWeighter):
         return self.gamma * 2.0 * scores.sigmoid()
 
     def scores(self, inputs: BehaviorInputs) -> Tensor:
-        """The importances before normalisation, γ_1 · γ_2 of Eq. 8.
+        """The scores γ_1 · γ_2 of Eq. 8, before normalization.
 
-        Unlike weights under ``"softmax"`` they do not depend on the rest of the batch, so they can
+        Unlike weights with ``"softmax"``, they do not depend on the rest of the batch, so they can
         be exported and compared.
 
         Args:
@@ -220,7 +220,7 @@ class BehavioralPerceptron(SampleWeighter):
     def _check(self, inputs: BehaviorInputs) -> None:
         if not isinstance(inputs, BehaviorInputs):
             raise TypeError(
-                f"inputs: a BehaviorInputs is needed, got {type(inputs).__name__}. Return "
+                f"inputs must be a BehaviorInputs, got {type(inputs).__name__}. Return "
                 "Losses(weighted, fixed, inputs=BehaviorInputs(item, source_history, "
                 "target_history, source_mask, target_mask)) from your losses function."
             )
@@ -228,8 +228,8 @@ class BehavioralPerceptron(SampleWeighter):
         if item.ndim != 2 or item.shape[1] != self.dim:
             raise ValueError(
                 f"inputs.item has shape {list(item.shape)}, expected [B, {self.dim}]: the "
-                f"perceptron was built with dim={self.dim}. dim is the width of all the item's "
-                "feature embeddings concatenated."
+                f"perceptron was built with dim={self.dim}. dim is the width of all feature "
+                "embeddings of the item, concatenated."
             )
         if self.local_mlp is None:
             return
@@ -240,13 +240,13 @@ class BehavioralPerceptron(SampleWeighter):
             if history.ndim != 3 or history.shape[::2] != item.shape:
                 raise ValueError(
                     f"inputs.{domain}_history has shape {list(history.shape)}, expected "
-                    f"[{item.shape[0]}, N, {self.dim}]: one history per row of inputs.item, its "
-                    "behaviours embedded by the same tables as the candidate."
+                    f"[{item.shape[0]}, N, {self.dim}]: one history per row of inputs.item, with "
+                    "embeddings of the same width as the candidate's."
                 )
             if mask.dtype != torch.bool:
                 raise TypeError(
                     f"inputs.{domain}_mask has dtype {mask.dtype}, expected torch.bool with True "
-                    "for a real behaviour. From ids with 0 for a pad: mask = ids != 0."
+                    "for a real behaviour. If padding has id 0, use mask = ids != 0."
                 )
             if mask.shape != history.shape[:2]:
                 raise ValueError(
@@ -258,7 +258,7 @@ class BehavioralPerceptron(SampleWeighter):
 def _check_positive(**widths: Sequence[int]) -> None:
     for name, values in widths.items():
         if any(value < 1 for value in values):
-            raise ValueError(f"{name}: every width has to be at least 1, got {list(values)}.")
+            raise ValueError(f"{name}: every width must be at least 1, got {list(values)}.")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

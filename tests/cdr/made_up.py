@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from cdr.evaluation import Scores
-from cdr.grid import Run
-from cdr.metrics import auc
-from cdr.scenarios import Scenario
-from cdr.studies import Cell, Method, Study
+from cdr.paper.scenarios import Scenario
+from cdr.paper.studies import Cell, Method, Study
+from cdr.runs.grid import Run
+from cdr.training.evaluation import Scores
+from cdr.training.metrics import auc
 
 G1 = Scenario("g1")
 BOOKS_TOYS = Scenario("amazon", "Books", "Toys_and_Games")

@@ -12,12 +12,18 @@ import pyarrow.csv
 import torch
 from torch import Tensor, nn
 
-from cdr.batches import Batches, Candidates, History, PairBatch, Past
+from cdr.common.nested import map_tensors
 from cdr.data import CrossDomainData
+from cdr.data.batches import Batches, Candidates, History, PairBatch, Past
 from cdr.data.schema import Items
 from cdr.models import MODELS, CrossDomainModel, ModelOptions
-from cdr.options import InnerOptions, Options, OuterOptions, PerceptronOptions, SearchOptions
-from reweight._trees import map_tensors
+from cdr.training.options import (
+    InnerOptions,
+    Options,
+    OuterOptions,
+    PerceptronOptions,
+    SearchOptions,
+)
 
 NUM_USERS = 60
 

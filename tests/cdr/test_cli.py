@@ -21,14 +21,14 @@ import tyro
 from scenarios import gappy_log, write_ratings
 
 import cdr.run_biao
-from cdr import plots
+from cdr.common.jsonable import to_json
 from cdr.data import generator
 from cdr.data.tables import load
 from cdr.models import MODELS
-from cdr.options import PresetName, preset
+from cdr.report import plots
 from cdr.run_biao import RunBiao, main
-from cdr.run_folder import to_json
-from cdr.runner import Source
+from cdr.runs.runner import Source
+from cdr.training.options import PresetName, preset
 
 SCRIPT = Path(cdr.run_biao.__file__)
 BRIEF = (
@@ -183,8 +183,8 @@ def small_g1(monkeypatch: pytest.MonkeyPatch) -> None:
 
     made = generator.generate
     monkeypatch.setattr(generator, "generate", generate)
-    cdr.runner._load.cache_clear()
-    cdr.runner._on_device.cache_clear()
+    cdr.runs.runner._load.cache_clear()
+    cdr.runs.runner._on_device.cache_clear()
 
 
 def test_stacked_seeds_leave_the_same_behind(finished: Path, ratings: Path, out: Path) -> None:
@@ -514,3 +514,14 @@ def test_the_script_by_itself(ratings: Path, out: Path) -> None:
     good = call("--data", ratings.name, *DOMAINS, *BRIEF, "--jobs", 2, "--variants", "S", "ours")
     assert (good.returncode, good.stderr) == (0, "")
     assert (out / "weights.parquet").exists()
+
+
+@pytest.mark.parametrize("name", ["run_biao.py", "reproduce.py"])
+def test_without_the_extra_one_sentence_says_what_to_install(name: str, tmp_path: Path) -> None:
+    # -S leaves out site-packages, as in an interpreter without the extra.
+    command = [sys.executable, "-S", str(SCRIPT.with_name(name))]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert ended.returncode != 0 and ended.stdout == ""
+    (sentence,) = ended.stderr.splitlines()
+    assert sentence.startswith(name) and "pip install -e '.[cdr]'" in sentence

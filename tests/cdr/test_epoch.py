@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import epoch
-
+from benchmarks import epoch
 from cdr.data import CrossDomainData
 
 # Ten outer steps; batches of 32, so that an epoch has an odd batch at its end.

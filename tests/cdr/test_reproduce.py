@@ -15,12 +15,12 @@ import amazon_files
 import pytest
 from scenarios import gappy_log
 
-import cdr.grid
-import cdr.runner
-from cdr import plots
+import cdr.runs.grid
+import cdr.runs.runner
 from cdr.data import generator
-from cdr.options import preset
+from cdr.report import plots
 from cdr.reproduce import main
+from cdr.training.options import preset
 
 pytest.importorskip("matplotlib")
 
@@ -59,11 +59,11 @@ def small() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generator, "generate", generate)
-        cdr.runner._load.cache_clear()
-        cdr.runner._on_device.cache_clear()
+        cdr.runs.runner._load.cache_clear()
+        cdr.runs.runner._on_device.cache_clear()
         yield
-    cdr.runner._load.cache_clear()
-    cdr.runner._on_device.cache_clear()
+    cdr.runs.runner._load.cache_clear()
+    cdr.runs.runner._on_device.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -250,14 +250,14 @@ def test_each_model_starts_from_its_own_preset(cache: Path, out: Path) -> None:
 def test_a_failed_training_leaves_the_rest(
     cache: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained = cdr.runner.train
+    trained = cdr.runs.runner.train
 
     def train(variant: str, *arguments: Any, **told: Any) -> Any:
         if variant in ("ours", "search"):
             raise ValueError("it broke; lower --outer.lr")
         return trained(variant, *arguments, **told)
 
-    monkeypatch.setattr(cdr.runner, "train", train)
+    monkeypatch.setattr(cdr.runs.runner, "train", train)
     monkeypatch.chdir(cache)
     told = ("--models", "twotower", "--seeds", 1, "--out", out, "--search.inner-lr", "0.004")
     assert run("table1", *told, *BRIEF, "--cache", cache, "--inner.lr", 0.004) == 1
@@ -276,7 +276,7 @@ def test_a_failed_training_leaves_the_rest(
 def test_an_interrupted_command_keeps_what_is_finished(
     tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained = cdr.runner.train
+    trained = cdr.runs.runner.train
 
     def train(variant: str, *arguments: Any, **told: Any) -> Any:
         if variant == "base":
@@ -285,7 +285,7 @@ def test_an_interrupted_command_keeps_what_is_finished(
 
     told = ("table1", "--models", "twotower", "--seeds", 1, "--cache", tmp_path / "grid", *BRIEF)
     with monkeypatch.context() as patch:
-        patch.setattr(cdr.runner, "train", train)
+        patch.setattr(cdr.runs.runner, "train", train)
         assert run(*told, "--out", out) == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert not out.parent.exists()
@@ -339,7 +339,7 @@ def untouched(*arguments: Any, **told: Any) -> None:
 def test_a_folder_of_something_else_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cdr.grid, "run", untouched)
+    monkeypatch.setattr(cdr.runs.grid, "run", untouched)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("x")
@@ -358,7 +358,7 @@ def test_a_folder_of_something_else_is_left_alone(
 def test_a_place_that_cannot_be_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cdr.grid, "run", untouched)
+    monkeypatch.setattr(cdr.runs.grid, "run", untouched)
     (tmp_path / "file").write_text("x")
     assert run("table1", "--out", tmp_path / "file" / "one", "--cache", tmp_path / "grid") == 2
     assert "no folder can be made" in capsys.readouterr().err
@@ -368,7 +368,7 @@ def test_without_matplotlib_nothing_is_trained(
     out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plots, "find_spec", lambda name: None)
-    monkeypatch.setattr(cdr.grid, "run", untouched)
+    monkeypatch.setattr(cdr.runs.grid, "run", untouched)
     assert run("table1", "--out", out) == 2
     assert "pip install 'torch-reweight[plot]'" in capsys.readouterr().err
 

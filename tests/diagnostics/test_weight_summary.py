@@ -29,7 +29,7 @@ def test_the_entropy_is_its_formula_within_its_bounds(values: list[float]) -> No
     p = [v / sum(values) for v in values if v / sum(values) > 0]
     assert entropy(w) == pytest.approx(-sum(q * math.log(q) for q in p), abs=1e-12)
     assert 0.0 <= entropy(w) <= math.log(len(values)) + 1e-12
-    assert 0.0 <= entropy(w, normalised=True) <= 1.0
+    assert 0.0 <= entropy(w, normalized=True) <= 1.0
     # Rényi's entropy of order 2 is at most Shannon's.
     assert math.log(effective_sample_size(w)) <= entropy(w) + 1e-9
 
@@ -44,10 +44,10 @@ def test_the_scale_of_the_weights_does_not_matter(scale: float) -> None:
 
 def test_equal_weights_are_all_effective_and_a_single_one_is_one() -> None:
     assert effective_sample_size(torch.full((7,), 0.3)) == pytest.approx(7.0)
-    assert entropy(torch.full((7,), 0.3), normalised=True) == pytest.approx(1.0)
+    assert entropy(torch.full((7,), 0.3), normalized=True) == pytest.approx(1.0)
     assert effective_sample_size(torch.tensor([0.0, 5.0, 0.0])) == 1.0
     assert entropy(torch.tensor([0.0, 5.0, 0.0])) == 0.0
-    assert entropy(torch.tensor([2.0]), normalised=True) == 1.0
+    assert entropy(torch.tensor([2.0]), normalized=True) == 1.0
     assert effective_sample_size(torch.zeros(3)) == 0.0 == entropy(torch.zeros(3))
 
 

@@ -32,6 +32,9 @@ def test_a_solver_that_works_in_place_gets_a_true_verdict() -> None:
     assert residuals[0] == residuals[1]
 
 
+Tree = dict[str, Tensor]
+
+
 def flat(b: Any) -> Tensor:
     return torch.cat([entry.flatten() for entry in b.values()])
 
@@ -73,3 +76,23 @@ def test_an_error_of_the_solver_comes_through_at_once(error: Exception) -> None:
 def test_a_solver_class_is_not_a_solver() -> None:
     with pytest.raises(TypeError, match="solver=.*ConjugateGradient"):
         ImplicitHypergradient(ConjugateGradient)  # type: ignore[arg-type]
+
+
+def test_a_solution_in_another_order_of_names_is_the_same_solution() -> None:
+    def inner(params: Tree, hparams: Tree) -> Tensor:
+        target = hparams["target"]
+        return 0.5 * (params["a"] - target).square().sum() + (params["b"] + target).square().sum()
+
+    def outer(params: Tree, hparams: Tree) -> Tensor:
+        return params["a"].sum() + 3.0 * params["b"].sum()
+
+    def backwards(matvec: Any, b: Tree) -> Solution:
+        exact = {"b": 0.5 * b["b"], "a": b["a"]}  # H is 1 for a and 2 for b
+        return Solution(exact, Status.CONVERGED)
+
+    params = {name: torch.zeros(2, dtype=torch.float64) for name in "ab"}
+    hparams = {"target": torch.tensor(0.0, dtype=torch.float64)}
+    grads, info = ImplicitHypergradient(backwards)(inner, outer, params, hparams)
+    # θ* = (target, -target): d outer/d target = 2·1 - 2·3
+    assert float(grads["target"]) == pytest.approx(-4.0, abs=1e-14)
+    assert info.trustworthy

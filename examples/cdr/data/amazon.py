@@ -163,9 +163,11 @@ def find(root: Path | str, domains: Iterable[str]) -> dict[str, Files]:
     found, missing = {}, []
     for domain in domains:
         stems = (f"reviews_{domain}_5", f"meta_{domain}")
-        paths = [_find(Path(root), stem) for stem in stems]
-        missing += [stem for stem, path in zip(stems, paths, strict=True) if path is None]
-        found[domain] = paths
+        reviews, metadata = (_find(Path(root), stem) for stem in stems)
+        if reviews is not None and metadata is not None:
+            found[domain] = Files(reviews, metadata)
+        absent = (reviews is None, metadata is None)
+        missing += [stem for stem, gone in zip(stems, absent, strict=True) if gone]
     if missing:
         names = "".join(f"\n  {stem}.json.gz" for stem in dict.fromkeys(missing))
         raise FileNotFoundError(
@@ -176,7 +178,7 @@ def find(root: Path | str, domains: Iterable[str]) -> dict[str, Files]:
             "per-category metadata. The paper's short names for domains are "
             f"{', '.join(SHORT_NAMES)}."
         )
-    return {domain: Files(*paths) for domain, paths in found.items()}
+    return found
 
 
 def holds_any(root: Path | str) -> bool:

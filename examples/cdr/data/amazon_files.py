@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import pyarrow as pa
@@ -93,9 +94,10 @@ def titles(path: Path, items: Collection[str]) -> dict[str, str]:
         if asin is None or _literal(asin[1]) not in items:
             return None
         record = _literal(line)
-        name = record.get("title") if isinstance(record, dict) else None
-        # They were taken from web pages.
-        return (record["asin"], html.unescape(name)) if _is_id(name) else None
+        if not isinstance(record, dict) or not _is_id(record.get("title")):
+            return None
+        # Titles come from web pages.
+        return record["asin"], html.unescape(record["title"])
 
     found: dict[str, str] = {}
     with _odd_escapes():
@@ -191,7 +193,7 @@ def _review(line: str) -> tuple[str, str, float, int] | None:
     return None
 
 
-def _is_id(value: object) -> bool:
+def _is_id(value: object) -> TypeGuard[str]:
     if not isinstance(value, str) or not value:
         return False
     try:

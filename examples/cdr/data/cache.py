@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
+
+from cdr.common.atomic import new_file
 
 VERSION = 1  # to be raised with every change of what is kept
 
@@ -84,19 +85,14 @@ def sha256(path: Path, folder: Path) -> str:
 
 @contextmanager
 def _written(path: Path) -> Iterator[Path]:
-    """A file to write to that appears under its name when the block has ended well."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-    except OSError as error:
-        raise OSError(
-            f"the cache {path.parent} cannot be written to ({error.strerror}): make it writable, "
-            "or name another folder (run_biao.py: --cache; reproduce.py: a --root that links to "
-            "the files)"
-        ) from error
-    try:
+    """:func:`cdr.common.atomic.new_file`, with an error that names the options to change."""
+    with ExitStack() as stack:
+        try:
+            partial = stack.enter_context(new_file(path))
+        except OSError as error:
+            raise OSError(
+                f"the cache {path.parent} cannot be written to ({error.strerror}): make it "
+                "writable, or name another folder (run_biao.py: --cache; reproduce.py: a --root "
+                "that links to the files)"
+            ) from error
         yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -122,9 +122,10 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 def _read(stream: pa.NativeFile, path: Path) -> bytes:
     try:
-        return stream.read(_BLOCK)
+        block: bytes = stream.read(_BLOCK)
     except OSError as error:
         raise ValueError(
             f"{path} cannot be decompressed ({error}). It is cut off or not what its name says: "
             "get it again."
         ) from error
+    return block

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from cdr.batches import Candidates, History, PairBatch, Past, Windows
-from cdr.checking import at_least, positive
+from cdr.common.checking import at_least, positive
+from cdr.data.batches import Candidates, History, PairBatch, Past, Windows
 from cdr.data.schema import CrossDomainData
 from reweight import BehaviorInputs, Losses
 

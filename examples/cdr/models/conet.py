@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cdr.batches import PairBatch
-from cdr.checking import refuse, widths
+from cdr.common.checking import refuse, widths
+from cdr.data.batches import PairBatch
 from cdr.data.schema import CrossDomainData
 from cdr.models.base import CrossDomainModel, ModelOptions
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, cosine_similarity
 
-from cdr.batches import Candidates, History, PairBatch, Past, Windows
-from cdr.checking import at_least, refuse, widths
+from cdr.common.checking import at_least, refuse, widths
+from cdr.data.batches import Candidates, History, PairBatch, Past, Windows
 from cdr.data.schema import CrossDomainData
 from cdr.models.base import (
     CrossDomainModel,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cdr.batches import History, PairBatch, Windows
-from cdr.checking import at_least, widths
+from cdr.common.checking import at_least, widths
+from cdr.data.batches import History, PairBatch, Windows
 from cdr.data.schema import CrossDomainData
 from cdr.models.base import (
     CrossDomainModel,
@@ -64,16 +64,8 @@ class MiNet(CrossDomainModel):
         if not single_domain:
             self.source_attention = _Attention(item, dim, options.attention, options.rank)
         read = item + dim + item * (1 + sources)  # [candidate ; user ; p_t (; p_s)]
-        self.gates = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(read, options.attention, bias=False),
-                nn.ReLU(),
-                nn.Linear(options.attention, 1),
-            )
-            for _ in range(2 + sources)
-        )
-        for gate, bias in zip(self.gates, (1.0, 0.0, 0.0), strict=False):
-            nn.init.constant_(gate[-1].bias, bias)
+        biases = (1.0, 0.0, 0.0)[: 2 + sources]
+        self.gates = nn.ModuleList(_gate(read, options.attention, bias) for bias in biases)
         self.target_network = _network(read, options.hidden)
         if not single_domain:
             self.source_network = _network(item + dim, options.hidden)
@@ -139,7 +131,15 @@ def _interest(
     """The items of a history averaged by their importance, [B, D]; zero for an empty one."""
     embedded = items(history.items)
     weight = masked_softmax(attention(embedded, item, user), history.mask)
-    return (weight.unsqueeze(1) @ embedded).squeeze(1)
+    interest: Tensor = (weight.unsqueeze(1) @ embedded).squeeze(1)
+    return interest
+
+
+def _gate(width: int, hidden: int, bias: float) -> nn.Sequential:
+    """The logarithm of a gate, with the initial bias of its last layer."""
+    first, last = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, 1)
+    nn.init.constant_(last.bias, bias)
+    return nn.Sequential(first, nn.ReLU(), last)
 
 
 def _network(width: int, hidden: tuple[int, ...]) -> nn.Sequential:

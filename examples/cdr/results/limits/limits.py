@@ -11,15 +11,13 @@ import csv
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
-
 import numpy as np
 import torch
 
-from cdr.grid import Grid
-from cdr.options import preset
-from cdr.runner import Source, Task
-from cdr.training import train
+from cdr.runs.grid import Grid
+from cdr.runs.runner import Source, Task
+from cdr.training.loop import train
+from cdr.training.options import preset
 
 KEPT = ("base", "ours", "retrain", "oracle")
 

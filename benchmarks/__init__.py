@@ -1,0 +1,1 @@
+"""Measurements of the library, each a script of its own."""

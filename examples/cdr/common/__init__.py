@@ -1,0 +1,1 @@
+"""What every part of the example uses: option checks, json, files, nested tensors."""

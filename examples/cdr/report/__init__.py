@@ -1,0 +1,1 @@
+"""Tables, plots, documents and pages of results."""

@@ -1,0 +1,135 @@
+"""What a command found out, before it is printed, written as markdown or put on a page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cdr.report.plots import Picture
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of texts.
+
+    Attributes:
+        title: may be empty.
+        groups: of columns: their common heading, which may be empty, and the head of each.
+        rows: as long as all heads together.
+        left: how many columns, from the first, are aligned to the left.
+    """
+
+    title: str
+    groups: tuple[tuple[str, tuple[str, ...]], ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: int = 1
+
+    @property
+    def grouped(self) -> bool:
+        """Whether any group has a heading."""
+        return any(heading for heading, _ in self.groups)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """One for each column, its group's heading in front."""
+        return tuple(f"{group} {head}".strip() for group, heads in self.groups for head in heads)
+
+    def markdown(self) -> str:
+        """The table, its title above it."""
+        rule = ["---"] * self.left + ["---:"] * (len(self.heads) - self.left)
+        cells = [
+            [cell.replace("|", "\\|") for cell in row] for row in (self.heads, rule, *self.rows)
+        ]
+        lines = ["| " + " | ".join(row) + " |" for row in cells]
+        return "\n".join([*([f"**{self.title}**", ""] if self.title else []), *lines])
+
+    def text(self) -> str:
+        """Aligned columns, the groups one below the other."""
+        parts = [self.title] if self.title else []
+        if not self.grouped:
+            return "\n".join([*parts, _aligned(self.heads, self.rows, self.left)])
+        place = self.left
+        for heading, heads in self.groups[1:]:
+            end = place + len(heads)
+            rows = [
+                (*row[: self.left], *row[place:end]) for row in self.rows if any(row[place:end])
+            ]
+            labels = self.groups[0][1]
+            parts.append(f"{heading}\n{_aligned((*labels, *heads), rows, self.left)}")
+            place = end
+        return "\n\n".join(parts)
+
+
+def sheet(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, title: str = ""
+) -> Sheet:
+    """A table without groups."""
+    return Sheet(title, (("", tuple(heads)),), tuple(map(tuple, rows)), left)
+
+
+@dataclass(frozen=True)
+class Document:
+    """Tables, pictures and sentences under one title.
+
+    Attributes:
+        values: all numbers, one dict a line of the csv file, with the same keys.
+        appendix: tables for reference, which the terminal is spared.
+    """
+
+    title: str
+    sheets: tuple[Sheet, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    notes: tuple[str, ...] = ()
+    values: tuple[dict[str, object], ...] = field(default=(), repr=False)
+    appendix: tuple[Sheet, ...] = ()
+
+    def markdown(self) -> str:
+        """Without the pictures."""
+        notes = "\n".join(f"- {note}" for note in self.notes)
+        sheets, appendix = ([s.markdown() for s in part] for part in (self.sheets, self.appendix))
+        parts = [f"## {self.title}", *sheets, notes, *appendix]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    def text(self) -> str:
+        """For the terminal."""
+        width = min(100, shutil.get_terminal_size((100, 0)).columns)
+        notes = [
+            textwrap.fill(n, width, initial_indent="• ", subsequent_indent="  ") for n in self.notes
+        ]
+        parts = [self.title, *(sheet.text() for sheet in self.sheets), "\n".join(notes)]
+        return "\n\n".join(part for part in parts if part)
+
+    def csv(self) -> str:
+        """The numbers, six digits each."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.values[0] if self.values else ())
+        for line in self.values:
+            writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in line.values()])
+        return text.getvalue()
+
+
+def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    wide = max(100, shutil.get_terminal_size((100, 0)).columns)
+    if left == len(heads):
+        # Nothing but text: the last column takes what is left, in several lines.
+        widths[-1] = min(widths[-1], max(30, wide - sum(widths[:-1]) - 2 * len(heads)))
+    lines = [line for row in (heads, *rows) for line in _lines(row, widths, left)]
+    return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])
+
+
+def _lines(row: Sequence[str], widths: Sequence[int], left: int) -> list[str]:
+    wrapped = textwrap.wrap(row[-1], widths[-1]) or [""]
+    filled = [(*row[:-1], wrapped[0]), *(("",) * (len(row) - 1) + (more,) for more in wrapped[1:])]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip()
+        for cells in filled
+    ]

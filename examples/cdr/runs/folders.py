@@ -1,0 +1,97 @@
+"""The folders that commands leave their results in."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from cdr.common.atomic import RenameError, new_folder
+from cdr.runs.logs import logged
+
+
+@contextmanager
+def run_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when the block ends without an error.
+
+    Until then everything lies in ``<name>.partial`` beside it, which is removed on an error. The
+    log of the block is written to ``log.txt`` in it.
+
+    Raises:
+        FileExistsError: The name is taken.
+        OSError: Nothing can be written there, or the name was taken while the block ran; the
+            complete folder keeps its temporary name then.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(
+            f"--out {path} exists already and is left as it is: give another name, or remove it"
+        )
+    try:
+        with ExitStack() as stack:
+            try:
+                partial = stack.enter_context(new_folder(path, exclusive=True))
+            except FileExistsError:
+                partial = path.with_name(path.name + ".partial")
+                raise FileExistsError(
+                    f"{partial} exists: another run is writing to it, or one was killed; remove it "
+                    "if none is running, or give another --out"
+                ) from None
+            except OSError as error:
+                raise OSError(
+                    f"--out {path}: no folder can be made there ({error.strerror}); give another "
+                    "place"
+                ) from error
+            with logged(logging.FileHandler(partial / "log.txt", encoding="utf-8")):
+                yield partial
+    except RenameError as error:
+        raise OSError(
+            f"--out {path} cannot be made any more ({error.strerror}); everything is in "
+            f"{error.partial}"
+        ) from error
+
+
+@contextmanager
+def output_folder(path: Path, command: str) -> Iterator[Path]:
+    """A folder that replaces an earlier one of the same command when the block ends.
+
+    Raises:
+        FileExistsError: The name is taken by something else.
+    """
+    check_output(path, command)
+    with new_folder(
+        path.absolute(), replace=True, before_rename=lambda: check_output(path, command)
+    ) as partial:
+        yield partial
+
+
+def check_output(path: Path, command: str) -> None:
+    """Check that ``command`` may write its results there: it may replace its own, nothing else.
+
+    Raises:
+        FileExistsError: The name is taken by something else.
+        OSError: No folder can be made there.
+    """
+    if not os.path.lexists(path):
+        parent = next(p for p in path.absolute().parents if p.exists())
+        if not (parent.is_dir() and os.access(parent, os.W_OK)):
+            raise OSError(f"--out {path}: no folder can be made in {parent}; give another place")
+        return
+    made_by = _made_by(path)
+    if made_by != command:
+        by = f"was made by reproduce.py {made_by}" if made_by else "is not a folder of results"
+        raise FileExistsError(
+            f"--out {path} {by} and is left as it is: give another name, or remove it"
+        )
+
+
+def _made_by(path: Path) -> str | None:
+    """The command whose results lie there."""
+    try:
+        # Not command.txt, where options may stand before the command.
+        made_by = json.loads((path / "config.json").read_text(encoding="utf-8"))["command"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return str(made_by)

@@ -1,0 +1,61 @@
+"""What is logged while trainings run, for a file, or kept for a folder made at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from cdr.common.jsonable import to_json
+
+logger = logging.getLogger("cdr")
+
+_NAMES = ("cdr", "reweight", "py.warnings")
+_FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
+_Handler = TypeVar("_Handler", bound=logging.Handler)
+
+
+@contextmanager
+def logged(handler: _Handler) -> Iterator[_Handler]:
+    """The log and the warnings of the example and of the library go to a handler, closed after."""
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    loggers = [logging.getLogger(name) for name in _NAMES]
+    logging.captureWarnings(True)
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        handler.close()
+        logging.captureWarnings(False)
+        for logger in loggers:
+            logger.removeHandler(handler)
+
+
+class KeptLog(logging.Handler):
+    """Keeps what is logged as text."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._lines: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """A line for each record."""
+        return "".join(line + "\n" for line in self._lines)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(self.format(record))
+
+
+def log_history(name: str, history: Sequence[Mapping[str, float]]) -> None:
+    """Log the record of each epoch of a training.
+
+    Args:
+        name: Of the training.
+        history: One record per epoch.
+    """
+    for record in history:
+        logger.info("%s %s", name, to_json(record))

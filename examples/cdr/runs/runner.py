@@ -1,0 +1,235 @@
+"""Several trainings, one after another or side by side in processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from queue import Empty
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cdr import data as datasets
+from cdr.data.schema import CrossDomainData
+from cdr.training.loop import Result, train
+from cdr.training.options import Options
+from cdr.training.side_by_side import train_side_by_side
+from cdr.training.variants import plan
+
+Progress = Callable[[str], None]
+Weights = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to load, and how; hashable, so that a process loads it once."""
+
+    spec: str
+    options: tuple[tuple[str, Any], ...] = ()
+    seeded: bool = False
+    """Whether every seed has data of its own (a generator)."""
+
+    def load(self, seed: int) -> CrossDomainData:
+        """The data for one seed; the last ones loaded are kept."""
+        return _load(self, seed if self.seeded else 0)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training."""
+
+    variant: str
+    seed: int
+    source: Source
+    options: Options
+    device: str
+
+    @property
+    def teacher(self) -> Task | None:
+        """The training whose learned weights this one takes, if it does."""
+        teacher = plan(self.variant).teacher
+        return None if teacher is None else replace(self, variant=teacher)
+
+
+def run(
+    tasks: Sequence[Task],
+    jobs: int,
+    progress: Progress,
+    *,
+    stack_seeds: bool = False,
+    learned: Mapping[Task, Weights] | None = None,
+    keep_going: bool = False,
+) -> Iterator[tuple[Task, Result | Exception]]:
+    """Train every task and yield it when it is done.
+
+    Args:
+        tasks: in the order to start them; one that takes learned weights waits for its teacher.
+        jobs: how many at a time; 1 stays in this process.
+        progress: called with a short text about where a running training stands.
+        stack_seeds: train tasks that differ by nothing but the seed in common steps, see
+            :mod:`cdr.training.side_by_side`. To ``jobs`` they count as one.
+        learned: weights of teachers that are not among the tasks.
+        keep_going: yield the error of a training in the place of its result, and train the others.
+
+    Raises:
+        ValueError: from :func:`cdr.training.loop.train`, unless ``keep_going``; the other trainings
+            are stopped. Or ``stack_seeds`` where every seed has data of its own; or a task whose
+            teacher is neither among the tasks nor in ``learned``.
+        ChildProcessError: a process was killed.
+    """
+    queue = _Queue(_stacked(tasks) if stack_seeds else [(task,) for task in tasks], learned or {})
+    if jobs == 1:
+        for group, weights in iter(queue.next, None):
+            try:
+                results: list[Result] | Exception = _train(group, weights, progress)
+            except ValueError as error:
+                if not keep_going:
+                    raise
+                results = error
+            yield from queue.done(group, results)
+        return
+    context = multiprocessing.get_context("spawn")
+    messages, stop = context.Queue(), context.Event()
+    with ProcessPoolExecutor(jobs, context, _start_process, (messages, stop)) as pool:
+        futures: dict[Future[list[Result]], tuple[Task, ...]] = {}
+        try:
+            while True:
+                for group, weights in iter(queue.next, None):
+                    futures[pool.submit(_train_in_process, group, weights)] = group
+                if not futures:
+                    return
+                with suppress(Empty):
+                    progress(messages.get(timeout=0.2))
+                for future in [f for f in futures if f.done()]:
+                    group, failure = futures.pop(future), future.exception()
+                    if isinstance(failure, ValueError) and keep_going:
+                        yield from queue.done(group, failure)
+                    else:
+                        yield from queue.done(group, future.result())
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "a training process was killed, most likely for want of memory: lower --jobs"
+            ) from error
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Queue:
+    """Groups of tasks, each handed out once what it is to learn from is there."""
+
+    def __init__(self, groups: Sequence[tuple[Task, ...]], learned: Mapping[Task, Weights]) -> None:
+        self._waiting = list(groups)
+        self._learned = dict(learned)
+        tasks = {task for group in groups for task in group}
+        self._teachers = {task.teacher for task in tasks} - {None}
+        for teacher in self._teachers - self._learned.keys() - tasks:
+            assert teacher is not None
+            raise ValueError(
+                f"seed {teacher.seed}: a variant takes the weights that {teacher.variant} has "
+                f"learned, but {teacher.variant} is not among the trainings; add it"
+            )
+
+    def next(self) -> tuple[tuple[Task, ...], Weights | None] | None:
+        """The next group that can start, with its weights; None if none can."""
+        for group in self._waiting:
+            teacher = group[0].teacher
+            if teacher is None or teacher in self._learned:
+                self._waiting.remove(group)
+                return group, None if teacher is None else self._learned[teacher]
+        return None
+
+    def done(
+        self, group: tuple[Task, ...], results: Sequence[Result] | Exception
+    ) -> Iterator[tuple[Task, Result | Exception]]:
+        """What to yield for a group, and for those that can no longer start."""
+        for place, task in enumerate(group):
+            result = results if isinstance(results, Exception) else results[place]
+            yield task, result
+            if task not in self._teachers:
+                continue
+            if not isinstance(result, Exception) and result.weights is not None:
+                self._learned[task] = result.weights
+                continue
+            for orphan in [g for g in self._waiting if g[0].teacher == task]:
+                self._waiting.remove(orphan)
+                missing = ValueError(f"the training that it takes the weights of failed: {result}")
+                yield from ((task, missing) for task in orphan)
+
+
+def _stacked(tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
+    """Tasks that differ by nothing but the seed, together."""
+    groups: dict[Task, tuple[Task, ...]] = {}
+    for task in tasks:
+        if task.source.seeded:
+            raise ValueError(
+                f"--stack-seeds goes with one data set for all seeds, but {task.source.spec} is "
+                "drawn anew for each, with numbers of behaviours of its own: leave it out; --jobs "
+                "trains several at a time"
+            )
+        # Fixed weights are of one seed.
+        alike = task if task.teacher else replace(task, seed=0)
+        groups[alike] = (*groups.get(alike, ()), task)
+    return list(groups.values())
+
+
+def _train(group: tuple[Task, ...], weights: Weights | None, progress: Progress) -> list[Result]:
+    """Train tasks that differ by nothing but the seed."""
+    task = group[0]
+    data = _on_device(task.source, task.seed if task.source.seeded else 0, task.device)
+    who = f"seed {task.seed}" if len(group) == 1 else f"{len(group)} seeds"
+
+    def on_step(epoch: int, step: int, steps: int, best: float) -> None:
+        if step % 20 == 0 or step == steps:
+            standing = "" if best < 0 else f", valid AUC {best:.4f}"
+            progress(f"{task.variant} {who}: epoch {epoch + step / steps:.1f}{standing}")
+
+    if len(group) == 1:
+        return [
+            train(task.variant, data, task.options, task.seed, learned=weights, on_step=on_step)
+        ]
+    seeds = [each.seed for each in group]
+    return train_side_by_side(task.variant, data, task.options, seeds, on_step=on_step)
+
+
+@lru_cache(maxsize=1)
+def _load(source: Source, seed: int) -> CrossDomainData:
+    options = dict(source.options)
+    if source.seeded:
+        options["seed"] = seed
+    return datasets.load(source.spec, **options)
+
+
+@lru_cache(maxsize=1)
+def _on_device(source: Source, seed: int, device: str) -> CrossDomainData:
+    return source.load(seed).to(device)
+
+
+_messages: Any = None
+_stop: Any = None
+
+
+def _start_process(messages: Any, stop: Any) -> None:
+    global _messages, _stop
+    _messages, _stop = messages, stop
+    messages.cancel_join_thread()  # unread messages must not keep the process from ending
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and stops us
+    torch.set_num_threads(1)
+
+
+def _train_in_process(group: tuple[Task, ...], weights: Weights | None) -> list[Result]:
+    return _train(group, weights, _report)
+
+
+def _report(text: str) -> None:
+    if _stop.is_set():
+        raise InterruptedError("another training failed, or the run was interrupted")
+    _messages.put(text)

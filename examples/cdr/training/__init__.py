@@ -1,0 +1,1 @@
+"""Options, variants and the training loop of one recommendation model."""

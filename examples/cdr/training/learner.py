@@ -1,0 +1,229 @@
+"""What learns the weights: the outer problem of a training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import reweight
+from cdr.data.batches import Batches, PairBatch
+from cdr.data.schema import CrossDomainData
+from cdr.models import CrossDomainModel
+from cdr.training.options import HOLDS_OUT, Options, OuterOptions
+from cdr.training.same_users import SameUsers
+from reweight import (
+    BehavioralPerceptron,
+    ConstantWeighter,
+    GroupWeighter,
+    Losses,
+    LossWeighter,
+    ReorderReuseSampler,
+    SampleWeighter,
+    SplitSampler,
+)
+
+
+class Learner:
+    """A weighter, its optimizer and its batches.
+
+    Attributes:
+        rw: the model wrapped with the weighter.
+        records: of each outer step, what the solver says.
+    """
+
+    def __init__(
+        self,
+        model: CrossDomainModel,
+        optimizer: torch.optim.Optimizer,
+        data: CrossDomainData,
+        options: Options,
+        seed: int,
+    ) -> None:
+        self._model, self._data, self._options = model, data, options.outer
+        weighter = _weighter(data, options).to(data.source_offsets.device)
+        self.rw = reweight.wrap(
+            model,
+            weighter,
+            self.losses,
+            optimizer=optimizer,
+            hypergradient=self._options.hypergradient(),
+            inner_params=self._is_inner,
+        )
+        self._optimizer = _optimizer(weighter, self._options)
+        self._dev_optimizer = (
+            torch.optim.Adam(model.dev_head.parameters(), lr=options.inner.lr)
+            if options.model.dev_head
+            else None
+        )
+        num, device = len(data.train), data.train.user.device
+        # The rows held out have to be those that the inner problem does not see.
+        order = seed if self._options.dev in HOLDS_OUT else seed + 1
+        self._outer_rows = _endless(
+            pair_sampler(num, self._options.batch_size, order, self._options)
+        )
+        drawn = torch.arange(num, device=device)
+        if self._options.dev == "split-users":
+            # A batch of all that are left.
+            ((left, _),) = pair_sampler(num, num, order, self._options)
+            drawn = left.sort().values.to(device)
+        self._same_users = SameUsers(data.train.user, data.num_users, drawn, seed + 2)
+        self._position = 0
+        self.records: list[dict[str, float]] = []
+
+    def losses(self, model: nn.Module, batch: PairBatch) -> Losses:
+        """The model's losses with what the weighter looks at."""
+        losses: Losses = model.losses(batch)  # type: ignore[operator]
+        if self._options.weighter == "perceptron":
+            return losses
+        by_category = self._options.weighter == "group"
+        return replace(losses, inputs=batch.source.category if by_category else None)
+
+    def loss(self, batch: PairBatch) -> Tensor:
+        """The weighted inner loss."""
+        return self.rw.loss(batch)
+
+    def outer_step(self, batches: Batches) -> None:
+        """Move the perceptron once."""
+        rows, dev = self._rows(*next(self._outer_rows))
+        if self._dev_optimizer is not None:
+            self._train_dev_head(batches, self._dev_optimizer)
+        self._optimizer.zero_grad()
+        result = self.rw.outer_backward(batches.train_pairs(rows), batches.train_pairs(dev))
+        if self._options.clip is not None:
+            nn.utils.clip_grad_norm_(self.rw.weighter.parameters(), self._options.clip)
+        self._optimizer.step()
+        info = result.info
+        self.records.append(
+            {
+                "relative_residual": info.relative_residual,
+                "num_hvps": info.num_hvps,
+                "curvature": info.curvature if info.curvature is not None else math.nan,
+            }
+        )
+
+    def weights(self, batches: Batches) -> NDArray[np.float32]:
+        """The learned weight of every source behaviour, in the order of ``data.source``."""
+        num, device = len(self._data.source), self._data.source.user.device
+        # A weight may depend on the batch it is asked for in (σ of Eq. 8): batches of one size,
+        # mixed like those of training, make the weights of all behaviours comparable.
+        rows = torch.randperm(num, generator=torch.Generator().manual_seed(0)).to(device)
+        chunks = torch.tensor_split(rows, -(-num // 4096))
+        weights = torch.cat([self.rw.weights(batches.source_rows(chunk)) for chunk in chunks])
+        return torch.empty_like(weights).index_copy_(0, rows, weights).cpu().numpy()
+
+    def _is_inner(self, name: str) -> bool:
+        return self._options.heads or not name.split(".")[0].endswith("head")
+
+    def _rows(self, rows: Tensor, dev: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of the train batch and of the dev batch, from the sampler's."""
+        kind, device = self._options.dev, self._data.train.user.device
+        rows, dev = rows.to(device), dev.to(device)
+        if kind == "in-order":
+            return rows, self._in_order(self._options.batch_size, len(self._data.train))
+        pair = rows, dev
+        if kind == "same-users":
+            pair = self._same_users.partners(rows)
+        elif kind == "split-users":
+            dev_rows, beside = self._same_users.partners(dev)
+            pair = beside, dev_rows
+        # Not one user of the batch may have two rows.
+        return pair if len(pair[0]) else (rows, dev)
+
+    def _in_order(self, size: int, limit: int) -> Tensor:
+        rows = (self._position + torch.arange(size)) % limit
+        self._position = int(rows[-1]) + 1
+        return rows
+
+    def _train_dev_head(self, batches: Batches, optimizer: torch.optim.Optimizer) -> None:
+        size, steps = self._options.dev_head_batch_size, self._options.dev_head_steps
+        limit = min(size * steps, len(self._data.train))
+        # These passes are on the side: the statistics of a normalisation are not theirs to move.
+        buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
+        for step in range(steps):
+            rows = (step * size + torch.arange(size)) % limit
+            loss = self._model.outer_loss(batches.train_pairs(rows))
+            head = list(self._model.dev_head.parameters())
+            for p, g in zip(head, torch.autograd.grad(loss, head), strict=True):
+                p.grad = g
+            optimizer.step()
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+def pair_sampler(
+    n: int, batch_size: int, seed: int, options: OuterOptions | None
+) -> ReorderReuseSampler | SplitSampler:
+    """Batches of training rows for the inner problem, each with one for the outer problem.
+
+    Args:
+        n: training rows.
+        batch_size: of the inner problem, at most; less where there are few rows.
+        seed: of the order, and of what is held out.
+        options: of the outer problem, which may have rows held out; None: there is none.
+
+    Raises:
+        ValueError: There is a single training row.
+    """
+    if n < 2:
+        raise ValueError(
+            "the data have one target behaviour to train on, which cannot serve both the inner and "
+            "the outer problem; take a larger target domain, or more users"
+        )
+    if options is not None and options.dev in HOLDS_OUT:
+        held_out = max(1, round(options.split * n))
+        return SplitSampler(
+            n,
+            options.split,
+            min(batch_size, n - held_out),
+            dev_batch_size=min(options.batch_size, held_out),
+            seed=seed,
+        )
+    return ReorderReuseSampler(n, min(batch_size, n // 2), seed=seed)
+
+
+def _endless(sampler: ReorderReuseSampler | SplitSampler) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from sampler
+
+
+def _optimizer(weighter: SampleWeighter, options: OuterOptions) -> torch.optim.Optimizer:
+    kinds: dict[str, type[torch.optim.Adam] | type[torch.optim.SGD]]
+    kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for name, parameter in weighter.named_parameters():
+        free = name == "raw_gamma" and not options.decay_gamma
+        (kept if free else decayed).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+    kind = kinds[options.optimizer]
+    return kind(groups, lr=options.lr, weight_decay=options.weight_decay)
+
+
+def _weighter(data: CrossDomainData, options: Options) -> SampleWeighter:
+    kind, perceptron = options.outer.weighter, options.perceptron
+    if kind == "loss":
+        return LossWeighter()
+    if kind == "group":
+        # One group more: the pad of users without source behaviours.
+        return GroupWeighter(data.source_items.num_categories + 1)
+    if kind == "constant":
+        return ConstantWeighter()
+    return BehavioralPerceptron(
+        2 * options.model.dim,
+        num_heads=perceptron.heads,
+        global_hidden=perceptron.global_hidden,
+        local_hidden=perceptron.local_hidden,
+        use_global=perceptron.global_branch,
+        use_local=perceptron.local_branch,
+        normalization=perceptron.normalization,
+        global_bias=perceptron.global_bias,
+        mask_keys=perceptron.mask_keys,
+        gamma_map=perceptron.gamma_map,
+    )

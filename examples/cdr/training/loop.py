@@ -1,0 +1,324 @@
+"""One model trained on one data set with one seed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cdr.common.checking import refuse
+from cdr.common.nested import map_tensors
+from cdr.data.batches import Batches, PairBatch
+from cdr.data.schema import CrossDomainData
+from cdr.models import CrossDomainModel
+from cdr.training.evaluation import NUM_SOURCE, Scores, score
+from cdr.training.graphs import CapturedStep
+from cdr.training.learner import Learner, pair_sampler
+from cdr.training.metrics import auc
+from cdr.training.optimizers import LazyAdam
+from cdr.training.options import InnerOptions, Options
+from cdr.training.variants import Plan, plan
+
+
+@dataclass
+class Result:
+    """What came out of one training.
+
+    Attributes:
+        test: scores of the checkpoint on the test rows.
+        extra_test: the same on a generator's further test rows.
+        history: one record per epoch.
+        state: the checkpoint, of the best epoch or, for a search, of the last one.
+        weights: learned weight per source behaviour, where weights are learned.
+        weight_auc: AUC of learned weight, also where it is only used, against the true flag, where
+            there is one.
+        seconds: from the start of the training to here, of all that is trained in common steps.
+    """
+
+    test: Scores
+    extra_test: Scores | None
+    history: list[dict[str, float]]
+    state: dict[str, Any]
+    weights: NDArray[np.float32] | None = None
+    weight_auc: float | None = None
+    outer: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def train(
+    variant: str,
+    data: CrossDomainData,
+    options: Options,
+    seed: int,
+    *,
+    learned: NDArray[np.float32] | None = None,
+    on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, best: None,
+) -> Result:
+    """Train with early stopping on validation AUC, and score the best checkpoint.
+
+    Args:
+        variant: see :mod:`cdr.training.variants`.
+        data: on the device to train on.
+        options: see :mod:`cdr.training.options`; ``options.model`` determines the model.
+        seed: of initialisation, batches and source draws.
+        learned: the weights that "search" has learned, one per source behaviour, for the variants
+            that take them.
+        on_step: called after every step with (epoch from 0, step in it, steps of an epoch, best
+            validation AUC so far).
+
+    Raises:
+        ValueError: ``oracle`` without true flags, ``retrain`` or ``random`` without learned
+            weights; validation or test rows of one class; a loss that is not finite.
+    """
+    training = Training(variant, data, options, seed, learned)
+    while not training.done:
+        training.run_epoch(on_step)
+    return training.result()
+
+
+class Training:
+    """One seed's model with its optimizer, batches and early stopping.
+
+    The random streams (initialisation, order of the rows, source draws) are its own, so that what
+    comes out does not depend on what else is trained beside it.
+
+    Attributes:
+        model: the recommendation model.
+        optimizer: of the model.
+        loss: from a batch to the inner loss.
+        learner: the perceptron with all its own, where weights are learned.
+        batches: what batches are made by.
+        sampler: one epoch of training rows per ``iter()``.
+        best: best validation AUC so far, -inf before the first epoch.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        data: CrossDomainData,
+        options: Options,
+        seed: int,
+        learned: NDArray[np.float32] | None = None,
+    ) -> None:
+        self._started = time.perf_counter()
+        _check_classes(data)
+        torch.manual_seed(seed)
+        how = plan(variant)
+        options = how.change(options)
+        self._variant, self._data, self._options, self._seed = variant, data, options, seed
+        self._keeps_last = how.keeps_last
+        device = data.source_offsets.device
+        kind, single_domain = options.model_class, how.source == "none"
+        model = kind(data, options.model, single_domain).to(device)
+        self.model: CrossDomainModel = model
+        if options.inner.cuda_graphs and device.type != "cuda":
+            refuse("inner", "cuda_graphs", True, f"the device is {device}; add --device cuda")
+        if options.inner.lazy_tables:
+            for module in model.modules():
+                if isinstance(module, nn.Embedding):
+                    module.sparse = True
+        self.optimizer = inner_optimizer(model.parameters(), options.inner)
+        learns = how.source == "learned"
+        self.learner = Learner(model, self.optimizer, data, options, seed) if learns else None
+        windows = kind.windows(options.model, single_domain)
+        reads_histories = learns and options.outer.weighter == "perceptron"
+        self.batches = Batches(
+            data,
+            options.perceptron.history if reads_histories else 0,
+            seed,
+            windows,
+            paired=options.inner.source_batch == "paired",
+        )
+        gamma = {"none": 0.0, "mean": options.inner.gamma}.get(how.source, 1.0)
+        gamma = gamma if how.gamma is None else how.gamma
+        given = self._given_weights(how, learned)
+        # How good an order the true flags themselves are need not be told.
+        self._judged = given if how.teacher else None
+        self.loss: Callable[[PairBatch], Tensor] = (
+            self.learner.loss if self.learner else _plain_loss(model, gamma, given)
+        )
+        # Only what learns weights has a use for rows held out.
+        outer = options.outer if learns else None
+        self.sampler = pair_sampler(len(data.train), options.inner.batch_size, seed, outer)
+        self.best = -math.inf
+        self._captured: CapturedStep | None = None
+        self._scorer = Batches(data, 0, 0, windows)
+        self._num_source = NUM_SOURCE if kind.mixes_candidates and not single_domain else 1
+        self._state, self._since, self._steps = self._snapshot(), 0, 0
+        self._history: list[dict[str, float]] = []
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is under way, from 0."""
+        return len(self._history)
+
+    @property
+    def done(self) -> bool:
+        """Whether there is no further epoch."""
+        inner = self._options.inner
+        return self.epoch >= inner.epochs or self._since >= inner.patience
+
+    def run_epoch(self, on_step: Callable[[int, int, int, float], None]) -> None:
+        """Train for one epoch and look at the validation rows."""
+        total = torch.zeros((), device=self._data.source_offsets.device)
+        for done, (rows, _) in enumerate(self.sampler, 1):
+            batch = self.batches.train_pairs(rows)
+            with self._explained():
+                total += self.step(batch)
+            self.after_step()
+            on_step(self.epoch, done, len(self.sampler), self.best)
+        self.end_epoch(float(total) / len(self.sampler))
+
+    def step(self, batch: PairBatch) -> Tensor:
+        """One inner step; the loss before it, detached, which the next call may overwrite."""
+        if not self._options.inner.cuda_graphs:
+            return self._inner_step(batch)
+        if self._captured is None:
+            self._captured = CapturedStep(self._inner_step, batch)
+        return self._captured(batch)
+
+    def _inner_step(self, batch: PairBatch) -> Tensor:
+        self.optimizer.zero_grad()
+        loss = self.loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.detach()
+
+    def after_step(self) -> None:
+        """Count an inner step, and take an outer one where it is due."""
+        self._steps += 1
+        if self.learner and self._steps % self._options.outer.interval == 0:
+            with self._explained():
+                self.learner.outer_step(self.batches)
+
+    def end_epoch(self, loss: float) -> None:
+        """Validate the model after an epoch of this mean loss, and keep it if it is to be kept."""
+        valid = score(self.model, self._scorer, self._data.valid, self._num_source).metrics()
+        if not (math.isfinite(loss) and math.isfinite(valid["log_loss"])):
+            raise self._broken(f"the mean loss is {loss}")
+        self._history.append({"epoch": self.epoch + 1, "loss": loss, **valid})
+        better = valid["auc"] > self.best
+        if better or self._keeps_last:
+            self._state = self._snapshot()
+        self.best, self._since = max(valid["auc"], self.best), 0 if better else self._since + 1
+
+    def result(self) -> Result:
+        """Score the checkpoint kept, which the model is left at."""
+        data = self._data
+        self.model.load_state_dict(self._state["model"])
+        result = Result(
+            score(self.model, self._scorer, data.test, self._num_source),
+            score(self.model, self._scorer, data.extra_test, self._num_source)
+            if data.extra_test
+            else None,
+            self._history,
+            self._state,
+        )
+        if self.learner:
+            self.learner.rw.load_state_dict(self._state["weighter"])
+            result.weights = self.learner.weights(self.batches)
+            result.outer = self.learner.records
+        judged = result.weights if self._judged is None else self._judged.cpu().numpy()
+        if judged is not None and data.relevant is not None:
+            result.weight_auc = auc(judged, data.relevant.cpu().numpy())
+        result.seconds = time.perf_counter() - self._started
+        return result
+
+    def _given_weights(self, how: Plan, learned: NDArray[np.float32] | None) -> Tensor | None:
+        """One fixed weight per source behaviour, for the variants that have them."""
+        data = self._data
+        if how.weights is None:
+            return None
+        if how.weights == "flags":
+            if data.relevant is None:
+                raise ValueError(f"{data.name} has no true relevance flags, so there is no oracle")
+            return data.relevant.float()
+        if learned is None or len(learned) != len(data.source):
+            raise ValueError(
+                f"variant {self._variant}: learned has {0 if learned is None else len(learned)} "
+                f"weights for {len(data.source)} source behaviours; pass the weights of a result "
+                'of "search" on the same data'
+            )
+        weights = torch.from_numpy(learned)
+        if how.weights == "permuted":
+            generator = torch.Generator().manual_seed(self._seed)
+            weights = weights[torch.randperm(len(weights), generator=generator)]
+        return weights.to(data.source_offsets.device)
+
+    def _snapshot(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"model": self.model.state_dict()}
+        if self.learner:
+            state["weighter"] = self.learner.rw.state_dict()
+        # Not by deepcopy, which copies the whole storage where a tensor is a view of a larger one.
+        copied: dict[str, Any] = map_tensors(torch.clone, state)
+        return copied
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What is not finite is refused by the library; say what to do about it here."""
+        try:
+            yield
+        except (ValueError, FloatingPointError) as error:
+            raise self._broken(str(error)) from error
+
+    def _broken(self, what: str) -> ValueError:
+        inner, outer = "--inner.lr", "--outer.lr"
+        if self._variant == "search":
+            inner, outer = "--search.inner-lr", "--search.lr"
+        advice = f"Lower {inner} (now {self._options.inner.lr:g})"
+        if self.learner:
+            advice += f" or {outer} (now {self._options.outer.lr:g})"
+        return ValueError(
+            f"training {self._variant} (seed {self._seed}) broke down in epoch {self.epoch + 1}: "
+            f"{what}. {advice}."
+        )
+
+
+def inner_optimizer(parameters: Iterable[Tensor], options: InnerOptions) -> torch.optim.Optimizer:
+    """The optimizer of a recommendation model."""
+    if options.lazy_tables:
+        return LazyAdam(parameters, lr=options.lr, weight_decay=options.weight_decay)
+    # Most of a step is spent on embedding tables, where one fused pass is 4 to 5 times faster.
+    return torch.optim.Adam(
+        parameters,
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+        fused=True,
+        capturable=options.cuda_graphs,
+    )
+
+
+def _check_classes(data: CrossDomainData) -> None:
+    """AUC picks the best epoch and is what comes out: it needs positives and negatives."""
+    for name, rows in (("validation", data.valid), ("test", data.test)):
+        positive, num = int(rows.label.sum()), len(rows)
+        if positive in (0, num):
+            raise ValueError(
+                f"{data.name}: all {num:,} {name} behaviours are "
+                f"{'positive' if positive else 'negative'} (positive is a rating above 3), so that "
+                "there is no AUC: take more users, or check the ratings' scale"
+            )
+
+
+def _plain_loss(
+    model: CrossDomainModel, gamma: float, weights: Tensor | None
+) -> Callable[[PairBatch], Tensor]:
+    """The inner loss of the variants that learn no weights."""
+
+    def loss(batch: PairBatch) -> Tensor:
+        losses = model.losses(batch)
+        target_loss = torch.as_tensor(losses.fixed)
+        if weights is not None:
+            fixed = weights.index_select(0, batch.source_row)
+            return target_loss + (fixed * losses.weighted).mean()
+        return target_loss + gamma * losses.weighted.mean() if gamma else target_loss
+
+    return loss

@@ -1,0 +1,275 @@
+"""Everything a run can be told, and the presets that tell it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from cdr.common.checking import at_least, positive, refuse, share, widths
+from cdr.models import MODELS, CrossDomainModel, ModelOptions
+from cdr.models.conet import CoNetOptions
+from reweight import ConjugateGradient, Identity, ImplicitHypergradient, Neumann
+
+
+@dataclass(frozen=True)
+class InnerOptions:
+    """How the recommendation model is trained."""
+
+    lr: float = 2e-3
+    """Adam's learning rate."""
+    weight_decay: float = 1e-4
+    """Adam's weight decay."""
+    batch_size: int = 128
+    """Target behaviours in a batch, each with one source behaviour of its user."""
+    epochs: int = 20
+    """At most this many."""
+    patience: int = 3
+    """Stop after so many epochs without a better validation AUC."""
+    gamma: float = 1.0
+    """Weight of the source loss in the base model."""
+    source_batch: Literal["paired", "independent"] = "paired"
+    """Beside each target row: a random source behaviour of its user, or one drawn from all."""
+    lazy_tables: bool = False
+    """Let Adam move only the rows of the tables that a batch looks up; needs another lr."""
+    cuda_graphs: bool = False
+    """Record the inner step as a CUDA graph, on a GPU."""
+
+    def __post_init__(self) -> None:
+        positive("inner", self, "lr")
+        at_least(0, "inner", self, "weight_decay", "gamma")
+        at_least(1, "inner", self, "batch_size", "epochs", "patience")
+        if self.lazy_tables and self.cuda_graphs:
+            refuse(
+                "inner", "cuda_graphs", True, "a step with --inner.lazy-tables can't be recorded"
+            )
+
+
+HOLDS_OUT = ("split", "split-users")
+"""Those of --outer.dev for which rows are held out from training."""
+
+
+@dataclass(frozen=True)
+class OuterOptions:
+    """How the behavioral perceptron is trained."""
+
+    weighter: Literal["perceptron", "loss", "group", "constant"] = "perceptron"
+    """What gives weights: the perceptron, an MLP on the loss, the source category, one γ."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """The optimizer of the weighter."""
+    lr: float = 2e-3
+    """Its learning rate."""
+    weight_decay: float = 0.0
+    """Its weight decay."""
+    decay_gamma: bool = True
+    """Whether weight decay acts on the perceptron's global γ too."""
+    clip: float | None = None
+    """Largest norm of the hypergradient; None: as it is."""
+    interval: int = 5
+    """Inner steps between two outer steps."""
+    batch_size: int = 512
+    """Target behaviours in the train batch and in the dev batch of an outer step."""
+    dev: Literal["same-users", "reshuffled", "in-order", "split", "split-users"] = "same-users"
+    """Dev batches: other rows of the same users, reorder-and-reuse, the authors' fixed order, rows
+    held out from training, or rows held out beside others of the same users."""
+    split: float = 0.05
+    """With --outer.dev split and split-users: the share of the training rows that is held out."""
+    solver: Literal["neumann", "cg", "identity"] = "neumann"
+    """How the inverse Hessian is applied; identity takes no curvature into account."""
+    num_terms: int = 3
+    """Terms of the Neumann series after the first (K)."""
+    step_size: float | Literal["auto"] = "auto"
+    """Step size of the series (α); auto: one over the largest curvature met."""
+    heads: bool = True
+    """Whether the prediction heads are among the parameters differentiated through."""
+    dev_head_steps: int = 100
+    """With an extra dev head: its training steps before each outer step."""
+    dev_head_batch_size: int = 256
+    """With an extra dev head: the batch size of those steps."""
+
+    def __post_init__(self) -> None:
+        positive("outer", self, "lr", "clip")
+        at_least(0, "outer", self, "weight_decay", "num_terms", "dev_head_steps")
+        at_least(1, "outer", self, "interval", "batch_size", "dev_head_batch_size")
+        if self.step_size != "auto":
+            positive("outer", self, "step_size")
+        share("outer", self, "split")
+
+    def hypergradient(self) -> ImplicitHypergradient:
+        """The solver these options describe."""
+        if self.solver == "cg":
+            return ImplicitHypergradient(ConjugateGradient(self.num_terms + 1))
+        if self.solver == "identity":
+            return ImplicitHypergradient(
+                Identity(1.0 if self.step_size == "auto" else self.step_size)
+            )
+        return ImplicitHypergradient(Neumann(self.num_terms, self.step_size))
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How the weights are learned that a new model is to be trained on."""
+
+    lr: float = 7e-4
+    """The weighter's learning rate, in the place of --outer.lr."""
+    inner_lr: float = 2e-3
+    """The model's, in the place of --inner.lr; what it knows by heart teaches no weights."""
+    epochs: int = 10
+    """As many, whatever the model's validation AUC: the weights are those after the last one."""
+    split: float = 0.2
+    """The share of the training rows that is held out, for dev batches of the same users."""
+
+    def __post_init__(self) -> None:
+        positive("search", self, "lr", "inner_lr")
+        at_least(1, "search", self, "epochs")
+        share("search", self, "split")
+
+
+@dataclass(frozen=True)
+class PerceptronOptions:
+    """The behavioral perceptron."""
+
+    history: int = 20
+    """Positive behaviours of each domain that it sees."""
+    heads: int = 4
+    """Heads of each attention."""
+    global_branch: bool = True
+    """Whether a behaviour counts by its item alone."""
+    local_branch: bool = True
+    """Whether a behaviour counts by the user's histories."""
+    global_hidden: tuple[int, ...] = (32,)
+    """Hidden widths of the global branch's MLP; empty: one linear layer."""
+    local_hidden: tuple[int, ...] = (32,)
+    """Hidden widths of the local branch's MLP."""
+    global_bias: float = 1.0
+    """Constant added to the global importance, which keeps the product of the two off a saddle."""
+    normalization: Literal["sigmoid", "centered", "softmax"] = "centered"
+    """σ of Eq. 8: sigmoid, sigmoid around the batch mean, or softmax over the batch."""
+    mask_keys: bool = True
+    """Whether pads are kept out of the attention and of the mean."""
+    gamma_map: Literal["softplus", "relu"] = "softplus"
+    """How the global γ is kept from turning negative."""
+
+    def __post_init__(self) -> None:
+        at_least(1, "perceptron", self, "history", "heads")
+        widths("perceptron", self, "global_hidden", "local_hidden")
+        if not (self.global_branch or self.local_branch):
+            refuse("perceptron", "local_branch", False, "one of the two branches has to stay")
+        if not math.isfinite(self.global_bias):
+            refuse("perceptron", "global_bias", self.global_bias, "it must be a finite number")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Model, inner and outer training, search, perceptron."""
+
+    model: ModelOptions = field(default_factory=CoNetOptions)
+    inner: InnerOptions = field(default_factory=InnerOptions)
+    outer: OuterOptions = field(default_factory=OuterOptions)
+    search: SearchOptions = field(default_factory=SearchOptions)
+    perceptron: PerceptronOptions = field(default_factory=PerceptronOptions)
+
+    def __post_init__(self) -> None:
+        if self.inner.source_batch == "independent" and self.model_class.pairs_users:
+            refuse(
+                "inner",
+                "source_batch",
+                "independent",
+                f"{self.model_class.label} reads the source behaviour of the same user beside each "
+                "target row; leave it paired",
+            )
+        # Item and category, of the behaviour and of the candidate.
+        width = 4 * self.model.dim
+        if width % self.perceptron.heads:
+            fitting = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
+            refuse(
+                "perceptron",
+                "heads",
+                self.perceptron.heads,
+                f"it must divide the attention's width of four times --model.dim, {width}; "
+                f"choose one of {fitting}",
+            )
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model that `model` belongs to."""
+        return next(n for n, m in MODELS.items() if m.Options is type(self.model))
+
+    @property
+    def model_class(self) -> type[CrossDomainModel]:
+        """The model that `model` belongs to."""
+        return MODELS[self.model_name]
+
+
+PresetName = Literal["default", "paper", "authors"]
+
+
+def preset(name: PresetName, model: str) -> Options:
+    """Where all options of a model start from.
+
+    Args:
+        name: "default": found by search (docs/cdr.md); "paper": what the text of the paper says
+            (BIAO, section 4.3); "authors": what the authors' released code does for CoNet, except
+            that there the candidate's embedding in the global branch is not detached.
+        model: a name of :data:`cdr.models.MODELS`.
+    """
+    kind = MODELS[model]
+    if name == "paper":
+        return Options(
+            model=kind.original,
+            inner=InnerOptions(
+                lr=5e-3,
+                weight_decay=0.0,
+                epochs=10,
+                source_batch="paired" if kind.pairs_users else "independent",
+            ),
+            outer=OuterOptions(
+                optimizer="sgd",
+                lr=1e-2,
+                interval=100,
+                batch_size=128,
+                dev="reshuffled",
+                step_size=1.0,
+            ),
+            perceptron=PerceptronOptions(
+                history=20 if model == "minet" else 50, global_bias=0.0, normalization="sigmoid"
+            ),
+        )
+    if name == "authors":
+        own = replace(kind.original, dev_head=True)
+        if isinstance(own, CoNetOptions):
+            own = replace(own, dim=10, cross_layers=4, bias=False, init_std=1.0)
+        return Options(
+            model=own,
+            inner=InnerOptions(lr=1e-2, weight_decay=0.0, batch_size=64, epochs=5),
+            outer=OuterOptions(
+                optimizer="sgd",
+                lr=1e-2,
+                weight_decay=2.0,
+                clip=10.0,
+                interval=100,
+                batch_size=256,
+                dev="in-order",
+                step_size=1.0,
+                heads=False,
+            ),
+            perceptron=PerceptronOptions(
+                history=50,
+                global_hidden=(),
+                local_hidden=(32, 16),
+                global_bias=0.0,
+                normalization="softmax",
+                mask_keys=False,
+                gamma_map="relu",
+            ),
+        )
+    if model == "conet":
+        return Options()
+    # The attention of the others is learnt well only at a rate at which training is over in a few
+    # epochs, so that the perceptron has to move faster too.
+    return Options(
+        model=kind.Options(),
+        inner=InnerOptions(lr=1e-2, batch_size=256, patience=2),
+        outer=OuterOptions(lr=1e-2),
+        search=SearchOptions(lr=3e-3, inner_lr=3e-3 if model == "dasl" else 1e-2),
+    )

@@ -1,0 +1,155 @@
+"""Several seeds of one variant trained at once, for a device that one small model cannot fill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from cdr.common.checking import refuse
+from cdr.common.nested import tensors_in, with_tensors
+from cdr.data.batches import PairBatch
+from cdr.data.schema import CrossDomainData
+from cdr.training.loop import Result, Training, inner_optimizer
+from cdr.training.options import Options
+
+
+def train_side_by_side(
+    variant: str,
+    data: CrossDomainData,
+    options: Options,
+    seeds: Sequence[int],
+    *,
+    on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, best: None,
+) -> list[Result]:
+    """Train every seed as :func:`cdr.training.loop.train` does, in steps that they take together.
+
+    The results are those of the seeds one by one, up to rounding: each has its own random streams,
+    and a seed that has stopped takes no part in later epochs. An outer step belongs to one seed,
+    and is taken for one after another. What is not finite is noticed at the end of the epoch, or
+    by an outer step.
+
+    Args:
+        variant: one for all, so that gradients reach the same parameters of every seed.
+        data: one for all, which makes batches and embedding tables equally large.
+        options: as for :func:`cdr.training.loop.train`.
+        seeds: at least one.
+        on_step: likewise; the best validation AUC is the mean over the seeds.
+
+    Returns:
+        The results in the order of ``seeds``.
+
+    Raises:
+        ValueError: as :func:`cdr.training.loop.train`, naming the seed; a model with buffers.
+    """
+    trainings = [Training(variant, data, options, seed) for seed in seeds]
+    stack = _Stack(trainings, options)
+    while stack.trainings:
+        running = stack.trainings
+        total = torch.zeros(len(running), device=data.source_offsets.device)
+        epoch, steps = running[0].epoch, len(running[0].sampler)
+        best = sum(training.best for training in trainings) / len(trainings)
+        # Strict, for every sampler to see the end of its epoch.
+        for done, pairs in enumerate(zip(*(t.sampler for t in running), strict=True), 1):
+            batches = [t.batches.train_pairs(r) for t, (r, _) in zip(running, pairs, strict=True)]
+            total += stack.step(batches)
+            for training in running:
+                training.after_step()
+            on_step(epoch, done, steps, best)
+        for training, loss in zip(running, (total / steps).tolist(), strict=True):
+            training.end_epoch(loss)
+        stack.keep_running()
+    return [training.result() for training in trainings]
+
+
+class _Stack:
+    """The parameters of several trainings as one tensor [S, ...] each, and their optimizer.
+
+    The parameters of the trainings' own modules become views of it: what works on one model
+    (outer steps, scores, snapshots) reads and writes the stack. The trainings' own inner optimizers
+    never step; the library reads the weight decay from them.
+    """
+
+    def __init__(self, trainings: list[Training], options: Options) -> None:
+        for option in ("lazy_tables", "cuda_graphs"):
+            if getattr(options.inner, option):
+                refuse("inner", option, True, "it does not go with --stack-seeds; leave one out")
+        self.trainings = trainings
+        self._modules: list[nn.Module] = [_Loss(training) for training in trainings]
+        for name, _ in self._modules[0].named_buffers():
+            raise ValueError(
+                f"{name} is a buffer, and trainings side by side share none: train one by one"
+            )
+        own = [dict(module.named_parameters()) for module in self._modules]
+        self._parameters: dict[str, Tensor] = {}
+        for name, parameter in own[0].items():
+            stacked = torch.stack([parameters[name].detach() for parameters in own])
+            # The perceptrons move in outer steps only.
+            inner = parameter.requires_grad and name.startswith("model.")
+            self._parameters[name] = nn.Parameter(stacked, requires_grad=inner)
+        self._share()
+        inner_parameters = [p for p in self._parameters.values() if p.requires_grad]
+        # Elementwise, and all have made equally many steps: one optimizer is as good as S.
+        self._optimizer = inner_optimizer(inner_parameters, options.inner)
+
+    def step(self, batches: Sequence[PairBatch]) -> Tensor:
+        """One inner step of each training on its batch; the losses [S] before it."""
+        like, module = batches[0], self._modules[0]
+
+        def loss(parameters: dict[str, Tensor], tensors: list[Tensor]) -> Tensor:
+            result: Tensor = functional_call(module, parameters, (with_tensors(like, tensors),))
+            return result
+
+        tensors = [torch.stack(t) for t in zip(*map(tensors_in, batches), strict=True)]
+        losses = torch.vmap(loss)(self._parameters, tensors)
+        self._optimizer.zero_grad()
+        # Each term of the sum reaches its own slice of the parameters only.
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return losses.detach()
+
+    def keep_running(self) -> None:
+        """Let go of the trainings that are done."""
+        places = [i for i, training in enumerate(self.trainings) if not training.done]
+        if len(places) == len(self.trainings):
+            return
+        self.trainings = [self.trainings[i] for i in places]
+        self._modules = [self._modules[i] for i in places]
+        for parameter in self._parameters.values():
+            parameter.grad, parameter.data = None, parameter.data[places]
+        for state in self._optimizer.state.values():
+            for name, value in state.items():
+                if value.ndim:  # the count of steps is common to all
+                    state[name] = value[places]
+        self._share()
+
+    def _share(self) -> None:
+        for place, module in enumerate(self._modules):
+            for name, parameter in module.named_parameters():
+                parameter.data = self._parameters[name].data[place]
+
+
+class _Loss(nn.Module):
+    """The inner loss of a training as a function of all its parameters, without a look at values.
+
+    ``torch.vmap`` cannot branch on them, as the library's checks do, and a device would have to be
+    waited for.
+    """
+
+    def __init__(self, training: Training) -> None:
+        super().__init__()
+        self.model = training.model
+        self.weighter = training.learner.rw.weighter if training.learner else None
+        self._losses = training.learner.losses if training.learner else None
+        self._plain = training.loss
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        if self.weighter is None or self._losses is None:
+            return self._plain(batch)
+        losses = self._losses(self.model, batch)
+        with torch.no_grad():
+            weights = self.weighter(losses.weighted, losses.inputs)
+        loss: Tensor = losses.fixed + (weights * losses.weighted).mean()
+        return loss

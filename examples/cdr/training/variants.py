@@ -1,0 +1,119 @@
+"""The variants of a model: what each leaves out, adds or weighs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from cdr.training.options import Options
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What tells one variant from another.
+
+    Attributes:
+        label: What follows the model's name in a table.
+        source: How source losses count: "none" (there is no source branch), "mean" (their mean,
+            times `gamma`), "learned", or "fixed" (by given weights).
+        gamma: With "mean"; None takes --inner.gamma.
+        weights: With "fixed": the true flags, those that the variant "search" of the same seed has
+            learned, or the latter permuted.
+        change: Of the options, to those the variant is trained with.
+        keeps_last: Whether what comes out is the last epoch's, not that of the best model.
+    """
+
+    label: str
+    source: Literal["none", "mean", "learned", "fixed"]
+    gamma: float | None = None
+    weights: Literal["flags", "learned", "permuted"] | None = None
+    change: Callable[[Options], Options] = lambda options: options
+    keeps_last: bool = False
+
+    @property
+    def teacher(self) -> str | None:
+        """The variant whose learned weights it takes, if it does."""
+        return "search" if self.weights in ("learned", "permuted") else None
+
+
+def _outer(**changes: object) -> Callable[[Options], Options]:
+    return lambda options: replace(options, outer=replace(options.outer, **changes))  # type: ignore[arg-type]
+
+
+def _perceptron(**changes: object) -> Callable[[Options], Options]:
+    return lambda options: replace(options, perceptron=replace(options.perceptron, **changes))  # type: ignore[arg-type]
+
+
+def _search(options: Options) -> Options:
+    """Rows held out say what they say however long it takes: no early stopping."""
+    inner, search = options.inner, options.search
+    return replace(
+        options,
+        inner=replace(inner, lr=search.inner_lr, epochs=search.epochs, patience=search.epochs),
+        outer=replace(options.outer, dev="split-users", split=search.split, lr=search.lr),
+    )
+
+
+VARIANTS = {
+    "S": Plan("-S", "none"),
+    "0": Plan("-0", "mean", gamma=0.0),
+    "base": Plan("", "mean"),
+    "ours": Plan("+ours", "learned"),
+    "no-global": Plan("+ours w/o global", "learned", change=_perceptron(global_branch=False)),
+    "no-user": Plan("+ours w/o user", "learned", change=_perceptron(local_branch=False)),
+    "search": Plan("+ours, search", "learned", change=_search, keeps_last=True),
+    "retrain": Plan("+ours retrained", "fixed", weights="learned"),
+    "random": Plan("+ours permuted", "fixed", weights="permuted"),
+    "loss": Plan("+LossWeighter", "learned", change=_outer(weighter="loss")),
+    "group": Plan("+GroupWeighter", "learned", change=_outer(weighter="group")),
+    "constant": Plan("+ConstantWeighter", "learned", change=_outer(weighter="constant")),
+    "oracle": Plan("+oracle", "fixed", weights="flags"),
+}
+_SPLIT = "split-"
+
+
+def plan(variant: str) -> Plan:
+    """The variant of a name: one of :data:`VARIANTS`, or "split-0.05" and the like, which holds
+    that share of the training rows out for the outer problem.
+
+    Raises:
+        ValueError: If there is no such variant.
+    """
+    if variant in VARIANTS:
+        return VARIANTS[variant]
+    if variant.startswith(_SPLIT):
+        try:
+            ratio = float(variant[len(_SPLIT) :])
+        except ValueError:
+            ratio = 0.0
+        if 0 < ratio < 1:
+            return Plan(
+                f"+ours split {ratio:g}", "learned", change=_outer(dev="split", split=ratio)
+            )
+    raise ValueError(
+        f"--variants {variant}: there is no such variant; there are {', '.join(VARIANTS)}, and "
+        f"{_SPLIT}RATIO with a ratio between 0 and 1"
+    )
+
+
+def label(variant: str) -> str:
+    """What follows the model's name in a table."""
+    return plan(variant).label
+
+
+def check(variants: tuple[str, ...]) -> None:
+    """Raise unless each is known and named once, and what learned weights need is there.
+
+    Raises:
+        ValueError: Naming the variant.
+    """
+    if len(set(variants)) < max(1, len(variants)):
+        raise ValueError(f"--variants {' '.join(variants)}: name at least one, and each once.")
+    for variant in variants:
+        teacher = plan(variant).teacher
+        if teacher is not None and teacher not in variants:
+            raise ValueError(
+                f"--variants {variant}: it takes the weights that {teacher} has learned; "
+                f"add {teacher}"
+            )

@@ -1,0 +1,133 @@
+"""The table: right numbers, at most 80 columns, and sentences that fit the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cdr.data import CrossDomainData
+from cdr.report.run_report import Report, report
+from cdr.training.evaluation import Scores
+from cdr.training.loop import Result
+from cdr.training.metrics import auc, log_loss
+
+
+def result(seed: int, strength: float, weight_auc: float | None = None) -> Result:
+    rng = np.random.default_rng(seed)
+    label = (np.random.default_rng(99).random(200) < 0.6).astype(np.float32)
+    logit = strength * (label - 0.5) + rng.standard_normal(200)
+    scores = Scores((1 / (1 + np.exp(-logit))).astype(np.float32), label, np.arange(200))
+    return Result(scores, None, [{"epoch": 1, "auc": 0.6}], {}, weight_auc=weight_auc)
+
+
+def results(num_seeds: int) -> dict[str, list[Result]]:
+    strength = {"S": 0.5, "0": 0.7, "base": 0.9, "ours": 1.1, "oracle": 1.4}
+    return {
+        variant: [
+            result(10 * i + seed, strength[variant], 0.875 if variant == "ours" else None)
+            for seed in range(num_seeds)
+        ]
+        for i, variant in enumerate(strength)
+    }
+
+
+@pytest.fixture
+def data(tiny: CrossDomainData) -> CrossDomainData:
+    return replace(tiny, extra_test=None, notes=("A note of the data.",))
+
+
+@pytest.fixture
+def table(data: CrossDomainData) -> Report:
+    return report(results(3), data, "CoNet", "default")
+
+
+def test_rows_hold_means_over_seeds(table: Report) -> None:
+    several = results(3)["ours"]
+    aucs = [auc(r.test.probability, r.test.label) for r in several]
+    row = table.rows["ours"]
+    assert row.auc == tuple(aucs) and row.weight_auc == 0.875
+    losses = [log_loss(r.test.probability, r.test.label) for r in several]
+    assert row.log_loss == pytest.approx(np.mean(losses))
+    single = np.mean([auc(r.test.probability, r.test.label) for r in results(3)["S"]])
+    assert row.improvement == pytest.approx((np.mean(aucs) - 0.5) / (single - 0.5) - 1)
+    assert table.rows["S"].improvement == 0.0
+    assert [row.label for row in table.rows.values()] == [
+        "CoNet-S",
+        "CoNet-0",
+        "CoNet",
+        "CoNet+ours",
+        "CoNet+oracle",
+    ]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_it_fits_the_terminal(table: Report, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, text, notes = str(table).split("\n\n")
+    assert max(map(len, text.splitlines())) <= 80
+    assert max(map(len, notes.splitlines())) <= min(columns, 100)
+    widths = {len(line) for line in text.splitlines()}
+    assert len(widths) == 1, "columns are not aligned"
+
+
+def test_markdown_holds_the_same(table: Report) -> None:
+    lines = table.markdown().splitlines()
+    assert lines[0] == "## G1 · CoNet · preset default · 3 seeds"
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    head, rule, *body = rows
+    assert head[0] == "model" and "p" in head and len(body) == 5
+    assert all(len(row) == len(head) == len(rule) for row in body)
+    assert body[3][1] == f"{np.mean(table.rows['ours'].auc):.4f}"
+    text = str(table)
+    assert all(cell in text for row in body for cell in row)
+    assert "- A note of the data." in lines
+
+
+def test_one_seed_has_no_spread_and_no_p(data: CrossDomainData) -> None:
+    table = report(results(1), data, "CoNet", "paper")
+    head = str(table).splitlines()[2].split()
+    assert "±" not in head and "p" not in head
+    assert table.title.endswith("1 seed")
+    assert any("--seeds" in note for note in table.notes)
+    assert not any("±" in note for note in table.notes)
+
+
+def test_what_the_oracle_leaves_is_told(table: Report, data: CrossDomainData) -> None:
+    gain = table.rows["ours"].comparison.difference / table.rows["oracle"].comparison.difference
+    assert any(f"recover {100 * gain:.0f} % of that" in note for note in table.notes)
+    assert any("Weight AUC 0.875" in note for note in table.notes)
+    more = {**results(3), "search": results(3)["ours"], "retrain": results(3)["oracle"]}
+    told = " ".join(report(more, data, "CoNet", "default").notes)
+    assert "of that, those of a search, in a new model, 100 %." in told
+    assert "Weight AUC 0.875 (CoNet+ours), 0.875 (CoNet+ours, search): the" in told
+    worse = {**results(3), "ours": results(3)["S"]}
+    told = " ".join(report(worse, data, "CoNet", "default").notes)
+    assert "recover nothing of that" in told
+    none = {**results(3), "oracle": results(3)["S"]}
+    assert "recover" not in " ".join(report(none, data, "CoNet", "default").notes)
+
+
+@pytest.mark.parametrize("kept", [("S",), ("ours",), ("base", "ours"), ("S", "oracle")])
+def test_any_choice_of_variants_makes_a_table(data: CrossDomainData, kept: tuple[str, ...]) -> None:
+    table = report({v: results(2)[v] for v in kept}, data, "CoNet", "default")
+    assert tuple(table.rows) == kept
+    assert ("RelaImpr" in str(table)) == ("S" in kept)
+    assert ("vs base" in str(table)) == ("base" in kept)
+
+
+def test_nothing_is_relative_to_a_model_at_chance(data: CrossDomainData) -> None:
+    constant = result(0, 1.0)
+    constant.test = replace(constant.test, probability=np.full(200, 0.6, dtype=np.float32))
+    table = report({"S": [constant], "base": [result(1, 1.0)]}, data, "CoNet", "default")
+    assert table.rows["S"].auc == (0.5,)
+    assert table.rows["base"].improvement is None and "RelaImpr" not in str(table)
+
+
+def test_further_test_rows_are_used_where_there_are_some(tiny: CrossDomainData) -> None:
+    last, further = result(0, 1.0), result(1, 1.0)
+    last.extra_test = further.test
+    table = report({"S": [last]}, tiny, "CoNet", "default")
+    assert table.rows["S"].auc == (auc(further.test.probability, further.test.label),)
+    assert "further test behaviours" in table.notes[1]

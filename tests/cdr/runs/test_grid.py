@@ -1,0 +1,318 @@
+"""Finished trainings are found again, and only by what they are."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cdr.common.jsonable import to_json
+from cdr.runs import grid, runner
+from cdr.runs.grid import Completed, Grid, complete, options_read
+from cdr.runs.runner import Source, Task
+from cdr.training.loop import Result
+from cdr.training.options import Options
+
+BRIEF = replace(
+    Options(),
+    inner=replace(Options().inner, epochs=1, batch_size=64),
+    outer=replace(Options().outer, interval=2, batch_size=64),
+    search=replace(Options().search, epochs=1),
+)
+
+
+@pytest.fixture
+def source(ratings: Path) -> Source:
+    return Source(str(ratings), (("source", "books"), ("target", "toys")))
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
+    """The trainings that were really done."""
+    done: list[Task] = []
+
+    def run(tasks: list[Task], *arguments: Any, **told: Any) -> Iterator[tuple[Task, Any]]:
+        for task, result in runner.run(tasks, *arguments, **told):
+            done.append(task)
+            yield task, result
+
+    monkeypatch.setattr(grid, "run", run)
+    return done
+
+
+def tasks(source: Source, *variants: str, options: Options = BRIEF, seeds: int = 1) -> list[Task]:
+    return [Task(v, seed, source, options, "cpu") for seed in range(seeds) for v in variants]
+
+
+def completed(folder: Path, wanted: list[Task]) -> Completed:
+    names = {task: f"{task.variant} seed {task.seed}" for task in wanted}
+    return complete(Grid(folder, "reproduce.py table1"), wanted, 1, names, stack_seeds=False)
+
+
+def test_the_second_time_nothing_is_trained(
+    tmp_path: Path, source: Source, trained: list[Task]
+) -> None:
+    wanted = tasks(source, "base", "ours")
+    first = completed(tmp_path, wanted)
+    assert trained == wanted and first.trained == 2
+    second = completed(tmp_path, wanted)
+    assert trained == wanted and second.trained == 0
+    for task, run in first.runs.items():
+        again = second.runs[task]
+        assert (again.key, again.seconds) == (run.key, run.seconds)
+        assert to_json(again.history) == to_json(run.history)
+        assert again.history[0].keys() == run.history[0].keys()
+        for one, other in zip(vars(run.test).values(), vars(again.test).values(), strict=True):
+            assert one.dtype == other.dtype and np.array_equal(one, other)
+        assert again.scores is again.test and again.valid_auc == run.history[0]["auc"]
+    ours = second.runs[wanted[1]]
+    assert ours.weights is not None and len(ours.weights) == len(source.load(0).source)
+    assert second.runs[wanted[0]].weights is None
+
+
+def test_what_a_training_leaves_behind(tmp_path: Path, source: Source) -> None:
+    wanted = tasks(source, "S")
+    run = completed(tmp_path, wanted).runs[wanted[0]]
+    (path,) = tmp_path.glob("*/*/run.json")
+    assert path.parent.name == run.key
+    record = json.loads(path.read_text())
+    assert (record["variant"], record["seed"], record["model"]) == ("S", 0, "conet")
+    assert record["test"]["auc"] == run.test.metrics()["auc"]
+    assert record["command"] == "reproduce.py table1" and record["environment"]["packages"]["torch"]
+    assert record["seconds"] > 0
+    # Content, not a place of this machine.
+    assert set(record["data"]["content"]) == {"ratings.csv"}
+    assert str(tmp_path) not in path.read_text()
+
+
+def test_a_training_of_another_command_is_shared(
+    tmp_path: Path, source: Source, trained: list[Task]
+) -> None:
+    completed(tmp_path, tasks(source, "base"))
+    completed(tmp_path, tasks(source, "S", "base"))
+    assert [task.variant for task in trained] == ["base", "S"]
+
+
+def test_what_was_finished_survives_an_interruption(
+    tmp_path: Path, source: Source, trained: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = tasks(source, "S", "0", "base")
+    started = runner.train
+
+    def train(variant: str, *arguments: Any, **told: Any) -> Result:
+        if variant == "base":
+            raise KeyboardInterrupt
+        return started(variant, *arguments, **told)
+
+    monkeypatch.setattr(runner, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        completed(tmp_path, wanted)
+    monkeypatch.setattr(runner, "train", started)
+    trained.clear()
+    done = completed(tmp_path, wanted)
+    assert [task.variant for task in trained] == ["base"] and len(done.runs) == 3
+
+
+def test_a_training_that_was_interrupted_while_being_kept_is_done_again(
+    tmp_path: Path, source: Source, trained: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = tasks(source, "S")
+
+    def killed(*arguments: Any, **told: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grid, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            completed(tmp_path, wanted)
+    assert not list(tmp_path.glob("??/*"))
+    assert completed(tmp_path, wanted).trained == 1
+    assert len(trained) == 2
+
+
+@pytest.mark.parametrize("broken", ["run.json", "arrays.npz"])
+def test_what_cannot_be_read_is_trained_again(
+    tmp_path: Path, source: Source, trained: list[Task], broken: str
+) -> None:
+    wanted = tasks(source, "S")
+    first = completed(tmp_path, wanted).runs[wanted[0]]
+    (path,) = tmp_path.glob(f"*/*/{broken}")
+    path.write_bytes(path.read_bytes()[:100])
+    again = completed(tmp_path, wanted).runs[wanted[0]]
+    assert len(trained) == 2
+    assert np.array_equal(again.test.probability, first.test.probability)
+
+
+def test_any_damage_is_trained_again(tmp_path: Path, source: Source, trained: list[Task]) -> None:
+    wanted = tasks(source, "S")
+    completed(tmp_path, wanted)
+
+    def deflated() -> None:
+        (path,) = tmp_path.glob("*/*/arrays.npz")
+        content = bytearray(path.read_bytes())
+        content[60:160] = b"\xff" * 100  # in the middle of the compressed numbers
+        path.write_bytes(content)
+
+    def incomplete() -> None:
+        (path,) = tmp_path.glob("*/*/run.json")
+        path.write_text("{}")
+
+    def half() -> None:
+        (path,) = tmp_path.glob("*/*/arrays.npz")
+        path.unlink()
+
+    for number, damage in enumerate((deflated, incomplete, half), 2):
+        damage()
+        completed(tmp_path, wanted)
+        assert len(trained) == number, damage.__name__
+        completed(tmp_path, wanted)
+        assert len(trained) == number, "it was not kept anew"
+
+
+def test_what_cannot_be_read_for_now_is_left_alone(
+    tmp_path: Path, source: Source, trained: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = tasks(source, "S")
+    completed(tmp_path, wanted)
+
+    def refused(*arguments: Any, **told: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", refused)
+        with pytest.raises(PermissionError):
+            completed(tmp_path, wanted)
+    assert completed(tmp_path, wanted).trained == 0 and len(trained) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_anything_is_trained(
+    tmp_path: Path, source: Source, trained: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(OSError, match="--cache .*/file: no training can be kept there"):
+        Grid(file, "").check_writable()
+
+    def refused(*arguments: Any, **told: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    wanted = tasks(source, "S")
+    completed(tmp_path / "grid", wanted)
+    monkeypatch.setattr(grid.tempfile, "TemporaryFile", refused)
+    with pytest.raises(OSError, match="Read-only file system"):
+        completed(tmp_path / "grid", tasks(source, "S", "base"))
+    assert len(trained) == 1
+    assert len(completed(tmp_path / "grid", wanted).runs) == 1  # what is there can be read
+
+
+def test_a_failed_training_is_told_and_the_others_go_on(tmp_path: Path, source: Source) -> None:
+    broken = replace(BRIEF, search=replace(BRIEF.search, inner_lr=1e12))
+    wanted = [*tasks(source, "search", "retrain", options=broken), *tasks(source, "S")]
+    done = completed(tmp_path, wanted)
+    assert list(done.runs) == wanted[2:] and done.trained == 1
+    assert "--search.inner-lr" in done.failures[wanted[0]]
+    assert "takes the weights of" in done.failures[wanted[1]]
+    # It is not kept, so that a mended cause is noticed.
+    assert completed(tmp_path, wanted).failures.keys() == done.failures.keys()
+
+
+def test_learned_weights_are_taken_from_the_grid(
+    tmp_path: Path, source: Source, trained: list[Task]
+) -> None:
+    completed(tmp_path, tasks(source, "search"))
+    completed(tmp_path, tasks(source, "search", "retrain"))
+    assert [task.variant for task in trained] == ["search", "retrain"]
+
+
+def test_the_key_is_of_all_that_decides(tmp_path: Path, source: Source) -> None:
+    kept = Grid(tmp_path, "")
+    task = tasks(source, "ours")[0]
+    outer, perceptron = BRIEF.outer, BRIEF.perceptron
+    other = [
+        replace(task, variant="no-user"),
+        replace(task, seed=1),
+        replace(task, source=replace(source, options=(*source.options, ("source_cut", "all")))),
+        replace(task, options=replace(BRIEF, outer=replace(outer, interval=3))),
+        replace(task, options=replace(BRIEF, perceptron=replace(perceptron, history=3))),
+        replace(task, options=replace(BRIEF, model=replace(BRIEF.model, dim=12))),
+    ]
+    keys = [kept.key(t) for t in (task, *other)]
+    assert len(set(keys)) == len(keys)
+    assert kept.key(replace(task, device="cuda")) == keys[0]
+
+
+def test_options_that_a_variant_does_not_read_are_not_in_the_key(source: Source) -> None:
+    changed = replace(
+        BRIEF,
+        inner=replace(BRIEF.inner, gamma=2.0),
+        outer=replace(BRIEF.outer, interval=7),
+        perceptron=replace(BRIEF.perceptron, history=3),
+    )
+
+    def same(variant: str, options: Options) -> bool:
+        one, other = (tasks(source, variant, options=o)[0] for o in (BRIEF, options))
+        return options_read(one) == options_read(other)
+
+    assert all(same(variant, changed) for variant in ("S", "0", "oracle"))
+    assert not same("base", changed) and not same("retrain", changed)
+    assert same("base", replace(changed, inner=BRIEF.inner))
+    assert same("group", replace(BRIEF, perceptron=changed.perceptron))
+    assert same("ours", replace(BRIEF, inner=changed.inner))
+    assert not same("ours", replace(BRIEF, outer=changed.outer))
+    assert same("ours", replace(BRIEF, outer=replace(BRIEF.outer, split=0.2)))
+    slower = replace(BRIEF, search=replace(BRIEF.search, lr=1e-4))
+    assert same("ours", slower) and same("base", slower)
+    assert not same("search", slower) and not same("retrain", slower)
+    # A search has its own.
+    assert same("retrain", replace(BRIEF, outer=replace(BRIEF.outer, lr=1.0, dev="in-order")))
+
+
+def test_data_are_known_by_their_content(
+    tmp_path: Path, ratings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(path: Path) -> str:
+        source = Source(str(path), (("source", "books"), ("target", "toys")))
+        return Grid(tmp_path / "grid", "").key(tasks(source, "S")[0])
+
+    read: list[Path] = []
+    opened = Path.open
+
+    def noted(path: Path, *arguments: Any, **told: Any) -> Any:
+        read.append(path)
+        return opened(path, *arguments, **told)
+
+    monkeypatch.setattr(Path, "open", noted)
+    here = tmp_path / "here" / "ratings.csv"
+    here.parent.mkdir()
+    here.write_bytes(ratings.read_bytes())
+    first = key(here)
+    elsewhere = tmp_path / "ratings.csv"
+    here.rename(elsewhere)
+    assert key(elsewhere) == first
+
+    read.clear()
+    assert key(elsewhere) == first
+    assert elsewhere not in read
+    elsewhere.write_bytes(ratings.read_bytes().replace(b"5", b"4", 1))
+    os.utime(elsewhere, ns=(0, 0))
+    assert key(elsewhere) != first
+
+
+def test_missing_data_are_told(tmp_path: Path) -> None:
+    for spec, words in (("log.csv", "There is no file"), ("epinions", "no .csv.gz files in")):
+        options = (("root", tmp_path), ("source", "3"), ("target", "4"))
+        with pytest.raises(FileNotFoundError, match=words):
+            Grid(tmp_path, "").key(tasks(Source(spec, options), "S")[0])
+
+
+def test_generated_data_are_known_by_a_sample(tmp_path: Path) -> None:
+    one, two = (tasks(Source(spec, seeded=True), "S")[0] for spec in ("g1", "g2"))
+    kept = Grid(tmp_path, "")
+    assert kept.key(one) != kept.key(two)
+    assert kept.key(one) == Grid(tmp_path, "").key(one)
