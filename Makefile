@@ -68,8 +68,8 @@ dist: $(VENV)/.has-dev ## build dist/ and run an example with its wheel, in an e
 hooks: $(VENV)/.has-dev ## set up all tools, and have git run the quick checks before each commit
 	@$(BIN)/pre-commit install
 
-clean: ## remove the environment, builds and caches; runs/ stays
-	rm -rf $(VENV) build dist docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean: ## remove the environments, builds and caches; runs/ stays
+	rm -rf $(VENV) .venv-oldest build dist docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes in first and alone: left to the package's dependencies, pip would take the newest one
