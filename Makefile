@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint format types bench docs clean
+.PHONY: help demo test oldest coverage check lint format types bench docs dist hooks clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,11 +23,23 @@ demo: $(VENV)/.has-cdr ## learn which source behaviours matter, on generated dat
 test: $(VENV)/.has-test ## run the tests
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-check: lint types docs test ## all that must hold before a change goes in
+coverage: $(VENV)/.has-test ## run the tests and list the lines of reweight/ that none of them reaches
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov $(ARGS)
 
-lint: $(VENV)/.has-test ## look for mistakes and unformatted code
+# The lowest version of every dependency is read from pyproject.toml, where it is stated once.
+oldest: ## run the tests with the oldest torch and the oldest dependencies, in .venv-oldest
+	@mkdir -p build
+	@grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==/' > build/oldest.txt
+	@PIP_CONSTRAINT=build/oldest.txt $(MAKE) --no-print-directory test \
+		VENV=.venv-oldest TORCH="$$(grep '^torch==' build/oldest.txt)"
+
+check: lint types docs coverage ## all that must hold before a change goes in
+
+lint: $(VENV)/.has-test ## look for mistakes, unformatted code and invalid workflows
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
 
 format: $(VENV)/.has-test ## mend what `make lint` can mend by itself
 	@$(BIN)/ruff check --fix-only .
@@ -45,8 +57,19 @@ docs: $(VENV)/.has-docs ## build docs/_build/html and run the pages' snippets
 	@$(BIN)/sphinx-build -W --keep-going -q -b doctest docs docs/_build/doctest
 	@echo "docs/_build/html/index.html"
 
-clean: ## remove the environment, builds and caches; runs/ stays
-	rm -rf $(VENV) build dist docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+dist: $(VENV)/.has-dev ## build dist/ and run an example with its wheel, in an environment of its own
+	@rm -rf dist build/installed
+	@$(BIN)/python -m build --quiet .
+	@$(PYTHON) -m venv build/installed
+	@build/installed/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' dist/*.whl
+	@build/installed/bin/python examples/noisy_labels.py
+	@ls dist/*
+
+hooks: $(VENV)/.has-dev ## set up all tools, and have git run the quick checks before each commit
+	@$(BIN)/pre-commit install
+
+clean: ## remove the environments, builds and caches; runs/ stays
+	rm -rf $(VENV) .venv-oldest build dist docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes in first and alone: left to the package's dependencies, pip would take the newest one
