@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from cdr.data.dataset import Dataset
 from cdr.data.schema import CrossDomainData, Interactions
 from cdr.data.split import build
 
@@ -231,3 +233,18 @@ def _names(category: np.ndarray) -> np.ndarray:
     # Padded, so that the names sort as the numbers do.
     names = np.array([f"c{number:02d}" for number in range(category.max() + 1)], dtype=object)
     return np.asarray(names[category])
+
+
+def _dataset(kind: str) -> Dataset:
+    # By the name of the module, so that a test can replace `generate` by one of small data.
+    def load(**options: Any) -> CrossDomainData:
+        return generate(kind, **options)
+
+    def sample() -> CrossDomainData:
+        return load(num_users=20, num_source_items=60, num_target_items=60, seed=0)
+
+    name = kind.lower()
+    return Dataset(name, "generated", load, flags=frozenset(), sample=sample)
+
+
+DATASETS = tuple(map(_dataset, KINDS))

@@ -135,7 +135,7 @@ class Histories:
         end: One past the last positive the row may see, long [rows].
         origin: The behaviour each positive comes from, long [P]: a row of
             `CrossDomainData.source` for source histories, of `.train` for target histories.
-            Read by :func:`cdr.data.split.audit` only.
+            Read by :func:`cdr.data.leaks.audit` only.
 
     Example:
         >>> import torch

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from cdr.common.checking import at_least, positive
-from cdr.data.batches import Candidates, History, PairBatch, Past, Windows
-from cdr.data.schema import CrossDomainData
+from cdr.common import at_least, positive
+from cdr.data import Candidates, CrossDomainData, History, PairBatch, Past, Windows
 from reweight import BehaviorInputs, Losses
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What every model can be told; a model adds its own."""
+    """The options of every model; a model adds its own."""
 
     dim: int = 10
     """Width of each embedding (user, item, category)."""
@@ -45,8 +45,10 @@ class CrossDomainModel(nn.Module, ABC):
 
     Attributes:
         label: The name in tables.
-        Options: What it can be told; as they stand, what trains well here in little time.
-        original: The options of the model's own paper, as far as it tells them.
+        Options: Its options; the defaults are those that train well here in little time.
+        original: The options of the model's own paper, as far as it states them.
+        presets: By preset, the options that this model sets otherwise than the preset does, by
+            dotted name ("inner.lr"). Those of the base class suit models with attention.
         pairs_users: Whether the source behaviour beside a target row has to be of the same user.
         mixes_candidates: Whether the source behaviour beside a target row changes its score.
     """
@@ -54,6 +56,18 @@ class CrossDomainModel(nn.Module, ABC):
     label: ClassVar[str]
     Options: ClassVar[type[ModelOptions]] = ModelOptions
     original: ClassVar[ModelOptions] = ModelOptions()
+    # Attention trains well only at a learning rate at which training is over in a few epochs, so
+    # that the perceptron has to move faster too.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "default": {
+            "inner.lr": 1e-2,
+            "inner.batch_size": 256,
+            "inner.patience": 2,
+            "outer.lr": 1e-2,
+            "search.lr": 3e-3,
+            "search.inner_lr": 1e-2,
+        }
+    }
     pairs_users: ClassVar[bool] = False
     mixes_candidates: ClassVar[bool] = False
 

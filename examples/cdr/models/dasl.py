@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, cosine_similarity
 
-from cdr.common.checking import at_least, refuse, widths
-from cdr.data.batches import Candidates, History, PairBatch, Past, Windows
-from cdr.data.schema import CrossDomainData
+from cdr.common import at_least, refuse, widths
+from cdr.data import Candidates, CrossDomainData, History, PairBatch, Past, Windows
 from cdr.models.base import (
     CrossDomainModel,
     ItemEmbedding,
@@ -57,6 +56,9 @@ class DASL(CrossDomainModel):
     label = "DASL"
     Options = DASLOptions
     original = DASLOptions(dim=64, state=128, hidden=(80, 40), dropout=0.1)
+    presets = {
+        "default": {**CrossDomainModel.presets["default"], "search.inner_lr": 3e-3},
+    }
 
     def __init__(
         self, data: CrossDomainData, options: DASLOptions, single_domain: bool = False

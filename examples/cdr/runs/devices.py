@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def chosen(name: str) -> str:
+def usable_device(name: str) -> str:
     """The device that ``--device`` names, fit to train on; "auto" takes cuda where there is one.
 
     Raises:

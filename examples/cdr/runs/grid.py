@@ -16,17 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cdr.common.atomic import RenameError, new_folder
-from cdr.common.jsonable import to_json, write_json
+from cdr.common import RenameError, new_folder, to_json, write_json
 from cdr.runs.fingerprints import Fingerprints
 from cdr.runs.logs import log_history
 from cdr.runs.machine import environment
 from cdr.runs.progress import progress_bar
 from cdr.runs.runner import Task, run
-from cdr.training.evaluation import Scores
-from cdr.training.loop import Result
-from cdr.training.options import HOLDS_OUT
-from cdr.training.variants import plan
+from cdr.training import HOLDS_OUT, Result, Scores, plan
 
 logger = logging.getLogger("cdr")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from cdr.common.jsonable import to_json
+from cdr.common import to_json
 
 logger = logging.getLogger("cdr")
 

@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdr.data.batches import Batches
-from cdr.data.schema import Behaviors
+from cdr.data import Batches, Behaviors
 from cdr.models import CrossDomainModel
 from cdr.training.metrics import auc, grouped_auc, log_loss
 

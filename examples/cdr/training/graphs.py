@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdr.common.nested import flattened, map_tensors
+from cdr.common import flattened, map_tensors
 
 # Steps before the capture: the optimizer makes its state in the first, and libraries choose their
 # kernels and take their workspaces. Three is what torch's notes on CUDA graphs advise.

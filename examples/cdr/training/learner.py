@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import reweight
-from cdr.data.batches import Batches, PairBatch
-from cdr.data.schema import CrossDomainData
+from cdr.data import Batches, CrossDomainData, PairBatch
 from cdr.models import CrossDomainModel
 from cdr.training.options import HOLDS_OUT, Options, OuterOptions
 from cdr.training.same_users import SameUsers

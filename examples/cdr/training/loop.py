@@ -14,10 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cdr.common.checking import refuse
-from cdr.common.nested import map_tensors
-from cdr.data.batches import Batches, PairBatch
-from cdr.data.schema import CrossDomainData
+from cdr.common import map_tensors, refuse
+from cdr.data import Batches, CrossDomainData, PairBatch
 from cdr.models import CrossDomainModel
 from cdr.training.evaluation import NUM_SOURCE, Scores, score
 from cdr.training.graphs import CapturedStep
@@ -51,6 +49,11 @@ class Result:
     weight_auc: float | None = None
     outer: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def scores(self) -> Scores:
+        """Scores on the rows that tables are made from: the further test rows if there are some."""
+        return self.test if self.extra_test is None else self.extra_test
 
 
 def train(

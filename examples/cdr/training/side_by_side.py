@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cdr.common.checking import refuse
-from cdr.common.nested import tensors_in, with_tensors
-from cdr.data.batches import PairBatch
-from cdr.data.schema import CrossDomainData
+from cdr.common import refuse, tensors_in, with_tensors
+from cdr.data import CrossDomainData, PairBatch
 from cdr.training.loop import Result, Training, inner_optimizer
 from cdr.training.options import Options
 

@@ -365,7 +365,7 @@ def test_one_field_is_read_and_not_the_line(
 
 
 def test_titles_are_read_for_the_items_asked_for(root: Path, tmp_path: Path) -> None:
-    assert amazon.titles(root, "Books+Toys", ["B0", "B1", "T1"]) == {"B0": "It's [a] 'title'"}
+    assert amazon.titles(root, ("Books", "Toys"), ["B0", "B1", "T1"]) == {"B0": "It's [a] 'title'"}
     lines = [
         "{'asin': 'a', 'title': 'One &amp; two'}",
         "{'asin': 'a', 'title': 'Another'}",
@@ -421,8 +421,8 @@ def test_a_training_ends_in_a_table(
 def test_options_of_others_are_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (["--data", "amazon"], "--root is missing: give the folder that holds reviews_X_5.json.gz"),
-        (["--data", "amazon", "--root", str(root), "--items", "x"], "--items goes with a file"),
-        (["--data", "amazon5", "--root", "x", "--cache", "x"], "--cache goes with --data amazon"),
+        (["--data", "amazon", "--root", str(root), "--items", "x"], "--items x goes with a file"),
+        (["--data", "amazon5", "--root", "x", "--cache", "x"], "--cache x goes with --data amazon"),
     ):
         assert main([*arguments, "--out", str(root / "run")]) == 2
         assert words in capsys.readouterr().err

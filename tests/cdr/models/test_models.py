@@ -22,7 +22,8 @@ from cdr.data import CrossDomainData, generate
 from cdr.data.batches import PairBatch
 from cdr.models import MODELS, CrossDomainModel
 from cdr.training.loop import train
-from cdr.training.options import Options, PresetName, preset
+from cdr.training.options import Options
+from cdr.training.presets import PresetName, preset
 from reweight import (
     BehavioralPerceptron,
     ConjugateGradient,
@@ -120,7 +121,7 @@ def test_the_command_line_knows_a_further_model(ratings: Path, tmp_path: Path) -
     library = str(Path(reweight.__file__).parents[1])
     told = subprocess.run(
         [str(word) for word in command],
-        env={**os.environ, "PYTHONPATH": library},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), library])},
         capture_output=True,
         text=True,
         check=True,

@@ -17,7 +17,8 @@ from cdr.training.evaluation import NUM_SOURCE, score
 from cdr.training.learner import Learner
 from cdr.training.loop import Result, train
 from cdr.training.metrics import auc
-from cdr.training.options import InnerOptions, Options, PresetName, preset
+from cdr.training.options import InnerOptions, Options
+from cdr.training.presets import PresetName, preset
 
 DEFAULT = Options()
 VARIANTS = ("S", "0", "base", "ours", "oracle")

@@ -15,7 +15,8 @@ from cdr.data import Behaviors, CrossDomainData
 from cdr.models import MODELS
 from cdr.models.conet import CoNet
 from cdr.training.loop import Result, Training, train
-from cdr.training.options import Options, PresetName, preset
+from cdr.training.options import Options
+from cdr.training.presets import PresetName, preset
 from cdr.training.side_by_side import _Stack, train_side_by_side
 
 DEFAULT = Options()

@@ -16,7 +16,7 @@ from cdr.models import MODELS
 from cdr.training.loop import Result, Training, train
 from cdr.training.metrics import auc
 from cdr.training.options import Options
-from cdr.training.variants import VARIANTS, check, label, plan
+from cdr.training.variants import VARIANTS, check_variants, plan, variant_label
 
 LEARNING = ("ours", "no-global", "no-user", "search", "loss", "group", "constant", "split-0.2")
 
@@ -76,7 +76,7 @@ def test_tables_of_every_model_can_be_lazy(tiny: CrossDomainData, model: str) ->
     ],
 )
 def test_labels(variant: str, expected: str) -> None:
-    assert label(variant) == expected
+    assert variant_label(variant) == expected
 
 
 @pytest.mark.parametrize(
@@ -86,18 +86,18 @@ def test_what_is_no_variant_is_told(variant: str) -> None:
     with pytest.raises(ValueError, match=rf"--variants {variant}: there is no such.*split-RATIO"):
         plan(variant)
     with pytest.raises(ValueError, match="there is no such variant"):
-        check(("base", variant))
+        check_variants(("base", variant))
 
 
 def test_the_choice_of_variants_is_checked() -> None:
-    check(("S", "base", "search", "retrain", "random", "split-0.05", "split-0.1"))
+    check_variants(("S", "base", "search", "retrain", "random", "split-0.05", "split-0.1"))
     with pytest.raises(ValueError, match="name at least one"):
-        check(())
+        check_variants(())
     with pytest.raises(ValueError, match="base base: name at least one, and each once"):
-        check(("base", "base"))
+        check_variants(("base", "base"))
     for variant in ("retrain", "random"):
         with pytest.raises(ValueError, match=f"--variants {variant}: .*add search"):
-            check(("base", "ours", variant))
+            check_variants(("base", "ours", variant))
 
 
 def test_only_those_that_take_weights_follow_a_search() -> None:
