@@ -132,11 +132,11 @@ def test_the_command_line_knows_a_further_model(ratings: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x = 1\n", r"models/popular.py has 0 subclasses of CrossDomainModel"),
-        (POPULAR + "class Other(Popular): pass\n", "models/popular.py has 2 subclasses"),
+        ("x = 1\n", r"models/popular.py.* 0 .*CrossDomainModel"),
+        (POPULAR + "class Other(Popular): pass\n", "models/popular.py.* 2 "),
         (
             POPULAR.replace("    Options = PopularOptions\n", ""),
-            "models/twotower.py has the options of models/popular.py, ModelOptions",
+            "models/twotower.py.*models/popular.py.*ModelOptions",
         ),
     ],
 )
@@ -291,7 +291,7 @@ def test_an_independent_source_batch_is_refused_where_users_are_paired(name: str
     inner = replace(told.inner, source_batch="independent")
     if MODELS[name].pairs_users:
         label = MODELS[name].label
-        with pytest.raises(ValueError, match=f"--inner.source-batch independent: {label} reads"):
+        with pytest.raises(ValueError, match=f"--inner.source-batch independent.*{label}"):
             replace(told, inner=inner)
     else:
         assert replace(told, inner=inner).inner.source_batch == "independent"

@@ -48,7 +48,7 @@ def test_bad_names_are_refused(name: str) -> None:
 
 
 def test_a_data_set_without_a_root_is_refused() -> None:
-    with pytest.raises(ValueError, match="--root is missing.*epinions"):
+    with pytest.raises(ValueError, match="--root.*epinions"):
         Scenario("epinions", "3", "4").data(None)
 
 
@@ -88,5 +88,5 @@ def test_atomic_files_are_named_by_their_domains(tmp_path: Path) -> None:
     assert scenario.heading == "books → toys" and not scenario.dataset.published
     told = {"root": tmp_path, "source": "books", "target": "toys"}
     assert dict(scenario.data(tmp_path).options) == told
-    with pytest.raises(ValueError, match="--root is missing.*NAME.inter of each domain"):
+    with pytest.raises(ValueError, match="--root.*NAME.inter"):
         scenario.data(None)

@@ -83,20 +83,20 @@ def test_labels(variant: str, expected: str) -> None:
     "variant", ["", "Ours", "split", "split-", "split-0", "split-1", "split-x", "split-nan"]
 )
 def test_what_is_no_variant_is_told(variant: str) -> None:
-    with pytest.raises(ValueError, match=rf"--variants {variant}: there is no such.*split-RATIO"):
+    with pytest.raises(ValueError, match=rf"{variant}.*split-RATIO"):
         plan(variant)
-    with pytest.raises(ValueError, match="there is no such variant"):
+    with pytest.raises(ValueError, match="--variants"):
         check_variants(("base", variant))
 
 
 def test_the_choice_of_variants_is_checked() -> None:
     check_variants(("S", "base", "search", "retrain", "random", "split-0.05", "split-0.1"))
-    with pytest.raises(ValueError, match="name at least one"):
+    with pytest.raises(ValueError, match="at least one"):
         check_variants(())
-    with pytest.raises(ValueError, match="base base: name at least one, and each once"):
+    with pytest.raises(ValueError, match="base base.*once"):
         check_variants(("base", "base"))
     for variant in ("retrain", "random"):
-        with pytest.raises(ValueError, match=f"--variants {variant}: .*add search"):
+        with pytest.raises(ValueError, match=f"{variant}.*search"):
             check_variants(("base", "ours", variant))
 
 
@@ -189,9 +189,9 @@ def test_weights_that_are_missing_or_of_other_data_are_told(
     tiny: CrossDomainData, learned: NDArray[np.float32], variant: str
 ) -> None:
     num = len(tiny.source)
-    with pytest.raises(ValueError, match=f"{variant}: learned has 0 weights for {num} source"):
+    with pytest.raises(ValueError, match=f"{variant}.* 0 .*{num}"):
         train(variant, tiny, brief("conet"), seed=0)
-    with pytest.raises(ValueError, match=f"learned has 5 weights for {num} source"):
+    with pytest.raises(ValueError, match=f" 5 .*{num}"):
         train(variant, tiny, brief("conet"), seed=0, learned=learned[:5])
 
 
