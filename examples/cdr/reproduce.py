@@ -94,7 +94,7 @@ Wanted = dict[tuple[Cell, int], Task]
 
 @dataclass(frozen=True)
 class Reproduce:
-    """What to make."""
+    """The options of the command."""
 
     command: tyro.conf.Positional[Literal[tuple(STUDIES)]]  # type: ignore[valid-type]
     """The table or figure."""
@@ -271,7 +271,7 @@ def _name(cell: Cell, seed: int) -> str:
 
 
 def _data_notes(sources: dict[Scenario, Source]) -> list[str]:
-    """What must be told of results on these data."""
+    """The notes of the data of each scenario."""
     return [
         f"{scenario.heading}{' (seed 0)' * scenario.generated}: {note}"
         for scenario, source in sources.items()

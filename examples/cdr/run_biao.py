@@ -80,7 +80,7 @@ _DATA = (
 
 @dataclass(frozen=True)
 class RunBiao:
-    """What to run."""
+    """The options of a run."""
 
     data: Annotated[str, tyro.conf.arg(help=_DATA)] = "g1"
     root: Annotated[Path | None, optional("PATH")] = None
@@ -148,10 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _start(arguments: Sequence[str]) -> RunBiao:
-    """What the other options' defaults come from: the model and the preset named."""
+    """The defaults of the options, from the model and the preset named."""
     start: dict[str, Any] = {"preset": "default", "model": "conet"}
     for name, choices in (("preset", get_args(PresetName)), ("model", MODELS)):
-        # The parser complains about all else.
+        # Other values are left to the parser, which refuses them.
         given = [value for value in values(arguments, f"--{name}") if value in choices]
         start[name] = given[0] if given else start[name]
     return RunBiao(**start, options=preset(start["preset"], start["model"]))

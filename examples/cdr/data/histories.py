@@ -11,7 +11,7 @@ from cdr.data.schema import Behaviors, Histories
 
 
 class PastFinder:
-    """What a user had liked by the time of a target behaviour."""
+    """Finds the positive behaviours of a user before a target behaviour."""
 
     def __init__(self, src: IndexedRows, train: IndexedRows, timed: bool) -> None:
         positive = np.flatnonzero(src.label)
@@ -24,8 +24,13 @@ class PastFinder:
     def beside(
         self, rows: IndexedRows, time: np.ndarray, place: np.ndarray | None = None
     ) -> Behaviors:
-        """Target rows with their past: source positives up to `time`, training positives of the
-        target above their `place` in training (None: all of them)."""
+        """Target rows with the slices of the positives that precede them.
+
+        Args:
+            rows: Target rows.
+            time: Source positives up to this time are included, [rows].
+            place: Training positives before this training row are included, [rows]; None: all.
+        """
         if self._timed:
             first, end = _up_to(self._source_user, self._source_time, rows.user, time)
         else:

@@ -11,7 +11,7 @@ from cdr.data.schema import Behaviors, CrossDomainData, Histories
 
 
 def audit(data: CrossDomainData) -> None:
-    """Check that no source row and no history shows what was not yet known.
+    """Check that no source row and no history holds anything later than its candidate.
 
     Everything is checked from the tensors themselves, against the times where they are known:
     the split's chronology, the cut of the source, and for each history that it holds positives
@@ -67,7 +67,7 @@ def _refuse(broken: Tensor, message: str) -> None:
 
 
 def _audit_past(name: str, rows: Behaviors, now: Tensor, data: CrossDomainData) -> None:
-    """The pasts of target rows, by the same rules, and no training row behind its candidate."""
+    """The histories of target rows; none of a training row may show a later row."""
     past = data.times
     for domain, lists, span, holders, times in (
         ("source", data.source_history, rows.source_past, data.source, past.source),
@@ -81,7 +81,7 @@ def _audit_past(name: str, rows: Behaviors, now: Tensor, data: CrossDomainData) 
 
 
 def _audit_order(name: str, slots: Histories, row: str) -> None:
-    """Of rows that are behaviours of the history's own domain: all that it shows is above them."""
+    """For rows of the history's own domain: the history holds earlier rows only."""
     place = torch.arange(len(slots.start))
     last = torch.full_like(place, -1)
     filled = slots.end > slots.start

@@ -1,4 +1,4 @@
-"""What is known about the size of a scenario beforehand, and whether the data loaded agree."""
+"""Published statistics of scenarios, compared with those of the data as loaded."""
 
 from __future__ import annotations
 
@@ -70,6 +70,6 @@ def agrees(checks: Sequence[Check]) -> bool:
 
 
 def source_reading(checks: Sequence[Check]) -> str:
-    """What the paper's number of source behaviours turns out to count, in words."""
+    """Which reading of the paper's number of source behaviours matches, in words."""
     readings = [one.what for one in checks if one.match and one.what in SOURCE_READINGS]
     return " and ".join(readings) or "neither of the two"

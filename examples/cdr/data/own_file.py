@@ -29,7 +29,7 @@ def load(
             number; positive above 3), timestamp (a number, in one unit for both domains, or a
             parquet timestamp; empty where unknown) and domain. Other columns are ignored.
         source: Domain to transfer from, or several (a sequence, or joined with "+"); the items
-            of several are told apart by the domain's name.
+            of several carry the domain's name.
         target: Domain to recommend in.
         items: A csv or parquet file with the columns item and category, and domain where items
             of two domains share ids. Without it a single domain has one category, "others", and

@@ -1,4 +1,4 @@
-"""MiNet: interests of three kinds, weighed by attention (Ouyang et al., CIKM 2020)."""
+"""MiNet: interests of three kinds, weighted by attention (Ouyang et al., CIKM 2020)."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Case:
 
     Attributes:
         kind: "low" or "high".
-        own: its weight over the mean weight of its category: what is the user's own in it.
+        own: its weight over the mean weight of its category: the part that is specific to the user.
         weight: as learned.
         item: category and title.
         label: whether the behaviour is positive.
@@ -45,7 +45,7 @@ class Case:
     target_history: tuple[str, ...]
 
     def sheet(self, title: str) -> Sheet:
-        """To be read."""
+        """The case as a table."""
         rows = [
             ("weight", f"{self.weight:.4f}"),
             ("source behaviour", f"{self.item}, {'positive' if self.label else 'negative'}"),

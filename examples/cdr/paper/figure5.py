@@ -59,24 +59,24 @@ def intervals(table: Table) -> Picture:
             fontsize=8.5,
         )
 
-    told = "Mean test AUC with standard error over seeds; dotted: the base model."
-    return Picture("figure5", told, draw, 0.5 + 2.9 * -(-len(scenarios) // columns))
+    text = "Mean test AUC with standard error over seeds; dotted: the base model."
+    return Picture("figure5", text, draw, 0.5 + 2.9 * -(-len(scenarios) // columns))
 
 
 def interval_sentences(table: Table) -> list[str]:
     """How many intervals do better than the base model, and the best of them."""
-    told = []
+    notes = []
     for base in (e for e in table.entries if not e.cell.method.changes):
         learned = _learned(table, base.cell.scenario, base.cell.model)
         if learned:
             better = sum(e.mean > base.mean for e in learned)
             best = max(learned, key=lambda e: e.mean)
-            told.append(
+            notes.append(
                 f"{base.cell.scenario.heading}, {base.label}: {better} of {len(learned)} intervals "
                 f"have a higher mean AUC than the base model ({base.mean:.4f}); the highest is "
                 f"{best.mean:.4f} ({signed(best.mean - base.mean)}) at {_interval_of(best)}."
             )
-    return told
+    return notes
 
 
 def _base(table: Table, scenario: object, model: str) -> list[Entry]:

@@ -117,9 +117,9 @@ class Table:
         return sheet(heads, rows, left=2)
 
     def legend(self) -> tuple[str, ...]:
-        """What the columns that are there mean."""
-        told = [text for text, of in _EXPLAINED if any(of(entry) for entry in self.entries)]
-        return (" ".join(told),) if told else ()
+        """The meaning of the columns that are present."""
+        legend = [text for text, of in _EXPLAINED if any(of(entry) for entry in self.entries)]
+        return (" ".join(legend),) if legend else ()
 
     def values(self) -> tuple[dict[str, object], ...]:
         """All numbers, a dict for each entry."""
@@ -214,7 +214,7 @@ def _best(cell: Cell, baselines: Sequence[Cell], runs: Runs) -> Best:
 
 
 def _columns(entries: Sequence[Entry]) -> dict[str, Callable[[Entry], str]]:
-    """From the head of a column to the text of an entry; what says nothing is left out."""
+    """From the head of a column to the text of an entry; empty columns are left out."""
     columns: dict[str, Callable[[Entry], str]] = {
         "AUC": lambda e: f"{e.mean:.4f}{'*' * e.star}",
         "±": lambda e: "" if e.std is None else short(e.std),

@@ -55,8 +55,8 @@ def differences(table: Table) -> list[Picture]:
         figure.supxlabel(caption, size=9.0)
 
     rows = -(-len(scenarios) // columns)
-    told = f"{caption}; filled where the interval leaves out zero."
-    return [Picture("differences", told, draw, 0.7 + rows * (0.6 + 0.26 * len(labels)))]
+    text = f"{caption}; filled where the interval leaves out zero."
+    return [Picture("differences", text, draw, 0.7 + rows * (0.6 + 0.26 * len(labels)))]
 
 
 def _interval(panel: Axes, entry: Entry, place: int) -> None:

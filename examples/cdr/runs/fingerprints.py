@@ -1,4 +1,4 @@
-"""Data sets told apart by their content."""
+"""Data sets identified by their content."""
 
 from __future__ import annotations
 

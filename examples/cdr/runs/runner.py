@@ -77,7 +77,7 @@ def run(
     Args:
         tasks: in the order to start them; one that takes learned weights waits for its teacher.
         jobs: how many at a time; 1 stays in this process.
-        progress: called with a short text about where a running training stands.
+        progress: Called with a short text on the progress of a training.
         stack_seeds: train tasks that differ by nothing but the seed in common steps, see
             :mod:`cdr.training.side_by_side`. To ``jobs`` they count as one.
         learned: weights of teachers that are not among the tasks.
@@ -120,7 +120,7 @@ def run(
                         yield from queue.done(group, future.result())
         except BrokenProcessPool as error:
             raise ChildProcessError(
-                "a training process was killed, most likely for want of memory: lower --jobs"
+                "a training process was killed, most likely because memory ran out: lower --jobs"
             ) from error
         finally:
             stop.set()
@@ -128,7 +128,7 @@ def run(
 
 
 class _Queue:
-    """Groups of tasks, each handed out once what it is to learn from is there."""
+    """Groups of tasks; each starts when the weights that it is trained on are there."""
 
     def __init__(self, groups: Sequence[tuple[Task, ...]], learned: Mapping[Task, Weights]) -> None:
         self._waiting = list(groups)
@@ -154,7 +154,7 @@ class _Queue:
     def done(
         self, group: tuple[Task, ...], results: Sequence[Result] | Exception
     ) -> Iterator[tuple[Task, Result | Exception]]:
-        """What to yield for a group, and for those that can no longer start."""
+        """The results of a group, and errors for groups that can no longer start."""
         for place, task in enumerate(group):
             result = results if isinstance(results, Exception) else results[place]
             yield task, result

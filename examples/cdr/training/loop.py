@@ -28,7 +28,7 @@ from cdr.training.variants import Plan, plan
 
 @dataclass
 class Result:
-    """What came out of one training.
+    """The outcome of one training.
 
     Attributes:
         test: scores of the checkpoint on the test rows.
@@ -90,15 +90,15 @@ def train(
 class Training:
     """One seed's model with its optimizer, batches and early stopping.
 
-    The random streams (initialisation, order of the rows, source draws) are its own, so that what
-    comes out does not depend on what else is trained beside it.
+    Its random streams (initialisation, order of the rows, source draws) are its own, so that the
+    result does not depend on trainings beside it.
 
     Attributes:
         model: the recommendation model.
         optimizer: of the model.
         loss: from a batch to the inner loss.
-        learner: the perceptron with all its own, where weights are learned.
-        batches: what batches are made by.
+        learner: The weighter with its optimizer and batches, where weights are learned.
+        batches: Makes the batches.
         sampler: one epoch of training rows per ``iter()``.
         best: best validation AUC so far, -inf before the first epoch.
     """
@@ -143,12 +143,12 @@ class Training:
         gamma = {"none": 0.0, "mean": options.inner.gamma}.get(how.source, 1.0)
         gamma = gamma if how.gamma is None else how.gamma
         given = self._given_weights(how, learned)
-        # How good an order the true flags themselves are need not be told.
+        # The flags themselves need no weight AUC.
         self._judged = given if how.teacher else None
         self.loss: Callable[[PairBatch], Tensor] = (
             self.learner.loss if self.learner else _plain_loss(model, gamma, given)
         )
-        # Only what learns weights has a use for rows held out.
+        # Rows are held out only where weights are learned.
         outer = options.outer if learns else None
         self.sampler = pair_sampler(len(data.train), options.inner.batch_size, seed, outer)
         self.best = -math.inf
@@ -160,7 +160,7 @@ class Training:
 
     @property
     def epoch(self) -> int:
-        """The epoch that is under way, from 0."""
+        """The current epoch, from 0."""
         return len(self._history)
 
     @property
@@ -203,7 +203,11 @@ class Training:
                 self.learner.outer_step(self.batches)
 
     def end_epoch(self, loss: float) -> None:
-        """Validate the model after an epoch of this mean loss, and keep it if it is to be kept."""
+        """Validate the model, and store a checkpoint if the epoch is the best so far.
+
+        Args:
+            loss: Mean training loss of the epoch.
+        """
         valid = score(self.model, self._scorer, self._data.valid, self._num_source).metrics()
         if not (math.isfinite(loss) and math.isfinite(valid["log_loss"])):
             raise self._broken(f"the mean loss is {loss}")
@@ -214,7 +218,7 @@ class Training:
         self.best, self._since = max(valid["auc"], self.best), 0 if better else self._since + 1
 
     def result(self) -> Result:
-        """Score the checkpoint kept, which the model is left at."""
+        """Load the stored checkpoint into the model and score it."""
         data = self._data
         self.model.load_state_dict(self._state["model"])
         result = Result(
@@ -266,7 +270,7 @@ class Training:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """What is not finite is refused by the library; say what to do about it here."""
+        """Add advice to the library's error about values that are not finite."""
         try:
             yield
         except (ValueError, FloatingPointError) as error:
@@ -280,7 +284,7 @@ class Training:
         if self.learner:
             advice += f" or {outer} (now {self._options.outer.lr:g})"
         return ValueError(
-            f"training {self._variant} (seed {self._seed}) broke down in epoch {self.epoch + 1}: "
+            f"training {self._variant} (seed {self._seed}) diverged in epoch {self.epoch + 1}: "
             f"{what}. {advice}."
         )
 
@@ -300,7 +304,7 @@ def inner_optimizer(parameters: Iterable[Tensor], options: InnerOptions) -> torc
 
 
 def _check_classes(data: CrossDomainData) -> None:
-    """AUC picks the best epoch and is what comes out: it needs positives and negatives."""
+    """The AUC, which selects the best epoch, needs positives and negatives."""
     for name, rows in (("validation", data.valid), ("test", data.test)):
         positive, num = int(rows.label.sum()), len(rows)
         if positive in (0, num):

@@ -108,12 +108,12 @@ class OuterOptions:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How the weights are learned that a new model is to be trained on."""
+    """How weights are learned on which a new model is then trained."""
 
     lr: float = 7e-4
     """The weighter's learning rate, in the place of --outer.lr."""
     inner_lr: float = 2e-3
-    """The model's, in the place of --inner.lr; what it knows by heart teaches no weights."""
+    """The model's, in the place of --inner.lr; a model that overfits its rows gives no signal."""
     epochs: int = 10
     """As many, whatever the model's validation AUC: the weights are those after the last one."""
     split: float = 0.2

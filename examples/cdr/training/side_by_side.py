@@ -1,4 +1,4 @@
-"""Several seeds of one variant trained at once, for a device that one small model cannot fill."""
+"""Several seeds of one variant trained at once, for a device that one small model does not fill."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def train_side_by_side(
         data: one for all, which makes batches and embedding tables equally large.
         options: as for :func:`cdr.training.loop.train`.
         seeds: at least one.
-        on_step: likewise; the best validation AUC is the mean over the seeds.
+        on_step: As there; the best validation AUC is the mean over the seeds.
 
     Returns:
         The results in the order of ``seeds``.
@@ -49,7 +49,7 @@ def train_side_by_side(
         total = torch.zeros(len(running), device=data.source_offsets.device)
         epoch, steps = running[0].epoch, len(running[0].sampler)
         best = sum(training.best for training in trainings) / len(trainings)
-        # Strict, for every sampler to see the end of its epoch.
+        # strict=True, so that every sampler reaches the end of its epoch.
         for done, pairs in enumerate(zip(*(t.sampler for t in running), strict=True), 1):
             batches = [t.batches.train_pairs(r) for t, (r, _) in zip(running, pairs, strict=True)]
             total += stack.step(batches)
@@ -109,7 +109,7 @@ class _Stack:
         return losses.detach()
 
     def keep_running(self) -> None:
-        """Let go of the trainings that are done."""
+        """Remove the trainings that are done."""
         places = [i for i, training in enumerate(self.trainings) if not training.done]
         if len(places) == len(self.trainings):
             return
