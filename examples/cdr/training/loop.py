@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,11 +19,11 @@ from cdr.data import Batches, CrossDomainData, PairBatch
 from cdr.models import CrossDomainModel
 from cdr.training.evaluation import NUM_SOURCE, Scores, score
 from cdr.training.graphs import CapturedStep
+from cdr.training.inner import fixed_weights, inner_optimizer, unlearned_loss
 from cdr.training.learner import Learner, pair_sampler
 from cdr.training.metrics import auc
-from cdr.training.optimizers import LazyAdam
-from cdr.training.options import InnerOptions, Options
-from cdr.training.variants import Plan, plan
+from cdr.training.options import Options
+from cdr.training.variants import plan
 
 
 @dataclass
@@ -118,19 +118,11 @@ class Training:
         options = how.change(options)
         self._variant, self._data, self._options, self._seed = variant, data, options, seed
         self._keeps_last = how.keeps_last
-        device = data.source_offsets.device
         kind, single_domain = options.model_class, how.source == "none"
-        model = kind(data, options.model, single_domain).to(device)
-        self.model: CrossDomainModel = model
-        if options.inner.cuda_graphs and device.type != "cuda":
-            refuse("inner", "cuda_graphs", True, f"the device is {device}; add --device cuda")
-        if options.inner.lazy_tables:
-            for module in model.modules():
-                if isinstance(module, nn.Embedding):
-                    module.sparse = True
-        self.optimizer = inner_optimizer(model.parameters(), options.inner)
+        self.model: CrossDomainModel = _model(data, options, single_domain)
+        self.optimizer = inner_optimizer(self.model.parameters(), options.inner)
         learns = how.source == "learned"
-        self.learner = Learner(model, self.optimizer, data, options, seed) if learns else None
+        self.learner = Learner(self.model, self.optimizer, data, options, seed) if learns else None
         windows = kind.windows(options.model, single_domain)
         reads_histories = learns and options.outer.weighter == "perceptron"
         self.batches = Batches(
@@ -140,13 +132,13 @@ class Training:
             windows,
             paired=options.inner.source_batch == "paired",
         )
-        gamma = {"none": 0.0, "mean": options.inner.gamma}.get(how.source, 1.0)
-        gamma = gamma if how.gamma is None else how.gamma
-        given = self._given_weights(how, learned)
+        given = fixed_weights(variant, data, learned, seed)
         # The flags themselves need no weight AUC.
         self._judged = given if how.teacher else None
         self.loss: Callable[[PairBatch], Tensor] = (
-            self.learner.loss if self.learner else _plain_loss(model, gamma, given)
+            self.learner.loss
+            if self.learner
+            else unlearned_loss(self.model, how.source_weight(options.inner.gamma), given)
         )
         # Rows are held out only where weights are learned.
         outer = options.outer if learns else None
@@ -239,27 +231,6 @@ class Training:
         result.seconds = time.perf_counter() - self._started
         return result
 
-    def _given_weights(self, how: Plan, learned: NDArray[np.float32] | None) -> Tensor | None:
-        """One fixed weight per source behaviour, for the variants that have them."""
-        data = self._data
-        if how.weights is None:
-            return None
-        if how.weights == "flags":
-            if data.relevant is None:
-                raise ValueError(f"{data.name} has no true relevance flags, so there is no oracle")
-            return data.relevant.float()
-        if learned is None or len(learned) != len(data.source):
-            raise ValueError(
-                f"variant {self._variant}: learned has {0 if learned is None else len(learned)} "
-                f"weights for {len(data.source)} source behaviours; pass the weights of a result "
-                'of "search" on the same data'
-            )
-        weights = torch.from_numpy(learned)
-        if how.weights == "permuted":
-            generator = torch.Generator().manual_seed(self._seed)
-            weights = weights[torch.randperm(len(weights), generator=generator)]
-        return weights.to(data.source_offsets.device)
-
     def _snapshot(self) -> dict[str, Any]:
         state: dict[str, Any] = {"model": self.model.state_dict()}
         if self.learner:
@@ -289,18 +260,17 @@ class Training:
         )
 
 
-def inner_optimizer(parameters: Iterable[Tensor], options: InnerOptions) -> torch.optim.Optimizer:
-    """The optimizer of a recommendation model."""
-    if options.lazy_tables:
-        return LazyAdam(parameters, lr=options.lr, weight_decay=options.weight_decay)
-    # Most of a step is spent on embedding tables, where one fused pass is 4 to 5 times faster.
-    return torch.optim.Adam(
-        parameters,
-        lr=options.lr,
-        weight_decay=options.weight_decay,
-        fused=True,
-        capturable=options.cuda_graphs,
-    )
+def _model(data: CrossDomainData, options: Options, single_domain: bool) -> CrossDomainModel:
+    """The recommendation model, on the device of the data."""
+    device = data.source_offsets.device
+    model = options.model_class(data, options.model, single_domain).to(device)
+    if options.inner.cuda_graphs and device.type != "cuda":
+        refuse("inner", "cuda_graphs", True, f"the device is {device}; add --device cuda")
+    if options.inner.lazy_tables:
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                module.sparse = True
+    return model
 
 
 def _check_classes(data: CrossDomainData) -> None:
@@ -313,19 +283,3 @@ def _check_classes(data: CrossDomainData) -> None:
                 f"{'positive' if positive else 'negative'} (positive is a rating above 3), so that "
                 "there is no AUC: take more users, or check the ratings' scale"
             )
-
-
-def _plain_loss(
-    model: CrossDomainModel, gamma: float, weights: Tensor | None
-) -> Callable[[PairBatch], Tensor]:
-    """The inner loss of the variants that learn no weights."""
-
-    def loss(batch: PairBatch) -> Tensor:
-        losses = model.losses(batch)
-        target_loss = torch.as_tensor(losses.fixed)
-        if weights is not None:
-            fixed = weights.index_select(0, batch.source_row)
-            return target_loss + (fixed * losses.weighted).mean()
-        return target_loss + gamma * losses.weighted.mean() if gamma else target_loss
-
-    return loss

@@ -10,7 +10,8 @@ from torch.func import functional_call
 
 from cdr.common import refuse, tensors_in, with_tensors
 from cdr.data import CrossDomainData, PairBatch
-from cdr.training.loop import Result, Training, inner_optimizer
+from cdr.training.inner import inner_optimizer
+from cdr.training.loop import Result, Training
 from cdr.training.options import Options
 
 

@@ -36,6 +36,16 @@ class Plan:
         """Whether every source behaviour has a weight of its own."""
         return self.source in ("learned", "fixed")
 
+    def source_weight(self, gamma: float) -> float:
+        """The weight of the mean source loss.
+
+        Args:
+            gamma: ``--inner.gamma``, for the variants without a weight of their own.
+        """
+        if self.gamma is not None:
+            return self.gamma
+        return gamma if self.source == "mean" else 0.0
+
     @property
     def teacher(self) -> str | None:
         """The variant whose learned weights it takes, if it does."""

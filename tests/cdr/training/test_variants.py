@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cdr.data import CrossDomainData
 from cdr.models import MODELS
+from cdr.training.inner import fixed_weights
 from cdr.training.loop import Result, Training, train
 from cdr.training.metrics import auc
 from cdr.training.options import Options
@@ -169,8 +170,7 @@ def test_permuted_weights_are_the_same_ones_elsewhere(
         for seed in (0, 0, 1)
     ]
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
-    training = Training("random", tiny, brief("twotower"), 0, learned)
-    every = training._given_weights(plan("random"), learned)
+    every = fixed_weights("random", tiny, learned, seed=0)
     assert every is not None
     assert torch.equal(every.sort().values, torch.from_numpy(learned).sort().values)
     assert not torch.equal(every, torch.from_numpy(learned))
