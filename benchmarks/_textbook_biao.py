@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdr.data.schema import CrossDomainData
+from cdr.data import CrossDomainData
 from cdr.models.conet import CoNetOptions
-from cdr.training.options import Options
+from cdr.training import Options
 
 
 class Batch(NamedTuple):

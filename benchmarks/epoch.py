@@ -36,8 +36,7 @@ from benchmarks._textbook_biao import Biao, Perceptron, Rows, copy_from, in_this
 from benchmarks._textbook_biao import CoNet as TextbookCoNet
 from cdr.data import CrossDomainData, build
 from cdr.models.conet import CoNetOptions
-from cdr.training.loop import Training
-from cdr.training.options import Options, preset
+from cdr.training import Options, Training, preset
 from reweight import ReorderReuseSampler
 
 SEED = 0

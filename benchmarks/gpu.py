@@ -27,12 +27,9 @@ from torch import Tensor
 
 from benchmarks._behaviours import behaviours
 from benchmarks._measure import machine, seconds_of
-from cdr.data import CrossDomainData, build
-from cdr.data.batches import PairBatch
+from cdr.data import CrossDomainData, PairBatch, build
 from cdr.models.conet import CoNetOptions
-from cdr.training.loop import Training, train
-from cdr.training.options import Options, preset
-from cdr.training.side_by_side import train_side_by_side
+from cdr.training import Options, Training, preset, train, train_side_by_side
 
 VARIANTS = ("base", "ours")
 SEEDS = 5

@@ -30,7 +30,7 @@ from torch.nn.functional import cross_entropy
 import reweight
 from benchmarks import _lorraine
 from benchmarks._measure import in_fresh_process, interleaved, machine, peak_mib, ratio, seconds_of
-from cdr.data.batches import Candidates, History, PairBatch
+from cdr.data import Candidates, History, PairBatch
 from cdr.models.conet import CoNet, CoNetOptions
 from reweight import ImplicitHypergradient, Losses, Neumann
 

@@ -12,21 +12,38 @@ from typing import Annotated, Literal, get_args
 try:
     import tyro
 
-    from cdr.common.arguments import optional, values
-    from cdr.common.jsonable import to_json, write_json
+    from cdr.common import to_json, write_json
+    from cdr.data import DATASETS
     from cdr.models import MODELS
-    from cdr.paper.documents import DOCUMENTS, Results
-    from cdr.paper.scenarios import Scenario, default_scenarios, parse, require
-    from cdr.paper.studies import STUDIES, Cell, cells, tasks
-    from cdr.report import plots
-    from cdr.report.page import write_page
-    from cdr.runs.devices import chosen
-    from cdr.runs.folders import check_output, output_folder
-    from cdr.runs.grid import Completed, Grid, Run, complete
-    from cdr.runs.logs import KeptLog, logged
-    from cdr.runs.machine import environment
-    from cdr.runs.runner import Source, Task
-    from cdr.training.options import Options, PresetName, preset
+    from cdr.paper import (
+        STUDIES,
+        Cell,
+        Results,
+        Scenario,
+        Study,
+        cells,
+        default_data,
+        parse,
+        require_files,
+        tasks,
+    )
+    from cdr.report import Curves, Document, plots, write_page
+    from cdr.runs import (
+        Completed,
+        Grid,
+        KeptLog,
+        Run,
+        Source,
+        Task,
+        check_output,
+        complete,
+        environment,
+        logged,
+        output_folder,
+        usable_device,
+    )
+    from cdr.runs.arguments import optional, values
+    from cdr.training import Options, PresetName, preset
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
@@ -35,23 +52,24 @@ except ModuleNotFoundError as error:
         "pip install -e '.[cdr]'"
     )
 
-DESCRIPTION = """\
+
+def _help(in_paper: bool) -> str:
+    """A line for each table and figure."""
+    return "\n".join(
+        f"  {study.name:<9}  {study.about}"
+        for study in STUDIES.values()
+        if study.in_paper == in_paper
+    )
+
+
+DESCRIPTION = f"""\
 Make a table or a figure of the paper:
 
-  table1     the model without source (S), without source loss (0), as it is (base), and ours
-  table2     ours without each branch of the behavioral perceptron
-  table3     reorder-and-reuse against splitting off dev data
-  table4     statistics of the data; nothing is trained
-  table5     as table1, with DASL
-  figure3    mean weight by source category
-  figure4    mean weight by length of the user's histories
-  figure5    AUC by the interval of outer steps
-  figure6    behaviours with low and with high user-specific weights
+{_help(in_paper=True)}
 
 and beyond it:
 
-  generated  what is learned where the truth is known
-  evidence   baselines that could explain the gain away
+{_help(in_paper=False)}
 
 Each finished training is kept in --cache and never repeated: the same command goes on where it
 was stopped, and commands share trainings.
@@ -62,32 +80,25 @@ Examples:
   reproduce.py table1 --root DATA --data amazon5:Beauty:Toys_and_Games epinions:3:4
 """
 
-# The models of the paper's table or figure.
-_MODELS = {
-    "table1": ("minet", "conet"),
-    "table2": ("minet", "conet"),
-    "table3": ("minet", "conet"),
-    "table4": ("conet",),
-    "table5": ("dasl",),
-    "figure3": ("minet",),
-    "figure4": ("minet",),
-    "figure5": ("minet", "conet"),
-    "figure6": ("minet",),
-    "generated": ("conet",),
-    "evidence": ("conet",),
-}
-_SEEDS = {"generated": 6}
+_BARE = [name for name, dataset in DATASETS.items() if dataset.generated or dataset.scenarios]
+_DATA = (
+    f"Scenarios: {', '.join(_BARE)}, or one of theirs as SPEC:SOURCE:TARGET, several sources "
+    f'joined with "+"; SPEC may also be {", ".join(n for n in DATASETS if n not in _BARE)} or a '
+    "file."
+)
+
+
+Wanted = dict[tuple[Cell, int], Task]
+"""The training of each cell and seed."""
 
 
 @dataclass(frozen=True)
 class Reproduce:
-    """What to make."""
+    """The options of the command."""
 
-    command: tyro.conf.Positional[Literal[tuple(_MODELS)]]  # type: ignore[valid-type]
+    command: tyro.conf.Positional[Literal[tuple(STUDIES)]]  # type: ignore[valid-type]
     """The table or figure."""
-    data: Annotated[tuple[str, ...], optional("NAME ...", "what --root holds, else g1")] = ()
-    """Scenarios: g1, g2, amazon, amazon5, epinions, or one of theirs as SPEC:SOURCE:TARGET, several
-    sources joined with "+"; SPEC may also be recbole or a file."""
+    data: Annotated[tuple[str, ...], optional("NAME ...", "what --root holds, else g1", _DATA)] = ()
     root: Annotated[Path | None, optional("PATH", "none")] = None
     """Folder that holds Amazon's original files, amazon5/, epinions/, or atomic files."""
     models: Annotated[tuple[str, ...], optional("NAME ...", "those in the paper")] = ()
@@ -132,11 +143,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = _parse(arguments, _models(arguments)[0])
         # Once for each model, so that each starts from its own preset.
-        models = dict.fromkeys(config.models or _MODELS[config.command])
+        models = dict.fromkeys(config.models or STUDIES[config.command].models)
         parsed = {model: _parse(arguments, model) for model in models}
         config = next(iter(parsed.values()))
         out = config.out or Path("results") / config.command
-        seeds = config.seeds or _SEEDS.get(config.command, 5)
+        seeds = config.seeds or STUDIES[config.command].seeds
         config = replace(config, models=tuple(parsed), seeds=seeds, out=out)
         options = {model: own.options for model, own in parsed.items()}
         return reproduce(config, options, arguments)
@@ -167,8 +178,8 @@ def _parse(arguments: Sequence[str], model: str) -> Reproduce:
 def _models(arguments: Sequence[str]) -> list[str]:
     """The models named, or those of what looks like the command: one has to be known to parse."""
     named = [name for name in values(arguments, "--models") if name in MODELS]
-    command = next((a for a in arguments if a in _MODELS), "table1")
-    return list(dict.fromkeys(named or _MODELS[command]))
+    command = next((a for a in arguments if a in STUDIES), "table1")
+    return list(dict.fromkeys(named or STUDIES[command].models))
 
 
 def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequence[str]) -> int:
@@ -183,44 +194,25 @@ def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequenc
         The exit code.
     """
     assert config.out is not None and config.seeds is not None
-    check_output(config.out, config.command)
+    study = STUDIES[config.command]
+    check_output(config.out, study.name)
     plots.needed()
-    device = chosen(config.device)
-    scenarios = parse(config.data or default_scenarios(config.command, config.root))
-    command = shlex.join(["reproduce.py", *arguments])
+    device = usable_device(config.device)
+    scenarios = parse(config.data or default_data(study, config.root))
     sources = {scenario: scenario.data(config.root) for scenario in scenarios}
-    require(scenarios, config.root)
-    wanted = tasks(
-        cells(STUDIES[config.command], scenarios, config.models),
-        config.seeds,
-        sources,
-        options,
-        device,
-    )
+    require_files(scenarios, config.root)
+    planned = cells(study, scenarios, config.models)
+    wanted = tasks(planned, config.seeds, sources, options, device)
+    command = shlex.join(["reproduce.py", *arguments])
     with logged(KeptLog()) as log:
-        names = {task: _name(cell, seed) for (cell, seed), task in wanted.items()}
-        grid = Grid(config.cache, command)
-        stack = config.stack_seeds
-        done = complete(grid, list(wanted.values()), config.jobs, names, stack_seeds=stack)
-        failures = [
-            f"Missing, for its training failed: {names[t]} ({done.failures[t]})"
-            for t in done.failures
-        ]
-        if failures and not done.runs:
-            raise ValueError(f"every training failed; the first: {failures[0]}")
-        document = DOCUMENTS[config.command](_results(config.command, sources, wanted, done))
-        notes = (*failures, *document.notes, *_data_notes(sources))
-        document = replace(document, notes=notes)
-        with output_folder(config.out, config.command) as folder:
+        done = _complete(wanted, config, command)
+        document = _document(study, sources, wanted, done)
+        with output_folder(config.out, study.name) as folder:
             (folder / "command.txt").write_text(command + "\n", encoding="utf-8")
             write_json(folder / "config.json", {**vars(config), "options": options})
             write_json(folder / "environment.json", environment(device))
-            (folder / "table.md").write_text(document.markdown(), encoding="utf-8")
-            (folder / "table.csv").write_text(document.csv(), encoding="utf-8")
             _write_runs(folder / "runs.jsonl", wanted, done)
-            for picture in document.pictures:
-                picture.save(folder)
-            write_page(folder, document, _curves(wanted, done))
+            _write_document(folder, document, _curves(wanted, done))
             (folder / "log.txt").write_text(log.text, encoding="utf-8")
     kept = len(done.runs) - done.trained
     print(f"\n{document.text()}\n\n{done.trained} trained, {kept} from {config.cache}/; ", end="")
@@ -228,35 +220,66 @@ def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequenc
     return 1 if done.failures else 0
 
 
-def _name(cell: Cell, seed: int) -> str:
-    return f"{cell.scenario.heading} {cell.model} {cell.method.name} seed {seed}"
+def _complete(wanted: Wanted, config: Reproduce, command: str) -> Completed:
+    """Train what the grid does not hold yet.
+
+    Raises:
+        ValueError: Every training failed.
+    """
+    names = {task: _name(cell, seed) for (cell, seed), task in wanted.items()}
+    grid = Grid(config.cache, command)
+    stack = config.stack_seeds
+    done = complete(grid, list(wanted.values()), config.jobs, names, stack_seeds=stack)
+    if done.failures and not done.runs:
+        raise ValueError(f"every training failed; the first: {_failures(names, done)[0]}")
+    return done
 
 
-def _results(
-    command: str,
-    sources: dict[Scenario, Source],
-    wanted: dict[tuple[Cell, int], Task],
-    done: Completed,
-) -> Results:
+def _document(
+    study: Study, sources: dict[Scenario, Source], wanted: Wanted, done: Completed
+) -> Document:
+    """The tables and plots, with notes on failed trainings and on the data."""
     runs: dict[Cell, dict[int, Run]] = {}
     for (cell, seed), task in wanted.items():
         if task in done.runs:
             runs.setdefault(cell, {})[seed] = done.runs[task]
-    return Results(command, sources, runs)
+    document = study.document(Results(study, sources, runs))
+    names = {task: _name(cell, seed) for (cell, seed), task in wanted.items()}
+    notes = (*_failures(names, done), *document.notes, *_data_notes(sources))
+    return replace(document, notes=notes)
 
 
-def _data_notes(sources: dict[Scenario, Source]) -> list[str]:
-    """What must be told of results on these data."""
+def _failures(names: dict[Task, str], done: Completed) -> list[str]:
+    """A sentence for each training that failed."""
     return [
-        f"{scenario.heading}{' (seed 0)' * scenario.generated}: {note}"
-        for scenario, source in sources.items()
-        for note in source.load(0).notes
+        f"Missing, for its training failed: {names[task]} ({reason})"
+        for task, reason in done.failures.items()
     ]
 
 
-def _curves(
-    wanted: dict[tuple[Cell, int], Task], done: Completed
-) -> dict[tuple[str, str], list[list[float]]]:
+def _write_document(folder: Path, document: Document, curves: Curves) -> None:
+    """Write the tables, the numbers, the plots and the page."""
+    (folder / "table.md").write_text(document.markdown(), encoding="utf-8")
+    (folder / "table.csv").write_text(document.csv(), encoding="utf-8")
+    for picture in document.pictures:
+        picture.save(folder)
+    write_page(folder, document, curves)
+
+
+def _name(cell: Cell, seed: int) -> str:
+    return f"{cell.scenario.heading} {cell.model} {cell.method.name} seed {seed}"
+
+
+def _data_notes(sources: dict[Scenario, Source]) -> list[str]:
+    """The notes of the data of each scenario."""
+    return [
+        f"{scenario.heading}{' (seed 0)' * scenario.generated}: {note}"
+        for scenario, source in sources.items()
+        for note in source.notes
+    ]
+
+
+def _curves(wanted: Wanted, done: Completed) -> Curves:
     """By scenario and model, and by method: the validation AUC of each epoch of each seed."""
     curves: dict[tuple[str, str], list[list[float]]] = {}
     for (cell, _), task in wanted.items():
@@ -268,7 +291,7 @@ def _curves(
     return curves
 
 
-def _write_runs(path: Path, wanted: dict[tuple[Cell, int], Task], done: Completed) -> None:
+def _write_runs(path: Path, wanted: Wanted, done: Completed) -> None:
     """A line for each training."""
     with path.open("w", encoding="utf-8") as file:
         for (cell, seed), task in wanted.items():

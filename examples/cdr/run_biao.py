@@ -16,23 +16,23 @@ try:
     import torch
     import tyro
 
-    from cdr.common.arguments import optional, values
-    from cdr.common.jsonable import write_json
-    from cdr.data import GENERATED
-    from cdr.data.schema import CrossDomainData
+    from cdr.common import write_json
+    from cdr.data import DATASETS, CrossDomainData, find_dataset
     from cdr.models import MODELS
-    from cdr.report.page import write_page
-    from cdr.report.run_report import Report, report
-    from cdr.runs import data_command
-    from cdr.runs.devices import chosen
-    from cdr.runs.folders import run_folder
-    from cdr.runs.logs import log_history
-    from cdr.runs.machine import environment
-    from cdr.runs.progress import progress_bar
-    from cdr.runs.runner import Source, Task, run
-    from cdr.training.loop import Result
-    from cdr.training.options import Options, PresetName, preset
-    from cdr.training.variants import check, label
+    from cdr.report import Report, Summary, report, write_page
+    from cdr.runs import (
+        Source,
+        Task,
+        data_command,
+        environment,
+        log_history,
+        progress_bar,
+        run,
+        run_folder,
+        usable_device,
+    )
+    from cdr.runs.arguments import optional, values
+    from cdr.training import Options, PresetName, Result, check_variants, preset, variant_label
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
@@ -72,13 +72,17 @@ _FIRST = "the data set's first scenario; a file needs one"
 _MAIN = "S 0 base ours, and oracle on generated data"
 
 
+_DATA = (
+    f"{', '.join(f'{name} ({dataset.about})' for name, dataset in DATASETS.items())}, or a csv or "
+    "parquet file with the columns user, item, rating, timestamp, domain."
+)
+
+
 @dataclass(frozen=True)
 class RunBiao:
-    """What to run."""
+    """The options of a run."""
 
-    data: str = "g1"
-    """g1 or g2 (generated), amazon (the original files), amazon5, epinions, recbole (atomic
-    files), or a csv or parquet file with the columns user, item, rating, timestamp, domain."""
+    data: Annotated[str, tyro.conf.arg(help=_DATA)] = "g1"
     root: Annotated[Path | None, optional("PATH")] = None
     """Folder that holds the data; for a file, what its path is relative to."""
     source: Annotated[str | None, optional("NAME", _FIRST)] = None
@@ -117,7 +121,7 @@ class RunBiao:
         if self.seeds < 1 or self.jobs < 1:
             raise ValueError(f"--seeds {self.seeds} --jobs {self.jobs}: both must be at least 1.")
         if self.variants is not None:
-            check(self.variants)
+            check_variants(self.variants)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,10 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _start(arguments: Sequence[str]) -> RunBiao:
-    """What the other options' defaults come from: the model and the preset named."""
+    """The defaults of the options, from the model and the preset named."""
     start: dict[str, Any] = {"preset": "default", "model": "conet"}
     for name, choices in (("preset", get_args(PresetName)), ("model", MODELS)):
-        # The parser complains about all else.
+        # Other values are left to the parser, which refuses them.
         given = [value for value in values(arguments, f"--{name}") if value in choices]
         start[name] = given[0] if given else start[name]
     return RunBiao(**start, options=preset(start["preset"], start["model"]))
@@ -155,7 +159,7 @@ def _start(arguments: Sequence[str]) -> RunBiao:
 
 def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
     """Run every variant and seed, write the run folder and print the table."""
-    device = chosen(config.device)
+    device = usable_device(config.device)
     source = _source(config)
     out = config.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.data).stem}"
     started = time.perf_counter()
@@ -207,7 +211,7 @@ def _source(config: RunBiao) -> Source:
         source_cut=config.source_cut,
         cache=config.cache,
     )
-    return Source(config.data, tuple(options.items()), seeded=config.data in GENERATED)
+    return Source(config.data, tuple(options.items()), seeded=find_dataset(config.data).generated)
 
 
 def _train_all(tasks: list[Task], config: RunBiao, folder: Path) -> dict[tuple[str, int], Result]:
@@ -224,7 +228,7 @@ def _train_all(tasks: list[Task], config: RunBiao, folder: Path) -> dict[tuple[s
             best, epochs = max(record["auc"] for record in result.history), len(result.history)
             weight = "" if result.weight_auc is None else f", weight AUC {result.weight_auc:.3f}"
             bar.write(
-                f"{task.options.model_class.label}{label(task.variant)} seed {task.seed}: "
+                f"{task.options.model_class.label}{variant_label(task.variant)} seed {task.seed}: "
                 f"valid AUC {best:.4f}, test AUC {result.test.metrics()['auc']:.4f}{weight} "
                 f"({epochs} epoch{'s' * (epochs > 1)})"
             )
@@ -256,7 +260,7 @@ def _write_metrics(
             "data": {"name": data.name, **data.statistics},
             "notes": table.notes,
             "seconds": seconds,
-            "table": table.rows,
+            "table": {variant: _row(row) for variant, row in table.rows.items()},
             "runs": {
                 variant: [
                     {
@@ -273,6 +277,12 @@ def _write_metrics(
             },
         },
     )
+
+
+def _row(row: Summary) -> dict[str, object]:
+    """A row of the table, for the json file."""
+    names = ("label", "auc", "log_loss", "improvement", "weight_auc", "comparison")
+    return {name: getattr(row, name) for name in names}
 
 
 def _write_weights(folder: Path, results: dict[str, list[Result]], source: Source) -> None:

@@ -9,7 +9,12 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
+
+from cdr.data import DATASETS
 
 DAY = 86400
 NUM_USERS = 6
@@ -104,3 +109,14 @@ def write_all(folder: Path, ending: str = ".json.gz") -> Path:
     write(folder / f"meta_Books{ending}", BOOK_METADATA, newline_at_end=False)
     write(folder / f"meta_Toys_and_Games{ending}", TOY_METADATA)
     return folder
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, counts: dict[str, int]) -> None:
+    """Give other published statistics to Books → Toys, the one scenario of these files."""
+    known = {
+        name: replace(one, counts=counts)
+        for name, one in DATASETS["amazon"].published.items()
+        if one.paper_name == "Books-Toys"
+    }
+    assert len(known) == 1
+    monkeypatch.setitem(DATASETS, "amazon", replace(DATASETS["amazon"], published=known))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from cdr.paper.scenarios import Scenario
-from cdr.paper.studies import Cell, Method, Study
+from cdr.paper.studies import STUDIES
+from cdr.paper.study import Cell, Method, Results, Study
+from cdr.report.document import Document
 from cdr.runs.grid import Run
+from cdr.runs.runner import Source
 from cdr.training.evaluation import Scores
 from cdr.training.metrics import auc
 
@@ -47,6 +50,16 @@ def runs(
         Cell(scenario, model, methods[name]): {s: run(strength, s) for s in range(seeds)}
         for name, strength in strengths.items()
     }
+
+
+def document(
+    command: str,
+    runs: dict[Cell, dict[int, Run]],
+    sources: dict[Scenario, Source] | None = None,
+) -> Document:
+    """What a command makes of some runs."""
+    study = STUDIES[command]
+    return study.document(Results(study, sources or {}, runs))
 
 
 def aucs(several: dict[int, Run]) -> list[float]:

@@ -23,12 +23,12 @@ from scenarios import gappy_log, write_ratings
 import cdr.run_biao
 from cdr.common.jsonable import to_json
 from cdr.data import generator
-from cdr.data.tables import load
+from cdr.data.own_file import load
 from cdr.models import MODELS
 from cdr.report import plots
 from cdr.run_biao import RunBiao, main
 from cdr.runs.runner import Source
-from cdr.training.options import PresetName, preset
+from cdr.training.presets import PresetName, preset
 
 SCRIPT = Path(cdr.run_biao.__file__)
 BRIEF = (
@@ -183,8 +183,7 @@ def small_g1(monkeypatch: pytest.MonkeyPatch) -> None:
 
     made = generator.generate
     monkeypatch.setattr(generator, "generate", generate)
-    cdr.runs.runner._load.cache_clear()
-    cdr.runs.runner._on_device.cache_clear()
+    cdr.runs.runner.clear_loaded()
 
 
 def test_stacked_seeds_leave_the_same_behind(finished: Path, ratings: Path, out: Path) -> None:
@@ -399,12 +398,12 @@ def test_tiny_users_only(out: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ("--root is missing.*epinions/", "--data epinions"),
         ("no file /nowhere/amazon5/interactions.csv.gz", "--data amazon5 --root /nowhere"),
         ("'nope' is unknown.*amazon5", "--data nope"),
-        ("--items goes with a file", "--data g1 --items x.csv"),
-        ("--items goes with a file", "--data g2 --items x.csv"),
-        ("--items goes with a file", "--data amazon5 --root x --items x.csv"),
-        ("made up", "--data g1 --root x"),
+        ("--items x.csv goes with a file", "--data g1 --items x.csv"),
+        ("--items x.csv goes with a file", "--data g2 --items x.csv"),
+        ("--items x.csv goes with a file", "--data amazon5 --root x --items x.csv"),
+        ('"g1".*root', "--data g1 --root x"),
         ("--source-cut all goes with real data", "--source-cut all"),
-        ("--source-cut all.*not with g2", "--data g2 --source-cut all"),
+        ("--source-cut all.*not with --data g2", "--data g2 --source-cut all"),
         ("--stack-seeds goes with one data set.*g1 is drawn anew", "--stack-seeds --seeds 2"),
         ("--device nonsense cannot be used", "--device nonsense"),
         ("--device meta cannot be used", "--device meta"),

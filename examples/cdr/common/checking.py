@@ -1,4 +1,4 @@
-"""Checks on what a run is told, in the words of the command line."""
+"""Checks of options, whose errors name the flag of the command line."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,9 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdr.data import amazon_files, tables
+from cdr.data.amazon_domains import PAPER_DOMAINS, TABLE_NAMES, full_name
 from cdr.data.cache import cached
+from cdr.data.dataset import Dataset, Pair, Published, counts, split_domains
 from cdr.data.line_files import BadLines
-from cdr.data.manifest import SHORT_NAMES
 from cdr.data.schema import CrossDomainData
 from cdr.data.split import build
 
@@ -89,12 +89,12 @@ def cache_folder(root: Path | str, cache: Path | str | None = None) -> Path:
     return Path(root) / ".cache-reweight" if cache is None else Path(cache)
 
 
-def titles(root: Path | str, domains: str, items: Collection[str]) -> dict[str, str]:
+def titles(root: Path | str, pair: Pair, items: Collection[str]) -> dict[str, str]:
     """The titles of some items, as far as the metadata have them; reads all metadata once more.
 
     Args:
         root: See :func:`load`.
-        domains: One, or several joined with "+".
+        pair: Source and target.
         items: Their ids in the files.
 
     Raises:
@@ -102,52 +102,14 @@ def titles(root: Path | str, domains: str, items: Collection[str]) -> dict[str, 
         ValueError: If a file cannot be read.
     """
     found: dict[str, str] = {}
-    for files in find(root, domains_of(domains)).values():
+    for files in find(root, _domains([pair])).values():
         found |= amazon_files.titles(files.metadata, items)
     return found
 
 
-def full_name(domain: str) -> str:
-    """A domain's name in the files, given that or the paper's."""
-    return SHORT_NAMES.get(domain, domain)
-
-
-def domains_of(*names: str) -> list[str]:
-    """The domains of sources and targets, by their names in the files, each once."""
-    return list(dict.fromkeys(full_name(name) for each in names for name in each.split("+")))
-
-
-def complete(root: Path | str, scenarios: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Those (source, target) of which all files are there."""
-    found = []
-    for scenario in scenarios:
-        with suppress(FileNotFoundError):
-            find(root, domains_of(*scenario))
-            found.append(scenario)
-    return found
-
-
-def require(root: Path | str, scenarios: Mapping[str, tuple[str, str]], flag: str) -> None:
-    """See that all files are there.
-
-    Args:
-        root: See :func:`load`.
-        scenarios: Source and target, by what the command line calls the two.
-        flag: The option that takes such names.
-
-    Raises:
-        FileNotFoundError: Naming all that are missing, and the scenarios that are complete.
-    """
-    try:
-        find(root, domains_of(*(name for pair in scenarios.values() for name in pair)))
-    except FileNotFoundError as error:
-        whole = complete(root, scenarios.values())
-        if not whole:
-            raise
-        names = " ".join(name for name, pair in scenarios.items() if pair in whole)
-        raise FileNotFoundError(
-            f"{error}\nFor some scenarios all are there: {flag} {names}"
-        ) from None
+def _domains(pairs: Sequence[Pair]) -> list[str]:
+    """All domains of some scenarios by their names in the files, each once."""
+    return list(dict.fromkeys(map(full_name, split_domains(pairs))))
 
 
 def find(root: Path | str, domains: Iterable[str]) -> dict[str, Files]:
@@ -176,14 +138,19 @@ def find(root: Path | str, domains: Iterable[str]) -> dict[str, Files]:
             '"Amazon product data" in its version of 2014: reviews_… are its 5-core review '
             'subsets, listed there as "small" subsets for experimentation, and meta_… its '
             "per-category metadata. The paper's short names for domains are "
-            f"{', '.join(SHORT_NAMES)}."
+            f"{', '.join(PAPER_DOMAINS)}."
         )
     return found
 
 
-def holds_any(root: Path | str) -> bool:
+def _files(root: Path, pairs: Sequence[Pair]) -> dict[str, Path]:
+    found = find(root, _domains(pairs))
+    return {path.name: path for files in found.values() for path in files}
+
+
+def _is_in(root: Path) -> bool:
     """Whether there are reviews of any domain."""
-    return any(any(Path(root).glob(f"{place}reviews_*_5.json*")) for place in ("", "amazon/"))
+    return any(any(root.glob(f"{place}reviews_*_5.json*")) for place in ("", "amazon/"))
 
 
 def _find(root: Path, stem: str) -> Path | None:
@@ -226,3 +193,40 @@ def _joined(parts: Mapping[str, pa.Table]) -> pa.Table:
         )
         for domain, table in parts.items()
     )
+
+
+def _published(name: str, statistics: tuple[int, int, int, int, int]) -> tuple[str, Published]:
+    """A row of the paper's Table 4."""
+    source, target = map(full_name, name.split("-"))
+    return f"Amazon {source} → {target}", Published(source, target, counts(*statistics), name)
+
+
+PUBLISHED = dict(
+    _published(name, statistics)
+    for name, statistics in {
+        "Books-Movies": (37_388, 944_533, 792_319, 269_301, 49_273),
+        "Books-CDs": (16_738, 418_653, 380_675, 191_942, 61_201),
+        "Books-Elec": (28_506, 735_683, 364_267, 229_189, 52_134),
+        "Books-Toys": (7_576, 317_646, 84_564, 134_350, 11_567),
+        "CDs-Cloth": (4_283, 71_491, 36_319, 26_178, 15_445),
+        "CDs-Kitchen": (8_144, 160_358, 96_670, 36_018, 22_550),
+        "Elec-Cloth": (8_235, 99_594, 66_470, 25_816, 18_703),
+    }.items()
+)
+"""Table 4 of BIAO (WWW'23)."""
+
+DATASET = Dataset(
+    name="amazon",
+    about="Amazon's original files",
+    load=load,
+    holds="reviews_X_5.json.gz and meta_X.json.gz of each domain X",
+    scenarios=tuple((one.source, one.target) for one in PUBLISHED.values()),
+    flags=frozenset({"source_cut", "cache"}),
+    is_in=_is_in,
+    files=_files,
+    full_name=full_name,
+    short_names=TABLE_NAMES,
+    published=PUBLISHED,
+    titles=titles,
+    cache_folder=cache_folder,
+)

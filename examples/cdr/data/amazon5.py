@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+import html
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdr.data import tables
+from cdr.data.amazon_domains import TABLE_NAMES
+from cdr.data.dataset import Dataset, Pair, Published, counts, table_files
 from cdr.data.schema import OTHERS, CrossDomainData
 from cdr.data.split import build
 
@@ -90,3 +93,48 @@ def _third_level(path: str) -> str:
     except (ValueError, SyntaxError):
         return ""
     return levels[2] if len(levels) > 2 else ""
+
+
+def titles(root: Path, pair: Pair, items: Collection[str]) -> dict[str, str]:
+    """The titles of some items by id, if the table of items has any.
+
+    Args:
+        root: See :func:`load`.
+        pair: Source and target; the table holds the items of all domains.
+        items: Their ids.
+    """
+    path = root / "amazon5" / "items.csv.gz"
+    table = tables.read(path, ("item",), optional=("title",))
+    if "title" not in table.column_names:
+        return {}
+    table = table.filter(pc.is_in(table["item"], value_set=pa.array(list(items), pa.string())))
+    pairs = zip(table["item"].to_pylist(), table["title"].to_pylist(), strict=True)
+    # Titles come from web pages.
+    return {item: html.unescape(title) for item, title in pairs if title}
+
+
+_TOYS = "Toys_and_Games"
+PUBLISHED = {
+    f"{source} → {target}": Published(source, target, counts(*statistics))
+    for (source, target), statistics in {
+        ("Beauty", _TOYS): (1_654, 28_890, 28_197, 6_158, 7_199),
+        (_TOYS, "Beauty"): (1_654, 28_197, 28_890, 7_199, 6_158),
+        ("Baby", _TOYS): (2_976, 29_286, 38_875, 5_424, 8_625),
+        ("Office_Products", _TOYS): (1_609, 23_528, 29_326, 2_152, 6_036),
+        ("Baby+Office_Products+Beauty", _TOYS): (4_617, 81_704, 59_485, 13_734, 10_071),
+    }.items()
+}
+"""Statistics of this incomplete copy of the data."""
+
+DATASET = Dataset(
+    name="amazon5",
+    about="four domains of Amazon",
+    load=load,
+    holds="amazon5/",
+    scenarios=tuple((one.source, one.target) for one in PUBLISHED.values()),
+    is_in=lambda root: (root / "amazon5").is_dir(),
+    files=table_files("amazon5"),
+    short_names=TABLE_NAMES,
+    published=PUBLISHED,
+    titles=titles,
+)

@@ -20,7 +20,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class History:
-    """What a user did before, newest last; ``mask`` is True where an entry is real."""
+    """A user's earlier positives, newest last; ``mask`` [B, N] is True where an entry is real."""
 
     items: Candidates
     mask: Tensor
@@ -28,7 +28,7 @@ class History:
 
 @dataclass(frozen=True)
 class Past:
-    """What a user did in each domain before a candidate; None where nobody looks at it."""
+    """A user's positives in each domain before a candidate; None where the model reads none."""
 
     source: History | None
     target: History | None
@@ -136,7 +136,7 @@ class Batches:
         return self._with_source(target, first + place, count > 0, target.user)
 
     def source_rows(self, rows: Tensor) -> PairBatch:
-        """Source behaviours by their own row, beside a target that means nothing."""
+        """Source behaviours by their own row, beside a placeholder target."""
         nothing = torch.zeros_like(rows)
         user = self.data.source.user.index_select(0, rows)
         span = torch.stack([nothing, nothing], 1)
@@ -158,7 +158,7 @@ class Batches:
         item = data.source.item.index_select(0, rows).masked_fill_(pad, data.source_items.num)
         spans: tuple[Tensor | None, Tensor | None] = (None, None)
         if any((*self._seen, *self._source_past)):
-            # A slice from 0 to 0: a pad has no past.
+            # A slice from 0 to 0: a pad has no history.
             spans = tuple(  # type: ignore[assignment]
                 spans.index_select(0, rows).masked_fill_(pad.unsqueeze(1), 0)
                 for spans in (self._source_spans, self._target_spans)
@@ -187,7 +187,7 @@ def _past(
     spans: tuple[Tensor | None, Tensor | None],
     exclude: tuple[Tensor | None, Tensor | None],
 ) -> Past | None:
-    """What the readers of the two domains see in their slices, without the candidate itself."""
+    """The entries of the slices in both domains, without the candidate itself."""
     if not any(readers):
         return None
     return Past(
@@ -199,7 +199,7 @@ def _past(
 
 
 class _Reader:
-    """The histories of one domain at one length; what is the same for all batches is done once."""
+    """Gathers histories of one length in one domain."""
 
     def __init__(self, positives: Tensor, items: Items, length: int) -> None:
         self._length = length

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 
-from cdr.common.atomic import new_file
+from cdr.common import new_file
 
 VERSION = 1  # to be raised with every change of what is kept
 

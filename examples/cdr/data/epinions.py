@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdr.data import tables
+from cdr.data.dataset import Dataset, Published, counts, table_files
 from cdr.data.schema import CrossDomainData
 from cdr.data.split import build
 
@@ -59,3 +60,19 @@ def load(
         tables.interactions(table, (target,)),
         source_cut=source_cut,
     )
+
+
+DATASET = Dataset(
+    name="epinions",
+    about="categories of Epinions",
+    load=load,
+    holds="epinions/",
+    scenarios=(("3", "4"), ("3", "5"), ("others", "4")),
+    is_in=lambda root: (root / "epinions").is_dir(),
+    files=table_files("epinions"),
+    prefix="Epinions",
+    published={
+        "Epinions 3 → 4": Published("3", "4", counts(8_323, 127_400, 92_733, 26_039, 54_924)),
+        "Epinions 3 → 5": Published("3", "5", counts(7_243, 114_461, 75_263, 25_162, 31_897)),
+    },
+)

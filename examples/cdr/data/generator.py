@@ -1,11 +1,13 @@
-"""Two domains made up so that it is known which source behaviours are worth learning from."""
+"""A generator of two domains in which the relevant source behaviours are known."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from cdr.data.dataset import Dataset
 from cdr.data.schema import CrossDomainData, Interactions
 from cdr.data.split import build
 
@@ -17,7 +19,7 @@ _TASTE_SIZE = 2
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What tells one kind of data from another."""
+    """The parameters of one kind of data."""
 
     relevant_share: float  # of the source categories
     source_rate: float  # mean number of source behaviours above the minimum
@@ -52,27 +54,27 @@ def generate(
     num_target_items: int = 1500,
     seed: int = 0,
 ) -> CrossDomainData:
-    """A made-up scenario in which some source behaviours tell about the target and others do not.
+    """Generate a scenario in which some source behaviours are informative about the target.
 
-    "G1": relevance is a matter of the category; 40 % of the source categories are *relevant*. Each
-    user has a taste z and a leaning b, and another taste n and leaning b' that have nothing to do
-    with the target. Target behaviours and source behaviours of relevant categories are rated from
+    "G1": relevance depends on the category; 40 % of the source categories are *relevant*. Each
+    user has a taste z and a bias b, and another taste n and bias b' that are independent of the
+    target. Target behaviours and source behaviours of relevant categories are rated from
     (z, b), the other source behaviours from (n, b')::
 
-        score = 1.6 + 1.8 <item, taste> + item bias + leaning + 0.7 logistic noise
+        score = 1.6 + 1.8 <item, taste> + item bias + user bias + 0.7 logistic noise
 
-    cut at (-2.6, -1.7, 0, 1.2) into ratings 1 to 5. Tastes are standard normal in R^2, leanings
+    cut at (-2.6, -1.7, 0, 1.2) into ratings 1 to 5. Tastes are standard normal in R^2, user biases
     N(0, 2^2), item biases N(0, 0.5^2); an item is (0.85 category mean + 0.5 noise) / sqrt(2).
     A user has 5 + Poisson(Gamma(shape 1, scale 15)) source and 5 + Poisson(Gamma(1, 1)) target
     behaviours, on items drawn without replacement in proportion to popularity *
     exp(0.6 <item, z>), where popularity is (rank + 5)^-0.9. The target spans 400 days from a
     random start, the source 600 days from 200 days earlier, in whole days. Draws of a user are
-    shuffled before they are told apart, so that `extra_test` (ten items a user, in none of the
+    shuffled before they are separated, so that `extra_test` (ten items a user, in none of the
     user's other rows) is distributed as the target behaviours are.
 
-    "G2": relevance is a matter of the user too. As "G1", but half of the source categories are
+    "G2": relevance depends on the user too. As "G1", but half of the source categories are
     relevant, the scale of the source's Gamma is 25, and a quarter of the users are *households*,
-    whose source tells nothing: all their source behaviours are rated from (n, b') and none is
+    whose source is uninformative: all their source behaviours are rated from (n, b') and none is
     flagged. It shows in the mix of categories: in proportion to the product above, times exp(-2)
     for a source item of a relevant category and times exp(1) for any other.
 
@@ -108,50 +110,68 @@ def generate(
 
     rng = np.random.default_rng(seed)
     taste, nuisance = rng.standard_normal((2, num_users, _TASTE_SIZE))
-    leaning, nuisance_leaning = 2.0 * rng.standard_normal((2, num_users))
+    bias, nuisance_bias = 2.0 * rng.standard_normal((2, num_users))
     start = np.floor(1000.0 * rng.random(num_users))
-    source_catalogue = _catalogue(rng, num_source_items, recipe.source_categories)
-    target_catalogue = _catalogue(rng, num_target_items, recipe.target_categories)
-    relevant = _some(rng, recipe.source_categories, recipe.relevant_share)
-    household = _some(rng, num_users, recipe.household_share)
+    users = _Users(taste, nuisance, bias, nuisance_bias, start)
+    source_items = _catalogue(rng, num_source_items, recipe.source_categories)
+    target_items = _catalogue(rng, num_target_items, recipe.target_categories)
+    source = _source(rng, recipe, users, source_items)
+    target, is_extra = _target(rng, recipe, users, target_items)
+    return build(kind, source, target.select(~is_extra), extra_test=target.select(is_extra))
 
-    # Source: all draws of a user are behaviours.
+
+@dataclass(frozen=True)
+class _Users:
+    """The users, [num_users] each.
+
+    Attributes:
+        taste: What target ratings and relevant source ratings come from, [num_users, _TASTE_SIZE].
+        nuisance: What the other source ratings come from, likewise.
+        bias: Added to the scores of the former.
+        nuisance_bias: Added to the scores of the latter.
+        start: First day of the target.
+    """
+
+    taste: np.ndarray
+    nuisance: np.ndarray
+    bias: np.ndarray
+    nuisance_bias: np.ndarray
+    start: np.ndarray
+
+
+def _source(
+    rng: np.random.Generator, recipe: _Recipe, users: _Users, items: _Catalogue
+) -> Interactions:
+    """The source behaviours with their flags; all draws of a user are behaviours."""
+    relevant = _random_mask(rng, recipe.source_categories, recipe.relevant_share)
+    household = _random_mask(rng, len(users.start), recipe.household_share)
     tilt = household[:, None] * np.where(relevant, *_HOUSEHOLD_TILTS)
-    user, item, _ = _pick(rng, source_catalogue, taste, tilt, recipe.source_rate, recipe.minimum)
-    flag = relevant[source_catalogue.category[item]] & ~household[user]
+    user, item, _ = _pick(rng, items, users.taste, tilt, recipe.source_rate, recipe.minimum)
+    flag = relevant[items.category[item]] & ~household[user]
     score = _score(
         rng,
-        source_catalogue,
+        items,
         item,
-        np.where(flag[:, None], taste[user], nuisance[user]),
-        np.where(flag, leaning[user], nuisance_leaning[user]),
+        np.where(flag[:, None], users.taste[user], users.nuisance[user]),
+        np.where(flag, users.bias[user], users.nuisance_bias[user]),
     )
-    time = start[user] - 200.0 + np.floor(600.0 * rng.random(len(user)))
-    source = Interactions(
-        user,
-        item,
-        _rating(score) > 3,
-        time,
-        category=_names(source_catalogue.category[item]),
-        relevant=flag,
-    )
+    time = users.start[user] - 200.0 + np.floor(600.0 * rng.random(len(user)))
+    category = _names(items.category[item])
+    return Interactions(user, item, _rating(score) > 3, time, category=category, relevant=flag)
 
-    # Target: the first draws of a user, shuffled, are the extra test.
-    no_tilt = np.zeros((num_users, recipe.target_categories))
+
+def _target(
+    rng: np.random.Generator, recipe: _Recipe, users: _Users, items: _Catalogue
+) -> tuple[Interactions, np.ndarray]:
+    """The target behaviours, and which of them are the extra test: the first draws of a user."""
+    no_tilt = np.zeros((len(users.start), recipe.target_categories))
     minimum = recipe.minimum + _EXTRA_ITEMS
-    user, item, place = _pick(rng, target_catalogue, taste, no_tilt, recipe.target_rate, minimum)
-    score = _score(rng, target_catalogue, item, taste[user], leaning[user])
-    time = start[user] + np.floor(400.0 * rng.random(len(user)))
-    drawn = Interactions(
-        user, item, _rating(score) > 3, time, category=_names(target_catalogue.category[item])
-    )
-    is_extra = place < _EXTRA_ITEMS
-    return build(
-        kind,
-        source,
-        drawn.select(~is_extra),
-        extra_test=drawn.select(is_extra),
-    )
+    user, item, place = _pick(rng, items, users.taste, no_tilt, recipe.target_rate, minimum)
+    score = _score(rng, items, item, users.taste[user], users.bias[user])
+    time = users.start[user] + np.floor(400.0 * rng.random(len(user)))
+    category = _names(items.category[item])
+    target = Interactions(user, item, _rating(score) > 3, time, category=category)
+    return target, place < _EXTRA_ITEMS
 
 
 def _catalogue(rng: np.random.Generator, num_items: int, num_categories: int) -> _Catalogue:
@@ -166,11 +186,11 @@ def _catalogue(rng: np.random.Generator, num_items: int, num_categories: int) ->
     )
 
 
-def _some(rng: np.random.Generator, size: int, share: float) -> np.ndarray:
-    """A mask [size] that holds at a share of the places, chosen by chance."""
+def _random_mask(rng: np.random.Generator, size: int, share: float) -> np.ndarray:
+    """A mask [size] that is True at a share of the places, drawn at random."""
     mask = np.zeros(size, dtype=bool)
     chosen = round(share * size)
-    if chosen:  # a kind that chooses none draws nothing: its numbers are those it always had
+    if chosen:  # without a draw the random numbers that follow stay the same
         mask[rng.permutation(size)[:chosen]] = True
     return mask
 
@@ -216,11 +236,11 @@ def _score(
     catalogue: _Catalogue,
     item: np.ndarray,
     taste: np.ndarray,
-    leaning: np.ndarray,
+    user_bias: np.ndarray,
 ) -> np.ndarray:
     liking = (catalogue.vector[item] * taste).sum(axis=1)
     noise = 0.7 * rng.logistic(size=len(item))
-    return np.asarray(1.6 + 1.8 * liking + catalogue.bias[item] + leaning + noise)
+    return np.asarray(1.6 + 1.8 * liking + catalogue.bias[item] + user_bias + noise)
 
 
 def _rating(score: np.ndarray) -> np.ndarray:
@@ -231,3 +251,18 @@ def _names(category: np.ndarray) -> np.ndarray:
     # Padded, so that the names sort as the numbers do.
     names = np.array([f"c{number:02d}" for number in range(category.max() + 1)], dtype=object)
     return np.asarray(names[category])
+
+
+def _dataset(kind: str) -> Dataset:
+    # By the name of the module, so that a test can replace `generate` by one of small data.
+    def load(**options: Any) -> CrossDomainData:
+        return generate(kind, **options)
+
+    def sample() -> CrossDomainData:
+        return load(num_users=20, num_source_items=60, num_target_items=60, seed=0)
+
+    name = kind.lower()
+    return Dataset(name, "generated", load, flags=frozenset(), sample=sample)
+
+
+DATASETS = tuple(map(_dataset, KINDS))

@@ -38,7 +38,7 @@ class BadLines:
         return BadLines(self.count + later.count, first[:_SHOWN], self.lines + later.lines)
 
     def sentence(self, name: str, kind: str) -> str:
-        """What a reader must know; "" if there is nothing.
+        """A sentence on the lines that were left out; "" if there are none.
 
         Args:
             name: Name of the file.
@@ -56,14 +56,13 @@ class BadLines:
 
     def beside(self, table: pa.Table) -> pa.Table:
         """The table with this written into its metadata, where `of` finds it."""
-        told = json.dumps(vars(self))
-        return table.replace_schema_metadata({_KEY: told})
+        return table.replace_schema_metadata({_KEY: json.dumps(vars(self))})
 
     @staticmethod
     def of(table: pa.Table) -> BadLines:
-        """What `beside` has written."""
-        told = json.loads(table.schema.metadata[_KEY])
-        return BadLines(told["count"], tuple(told["first"]), told["lines"])
+        """The value that `beside` has written."""
+        known = json.loads(table.schema.metadata[_KEY])
+        return BadLines(known["count"], tuple(known["first"]), known["lines"])
 
 
 def map_blocks(

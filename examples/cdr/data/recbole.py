@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from cdr.data import tables
+from cdr.data.dataset import Dataset, Pair, split_domains
 from cdr.data.schema import CrossDomainData
 from cdr.data.split import build
 
@@ -165,3 +166,21 @@ def _read(
     if not len(table):
         raise ValueError(f"{path} has a header but no rows; write it again.")
     return table, {name: columns[name] for name in (*required, *optional) if name in columns}
+
+
+def _files(root: Path, pairs: Sequence[Pair]) -> dict[str, Path]:
+    return {
+        f"{domain}: {kind}": path
+        for domain, files in find(root, split_domains(pairs)).items()
+        for kind, path in files._asdict().items()
+        if path is not None
+    }
+
+
+DATASET = Dataset(
+    name="recbole",
+    about="RecBole's atomic files",
+    load=load,
+    holds="NAME/NAME.inter of each domain",
+    files=_files,
+)

@@ -1,4 +1,4 @@
-"""What a scenario of two domains looks like in memory, from the rows read to the tensors used."""
+"""A scenario of two domains in memory, from the rows of a file to the tensors of a model."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class Histories:
         end: One past the last positive the row may see, long [rows].
         origin: The behaviour each positive comes from, long [P]: a row of
             `CrossDomainData.source` for source histories, of `.train` for target histories.
-            Read by :func:`cdr.data.split.audit` only.
+            Read by :func:`cdr.data.leaks.audit` only.
 
     Example:
         >>> import torch
@@ -188,7 +188,7 @@ def windows(values: Tensor, length: int) -> Tensor:
 class Times:
     """Times of the behaviours (float64, NaN where unknown), kept for the leak audit only.
 
-    They stay on the CPU: nothing that trains or evaluates looks at them.
+    They stay on the CPU: neither training nor evaluation reads them.
     """
 
     source: Tensor

@@ -1,4 +1,4 @@
-"""Any csv or parquet file with the columns user, item, rating, timestamp, domain."""
+"""Csv and parquet tables: their columns, their domains, and behaviours made of their rows."""
 
 from __future__ import annotations
 
@@ -11,62 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from cdr.data.schema import OTHERS, CrossDomainData, Interactions
-from cdr.data.split import build
+from cdr.data.schema import OTHERS, Interactions
 
 POSITIVE_ABOVE = 3.0  # a rating above it is a positive label
-_COLUMNS = ("user", "item", "rating", "timestamp", "domain")
-
-
-def load(
-    path: Path | str,
-    source: str | Sequence[str],
-    target: str,
-    *,
-    items: Path | str | None = None,
-    source_cut: str = "time",
-) -> CrossDomainData:
-    """Two domains of one table of ratings.
-
-    Args:
-        path: A csv (.csv, .csv.gz) or parquet file with the columns user, item, rating (a
-            number; positive above 3), timestamp (a number, in one unit for both domains, or a
-            parquet timestamp; empty where unknown) and domain. Other columns are ignored.
-        source: Domain to transfer from, or several (a sequence, or joined with "+"); the items
-            of several are told apart by the domain's name.
-        target: Domain to recommend in.
-        items: A csv or parquet file with the columns item and category, and domain where items
-            of two domains share ids. Without it a single domain has one category, "others", and
-            several domains are each other's categories.
-        source_cut: See :func:`cdr.data.split.build`.
-
-    Returns:
-        The scenario.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file cannot be read or is empty, a column is missing, a user, item or
-            domain is empty, a rating or timestamp is not a number, a domain is unknown, or no
-            user is in both domains.
-    """
-    table = read(path, _COLUMNS)
-    for column in ("user", "item", "domain"):
-        table = replace(table, column, text(table, column, path))
-    table = replace(table, "label", numbers(table, "rating", path, required=True) > POSITIVE_ABOVE)
-    table = replace(table, "time", numbers(table, "timestamp", path))
-    if items is not None:
-        catalogue = read(items, ("item", "category"), optional=("domain",))
-        for column in catalogue.column_names:
-            filled = column != "category"
-            column_text = text(catalogue, column, items, required=filled)
-            catalogue = replace(catalogue, column, column_text)
-    sources = domains(table, source, target, path)
-    return build(
-        f"{'+'.join(sources)} → {target}",
-        interactions(table, sources, None if items is None else catalogue),
-        interactions(table, (target,), None if items is None else catalogue),
-        source_cut=source_cut,
-    )
 
 
 def read(path: Path | str, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:

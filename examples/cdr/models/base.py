@@ -1,24 +1,24 @@
-"""What the recommendation models of two domains have in common."""
+"""The base class of the recommendation models of two domains."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from cdr.common.checking import at_least, positive
-from cdr.data.batches import Candidates, History, PairBatch, Past, Windows
-from cdr.data.schema import CrossDomainData
+from cdr.common import at_least, positive
+from cdr.data import Candidates, CrossDomainData, History, PairBatch, Past, Windows
 from reweight import BehaviorInputs, Losses
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What every model can be told; a model adds its own."""
+    """The options of every model; a model adds its own."""
 
     dim: int = 10
     """Width of each embedding (user, item, category)."""
@@ -35,18 +35,20 @@ class ModelOptions:
 class CrossDomainModel(nn.Module, ABC):
     """Tables of users and items, and a linear head on the features of each domain.
 
-    A model says what its features are; losses, scores and what the behavioral perceptron looks at
-    come from here. A further model is one file with a subclass (:mod:`cdr.models`).
+    A model defines its features; losses, scores and the inputs of the behavioral perceptron come
+    from here. A further model is one file with a subclass (:mod:`cdr.models`).
 
     Args:
         data: Only its sizes are used.
         options: An instance of :attr:`Options`.
-        single_domain: Leave out the source branch and all that comes from it (the variant ``-S``).
+        single_domain: Leave out the source branch and all that depends on it (the variant ``-S``).
 
     Attributes:
         label: The name in tables.
-        Options: What it can be told; as they stand, what trains well here in little time.
-        original: The options of the model's own paper, as far as it tells them.
+        Options: Its options; the defaults are those that train well here in little time.
+        original: The options of the model's own paper, as far as it states them.
+        presets: By preset, the options that this model sets otherwise than the preset does, by
+            dotted name ("inner.lr"). Those of the base class suit models with attention.
         pairs_users: Whether the source behaviour beside a target row has to be of the same user.
         mixes_candidates: Whether the source behaviour beside a target row changes its score.
     """
@@ -54,6 +56,18 @@ class CrossDomainModel(nn.Module, ABC):
     label: ClassVar[str]
     Options: ClassVar[type[ModelOptions]] = ModelOptions
     original: ClassVar[ModelOptions] = ModelOptions()
+    # Attention trains well only at a learning rate at which training is over in a few epochs, so
+    # that the perceptron has to move faster too.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "default": {
+            "inner.lr": 1e-2,
+            "inner.batch_size": 256,
+            "inner.patience": 2,
+            "outer.lr": 1e-2,
+            "search.lr": 3e-3,
+            "search.inner_lr": 1e-2,
+        }
+    }
     pairs_users: ClassVar[bool] = False
     mixes_candidates: ClassVar[bool] = False
 
@@ -73,16 +87,16 @@ class CrossDomainModel(nn.Module, ABC):
 
     @classmethod
     def windows(cls, options: ModelOptions, single_domain: bool) -> Windows:
-        """How much of a user's past the model reads beside its candidates."""
+        """How many of a user's earlier positives the model reads beside its candidates."""
         return Windows()
 
     @abstractmethod
     def target_features(self, batch: PairBatch) -> Tensor:
-        """What the target head reads, [B, width]."""
+        """The input of the target head, [B, width]."""
 
     @abstractmethod
     def source_features(self, batch: PairBatch) -> Tensor:
-        """What the source head reads, [B, width]."""
+        """The input of the source head, [B, width]."""
 
     def features(self, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
         """Both, for a model whose domains share work; None where there is a single domain."""
@@ -90,7 +104,7 @@ class CrossDomainModel(nn.Module, ABC):
         return target, None if self.single_domain else self.source_features(batch)
 
     def penalty(self, batch: PairBatch) -> Tensor | float:
-        """What is added to the target loss."""
+        """A term that is added to the target loss."""
         return 0.0
 
     def forward(self, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
@@ -128,10 +142,10 @@ class CrossDomainModel(nn.Module, ABC):
         return binary_cross_entropy_with_logits(logits, batch.target_label)
 
     def behavior_inputs(self, batch: PairBatch) -> BehaviorInputs | None:
-        """What the behavioral perceptron looks at; None where the batch has no histories."""
+        """The inputs of the behavioral perceptron; None where the batch has no histories."""
         if batch.source_history is None or batch.target_history is None:
             return None
-        with torch.no_grad():  # the wrapper detaches it anyway: no graph need be built
+        with torch.no_grad():  # the wrapper detaches it anyway
             return BehaviorInputs(
                 self.source_items(batch.source),
                 self.source_items(batch.source_history.items),
@@ -141,7 +155,7 @@ class CrossDomainModel(nn.Module, ABC):
             )
 
     def _add_heads(self, target_width: int, source_width: int, bias: bool = True) -> None:
-        """The last step of a subclass's ``__init__``."""
+        """Add the heads and draw the embeddings: the last step of a subclass's ``__init__``."""
         self.target_head = nn.Linear(target_width, 1, bias=bias)
         if not self.single_domain:
             self.source_head = nn.Linear(source_width, 1, bias=bias)
@@ -165,8 +179,8 @@ class ItemEmbedding(nn.Module):
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last dimension; all zeros where nothing is real."""
-    # Not -inf: a row without anything real would become NaN, its gradient too.
+    """Softmax over the last dimension of scores [..., N]; zeros where the mask is all False."""
+    # Not -inf: a row whose mask is all False would become NaN, and so would its gradient.
     return scores.masked_fill(~mask, -1e9).softmax(-1) * mask
 
 
@@ -174,10 +188,10 @@ _Read = TypeVar("_Read", History, Past)
 
 
 def present(read: _Read | None) -> _Read:
-    """What the batch was made with.
+    """A history of the batch that the model needs.
 
     Raises:
-        ValueError: It was made without.
+        ValueError: The batch was made without it.
     """
     if read is None:
         raise ValueError(

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cdr.common.checking import refuse, widths
-from cdr.data.batches import PairBatch
-from cdr.data.schema import CrossDomainData
+from cdr.common import refuse, widths
+from cdr.data import CrossDomainData, PairBatch
 from cdr.models.base import CrossDomainModel, ModelOptions
 
 
@@ -46,6 +45,14 @@ class CoNet(CrossDomainModel):
     label = "CoNet"
     Options = CoNetOptions
     original = CoNetOptions(dim=32, init_std=0.01)
+    presets = {
+        "authors": {
+            "model.dim": 10,
+            "model.cross_layers": 4,
+            "model.bias": False,
+            "model.init_std": 1.0,
+        }
+    }
     pairs_users = True
     mixes_candidates = True
 

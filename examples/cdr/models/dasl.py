@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, cosine_similarity
 
-from cdr.common.checking import at_least, refuse, widths
-from cdr.data.batches import Candidates, History, PairBatch, Past, Windows
-from cdr.data.schema import CrossDomainData
+from cdr.common import at_least, refuse, widths
+from cdr.data import Candidates, CrossDomainData, History, PairBatch, Past, Windows
 from cdr.models.base import (
     CrossDomainModel,
     ItemEmbedding,
@@ -57,6 +56,9 @@ class DASL(CrossDomainModel):
     label = "DASL"
     Options = DASLOptions
     original = DASLOptions(dim=64, state=128, hidden=(80, 40), dropout=0.1)
+    presets = {
+        "default": {**CrossDomainModel.presets["default"], "search.inner_lr": 3e-3},
+    }
 
     def __init__(
         self, data: CrossDomainData, options: DASLOptions, single_domain: bool = False
@@ -149,7 +151,7 @@ class _Reader(nn.Module):
         self.dropout = nn.Dropout(options.dropout)
 
     def forward(self, histories: list[_Sequence]) -> Tensor:
-        """What the users prefer by all of their histories, [B, state]."""
+        """The users' preferences, from all of their histories, [B, state]."""
         items = torch.cat([history.items for history in histories], 1)
         user = torch.cat([history.user for history in histories])
         mask = torch.cat([history.mask for history in histories], 1)
@@ -163,22 +165,22 @@ class _Reader(nn.Module):
         return preference
 
     def _states(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """The state after each step, [N, B, state]; what is masked is as if it were not there."""
+        """The state after each step, [N, B, state]; masked steps leave it unchanged."""
         width = self.of_state.in_features
         state = inputs.new_zeros(inputs.shape[1], width)
         states = []
         for now, real in zip(inputs, mask.unsqueeze(-1), strict=True):
-            past = self.of_state(state)
-            gates = (now[:, : 2 * width] + past[:, : 2 * width]).sigmoid()
+            recurrent = self.of_state(state)
+            gates = (now[:, : 2 * width] + recurrent[:, : 2 * width]).sigmoid()
             update, reset = gates.chunk(2, -1)
-            new = torch.addcmul(now[:, 2 * width :], reset, past[:, 2 * width :]).tanh()
+            new = torch.addcmul(now[:, 2 * width :], reset, recurrent[:, 2 * width :]).tanh()
             state = torch.where(real, torch.lerp(new, state, update), state)
             states.append(state)
         return torch.stack(states)
 
 
 class _Network(nn.Module):
-    """[preference ; item ; user], normalised, through sigmoid layers."""
+    """[preference ; item ; user], normalized, through sigmoid layers."""
 
     def __init__(self, options: DASLOptions) -> None:
         super().__init__()

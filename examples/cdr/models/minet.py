@@ -1,4 +1,4 @@
-"""MiNet: interests of three kinds, weighed by attention (Ouyang et al., CIKM 2020)."""
+"""MiNet: interests of three kinds, weighted by attention (Ouyang et al., CIKM 2020)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cdr.common.checking import at_least, widths
-from cdr.data.batches import History, PairBatch, Windows
-from cdr.data.schema import CrossDomainData
+from cdr.common import at_least, widths
+from cdr.data import CrossDomainData, History, PairBatch, Windows
 from cdr.models.base import (
     CrossDomainModel,
     ItemEmbedding,
@@ -53,6 +52,7 @@ class MiNet(CrossDomainModel):
     label = "MiNet"
     Options = MiNetOptions
     original = MiNetOptions(attention=64, hidden=(256, 128), init_std=0.01)
+    presets = {**CrossDomainModel.presets, "paper": {"perceptron.history": 20}}
 
     def __init__(
         self, data: CrossDomainData, options: MiNetOptions, single_domain: bool = False

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cdr.data.batches import PairBatch
-from cdr.data.schema import CrossDomainData
+from cdr.data import CrossDomainData, PairBatch
 from cdr.models.base import CrossDomainModel, ModelOptions
 
 

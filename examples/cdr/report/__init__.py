@@ -1,1 +1,51 @@
-"""Tables, plots, documents and pages of results."""
+"""Results in numbers, tables, plots and pages."""
+
+from __future__ import annotations
+
+from cdr.report.comparison import Comparison, compare, paired_p_value
+from cdr.report.document import Document, Sheet, sheet
+from cdr.report.page import Curves, learning_curves, write_page
+from cdr.report.plots import Picture
+from cdr.report.rounded import p_value, percent, short, signed
+from cdr.report.run_report import Report, report
+from cdr.report.summary import (
+    RELA_IMPR,
+    SPREAD,
+    Seeds,
+    Summary,
+    Trained,
+    mean_auc,
+    paired,
+    recovered,
+    summarize,
+    weight_aucs,
+)
+
+__all__ = [
+    "Comparison",
+    "Curves",
+    "Document",
+    "Picture",
+    "RELA_IMPR",
+    "Report",
+    "SPREAD",
+    "Seeds",
+    "Sheet",
+    "Summary",
+    "Trained",
+    "compare",
+    "learning_curves",
+    "mean_auc",
+    "p_value",
+    "paired",
+    "paired_p_value",
+    "percent",
+    "recovered",
+    "report",
+    "sheet",
+    "short",
+    "signed",
+    "summarize",
+    "weight_aucs",
+    "write_page",
+]

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from cdr.training.evaluation import Scores
+from cdr.training import Scores
 
 _RESAMPLES = 1000
 

@@ -1,4 +1,4 @@
-"""What a command found out, before it is printed, written as markdown or put on a page."""
+"""The results of a command, to be printed, written as markdown or put on a page."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Document:
 
     Attributes:
         values: all numbers, one dict a line of the csv file, with the same keys.
-        appendix: tables for reference, which the terminal is spared.
+        appendix: Tables for reference, which are not printed on the terminal.
     """
 
     title: str

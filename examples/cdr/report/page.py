@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cdr.common.jsonable import to_json
+from cdr.common import to_json
 from cdr.report import plots
 from cdr.report.document import Document
 from cdr.report.plots import Picture

@@ -1,4 +1,4 @@
-"""Numbers as tables print them."""
+"""Numbers in the form in which tables print them."""
 
 from __future__ import annotations
 

@@ -10,18 +10,20 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from cdr.common.arguments import optional
-from cdr.data import GENERATED, HOLDS, amazon, audit, load
-from cdr.data.manifest import (
-    PAPER_STATISTICS,
-    PUBLISHED,
+from cdr.data import (
+    DATASETS,
     Check,
+    CrossDomainData,
+    Dataset,
     agrees,
+    audit,
     check,
-    paper_name,
+    find_dataset,
+    load,
+    require,
     source_reading,
 )
-from cdr.data.schema import CrossDomainData
+from cdr.runs.arguments import optional
 
 DESCRIPTION = """\
 Print a data set's statistics, compare them with published ones, look for leaks.
@@ -39,8 +41,13 @@ Examples:
 class DataCommand:
     """What to look at."""
 
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """amazon, amazon5, epinions, recbole, g1, g2, or a csv or parquet file."""
+    data: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(
+            metavar="NAME", help=f"One of {', '.join(DATASETS)}, or a csv or parquet file."
+        ),
+    ]
     root: Annotated[Path | None, optional("PATH")] = None
     """Folder that holds the data; for a file, what its path is relative to."""
     source: Annotated[str | None, optional("NAME", "the data set's first scenario")] = None
@@ -67,7 +74,8 @@ def main(arguments: Sequence[str]) -> int:
         OSError: If a file is missing or the cache cannot be written to.
     """
     config = tyro.cli(DataCommand, prog="run_biao.py data", description=DESCRIPTION, args=arguments)
-    pairs = _scenarios(config)
+    dataset = find_dataset(config.data)
+    pairs = _scenarios(config, dataset)
     leaks, compared = 0, []
     for number, (source, target) in enumerate(pairs):
         given = data_options(
@@ -83,24 +91,11 @@ def main(arguments: Sequence[str]) -> int:
         print("\n" * (number > 0) + summary(data), flush=True)
         for note in data.notes:
             print(_wrapped(f"• {note}"))
-        checks = check(data) if config.data in PUBLISHED else []
+        checks = check(data, dataset)
         if checks:
             compared.append(agrees(checks))
-            print(*_comparison(data, checks), sep="\n")
-        try:
-            audit(data)
-        except ValueError as error:
-            leaks += 1
-            print(_wrapped(f"Leak audit: FAILED. {error}"))
-        else:
-            seen = len(data.train) + len(data.valid) + len(data.test)
-            print(
-                _wrapped(
-                    f"Leak audit: passed. No history of {len(data.source):,} source and {seen:,} "
-                    "target behaviours holds its candidate, anything later, or a validation or "
-                    "test behaviour."
-                )
-            )
+            print(*_comparison(dataset.published[data.name].paper_name, checks), sep="\n")
+        leaks += _audited(data)
     if len(pairs) > 1:
         print(f"\n{sum(compared)} of {len(compared)} scenarios match; {leaks} with a leak")
     return int(leaks > 0)
@@ -121,20 +116,29 @@ def data_options(
     Raises:
         ValueError: If an option is missing or does not go with `spec`.
     """
-    made_up = spec in GENERATED
-    if items is not None and (made_up or spec in HOLDS):
-        raise ValueError(f"--items goes with a file of ratings, not with --data {spec}")
-    if cache is not None and spec != "amazon":
-        raise ValueError(f"--cache goes with --data amazon, not with {spec}")
-    if root is None and spec in HOLDS:
-        raise ValueError(f"--root is missing: give the folder that holds {HOLDS[spec]}")
-    if made_up and source_cut != "time":
-        raise ValueError(f"--source-cut {source_cut} goes with real data, not with {spec}")
+    dataset = find_dataset(spec)
+    flags: dict[str, object] = {"items": items, "cache": cache}
+    flags["source_cut"] = None if source_cut == "time" else source_cut
+    for flag, value in flags.items():
+        if value is not None and flag not in dataset.flags:
+            raise ValueError(
+                f"--{flag.replace('_', '-')} {value} goes with {_GOES_WITH[flag]}, not with "
+                f"--data {spec}"
+            )
+    if root is None and dataset.holds:
+        raise ValueError(f"--root is missing: give the folder that holds {dataset.holds}")
     given: dict[str, Any] = {"root": root, "source": source, "target": target}
     given |= {"items": items, "cache": cache}
-    if not made_up:
+    if "source_cut" in dataset.flags:
         given["source_cut"] = source_cut
     return {name: value for name, value in given.items() if value is not None}
+
+
+_GOES_WITH = {
+    "items": "a file of ratings",
+    "cache": "--data " + " or ".join(d.name for d in DATASETS.values() if "cache" in d.flags),
+    "source_cut": "real data",
+}
 
 
 def summary(data: CrossDomainData) -> str:
@@ -153,33 +157,51 @@ def _wrapped(text: str) -> str:
     return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="    ")
 
 
-def _scenarios(config: DataCommand) -> Sequence[tuple[str | None, str | None]]:
+def _audited(data: CrossDomainData) -> bool:
+    """Print what the leak audit finds; whether there is a leak."""
+    try:
+        audit(data)
+    except ValueError as error:
+        print(_wrapped(f"Leak audit: FAILED. {error}"))
+        return True
+    seen = len(data.train) + len(data.valid) + len(data.test)
+    print(
+        _wrapped(
+            f"Leak audit: passed. No history of {len(data.source):,} source and {seen:,} target "
+            "behaviours holds its candidate, anything later, or a validation or test behaviour."
+        )
+    )
+    return False
+
+
+def _scenarios(config: DataCommand, dataset: Dataset) -> Sequence[tuple[str | None, str | None]]:
+    """The scenarios to look at, as (source, target); None stands for the default domain."""
+    known = dataset.paper_scenarios
     one = config.source is not None or config.target is not None
-    if config.scenarios is not None and (one or config.data != "amazon"):
+    if config.scenarios is not None and (one or not known):
+        names = " and ".join(d.name for d in DATASETS.values() if d.paper_scenarios)
         raise ValueError(
-            f"--scenarios {' '.join(config.scenarios)} goes with amazon only, and in the place of "
+            f"--scenarios {' '.join(config.scenarios)} goes with {names} only, and in the place of "
             "--source and --target"
         )
-    if config.data != "amazon" or one or config.root is None:
+    if not known or one or config.root is None:
         return [(config.source, config.target)]
     pairs = {}
-    for name in config.scenarios or PAPER_STATISTICS:
+    for name in config.scenarios or known:
         source, _, target = name.partition("-")
         if not source or not target:
-            raise ValueError(
-                f"--scenarios {name}: give SOURCE-TARGET, such as {', '.join(PAPER_STATISTICS)}"
-            )
+            raise ValueError(f"--scenarios {name}: give SOURCE-TARGET, such as {', '.join(known)}")
         pairs[name] = (source, target)
-    amazon.require(config.root, pairs, "--scenarios")
+    require(dataset, config.root, pairs, "--scenarios")
     return list(pairs.values())
 
 
-def _comparison(data: CrossDomainData, checks: Sequence[Check]) -> Iterator[str]:
-    paper = paper_name(data)
-    heads = (f"Table 4, {paper}", "paper") if paper else ("", "published")
+def _comparison(paper_name: str, checks: Sequence[Check]) -> Iterator[str]:
+    """The lines of a table of published and counted numbers."""
+    heads = (f"Table 4, {paper_name}", "paper") if paper_name else ("", "published")
     yield f"  {heads[0]:24}{heads[1]:>12}{'here':>12}"
     for one in checks:
         what = one.what.replace("_", " ")
         yield f"  {what:24}{one.expected:12,}{one.got:12,}  {one.verdict}"
-    if paper:
+    if paper_name:
         yield f"  What the paper counts as source behaviours: {source_reading(checks)}"

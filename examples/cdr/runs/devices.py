@@ -1,12 +1,12 @@
-"""Where to train."""
+"""The device to train on."""
 
 from __future__ import annotations
 
 import torch
 
 
-def chosen(name: str) -> str:
-    """The device that ``--device`` names, fit to train on; "auto" takes cuda where there is one.
+def usable_device(name: str) -> str:
+    """The device that ``--device`` names, if it can be used; "auto" takes cuda where there is one.
 
     Raises:
         ValueError: it cannot be used here.
@@ -22,6 +22,6 @@ def chosen(name: str) -> str:
                 "cpu, or cuda where there is a GPU"
             ) from error
     if name == "cpu":
-        # Two threads fight over tensors as small as these: one is up to five times faster.
+        # On tensors this small one thread is up to five times faster than two.
         torch.set_num_threads(1)
     return name

@@ -1,4 +1,4 @@
-"""Data told apart by their content."""
+"""Data sets identified by their content."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cdr import data as datasets
-from cdr.data import amazon, recbole
-from cdr.data.cache import sha256
+from cdr.data import CrossDomainData, Dataset, find_dataset, sha256
 from cdr.runs.runner import Source
 
 # Arguments of a loader that say where files lie, not what is in them.
@@ -19,11 +17,11 @@ _PLACES = ("root", "items", "cache")
 
 
 class Fingerprints:
-    """What the data of a source are, by content rather than by place.
+    """The content of the data of a source, wherever the data lie.
 
     Args:
-        folder: remembers the hashes of files, so that each is read once. Those of Amazon's
-            original files are remembered where their tables are kept.
+        folder: Keeps the hashes of files, so that each is read once. A data set that has a cache
+            of its own keeps them there.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,58 +32,36 @@ class Fingerprints:
         """Name, options and content of the data of a source.
 
         Raises:
-            FileNotFoundError: no data are there.
+            FileNotFoundError: The data are not there.
         """
         if source not in self._of:
-            told = {name: value for name, value in source.options if name not in _PLACES}
-            if source.seeded:
-                content = {"sample": _sample(source.spec)}
-            else:
-                folder = self._folder
-                if source.spec == "amazon":
-                    given = dict(source.options)
-                    folder = amazon.cache_folder(given["root"], given.get("cache"))
-                content = {name: sha256(path, folder) for name, path in _files(source).items()}
-            # A file of one's own is what is in it, wherever it lies.
-            spec = Path(source.spec).name
-            self._of[source] = {"spec": spec, "options": told, "content": content}
+            dataset = find_dataset(source.spec)
+            # A table of one's own is what is in it, wherever it lies.
+            self._of[source] = {
+                "spec": Path(source.spec).name,
+                "options": {k: v for k, v in source.options if k not in _PLACES},
+                "content": self._content(dataset, dict(source.options)),
+            }
         return self._of[source]
 
-
-def _files(source: Source) -> dict[str, Path]:
-    """The files that a source is read from, by names that tell them apart."""
-    given = dict(source.options)
-    root = Path(given.get("root") or ".")
-    if source.spec == "amazon":
-        domains = amazon.domains_of(given["source"], given["target"])
-        return {path.name: path for of in amazon.find(root, domains).values() for path in of}
-    if source.spec == "recbole":
-        domains = [*given["source"].split("+"), given["target"]]
-        return {
-            f"{domain}: {kind}": path
-            for domain, of in recbole.find(root, domains).items()
-            for kind, path in of._asdict().items()
-            if path is not None
-        }
-    if source.spec in ("amazon5", "epinions"):
-        folder = root / source.spec
-        tables = sorted(folder.glob("*.csv.gz"))
-        if not tables:
-            raise FileNotFoundError(f"There are no .csv.gz files in {folder}; check --root {root}.")
-        return {path.name: path for path in tables}
-    table = root / source.spec
-    if not table.is_file():
-        raise FileNotFoundError(f"There is no file {table}; check the path to the data.")
-    files = {table.name: table}
-    if given.get("items") is not None:
-        files["items"] = Path(given["items"])
-    return files
+    def _content(self, dataset: Dataset, options: dict[str, Any]) -> dict[str, str]:
+        """The hash of each file that the data are read from, or of a generated sample."""
+        if dataset.sample is not None:
+            return {"sample": _sample_hash(dataset)}
+        root, folder = Path(options.get("root") or "."), self._folder
+        if dataset.cache_folder is not None:
+            folder = dataset.cache_folder(root, options.get("cache"))
+        files = dataset.files(root, [(options["source"], options["target"])])
+        if options.get("items") is not None:
+            files["items"] = Path(options["items"])
+        return {name: sha256(path, folder) for name, path in files.items()}
 
 
 @lru_cache
-def _sample(spec: str) -> str:
+def _sample_hash(dataset: Dataset) -> str:
     """A hash of a little generated data, which changes with the generator."""
-    data = datasets.load(spec, num_users=20, num_source_items=60, num_target_items=60, seed=0)
+    assert dataset.sample is not None
+    data: CrossDomainData = dataset.sample()
     digest = hashlib.sha256()
     for rows in (data.source, data.train, data.valid, data.test, data.extra_test):
         assert rows is not None

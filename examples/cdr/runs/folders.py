@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from cdr.common.atomic import RenameError, new_folder
+from cdr.common import RenameError, new_folder
 from cdr.runs.logs import logged
 
 

@@ -1,4 +1,4 @@
-"""Finished trainings, kept on disk under what decides their results, so that none is repeated."""
+"""Finished trainings, stored by a hash of all that determines them, so that none is repeated."""
 
 from __future__ import annotations
 
@@ -16,17 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cdr.common.atomic import RenameError, new_folder
-from cdr.common.jsonable import to_json, write_json
+from cdr.common import RenameError, new_folder, to_json, write_json
 from cdr.runs.fingerprints import Fingerprints
 from cdr.runs.logs import log_history
 from cdr.runs.machine import environment
 from cdr.runs.progress import progress_bar
 from cdr.runs.runner import Task, run
-from cdr.training.evaluation import Scores
-from cdr.training.loop import Result
-from cdr.training.options import HOLDS_OUT
-from cdr.training.variants import plan
+from cdr.training import HOLDS_OUT, Result, Scores, plan
 
 logger = logging.getLogger("cdr")
 
@@ -36,7 +32,7 @@ _FORMAT = 2
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training as it is kept: its result less the checkpoint.
+    """A finished training as it is stored: its result without the checkpoint.
 
     Attributes:
         key: what it is kept under.
@@ -83,10 +79,10 @@ class Grid:
         self._fingerprints = Fingerprints(folder / "files")
 
     def key(self, task: Task) -> str:
-        """What a training is kept under: a hash of all that decides its result.
+        """The name of a training: a hash of all that determines its result.
 
-        Its device and what runs beside it are left out: they change it by rounding, or by random
-        draws that are as good.
+        The device and other trainings are left out: they change the result by rounding, or by
+        random draws of the same distribution.
         """
         decides = {
             "format": _FORMAT,
@@ -111,7 +107,7 @@ class Grid:
         try:
             return _read(key, folder)
         except Exception as error:  # whatever json, numpy and zip make of damaged files
-            # A disk that cannot be read for now is no reason to throw away what lies there.
+            # A disk that cannot be read for now is no reason to delete the training.
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
                 raise
             logger.warning("%s is damaged (%r); it is trained again", folder, error)
@@ -185,7 +181,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Completed:
-    """What a list of trainings has come to.
+    """The outcome of a list of trainings.
 
     Attributes:
         runs: the finished ones.
@@ -239,7 +235,7 @@ def complete(
                 bar.write(f"{names[task]} failed: {result}")
             else:
                 runs[task] = grid.store(task, result)
-                _tell(bar, names[task], runs[task])
+                _report_run(bar, names[task], runs[task])
             bar.update()
         bar.set_postfix_str("")
     return Completed(runs, failures, len(missing) - len(failures))
@@ -266,7 +262,7 @@ def options_read(task: Task) -> dict[str, Any]:
     return read
 
 
-def _tell(bar: Any, name: str, run: Run) -> None:
+def _report_run(bar: Any, name: str, run: Run) -> None:
     log_history(name, run.history)
     weight = "" if run.weight_auc is None else f", weight AUC {run.weight_auc:.3f}"
     auc, epochs = run.scores.metrics()["auc"], len(run.history)

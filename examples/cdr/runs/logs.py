@@ -1,4 +1,4 @@
-"""What is logged while trainings run, for a file, or kept for a folder made at the end."""
+"""The log of trainings, for a file or for a folder that is made at the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from cdr.common.jsonable import to_json
+from cdr.common import to_json
 
 logger = logging.getLogger("cdr")
 
@@ -18,7 +18,10 @@ _Handler = TypeVar("_Handler", bound=logging.Handler)
 
 @contextmanager
 def logged(handler: _Handler) -> Iterator[_Handler]:
-    """The log and the warnings of the example and of the library go to a handler, closed after."""
+    """Send the log and the warnings of the example and of the library to a handler.
+
+    The handler is closed when the block ends.
+    """
     handler.setFormatter(logging.Formatter(_FORMAT))
     loggers = [logging.getLogger(name) for name in _NAMES]
     logging.captureWarnings(True)
@@ -35,7 +38,7 @@ def logged(handler: _Handler) -> Iterator[_Handler]:
 
 
 class KeptLog(logging.Handler):
-    """Keeps what is logged as text."""
+    """A handler that stores the records as text."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)

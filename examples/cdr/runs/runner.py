@@ -18,11 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from cdr import data as datasets
-from cdr.data.schema import CrossDomainData
-from cdr.training.loop import Result, train
-from cdr.training.options import Options
-from cdr.training.side_by_side import train_side_by_side
-from cdr.training.variants import plan
+from cdr.data import CrossDomainData
+from cdr.training import Options, Result, plan, train, train_side_by_side
 
 Progress = Callable[[str], None]
 Weights = NDArray[np.float32]
@@ -40,6 +37,13 @@ class Source:
     def load(self, seed: int) -> CrossDomainData:
         """The data for one seed; the last ones loaded are kept."""
         return _load(self, seed if self.seeded else 0)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The notes of the data of seed 0, which are loaded if this process has not yet done so."""
+        if self not in _notes:
+            self.load(0)
+        return _notes[self]
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def run(
     Args:
         tasks: in the order to start them; one that takes learned weights waits for its teacher.
         jobs: how many at a time; 1 stays in this process.
-        progress: called with a short text about where a running training stands.
+        progress: Called with a short text on the progress of a training.
         stack_seeds: train tasks that differ by nothing but the seed in common steps, see
             :mod:`cdr.training.side_by_side`. To ``jobs`` they count as one.
         learned: weights of teachers that are not among the tasks.
@@ -116,7 +120,7 @@ def run(
                         yield from queue.done(group, future.result())
         except BrokenProcessPool as error:
             raise ChildProcessError(
-                "a training process was killed, most likely for want of memory: lower --jobs"
+                "a training process was killed, most likely because memory ran out: lower --jobs"
             ) from error
         finally:
             stop.set()
@@ -124,7 +128,7 @@ def run(
 
 
 class _Queue:
-    """Groups of tasks, each handed out once what it is to learn from is there."""
+    """Groups of tasks; each starts when the weights that it is trained on are there."""
 
     def __init__(self, groups: Sequence[tuple[Task, ...]], learned: Mapping[Task, Weights]) -> None:
         self._waiting = list(groups)
@@ -150,7 +154,7 @@ class _Queue:
     def done(
         self, group: tuple[Task, ...], results: Sequence[Result] | Exception
     ) -> Iterator[tuple[Task, Result | Exception]]:
-        """What to yield for a group, and for those that can no longer start."""
+        """The results of a group, and errors for groups that can no longer start."""
         for place, task in enumerate(group):
             result = results if isinstance(results, Exception) else results[place]
             yield task, result
@@ -200,17 +204,30 @@ def _train(group: tuple[Task, ...], weights: Weights | None, progress: Progress)
     return train_side_by_side(task.variant, data, task.options, seeds, on_step=on_step)
 
 
+_notes: dict[Source, tuple[str, ...]] = {}
+
+
 @lru_cache(maxsize=1)
 def _load(source: Source, seed: int) -> CrossDomainData:
     options = dict(source.options)
     if source.seeded:
         options["seed"] = seed
-    return datasets.load(source.spec, **options)
+    data = datasets.load(source.spec, **options)
+    if seed == 0:
+        _notes[source] = data.notes
+    return data
 
 
 @lru_cache(maxsize=1)
 def _on_device(source: Source, seed: int, device: str) -> CrossDomainData:
     return source.load(seed).to(device)
+
+
+def clear_loaded() -> None:
+    """Let go of the data that this process keeps."""
+    _load.cache_clear()
+    _on_device.cache_clear()
+    _notes.clear()
 
 
 _messages: Any = None

@@ -1,1 +1,63 @@
-"""Options, variants and the training loop of one recommendation model."""
+"""Options, variants and the training of one recommendation model."""
+
+from __future__ import annotations
+
+from cdr.training.evaluation import NUM_SOURCE, Scores, score
+from cdr.training.graphs import CapturedStep
+from cdr.training.learner import Learner, pair_sampler
+from cdr.training.loop import Result, Training, train
+from cdr.training.metrics import (
+    WEIGHT_AUC,
+    auc,
+    grouped_auc,
+    improvement_over,
+    log_loss,
+    relative_improvement,
+)
+from cdr.training.optimizers import LazyAdam
+from cdr.training.options import (
+    HOLDS_OUT,
+    InnerOptions,
+    Options,
+    OuterOptions,
+    PerceptronOptions,
+    SearchOptions,
+)
+from cdr.training.presets import PresetName, preset
+from cdr.training.same_users import SameUsers
+from cdr.training.side_by_side import train_side_by_side
+from cdr.training.variants import VARIANTS, Plan, check_variants, plan, variant_label
+
+__all__ = [
+    "CapturedStep",
+    "HOLDS_OUT",
+    "InnerOptions",
+    "LazyAdam",
+    "Learner",
+    "NUM_SOURCE",
+    "Options",
+    "OuterOptions",
+    "PerceptronOptions",
+    "Plan",
+    "PresetName",
+    "Result",
+    "SameUsers",
+    "Scores",
+    "SearchOptions",
+    "Training",
+    "VARIANTS",
+    "WEIGHT_AUC",
+    "auc",
+    "check_variants",
+    "grouped_auc",
+    "improvement_over",
+    "log_loss",
+    "pair_sampler",
+    "plan",
+    "preset",
+    "relative_improvement",
+    "score",
+    "train",
+    "train_side_by_side",
+    "variant_label",
+]

@@ -1,4 +1,4 @@
-"""Scores that do not depend on chance."""
+"""Deterministic scores of a model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdr.data.batches import Batches
-from cdr.data.schema import Behaviors
+from cdr.data import Batches, Behaviors
 from cdr.models import CrossDomainModel
 from cdr.training.metrics import auc, grouped_auc, log_loss
 
@@ -22,7 +21,7 @@ _CHUNK = 16_384
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Predicted probability, label and user of each row; told apart by identity."""
+    """Predicted probability, label and user of each row; compared by identity."""
 
     probability: NDArray[np.float32]
     label: NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph, for models so small that launching kernels is what costs."""
+"""A training step as one CUDA graph, for small models, where launching kernels dominates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdr.common.nested import flattened, map_tensors
+from cdr.common import flattened, map_tensors
 
 # Steps before the capture: the optimizer makes its state in the first, and libraries choose their
 # kernels and take their workspaces. Three is what torch's notes on CUDA graphs advise.
@@ -79,8 +79,8 @@ class CapturedStep:
         return self._loss
 
     def _step(self, batch: Any) -> Tensor:
-        # Detached: a loss that is kept would keep the nodes that accumulate gradients, and with
-        # them the stream they were made on.
+        # A loss with a graph would keep the nodes that accumulate gradients alive, and with them
+        # the stream on which they were made.
         return self._step_fn(batch).detach()
 
 
@@ -100,7 +100,7 @@ class _Graph:
         self._graph = torch.cuda.CUDAGraph()
 
     def eager(self, work: Callable[[], Tensor]) -> Tensor:
-        """Do the work now, on the side stream, between what the current one did and will do."""
+        """Run the work on the side stream, ordered with the work of the current stream."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -109,18 +109,19 @@ class _Graph:
         return result
 
     def record(self, work: Callable[[], Tensor]) -> Tensor:
-        """Take down the work without doing it; the result holds something after a replay."""
+        """Record the work without running it; the result is filled by a replay."""
         try:
             with torch.cuda.graph(self._graph, stream=self._stream):
                 return work()
         except Exception as error:
-            # What the work raised; the end of a recording that it broke off complains once more.
+            # The end of a failed recording raises once more; the first error is the cause.
             first = error.__context__ or error
             raise RuntimeError(
                 "the training step cannot be recorded as a CUDA graph. Usual causes: a value read "
                 "on the host, as by .item() or a check that all is finite; sparse gradients; an "
-                "optimizer without capturable=True. Mend that, or call the step function itself. "
-                f"What happened: {first}"
+                "optimizer without capturable=True. Correct that, or call the step function "
+                "itself. "
+                f"The error was: {first}"
             ) from error
 
     def replay(self) -> None:
@@ -133,5 +134,5 @@ def _tensors(flat: list[Any]) -> list[Tensor]:
 
 
 def _shape(flat: list[Any]) -> list[Any]:
-    """What a recorded step takes for granted about a batch."""
+    """The shapes and the structure that a recorded step relies on."""
     return [(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in flat]

@@ -1,4 +1,4 @@
-"""What learns the weights: the outer problem of a training."""
+"""The outer problem of a training, which learns the weights."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import reweight
-from cdr.data.batches import Batches, PairBatch
-from cdr.data.schema import CrossDomainData
+from cdr.data import Batches, CrossDomainData, PairBatch
 from cdr.models import CrossDomainModel
 from cdr.training.options import HOLDS_OUT, Options, OuterOptions
 from cdr.training.same_users import SameUsers
@@ -35,7 +34,7 @@ class Learner:
 
     Attributes:
         rw: the model wrapped with the weighter.
-        records: of each outer step, what the solver says.
+        records: A record of the solver for each outer step.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class Learner:
         self.records: list[dict[str, float]] = []
 
     def losses(self, model: nn.Module, batch: PairBatch) -> Losses:
-        """The model's losses with what the weighter looks at."""
+        """The model's losses with the inputs of the weighter."""
         losses: Losses = model.losses(batch)  # type: ignore[operator]
         if self._options.weighter == "perceptron":
             return losses
@@ -90,7 +89,7 @@ class Learner:
         return self.rw.loss(batch)
 
     def outer_step(self, batches: Batches) -> None:
-        """Move the perceptron once."""
+        """Take one step of the weighter's optimizer."""
         rows, dev = self._rows(*next(self._outer_rows))
         if self._dev_optimizer is not None:
             self._train_dev_head(batches, self._dev_optimizer)
@@ -111,8 +110,8 @@ class Learner:
     def weights(self, batches: Batches) -> NDArray[np.float32]:
         """The learned weight of every source behaviour, in the order of ``data.source``."""
         num, device = len(self._data.source), self._data.source.user.device
-        # A weight may depend on the batch it is asked for in (σ of Eq. 8): batches of one size,
-        # mixed like those of training, make the weights of all behaviours comparable.
+        # σ of Eq. 8 depends on the batch. Batches of one size, shuffled as in training, make the
+        # weights of all behaviours comparable.
         rows = torch.randperm(num, generator=torch.Generator().manual_seed(0)).to(device)
         chunks = torch.tensor_split(rows, -(-num // 4096))
         weights = torch.cat([self.rw.weights(batches.source_rows(chunk)) for chunk in chunks])
@@ -133,7 +132,7 @@ class Learner:
         elif kind == "split-users":
             dev_rows, beside = self._same_users.partners(dev)
             pair = beside, dev_rows
-        # Not one user of the batch may have two rows.
+        # It is empty if no user of the batch has two rows.
         return pair if len(pair[0]) else (rows, dev)
 
     def _in_order(self, size: int, limit: int) -> Tensor:
@@ -144,7 +143,7 @@ class Learner:
     def _train_dev_head(self, batches: Batches, optimizer: torch.optim.Optimizer) -> None:
         size, steps = self._options.dev_head_batch_size, self._options.dev_head_steps
         limit = min(size * steps, len(self._data.train))
-        # These passes are on the side: the statistics of a normalisation are not theirs to move.
+        # These passes must not change the running statistics of a normalization.
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
         for step in range(steps):
             rows = (step * size + torch.arange(size)) % limit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,23 +14,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cdr.common.checking import refuse
-from cdr.common.nested import map_tensors
-from cdr.data.batches import Batches, PairBatch
-from cdr.data.schema import CrossDomainData
+from cdr.common import map_tensors, refuse
+from cdr.data import Batches, CrossDomainData, PairBatch
 from cdr.models import CrossDomainModel
 from cdr.training.evaluation import NUM_SOURCE, Scores, score
 from cdr.training.graphs import CapturedStep
+from cdr.training.inner import fixed_weights, inner_optimizer, unlearned_loss
 from cdr.training.learner import Learner, pair_sampler
 from cdr.training.metrics import auc
-from cdr.training.optimizers import LazyAdam
-from cdr.training.options import InnerOptions, Options
-from cdr.training.variants import Plan, plan
+from cdr.training.options import Options
+from cdr.training.variants import plan
 
 
 @dataclass
 class Result:
-    """What came out of one training.
+    """The outcome of one training.
 
     Attributes:
         test: scores of the checkpoint on the test rows.
@@ -51,6 +49,11 @@ class Result:
     weight_auc: float | None = None
     outer: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def scores(self) -> Scores:
+        """Scores on the rows that tables are made from: the further test rows if there are some."""
+        return self.test if self.extra_test is None else self.extra_test
 
 
 def train(
@@ -87,15 +90,15 @@ def train(
 class Training:
     """One seed's model with its optimizer, batches and early stopping.
 
-    The random streams (initialisation, order of the rows, source draws) are its own, so that what
-    comes out does not depend on what else is trained beside it.
+    Its random streams (initialisation, order of the rows, source draws) are its own, so that the
+    result does not depend on trainings beside it.
 
     Attributes:
         model: the recommendation model.
         optimizer: of the model.
         loss: from a batch to the inner loss.
-        learner: the perceptron with all its own, where weights are learned.
-        batches: what batches are made by.
+        learner: The weighter with its optimizer and batches, where weights are learned.
+        batches: Makes the batches.
         sampler: one epoch of training rows per ``iter()``.
         best: best validation AUC so far, -inf before the first epoch.
     """
@@ -115,19 +118,11 @@ class Training:
         options = how.change(options)
         self._variant, self._data, self._options, self._seed = variant, data, options, seed
         self._keeps_last = how.keeps_last
-        device = data.source_offsets.device
         kind, single_domain = options.model_class, how.source == "none"
-        model = kind(data, options.model, single_domain).to(device)
-        self.model: CrossDomainModel = model
-        if options.inner.cuda_graphs and device.type != "cuda":
-            refuse("inner", "cuda_graphs", True, f"the device is {device}; add --device cuda")
-        if options.inner.lazy_tables:
-            for module in model.modules():
-                if isinstance(module, nn.Embedding):
-                    module.sparse = True
-        self.optimizer = inner_optimizer(model.parameters(), options.inner)
+        self.model: CrossDomainModel = _model(data, options, single_domain)
+        self.optimizer = inner_optimizer(self.model.parameters(), options.inner)
         learns = how.source == "learned"
-        self.learner = Learner(model, self.optimizer, data, options, seed) if learns else None
+        self.learner = Learner(self.model, self.optimizer, data, options, seed) if learns else None
         windows = kind.windows(options.model, single_domain)
         reads_histories = learns and options.outer.weighter == "perceptron"
         self.batches = Batches(
@@ -137,15 +132,15 @@ class Training:
             windows,
             paired=options.inner.source_batch == "paired",
         )
-        gamma = {"none": 0.0, "mean": options.inner.gamma}.get(how.source, 1.0)
-        gamma = gamma if how.gamma is None else how.gamma
-        given = self._given_weights(how, learned)
-        # How good an order the true flags themselves are need not be told.
+        given = fixed_weights(variant, data, learned, seed)
+        # The flags themselves need no weight AUC.
         self._judged = given if how.teacher else None
         self.loss: Callable[[PairBatch], Tensor] = (
-            self.learner.loss if self.learner else _plain_loss(model, gamma, given)
+            self.learner.loss
+            if self.learner
+            else unlearned_loss(self.model, how.source_weight(options.inner.gamma), given)
         )
-        # Only what learns weights has a use for rows held out.
+        # Rows are held out only where weights are learned.
         outer = options.outer if learns else None
         self.sampler = pair_sampler(len(data.train), options.inner.batch_size, seed, outer)
         self.best = -math.inf
@@ -157,7 +152,7 @@ class Training:
 
     @property
     def epoch(self) -> int:
-        """The epoch that is under way, from 0."""
+        """The current epoch, from 0."""
         return len(self._history)
 
     @property
@@ -200,7 +195,11 @@ class Training:
                 self.learner.outer_step(self.batches)
 
     def end_epoch(self, loss: float) -> None:
-        """Validate the model after an epoch of this mean loss, and keep it if it is to be kept."""
+        """Validate the model, and store a checkpoint if the epoch is the best so far.
+
+        Args:
+            loss: Mean training loss of the epoch.
+        """
         valid = score(self.model, self._scorer, self._data.valid, self._num_source).metrics()
         if not (math.isfinite(loss) and math.isfinite(valid["log_loss"])):
             raise self._broken(f"the mean loss is {loss}")
@@ -211,7 +210,7 @@ class Training:
         self.best, self._since = max(valid["auc"], self.best), 0 if better else self._since + 1
 
     def result(self) -> Result:
-        """Score the checkpoint kept, which the model is left at."""
+        """Load the stored checkpoint into the model and score it."""
         data = self._data
         self.model.load_state_dict(self._state["model"])
         result = Result(
@@ -232,27 +231,6 @@ class Training:
         result.seconds = time.perf_counter() - self._started
         return result
 
-    def _given_weights(self, how: Plan, learned: NDArray[np.float32] | None) -> Tensor | None:
-        """One fixed weight per source behaviour, for the variants that have them."""
-        data = self._data
-        if how.weights is None:
-            return None
-        if how.weights == "flags":
-            if data.relevant is None:
-                raise ValueError(f"{data.name} has no true relevance flags, so there is no oracle")
-            return data.relevant.float()
-        if learned is None or len(learned) != len(data.source):
-            raise ValueError(
-                f"variant {self._variant}: learned has {0 if learned is None else len(learned)} "
-                f"weights for {len(data.source)} source behaviours; pass the weights of a result "
-                'of "search" on the same data'
-            )
-        weights = torch.from_numpy(learned)
-        if how.weights == "permuted":
-            generator = torch.Generator().manual_seed(self._seed)
-            weights = weights[torch.randperm(len(weights), generator=generator)]
-        return weights.to(data.source_offsets.device)
-
     def _snapshot(self) -> dict[str, Any]:
         state: dict[str, Any] = {"model": self.model.state_dict()}
         if self.learner:
@@ -263,7 +241,7 @@ class Training:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """What is not finite is refused by the library; say what to do about it here."""
+        """Add advice to the library's error about values that are not finite."""
         try:
             yield
         except (ValueError, FloatingPointError) as error:
@@ -277,27 +255,26 @@ class Training:
         if self.learner:
             advice += f" or {outer} (now {self._options.outer.lr:g})"
         return ValueError(
-            f"training {self._variant} (seed {self._seed}) broke down in epoch {self.epoch + 1}: "
+            f"training {self._variant} (seed {self._seed}) diverged in epoch {self.epoch + 1}: "
             f"{what}. {advice}."
         )
 
 
-def inner_optimizer(parameters: Iterable[Tensor], options: InnerOptions) -> torch.optim.Optimizer:
-    """The optimizer of a recommendation model."""
-    if options.lazy_tables:
-        return LazyAdam(parameters, lr=options.lr, weight_decay=options.weight_decay)
-    # Most of a step is spent on embedding tables, where one fused pass is 4 to 5 times faster.
-    return torch.optim.Adam(
-        parameters,
-        lr=options.lr,
-        weight_decay=options.weight_decay,
-        fused=True,
-        capturable=options.cuda_graphs,
-    )
+def _model(data: CrossDomainData, options: Options, single_domain: bool) -> CrossDomainModel:
+    """The recommendation model, on the device of the data."""
+    device = data.source_offsets.device
+    model = options.model_class(data, options.model, single_domain).to(device)
+    if options.inner.cuda_graphs and device.type != "cuda":
+        refuse("inner", "cuda_graphs", True, f"the device is {device}; add --device cuda")
+    if options.inner.lazy_tables:
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                module.sparse = True
+    return model
 
 
 def _check_classes(data: CrossDomainData) -> None:
-    """AUC picks the best epoch and is what comes out: it needs positives and negatives."""
+    """The AUC, which selects the best epoch, needs positives and negatives."""
     for name, rows in (("validation", data.valid), ("test", data.test)):
         positive, num = int(rows.label.sum()), len(rows)
         if positive in (0, num):
@@ -306,19 +283,3 @@ def _check_classes(data: CrossDomainData) -> None:
                 f"{'positive' if positive else 'negative'} (positive is a rating above 3), so that "
                 "there is no AUC: take more users, or check the ratings' scale"
             )
-
-
-def _plain_loss(
-    model: CrossDomainModel, gamma: float, weights: Tensor | None
-) -> Callable[[PairBatch], Tensor]:
-    """The inner loss of the variants that learn no weights."""
-
-    def loss(batch: PairBatch) -> Tensor:
-        losses = model.losses(batch)
-        target_loss = torch.as_tensor(losses.fixed)
-        if weights is not None:
-            fixed = weights.index_select(0, batch.source_row)
-            return target_loss + (fixed * losses.weighted).mean()
-        return target_loss + gamma * losses.weighted.mean() if gamma else target_loss
-
-    return loss

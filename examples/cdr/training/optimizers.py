@@ -22,8 +22,8 @@ class LazyAdam(Optimizer):
     The result is not that of dense Adam. There, a row that is not looked up still moves along its
     first moment, its moments fade, and weight decay pulls at it; here it stays as it is, moments
     included, until a batch looks it up again, so that decay acts on a row as often as it is used.
-    A learning rate and a weight decay that suit dense Adam do not suit this one: expect both to be
-    larger. Where every batch looks up every row, the two agree.
+    A learning rate and a weight decay that suit dense Adam do not suit this one: expect larger
+    ones. Where every batch looks up every row, the two agree.
 
     The bias correction counts the steps of the table, not of the row, as in dense Adam: a row that
     is first looked up late moves by (1 − β₁)/√(1 − β₂) learning rates, 3.2 with the default betas.

@@ -1,14 +1,14 @@
-"""Everything a run can be told, and the presets that tell it."""
+"""All options of a training."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
-from cdr.common.checking import at_least, positive, refuse, share, widths
+from cdr.common import at_least, positive, refuse, share, widths
 from cdr.models import MODELS, CrossDomainModel, ModelOptions
-from cdr.models.conet import CoNetOptions
 from reweight import ConjugateGradient, Identity, ImplicitHypergradient, Neumann
 
 
@@ -108,12 +108,12 @@ class OuterOptions:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How the weights are learned that a new model is to be trained on."""
+    """How weights are learned on which a new model is then trained."""
 
     lr: float = 7e-4
     """The weighter's learning rate, in the place of --outer.lr."""
     inner_lr: float = 2e-3
-    """The model's, in the place of --inner.lr; what it knows by heart teaches no weights."""
+    """The model's, in the place of --inner.lr; a model that overfits its rows gives no signal."""
     epochs: int = 10
     """As many, whatever the model's validation AUC: the weights are those after the last one."""
     split: float = 0.2
@@ -163,7 +163,7 @@ class PerceptronOptions:
 class Options:
     """Model, inner and outer training, search, perceptron."""
 
-    model: ModelOptions = field(default_factory=CoNetOptions)
+    model: ModelOptions = field(default_factory=lambda: MODELS["conet"].Options())
     inner: InnerOptions = field(default_factory=InnerOptions)
     outer: OuterOptions = field(default_factory=OuterOptions)
     search: SearchOptions = field(default_factory=SearchOptions)
@@ -190,6 +190,20 @@ class Options:
                 f"choose one of {fitting}",
             )
 
+    def changed(self, changes: Mapping[str, Any]) -> Options:
+        """The options with others in the place of some.
+
+        Args:
+            changes: By dotted name, as ``{"inner.lr": 1e-3}``.
+        """
+        sections: dict[str, dict[str, Any]] = {}
+        for name, value in changes.items():
+            section, _, field_name = name.partition(".")
+            sections.setdefault(section, {})[field_name] = value
+        return replace(
+            self, **{name: replace(getattr(self, name), **of) for name, of in sections.items()}
+        )
+
     @property
     def model_name(self) -> str:
         """The name of the model that `model` belongs to."""
@@ -199,77 +213,3 @@ class Options:
     def model_class(self) -> type[CrossDomainModel]:
         """The model that `model` belongs to."""
         return MODELS[self.model_name]
-
-
-PresetName = Literal["default", "paper", "authors"]
-
-
-def preset(name: PresetName, model: str) -> Options:
-    """Where all options of a model start from.
-
-    Args:
-        name: "default": found by search (docs/cdr.md); "paper": what the text of the paper says
-            (BIAO, section 4.3); "authors": what the authors' released code does for CoNet, except
-            that there the candidate's embedding in the global branch is not detached.
-        model: a name of :data:`cdr.models.MODELS`.
-    """
-    kind = MODELS[model]
-    if name == "paper":
-        return Options(
-            model=kind.original,
-            inner=InnerOptions(
-                lr=5e-3,
-                weight_decay=0.0,
-                epochs=10,
-                source_batch="paired" if kind.pairs_users else "independent",
-            ),
-            outer=OuterOptions(
-                optimizer="sgd",
-                lr=1e-2,
-                interval=100,
-                batch_size=128,
-                dev="reshuffled",
-                step_size=1.0,
-            ),
-            perceptron=PerceptronOptions(
-                history=20 if model == "minet" else 50, global_bias=0.0, normalization="sigmoid"
-            ),
-        )
-    if name == "authors":
-        own = replace(kind.original, dev_head=True)
-        if isinstance(own, CoNetOptions):
-            own = replace(own, dim=10, cross_layers=4, bias=False, init_std=1.0)
-        return Options(
-            model=own,
-            inner=InnerOptions(lr=1e-2, weight_decay=0.0, batch_size=64, epochs=5),
-            outer=OuterOptions(
-                optimizer="sgd",
-                lr=1e-2,
-                weight_decay=2.0,
-                clip=10.0,
-                interval=100,
-                batch_size=256,
-                dev="in-order",
-                step_size=1.0,
-                heads=False,
-            ),
-            perceptron=PerceptronOptions(
-                history=50,
-                global_hidden=(),
-                local_hidden=(32, 16),
-                global_bias=0.0,
-                normalization="softmax",
-                mask_keys=False,
-                gamma_map="relu",
-            ),
-        )
-    if model == "conet":
-        return Options()
-    # The attention of the others is learnt well only at a rate at which training is over in a few
-    # epochs, so that the perceptron has to move faster too.
-    return Options(
-        model=kind.Options(),
-        inner=InnerOptions(lr=1e-2, batch_size=256, patience=2),
-        outer=OuterOptions(lr=1e-2),
-        search=SearchOptions(lr=3e-3, inner_lr=3e-3 if model == "dasl" else 1e-2),
-    )

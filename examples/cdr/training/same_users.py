@@ -9,8 +9,8 @@ from torch import Tensor
 class SameUsers:
     """Finds another row of the user of a row.
 
-    What a source behaviour teaches the model of its user shows in that user's own rows: dev batches
-    of the same users as the train batch give by far the clearest hypergradient.
+    A source behaviour changes the predictions of its own user most, so that dev batches of the
+    same users as the train batch give by far the least noisy hypergradient.
 
     Args:
         user: of every training row, ascending, long [n].

@@ -1,4 +1,4 @@
-"""Several seeds of one variant trained at once, for a device that one small model cannot fill."""
+"""Several seeds of one variant trained at once, for a device that one small model does not fill."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cdr.common.checking import refuse
-from cdr.common.nested import tensors_in, with_tensors
-from cdr.data.batches import PairBatch
-from cdr.data.schema import CrossDomainData
-from cdr.training.loop import Result, Training, inner_optimizer
+from cdr.common import refuse, tensors_in, with_tensors
+from cdr.data import CrossDomainData, PairBatch
+from cdr.training.inner import inner_optimizer
+from cdr.training.loop import Result, Training
 from cdr.training.options import Options
 
 
@@ -36,7 +35,7 @@ def train_side_by_side(
         data: one for all, which makes batches and embedding tables equally large.
         options: as for :func:`cdr.training.loop.train`.
         seeds: at least one.
-        on_step: likewise; the best validation AUC is the mean over the seeds.
+        on_step: As there; the best validation AUC is the mean over the seeds.
 
     Returns:
         The results in the order of ``seeds``.
@@ -51,7 +50,7 @@ def train_side_by_side(
         total = torch.zeros(len(running), device=data.source_offsets.device)
         epoch, steps = running[0].epoch, len(running[0].sampler)
         best = sum(training.best for training in trainings) / len(trainings)
-        # Strict, for every sampler to see the end of its epoch.
+        # strict=True, so that every sampler reaches the end of its epoch.
         for done, pairs in enumerate(zip(*(t.sampler for t in running), strict=True), 1):
             batches = [t.batches.train_pairs(r) for t, (r, _) in zip(running, pairs, strict=True)]
             total += stack.step(batches)
@@ -111,7 +110,7 @@ class _Stack:
         return losses.detach()
 
     def keep_running(self) -> None:
-        """Let go of the trainings that are done."""
+        """Remove the trainings that are done."""
         places = [i for i, training in enumerate(self.trainings) if not training.done]
         if len(places) == len(self.trainings):
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from cdr.training.options import Options
@@ -32,27 +32,47 @@ class Plan:
     keeps_last: bool = False
 
     @property
+    def weighted(self) -> bool:
+        """Whether every source behaviour has a weight of its own."""
+        return self.source in ("learned", "fixed")
+
+    def source_weight(self, gamma: float) -> float:
+        """The weight of the mean source loss.
+
+        Args:
+            gamma: ``--inner.gamma``, for the variants without a weight of their own.
+        """
+        if self.gamma is not None:
+            return self.gamma
+        return gamma if self.source == "mean" else 0.0
+
+    @property
     def teacher(self) -> str | None:
         """The variant whose learned weights it takes, if it does."""
         return "search" if self.weights in ("learned", "permuted") else None
 
 
-def _outer(**changes: object) -> Callable[[Options], Options]:
-    return lambda options: replace(options, outer=replace(options.outer, **changes))  # type: ignore[arg-type]
-
-
-def _perceptron(**changes: object) -> Callable[[Options], Options]:
-    return lambda options: replace(options, perceptron=replace(options.perceptron, **changes))  # type: ignore[arg-type]
+def _changed(name: str, value: object) -> Callable[[Options], Options]:
+    return lambda options: options.changed({name: value})
 
 
 def _search(options: Options) -> Options:
-    """Rows held out say what they say however long it takes: no early stopping."""
-    inner, search = options.inner, options.search
-    return replace(
-        options,
-        inner=replace(inner, lr=search.inner_lr, epochs=search.epochs, patience=search.epochs),
-        outer=replace(options.outer, dev="split-users", split=search.split, lr=search.lr),
+    """Held-out rows stay informative however long the training takes: no early stopping."""
+    search = options.search
+    return options.changed(
+        {
+            "inner.lr": search.inner_lr,
+            "inner.epochs": search.epochs,
+            "inner.patience": search.epochs,
+            "outer.dev": "split-users",
+            "outer.split": search.split,
+            "outer.lr": search.lr,
+        }
     )
+
+
+def _split_off(ratio: float) -> Callable[[Options], Options]:
+    return lambda options: options.changed({"outer.dev": "split", "outer.split": ratio})
 
 
 VARIANTS = {
@@ -60,14 +80,16 @@ VARIANTS = {
     "0": Plan("-0", "mean", gamma=0.0),
     "base": Plan("", "mean"),
     "ours": Plan("+ours", "learned"),
-    "no-global": Plan("+ours w/o global", "learned", change=_perceptron(global_branch=False)),
-    "no-user": Plan("+ours w/o user", "learned", change=_perceptron(local_branch=False)),
+    "no-global": Plan(
+        "+ours w/o global", "learned", change=_changed("perceptron.global_branch", False)
+    ),
+    "no-user": Plan("+ours w/o user", "learned", change=_changed("perceptron.local_branch", False)),
     "search": Plan("+ours, search", "learned", change=_search, keeps_last=True),
     "retrain": Plan("+ours retrained", "fixed", weights="learned"),
     "random": Plan("+ours permuted", "fixed", weights="permuted"),
-    "loss": Plan("+LossWeighter", "learned", change=_outer(weighter="loss")),
-    "group": Plan("+GroupWeighter", "learned", change=_outer(weighter="group")),
-    "constant": Plan("+ConstantWeighter", "learned", change=_outer(weighter="constant")),
+    "loss": Plan("+LossWeighter", "learned", change=_changed("outer.weighter", "loss")),
+    "group": Plan("+GroupWeighter", "learned", change=_changed("outer.weighter", "group")),
+    "constant": Plan("+ConstantWeighter", "learned", change=_changed("outer.weighter", "constant")),
     "oracle": Plan("+oracle", "fixed", weights="flags"),
 }
 _SPLIT = "split-"
@@ -88,21 +110,19 @@ def plan(variant: str) -> Plan:
         except ValueError:
             ratio = 0.0
         if 0 < ratio < 1:
-            return Plan(
-                f"+ours split {ratio:g}", "learned", change=_outer(dev="split", split=ratio)
-            )
+            return Plan(f"+ours split {ratio:g}", "learned", change=_split_off(ratio))
     raise ValueError(
         f"--variants {variant}: there is no such variant; there are {', '.join(VARIANTS)}, and "
         f"{_SPLIT}RATIO with a ratio between 0 and 1"
     )
 
 
-def label(variant: str) -> str:
+def variant_label(variant: str) -> str:
     """What follows the model's name in a table."""
     return plan(variant).label
 
 
-def check(variants: tuple[str, ...]) -> None:
+def check_variants(variants: tuple[str, ...]) -> None:
     """Raise unless each is known and named once, and what learned weights need is there.
 
     Raises:

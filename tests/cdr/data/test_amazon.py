@@ -169,7 +169,7 @@ def test_the_cache_may_be_elsewhere(root: Path, tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_is_an_error(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file cannot be written to .*name another folder .*--cache"):
+    with pytest.raises(OSError, match="file cannot be written to.*--cache"):
         load("amazon", root, "Books", "Toys", cache=tmp_path / "file")
 
 
@@ -181,7 +181,7 @@ def test_a_file_that_grows_while_it_is_read_is_an_error(tmp_path: Path) -> None:
         return table
 
     path = write(tmp_path / "reviews_Books_5.json", GOOD)
-    with pytest.raises(ValueError, match="changed while it was read"):
+    with pytest.raises(ValueError, match="changed"):
         cached(path, tmp_path / "cache", read_slowly)
     assert not list((tmp_path / "cache").glob("*.parquet"))
 
@@ -267,12 +267,12 @@ def test_the_first_few_bad_lines_are_named(tmp_path: Path) -> None:
 
 def test_a_file_of_something_else_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "reviews_X_5.json", ["user,item", "", "u,i"])
-    with pytest.raises(ValueError, match="No line of .* is a review .* 3 lines 2 are not blank"):
+    with pytest.raises(ValueError, match="review.* 3 lines 2 "):
         reader.reviews(path)
-    with pytest.raises(ValueError, match=r"No line of .* is an item's metadata"):
+    with pytest.raises(ValueError, match="metadata"):
         reader.categories(path)
     (tmp_path / "empty.json").write_text("")
-    with pytest.raises(ValueError, match="No line of .*empty"):
+    with pytest.raises(ValueError, match="empty"):
         reader.reviews(tmp_path / "empty.json")
 
 
@@ -281,7 +281,7 @@ def test_a_download_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for content in (whole[:-20], whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:], b"plain"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="cannot be decompressed.*get it again"):
+        with pytest.raises(ValueError, match="decompressed"):
             reader.reviews(path)
 
 
@@ -294,7 +294,7 @@ def test_gzip_members_one_after_another_are_one_file(tmp_path: Path) -> None:
 def test_an_endless_line_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line_files, "_BLOCK", 10)
     monkeypatch.setattr(line_files, "_LONGEST_LINE", 40)
-    with pytest.raises(ValueError, match="one record a line"):
+    with pytest.raises(ValueError, match="a line"):
         reader.reviews(write(tmp_path / "r.json", ["x" * 100]))
 
 
@@ -365,7 +365,7 @@ def test_one_field_is_read_and_not_the_line(
 
 
 def test_titles_are_read_for_the_items_asked_for(root: Path, tmp_path: Path) -> None:
-    assert amazon.titles(root, "Books+Toys", ["B0", "B1", "T1"]) == {"B0": "It's [a] 'title'"}
+    assert amazon.titles(root, ("Books", "Toys"), ["B0", "B1", "T1"]) == {"B0": "It's [a] 'title'"}
     lines = [
         "{'asin': 'a', 'title': 'One &amp; two'}",
         "{'asin': 'a', 'title': 'Another'}",
@@ -394,13 +394,13 @@ def test_all_missing_files_are_named_at_once(root: Path) -> None:
 
 def test_no_common_user_is_an_error(root: Path) -> None:
     write(root / "reviews_Books_5.json.gz", GOOD)
-    with pytest.raises(ValueError, match="No user is in both domains: of 1 users .* and 7 of Toys"):
+    with pytest.raises(ValueError, match="both domains.* 1 users .* 7 of Toys"):
         books_to_toys(root)
 
 
 @pytest.mark.parametrize("source", ["Toys", "Toys_and_Games", "Books+Books", []])
 def test_a_domain_named_twice_is_an_error(source: str, root: Path) -> None:
-    with pytest.raises(ValueError, match="name each domain once"):
+    with pytest.raises(ValueError, match="once"):
         load("amazon", root, source, "Toys")
 
 
@@ -421,8 +421,8 @@ def test_a_training_ends_in_a_table(
 def test_options_of_others_are_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (["--data", "amazon"], "--root is missing: give the folder that holds reviews_X_5.json.gz"),
-        (["--data", "amazon", "--root", str(root), "--items", "x"], "--items goes with a file"),
-        (["--data", "amazon5", "--root", "x", "--cache", "x"], "--cache goes with --data amazon"),
+        (["--data", "amazon", "--root", str(root), "--items", "x"], "--items x goes with a file"),
+        (["--data", "amazon5", "--root", "x", "--cache", "x"], "--cache x goes with --data amazon"),
     ):
         assert main([*arguments, "--out", str(root / "run")]) == 2
         assert words in capsys.readouterr().err

@@ -6,10 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from cdr.data import CrossDomainData
-from cdr.data.manifest import KNOWN_STATISTICS, PAPER_STATISTICS, agrees, check, paper_name
+from cdr.data import DATASETS, CrossDomainData, agrees
+from cdr.data import check as check_statistics
+from cdr.data.manifest import Check
 
 BOOKS_TOYS = "Amazon Books → Toys_and_Games"
+AMAZON = DATASETS["amazon"]
+OTHERS = ("amazon5", "epinions")
+PAPER_STATISTICS = {one.paper_name: one.counts for one in AMAZON.published.values()}
+
+
+def check(data: CrossDomainData, dataset: str = "amazon") -> list[Check]:
+    return check_statistics(data, DATASETS[dataset])
 
 
 def sized(data: CrossDomainData, name: str, **statistics: int) -> CrossDomainData:
@@ -48,8 +56,11 @@ def test_the_papers_table_has_seven_scenarios_of_five_numbers() -> None:
         ("Books → Toys_and_Games", None),  # of a file of one's own
     ],
 )
-def test_the_papers_names_are_found(tiny: CrossDomainData, name: str, expected: str | None) -> None:
-    assert paper_name(sized(tiny, name)) == expected
+def test_the_papers_names_are_found(name: str, expected: str | None) -> None:
+    published = AMAZON.published.get(name)
+    assert (None if published is None else published.paper_name) == expected
+    if expected is not None and published is not None:
+        assert AMAZON.paper_scenarios[expected] == (published.source, published.target)
 
 
 @pytest.mark.parametrize("reading", ["source", "source_train"])
@@ -77,11 +88,14 @@ def test_a_number_that_is_off_by_one_is_told(tiny: CrossDomainData) -> None:
 
 
 def test_others_are_compared_before_the_cut(tiny: CrossDomainData) -> None:
-    for name, table in KNOWN_STATISTICS.items():
-        checks = check(sized(tiny, name, **table))
+    known = [(dataset, *item) for dataset in OTHERS for item in DATASETS[dataset].published.items()]
+    assert len(known) == 7
+    for dataset, name, published in known:
+        table = published.counts
+        checks = check(sized(tiny, name, **table), dataset)
         assert [c.what for c in checks] == list(table) and agrees(checks)
-        assert not agrees(check(sized(tiny, name, **{**table, "source": 1})))
+        assert not agrees(check(sized(tiny, name, **{**table, "source": 1}), dataset))
 
 
 def test_nothing_is_known_of_other_data(tiny: CrossDomainData) -> None:
-    assert check(tiny) == []
+    assert all(check(tiny, name) == [] for name in DATASETS)

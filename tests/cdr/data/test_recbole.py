@@ -102,23 +102,23 @@ def test_bad_files_are_errors(content: str, words: str, root: Path) -> None:
 
 def test_an_item_file_without_a_category_is_an_error(root: Path) -> None:
     (root / "books" / "books.item").write_text("item_id:token\ttitle:token\na\tA\n")
-    with pytest.raises(ValueError, match="no column category, categories or class; it has"):
+    with pytest.raises(ValueError, match="category, categories or class"):
         load("recbole", root, "books", "films")
 
 
 def test_a_missing_file_is_named_with_the_places_looked_at(root: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no file .*toys/toys.inter and no file .*/toys.i"):
+    with pytest.raises(FileNotFoundError, match="toys/toys.inter .*/toys.inter"):
         load("recbole", root, "toys", "films")
-    with pytest.raises(FileNotFoundError, match="no file .*/a.inter;"):
+    with pytest.raises(FileNotFoundError, match="/a.inter"):
         load("recbole", root, "a.inter", "films")
 
 
 def test_two_domains_must_be_named(root: Path) -> None:
-    with pytest.raises(ValueError, match="name two domains"):
+    with pytest.raises(ValueError, match="two domains"):
         load("recbole", root, "books")
-    with pytest.raises(ValueError, match="name each domain once"):
+    with pytest.raises(ValueError, match="once"):
         load("recbole", root, "films", "films")
-    with pytest.raises(ValueError, match="root is None; give the folder that holds NAME/NAME.int"):
+    with pytest.raises(ValueError, match="root is None.*NAME.inter"):
         load("recbole", None, "books", "films")
 
 

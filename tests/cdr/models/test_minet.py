@@ -212,9 +212,9 @@ def test_the_source_network_reads_the_user_of_the_source_behaviour(tiny: CrossDo
 def test_a_batch_without_the_histories_is_told_how_to_be_made(tiny: CrossDomainData) -> None:
     model = minet(tiny)
     batch = batch_for(model, tiny)
-    with pytest.raises(ValueError, match=r"windows=model\.windows\(options, single_domain\)"):
+    with pytest.raises(ValueError, match="windows="):
         model(replace(batch, target_past=replace(batch.target_past, source=None)))
-    with pytest.raises(ValueError, match=r"windows=model\.windows\(options, single_domain\)"):
+    with pytest.raises(ValueError, match="windows="):
         model(replace(batch, target_past=None))
 
 

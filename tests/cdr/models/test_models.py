@@ -22,7 +22,8 @@ from cdr.data import CrossDomainData, generate
 from cdr.data.batches import PairBatch
 from cdr.models import MODELS, CrossDomainModel
 from cdr.training.loop import train
-from cdr.training.options import Options, PresetName, preset
+from cdr.training.options import Options
+from cdr.training.presets import PresetName, preset
 from reweight import (
     BehavioralPerceptron,
     ConjugateGradient,
@@ -120,7 +121,7 @@ def test_the_command_line_knows_a_further_model(ratings: Path, tmp_path: Path) -
     library = str(Path(reweight.__file__).parents[1])
     told = subprocess.run(
         [str(word) for word in command],
-        env={**os.environ, "PYTHONPATH": library},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), library])},
         capture_output=True,
         text=True,
         check=True,
@@ -131,11 +132,11 @@ def test_the_command_line_knows_a_further_model(ratings: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x = 1\n", r"models/popular.py has 0 subclasses of CrossDomainModel"),
-        (POPULAR + "class Other(Popular): pass\n", "models/popular.py has 2 subclasses"),
+        ("x = 1\n", r"models/popular.py.* 0 .*CrossDomainModel"),
+        (POPULAR + "class Other(Popular): pass\n", "models/popular.py.* 2 "),
         (
             POPULAR.replace("    Options = PopularOptions\n", ""),
-            "models/twotower.py has the options of models/popular.py, ModelOptions",
+            "models/twotower.py.*models/popular.py.*ModelOptions",
         ),
     ],
 )
@@ -290,7 +291,7 @@ def test_an_independent_source_batch_is_refused_where_users_are_paired(name: str
     inner = replace(told.inner, source_batch="independent")
     if MODELS[name].pairs_users:
         label = MODELS[name].label
-        with pytest.raises(ValueError, match=f"--inner.source-batch independent: {label} reads"):
+        with pytest.raises(ValueError, match=f"--inner.source-batch independent.*{label}"):
             replace(told, inner=inner)
     else:
         assert replace(told, inner=inner).inner.source_batch == "independent"

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_up import G1, run, runs
+from made_up import G1, document, run, runs
 
 from cdr.data import CrossDomainData
-from cdr.paper.cases import cases, figure6, user_specific
-from cdr.paper.documents import DOCUMENTS, Results
+from cdr.paper.cases import cases, user_specific
+from cdr.paper.figure3 import by_category
 from cdr.paper.scenarios import Scenario
-from cdr.paper.studies import STUDIES, Cell
-from cdr.paper.weight_figures import by_category, figure3, figure4
+from cdr.paper.studies import STUDIES
+from cdr.paper.study import Cell
 from cdr.report import plots
 from cdr.report.document import Document
 from cdr.report.page import learning_curves
@@ -49,9 +49,9 @@ def learned(command: str, *weights: np.ndarray, scenario: Scenario = G1) -> dict
     return {Cell(scenario, "conet", method): several}
 
 
-def drawn(document: Document, folder: Path) -> None:
-    assert document.pictures
-    for picture in document.pictures:
+def drawn(shown: Document, folder: Path) -> None:
+    assert shown.pictures
+    for picture in shown.pictures:
         picture.save(folder)
         png = (folder / f"{picture.name}.png").read_bytes()
         assert png.startswith(b"\x89PNG") and len(png) > 5_000
@@ -79,25 +79,23 @@ def test_categories_are_averaged(tiny: CrossDomainData) -> None:
 def test_figure3(tiny: CrossDomainData, tmp_path: Path) -> None:
     assert tiny.relevant is not None
     weights = np.where(tiny.relevant.numpy(), 1.5, 0.5).astype(np.float32)
-    document = figure3(learned("figure3", weights), {G1: fixed(tiny)})
-    assert (
-        "relevant categories have a mean weight of 1.500, the others of 0.500" in document.notes[0]
-    )
-    lines = list(csv.DictReader(io.StringIO(document.csv())))
+    shown = document("figure3", learned("figure3", weights), {G1: fixed(tiny)})
+    assert "relevant categories have a mean weight of 1.500, the others of 0.500" in shown.notes[0]
+    lines = list(csv.DictReader(io.StringIO(shown.csv())))
     assert {(line["relevant"], line["mean_weight"]) for line in lines} == {
         ("True", "1.5"),
         ("False", "0.5"),
     }
-    drawn(document, tmp_path)
+    drawn(shown, tmp_path)
 
 
 def test_figure3_of_data_without_categories(gappy: CrossDomainData, tmp_path: Path) -> None:
     scenario = Scenario("epinions", "3", "4")
     weights = np.ones(len(gappy.source), dtype=np.float32)
     runs = learned("figure3", weights, weights, scenario=scenario)
-    document = figure3(runs, {scenario: fixed(gappy)})
-    assert "one category only" in document.notes[0]
-    drawn(document, tmp_path)
+    shown = document("figure3", runs, {scenario: fixed(gappy)})
+    assert "one category only" in shown.notes[0]
+    drawn(shown, tmp_path)
 
 
 def test_figure3_of_many_rare_categories(gappy: CrossDomainData, tmp_path: Path) -> None:
@@ -113,13 +111,13 @@ def test_figure3_of_many_rare_categories(gappy: CrossDomainData, tmp_path: Path)
     assert (count > 0).sum() > 40 and count.max() < 20
     weights = count[data.source.item.numpy()].astype(np.float32)
     runs = learned("figure3", weights, scenario=scenario)
-    document = figure3(runs, {scenario: fixed(data)})
+    shown = document("figure3", runs, {scenario: fixed(data)})
     # The 40th of the categories by number of behaviours, of those that have as many as it.
     least = np.sort(count)[-40]
-    assert f"highest, of those with {least} behaviours or more: " in document.notes[0]
-    (table,) = document.appendix
+    assert f"highest, of those with {least} behaviours or more: " in shown.notes[0]
+    (table,) = shown.appendix
     assert len(table.rows) == 40 and all(int(row[3]) >= least for row in table.rows)
-    drawn(document, tmp_path)
+    drawn(shown, tmp_path)
 
 
 def test_figure4(gappy: CrossDomainData, tmp_path: Path) -> None:
@@ -129,21 +127,21 @@ def test_figure4(gappy: CrossDomainData, tmp_path: Path) -> None:
     weights = (source - target)[gappy.source.user].numpy().astype(np.float32) + 20.0
     scenario = Scenario("epinions", "3", "4")
     runs = learned("figure4", weights, weights, scenario=scenario)
-    document = figure4(runs, {scenario: fixed(gappy)})
-    assert "rank correlation" in document.notes[0] and "+1.00" in document.notes[0]
-    lines = list(csv.DictReader(io.StringIO(document.csv())))
+    shown = document("figure4", runs, {scenario: fixed(gappy)})
+    assert "rank correlation" in shown.notes[0] and "+1.00" in shown.notes[0]
+    lines = list(csv.DictReader(io.StringIO(shown.csv())))
     for line in lines:
         assert float(line["mean_weight"]) == pytest.approx(
             float(line["source_minus_target"]) + 20, abs=1e-3
         )
     # Each user who has a source behaviour once.
     assert sum(int(line["users"]) for line in lines) == int((source > 0).sum())
-    drawn(document, tmp_path)
+    drawn(shown, tmp_path)
 
 
 def test_figure4_of_equal_weights(gappy: CrossDomainData) -> None:
     runs = learned("figure4", np.ones(len(gappy.source), dtype=np.float32))
-    assert "about the same" in figure4(runs, {G1: fixed(gappy)}).notes[0]
+    assert "about the same" in document("figure4", runs, {G1: fixed(gappy)}).notes[0]
 
 
 def test_user_specific_weights_are_relative_to_the_category(tiny: CrossDomainData) -> None:
@@ -163,9 +161,9 @@ def test_cases_are_the_extremes_of_different_users(tiny: CrossDomainData, tmp_pa
     assert [case.kind for case in found] == ["low", "low", "high", "high"]
     assert found[0].own <= found[1].own < found[3].own <= found[2].own
     assert all(case.source_history and case.target_history for case in found)
-    document = figure6(learned("figure6", weights), {G1: fixed(tiny)})
-    assert len(document.sheets) == 4 and "case 1: low" in document.sheets[0].title
-    drawn(document, tmp_path)
+    shown = document("figure6", learned("figure6", weights), {G1: fixed(tiny)})
+    assert len(shown.sheets) == 4 and "case 1: low" in shown.sheets[0].title
+    drawn(shown, tmp_path)
 
 
 def test_items_are_named_by_category_and_title(tiny: CrossDomainData) -> None:
@@ -186,10 +184,10 @@ def test_figure5(tmp_path: Path) -> None:
     study = STUDIES["figure5"]
     made = runs(study, {"base": 0.9, "interval-5": 0.8, "interval-20": 1.2, "interval-500": 1.0})
     made |= runs(study, {"base": 0.5, "interval-5": 0.8}, model="minet")
-    document = DOCUMENTS["figure5"](Results("figure5", {}, made))
-    assert "G1, CoNet: 2 of 3 intervals have a higher mean AUC" in document.notes[0]
-    assert document.notes[0].endswith("at 20.") and "G1, MiNet: 1 of 1" in document.notes[1]
-    drawn(document, tmp_path)
+    shown = document("figure5", made)
+    assert "G1, CoNet: 2 of 3 intervals have a higher mean AUC" in shown.notes[0]
+    assert shown.notes[0].endswith("at 20.") and "G1, MiNet: 1 of 1" in shown.notes[1]
+    drawn(shown, tmp_path)
 
 
 def test_figure5_puts_each_interval_at_its_own_tick(tmp_path: Path) -> None:
@@ -198,7 +196,7 @@ def test_figure5_puts_each_interval_at_its_own_tick(tmp_path: Path) -> None:
     made = runs(study, {"base": 0.9, "interval-5": 0.8, "interval-20": 1.2, "interval-500": 1.0})
     made |= runs(study, {"base": 0.5, "interval-5": 0.8, "interval-500": 0.7}, model="minet")
     made |= runs(study, {"interval-20": 0.9}, Scenario("g2"), model="dasl")
-    picture = DOCUMENTS["figure5"](Results("figure5", {}, made)).pictures[0]
+    picture = document("figure5", made).pictures[0]
     figure = Figure()
     picture.draw(figure)
     for panel in figure.axes:
@@ -217,9 +215,9 @@ def test_figure5_puts_each_interval_at_its_own_tick(tmp_path: Path) -> None:
 
 def test_differences(tmp_path: Path) -> None:
     study = STUDIES["table1"]
-    document = DOCUMENTS["table1"](Results("table1", {}, runs(study, {"base": 0.5, "ours": 0.9})))
-    drawn(document, tmp_path)
-    alone = DOCUMENTS["table1"](Results("table1", {}, runs(study, {"base": 0.5})))
+    shown = document("table1", runs(study, {"base": 0.5, "ours": 0.9}))
+    drawn(shown, tmp_path)
+    alone = document("table1", runs(study, {"base": 0.5}))
     assert alone.pictures == ()
 
 
@@ -230,5 +228,5 @@ def test_learning_curves_of_unequal_length(tmp_path: Path) -> None:
 
 def test_matplotlib_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'torch-reweight\[plot\]'"):
+    with pytest.raises(ValueError, match="matplotlib.*pip install"):
         plots.needed()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cdr.paper import printed as paper
+from cdr.paper.printed import SCENARIOS
+from cdr.paper.studies import STUDIES
 from cdr.training.metrics import relative_improvement
 
 Cell = tuple[str, str, str]
@@ -13,8 +14,8 @@ Cell = tuple[str, str, str]
 def recomputed(table: str) -> dict[Cell, tuple[float, float]]:
     """RelaImpr in percent, as recomputed from the printed AUCs and as printed."""
     both = {}
-    for (scenario, model, variant), cell in paper.TABLES[table].items():
-        single = paper.TABLES["table1"][scenario, model, "S"].auc
+    for (scenario, model, variant), cell in STUDIES[table].printed.items():
+        single = STUDIES["table1"].printed[scenario, model, "S"].auc
         found = round(100 * relative_improvement(cell.auc, single), 2)
         assert cell.improvement is not None
         both[scenario, model, variant] = (found, cell.improvement)
@@ -38,22 +39,22 @@ def test_those_of_table_3_differ_by_rounding() -> None:
 
 
 def test_tables_agree_on_what_they_share() -> None:
-    first = paper.TABLES["table1"]
+    first = STUDIES["table1"].printed
     for table in ("table2", "table3"):
-        for (scenario, model, variant), cell in paper.TABLES[table].items():
+        for (scenario, model, variant), cell in STUDIES[table].printed.items():
             if variant == "ours":
                 assert cell.auc == first[scenario, model, "ours"].auc
                 assert cell.improvement == first[scenario, model, "ours"].improvement
 
 
 def test_stars_are_those_of_ours() -> None:
-    starred = {cell for cell, printed in paper.TABLES["table1"].items() if printed.significant}
-    assert starred == {(s, m, "ours") for s in paper.SCENARIOS for m in ("minet", "conet")}
-    assert paper.TABLES["table1"]["Books-Toys", "minet", "ours"].text == "0.6883*"
+    starred = {cell for cell, printed in STUDIES["table1"].printed.items() if printed.significant}
+    assert starred == {(s, m, "ours") for s in SCENARIOS for m in ("minet", "conet")}
+    assert STUDIES["table1"].printed["Books-Toys", "minet", "ours"].text == "0.6883*"
 
 
 def test_ours_is_the_best_of_table_5() -> None:
-    cells = paper.TABLES["table5"]
+    cells = STUDIES["table5"].printed
     assert len(cells) == 8
     for scenario in ("Books-CDs", "Books-Toys"):
         aucs = {variant: p.auc for (s, _, variant), p in cells.items() if s == scenario}

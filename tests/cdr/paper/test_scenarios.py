@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from cdr.paper import printed as paper
-from cdr.paper.scenarios import Scenario, default_scenarios, parse, require
+from cdr.paper.printed import SCENARIOS
+from cdr.paper.scenarios import Scenario, parse, require_files
+from cdr.paper.studies import STUDIES
+from cdr.paper.study import default_data
 
 
 def test_bare_names_stand_for_all_their_scenarios() -> None:
     assert [len(parse([name])) for name in ("amazon", "amazon5", "epinions", "g2")] == [7, 5, 3, 1]
-    assert [s.in_paper for s in parse(["amazon"])] == list(paper.SCENARIOS)
+    assert [s.in_paper for s in parse(["amazon"])] == list(SCENARIOS)
     assert all(s.in_paper is None for s in parse(["amazon5", "epinions", "g1"]))
 
 
@@ -46,17 +48,17 @@ def test_bad_names_are_refused(name: str) -> None:
 
 
 def test_a_data_set_without_a_root_is_refused() -> None:
-    with pytest.raises(ValueError, match="--root is missing.*epinions"):
+    with pytest.raises(ValueError, match="--root.*epinions"):
         Scenario("epinions", "3", "4").data(None)
 
 
 def test_what_a_command_is_run_on_if_nothing_is_named(tmp_path: Path) -> None:
-    assert default_scenarios("table1", None) == ("g1",)
-    assert default_scenarios("generated", tmp_path) == ("g1", "g2")
-    with pytest.raises(ValueError, match="--root .*there is no folder amazon5"):
-        default_scenarios("table1", tmp_path)
+    assert default_data(STUDIES["table1"], None) == ("g1",)
+    assert default_data(STUDIES["generated"], tmp_path) == ("g1", "g2")
+    with pytest.raises(ValueError, match="--root .*amazon5"):
+        default_data(STUDIES["table1"], tmp_path)
     (tmp_path / "epinions").mkdir()
-    assert parse(default_scenarios("table1", tmp_path)) == parse(["epinions"])
+    assert parse(default_data(STUDIES["table1"], tmp_path)) == parse(["epinions"])
 
 
 @pytest.mark.parametrize("folder", ["", "amazon"])
@@ -67,12 +69,12 @@ def test_of_amazon_the_complete_scenarios_are_taken(folder: str, tmp_path: Path)
             (tmp_path / folder / name).touch()
     (tmp_path / folder / "meta_Electronics.json").unlink()
     for command, expected in (("table1", ["Books-CDs", "Books-Toys"]), ("table3", ["Books-CDs"])):
-        assert [s.in_paper for s in parse(default_scenarios(command, tmp_path))] == expected
+        assert [s.in_paper for s in parse(default_data(STUDIES[command], tmp_path))] == expected
     (tmp_path / folder / "meta_Books.json").unlink()
     # None is complete: all, for what is missing to be told.
-    assert len(default_scenarios("table1", tmp_path)) == 7
+    assert len(default_data(STUDIES["table1"], tmp_path)) == 7
     with pytest.raises(FileNotFoundError, match="meta_Books.json.gz"):
-        require(parse(["amazon"]), tmp_path)
+        require_files(parse(["amazon"]), tmp_path)
 
 
 def test_the_papers_names_of_domains_do() -> None:
@@ -83,8 +85,8 @@ def test_the_papers_names_of_domains_do() -> None:
 
 def test_atomic_files_are_named_by_their_domains(tmp_path: Path) -> None:
     (scenario,) = parse(["recbole:books:toys"])
-    assert scenario.heading == "books → toys" and not scenario.published
+    assert scenario.heading == "books → toys" and not scenario.dataset.published
     told = {"root": tmp_path, "source": "books", "target": "toys"}
     assert dict(scenario.data(tmp_path).options) == told
-    with pytest.raises(ValueError, match="--root is missing.*NAME.inter of each domain"):
+    with pytest.raises(ValueError, match="--root.*NAME.inter"):
         scenario.data(None)

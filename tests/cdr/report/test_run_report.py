@@ -94,19 +94,28 @@ def test_one_seed_has_no_spread_and_no_p(data: CrossDomainData) -> None:
     assert not any("±" in note for note in table.notes)
 
 
+def shares(table: Report) -> dict[str, str]:
+    """By label, the share of the oracle's gain as printed."""
+    (note,) = (note for note in table.notes if "the oracle" in note)
+    _, _, told = note.rstrip(".").partition("of that gain, ")
+    return dict(part.removesuffix(" %").rsplit(" ", 1) for part in told.split(" and ") if part)
+
+
 def test_what_the_oracle_leaves_is_told(table: Report, data: CrossDomainData) -> None:
     gain = table.rows["ours"].comparison.difference / table.rows["oracle"].comparison.difference
-    assert any(f"recover {100 * gain:.0f} % of that" in note for note in table.notes)
-    assert any("Weight AUC 0.875" in note for note in table.notes)
+    assert shares(table) == {"CoNet+ours": f"{100 * gain:.0f}"}
+    oracle = table.rows["oracle"].comparison.difference
+    assert any(f"gains {oracle:+.4f} AUC" in note for note in table.notes)
+    assert any("Weight AUC" in note and "CoNet+ours 0.875" in note for note in table.notes)
     more = {**results(3), "search": results(3)["ours"], "retrain": results(3)["oracle"]}
-    told = " ".join(report(more, data, "CoNet", "default").notes)
-    assert "of that, those of a search, in a new model, 100 %." in told
-    assert "Weight AUC 0.875 (CoNet+ours), 0.875 (CoNet+ours, search): the" in told
-    worse = {**results(3), "ours": results(3)["S"]}
-    told = " ".join(report(worse, data, "CoNet", "default").notes)
-    assert "recover nothing of that" in told
-    none = {**results(3), "oracle": results(3)["S"]}
-    assert "recover" not in " ".join(report(none, data, "CoNet", "default").notes)
+    judged = report(more, data, "CoNet", "default")
+    assert shares(judged)["CoNet+ours retrained"] == "100"
+    (weights,) = (note for note in judged.notes if note.startswith("Weight AUC"))
+    assert "CoNet+ours 0.875 (0.875 to 0.875) and CoNet+ours, search 0.875" in weights
+    worse = report({**results(3), "ours": results(3)["S"]}, data, "CoNet", "default")
+    assert shares(worse)["CoNet+ours"].startswith("−")
+    none = report({**results(3), "oracle": results(3)["S"]}, data, "CoNet", "default")
+    assert shares(none) == {}
 
 
 @pytest.mark.parametrize("kept", [("S",), ("ours",), ("base", "ours"), ("S", "oracle")])

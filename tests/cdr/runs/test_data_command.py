@@ -55,7 +55,7 @@ def test_the_reading_that_matches_is_named(
     root: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = {"users": 6, "source": 18, "target": 30, "source_items": 10, "target_items": 10}
-    monkeypatch.setattr("cdr.data.manifest.PAPER_STATISTICS", {"Books-Toys": table})
+    amazon_files.publish(monkeypatch, table)
     code, out, _ = run("amazon", "--root", root, "--source", "Books", "--target", "Toys")
     assert code == 0 and "users 6 6 match" in out
     assert "source before the cut 18 30 MISMATCH source after the cut 18 18 match" in out
@@ -110,13 +110,13 @@ def small(tiny: CrossDomainData, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("amazon", "--root is missing: give the folder that holds reviews_X_5.json.gz"),
         ("recbole --root x", "name two domains of recbole"),
-        ("nope", "'nope' is unknown; give 'g1', 'g2', 'amazon'"),
+        ("nope", "'nope' is unknown; give 'g1', 'g2'"),
         ("g1 --source-cut all", "--source-cut all goes with real data"),
-        ("g1 --cache x", "--cache goes with --data amazon"),
+        ("g1 --cache x", "--cache x goes with --data amazon"),
         ("amazon5 --root x --scenarios A-B", "--scenarios A-B goes with amazon only"),
         ("amazon --root x --scenarios A-B --source A", "in the place of --source and --target"),
         ("amazon --root x --scenarios Books", "--scenarios Books: give SOURCE-TARGET, such as"),
-        ("epinions --root x --items y", "--items goes with a file of ratings"),
+        ("epinions --root x --items y", "--items y goes with a file of ratings"),
     ],
 )
 def test_bad_arguments(arguments: str, words: str, run: Run) -> None:

@@ -66,7 +66,7 @@ def taken(path: Path, kind: str) -> None:
 def test_a_name_that_is_taken_is_refused(tmp_path: Path, kind: str, slash: str) -> None:
     taken(tmp_path / "one", kind)
     with (
-        pytest.raises(FileExistsError, match="--out .*one exists already"),
+        pytest.raises(FileExistsError, match="--out .*one exists"),
         run_folder(Path(f"{tmp_path}/one{slash}")),
     ):
         pytest.fail("the block ran")
@@ -77,7 +77,7 @@ def test_another_run_to_the_same_name_is_refused(tmp_path: Path) -> None:
     with run_folder(tmp_path / "one") as folder:
         (folder / "file").write_text("x")
         with (
-            pytest.raises(FileExistsError, match="another run is writing to it"),
+            pytest.raises(FileExistsError, match="another run"),
             run_folder(tmp_path / "one"),
         ):
             pytest.fail("the block ran")
@@ -87,7 +87,7 @@ def test_another_run_to_the_same_name_is_refused(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with (
-        pytest.raises(OSError, match="--out .*no folder can be made there"),
+        pytest.raises(OSError, match="--out .*file/one"),
         run_folder(tmp_path / "file" / "one"),
     ):
         pytest.fail("the block ran")
@@ -95,7 +95,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 def test_results_are_kept_where_the_name_was_taken_meanwhile(tmp_path: Path) -> None:
     with (
-        pytest.raises(OSError, match=r"everything is in .*one\.partial"),
+        pytest.raises(OSError, match=r"one\.partial"),
         run_folder(tmp_path / "one") as folder,
     ):
         (folder / "result").write_text("x")

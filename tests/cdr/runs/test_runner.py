@@ -107,7 +107,7 @@ def test_a_single_seed_is_no_stack(ratings: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_seeds_with_data_of_their_own_are_not_stacked() -> None:
-    with pytest.raises(ValueError, match="--stack-seeds.*g1 is drawn anew.*--jobs"):
+    with pytest.raises(ValueError, match="--stack-seeds.*g1"):
         list(run(tasks(), 1, lambda text: None, stack_seeds=True))
 
 
@@ -124,7 +124,7 @@ def test_an_error_in_one_training_ends_the_others() -> None:
     endless = replace(BRIEF, inner=replace(BRIEF.inner, epochs=100_000, patience=100_000))
     broken = replace(endless, inner=replace(endless.inner, lr=1e12))
     both = [replace(tasks()[0], options=endless), replace(tasks()[1], options=broken)]
-    with pytest.raises(ValueError, match=r"ours \(seed 0\).*--inner\.lr"):
+    with pytest.raises(ValueError, match=r"ours.*seed 0.*--inner\.lr"):
         list(run(both, 2, lambda text: None))
     assert not multiprocessing.active_children()
 
@@ -136,7 +136,7 @@ def test_a_killed_process_is_told() -> None:
     def kill(text: str) -> None:
         multiprocessing.active_children()[0].kill()
 
-    with pytest.raises(ChildProcessError, match="lower --jobs"):
+    with pytest.raises(ChildProcessError, match="--jobs"):
         list(run([replace(task, options=endless) for task in tasks()[:2]], 2, kill))
     assert not multiprocessing.active_children()
 
@@ -190,13 +190,13 @@ def test_weights_learned_before_need_no_teacher() -> None:
 
 
 def test_a_teacher_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ValueError, match="seed 1: a variant takes the weights.*add it"):
+    with pytest.raises(ValueError, match="seed 1.*search"):
         list(run([task("search"), task("retrain", 1)], 1, silent))
     other = replace(BRIEF, inner=replace(BRIEF.inner, lr=1e-3))
-    with pytest.raises(ValueError, match="seed 0: .*search is not among the trainings"):
+    with pytest.raises(ValueError, match="seed 0.*search"):
         list(run([task("search", options=other), task("retrain")], 1, silent))
     weights = np.ones(3, dtype=np.float32)
-    with pytest.raises(ValueError, match="learned has 3 weights"):
+    with pytest.raises(ValueError, match="learned.* 3 "):
         list(run([task("retrain")], 1, silent, learned={task("search"): weights}))
 
 

@@ -38,10 +38,13 @@ def test_scores_do_not_depend_on_chance(data: CrossDomainData, model: CoNet) -> 
 
 def test_no_random_number_is_drawn(data: CrossDomainData, model: CoNet) -> None:
     batches = Batches(data, 0, seed=0)
-    before = torch.get_rng_state(), batches._generator.get_state()
+    untouched, rows = Batches(data, 0, seed=0), torch.arange(len(data.train))
+    before = torch.get_rng_state()
     score(model, batches, data.test, NUM_SOURCE)
-    assert torch.equal(before[0], torch.get_rng_state())
-    assert torch.equal(before[1], batches._generator.get_state())
+    assert torch.equal(before, torch.get_rng_state())
+    # The source behaviours that come next are those of batches that no score was made from.
+    drawn = [each.train_pairs(rows).source_row for each in (batches, untouched)]
+    assert torch.equal(*drawn)
 
 
 def test_a_score_is_the_mean_over_source_behaviours_of_the_user(

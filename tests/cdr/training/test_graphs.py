@@ -190,11 +190,11 @@ def test_what_is_not_a_tensor_is_part_of_the_shape(replayed: None) -> None:
 
 
 def test_batches_without_a_gpu_are_refused(tiny: CrossDomainData) -> None:
-    with pytest.raises(ValueError, match=r"example_batch is on cpu; .* one CUDA device.*call the"):
+    with pytest.raises(ValueError, match=r"example_batch.*cpu.*CUDA"):
         CapturedStep(base(conet(tiny)), pair_batches(tiny)[0])
-    with pytest.raises(ValueError, match="on no device, having no tensors"):
+    with pytest.raises(ValueError, match="no device"):
         CapturedStep(lambda batch: torch.zeros(()), {"rows": 3})
-    with pytest.raises(ValueError, match="on cpu, meta;"):
+    with pytest.raises(ValueError, match="cpu, meta"):
         CapturedStep(lambda batch: batch[0], (torch.ones(1), torch.ones(1, device="meta")))
 
 
@@ -269,13 +269,13 @@ def test_a_failed_recording_names_its_cause(monkeypatch: pytest.MonkeyPatch) -> 
     def work() -> Tensor:
         raise FloatingPointError("a value was read")
 
-    with pytest.raises(RuntimeError, match=r"without capturable=True.* happened: a value was read"):
+    with pytest.raises(RuntimeError, match=r"capturable=True.*a value was read"):
         graph.record(work)
 
     def refused() -> Tensor:
         raise RuntimeError("capturable is False")
 
-    with pytest.raises(RuntimeError, match="cannot be recorded .*: capturable is False"):
+    with pytest.raises(RuntimeError, match="capturable is False"):
         graph.record(refused)
 
 
@@ -321,7 +321,7 @@ def test_a_read_value_or_an_optimizer_that_cannot_be_recorded_is_refused() -> No
     step = CapturedStep(lambda batch: batch.sum() * batch.sum().item(), x)
     for _ in range(3):
         step(x)
-    with pytest.raises(RuntimeError, match="a value read on the host"):
+    with pytest.raises(RuntimeError, match="read on the host"):
         step(x)
     torch.cuda.synchronize()
     weight = nn.Parameter(torch.ones(3, device="cuda"))
@@ -337,5 +337,5 @@ def test_a_read_value_or_an_optimizer_that_cannot_be_recorded_is_refused() -> No
     step = CapturedStep(step_fn, x)
     for _ in range(3):
         step(x)
-    with pytest.raises(RuntimeError, match="happened: .*capturable is False"):
+    with pytest.raises(RuntimeError, match="capturable is False"):
         step(x)

@@ -83,7 +83,7 @@ def test_solvers_learn_different_weights(tiny: CrossDomainData) -> None:
 
 @pytest.mark.parametrize("split", [0.0, 1.0, -0.1, float("nan")])
 def test_a_split_out_of_range_is_told(split: float) -> None:
-    with pytest.raises(ValueError, match=f"--outer.split {split}: it must lie between 0 and 1"):
+    with pytest.raises(ValueError, match=f"--outer.split {split}.*0 and 1"):
         OuterOptions(split=split)
 
 
@@ -99,7 +99,7 @@ def test_batches_of_a_split_fit_what_is_held_out() -> None:
 
 
 def test_one_training_row_is_too_few() -> None:
-    with pytest.raises(ValueError, match="one target behaviour to train on.*more users"):
+    with pytest.raises(ValueError, match="one target behaviour"):
         pair_sampler(1, 64, 0, OuterOptions())
 
 

@@ -323,11 +323,11 @@ def test_numbers_out_of_range_are_refused(numbers: dict[str, Any], message: str)
 def test_gradients_that_are_not_rows_are_refused() -> None:
     param = nn.Parameter(torch.ones(3, 2))
     param.grad = torch.eye(3)[:, :2].to_sparse()
-    with pytest.raises(ValueError, match=r"shape \[3, 2\] is sparse in 2 dimensions; .*to_dense"):
+    with pytest.raises(ValueError, match=r"\[3, 2\].* 2 .*to_dense"):
         LazyAdam([param]).step()
     param = nn.Parameter(torch.ones(2, dtype=torch.complex64))
     param.grad = torch.ones(2, dtype=torch.complex64)
-    with pytest.raises(ValueError, match="a parameter of torch.complex64"):
+    with pytest.raises(ValueError, match="torch.complex64"):
         LazyAdam([param]).step()
 
 

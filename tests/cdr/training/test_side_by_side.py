@@ -15,7 +15,8 @@ from cdr.data import Behaviors, CrossDomainData
 from cdr.models import MODELS
 from cdr.models.conet import CoNet
 from cdr.training.loop import Result, Training, train
-from cdr.training.options import Options, PresetName, preset
+from cdr.training.options import Options
+from cdr.training.presets import PresetName, preset
 from cdr.training.side_by_side import _Stack, train_side_by_side
 
 DEFAULT = Options()
@@ -103,7 +104,7 @@ def test_the_results_of_other_models_are_too(
 
 
 def test_batch_statistics_are_not_for_trainings_side_by_side(tiny: CrossDomainData) -> None:
-    with pytest.raises(ValueError, match="target_network.norm.running_mean is a buffer"):
+    with pytest.raises(ValueError, match="target_network.norm.running_mean.*buffer"):
         train_side_by_side("base", tiny, brief("dasl"), SEEDS)
 
 
@@ -155,7 +156,7 @@ def test_a_checkpoint_holds_one_seed_only(tiny: CrossDomainData) -> None:
 def test_a_seed_that_breaks_down_is_named(tiny: CrossDomainData) -> None:
     told = options(lr=1e12)
     for variant in ("base", "ours"):
-        with pytest.raises(ValueError, match=rf"{variant} \(seed \d\).*--inner.lr \(now 1e\+12\)"):
+        with pytest.raises(ValueError, match=rf"{variant}.*seed \d.*--inner.lr.*1e\+12"):
             train_side_by_side(variant, tiny, told, SEEDS)
 
 
@@ -168,7 +169,7 @@ def test_a_model_with_buffers_is_refused(
             self.norm = nn.BatchNorm1d(3)
 
     monkeypatch.setitem(MODELS, "conet", Counting)
-    with pytest.raises(ValueError, match="model.norm.running_mean is a buffer"):
+    with pytest.raises(ValueError, match="model.norm.running_mean.*buffer"):
         train_side_by_side("base", tiny, options(), SEEDS)
 
 

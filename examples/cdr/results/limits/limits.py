@@ -14,10 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cdr.runs.grid import Grid
-from cdr.runs.runner import Source, Task
-from cdr.training.loop import train
-from cdr.training.options import preset
+from cdr.runs import Grid, Source, Task
+from cdr.training import preset, train
 
 KEPT = ("base", "ours", "retrain", "oracle")
 

@@ -9,10 +9,16 @@ from typing import Any
 import tyro
 
 
-def optional(metavar: str, default: str = "") -> Any:
-    """How the help text shows an option that may be left out."""
+def optional(metavar: str, default: str = "", text: str | None = None) -> Any:
+    """How the help text shows an option that may be left out.
+
+    Args:
+        metavar: Stands for the value.
+        default: The default in words.
+        text: The help; if left out, the docstring of the field.
+    """
     hint = f"(default: {default})" if default else ""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint, help=text)
 
 
 def values(arguments: Sequence[str], flag: str) -> list[str]:

@@ -181,9 +181,9 @@ def test_kinds_are_found_by_name() -> None:
 
 
 def test_bad_arguments_are_errors() -> None:
-    with pytest.raises(ValueError, match="kind 'G9' is unknown; there is G1, G2"):
+    with pytest.raises(ValueError, match="'G9'.*G1, G2"):
         generate("G9")
     with pytest.raises(ValueError, match="num_users is 0"):
         generate(num_users=0)
-    with pytest.raises(ValueError, match="num_target_items is 7; give at least 30"):
+    with pytest.raises(ValueError, match="num_target_items is 7.*30"):
         generate(num_target_items=7)

@@ -519,29 +519,29 @@ def test_audit_finds_a_leak_planted_in_good_data(message: str) -> None:
 
 
 def test_no_common_users_is_an_error_with_counts_and_examples() -> None:
-    with pytest.raises(ValueError, match=r"(?s)source has 5 users.*'ann'.*target 1 .*'zoe'"):
+    with pytest.raises(ValueError, match=r"(?s)source .*5 .*'ann'.*target 1 .*'zoe'"):
         build("x", SOURCE, log(("zoe", "t", 1, 0)))
 
 
 def test_users_of_different_types_are_never_common() -> None:
     numbers = replace(TARGET, user=np.arange(len(TARGET)))
-    with pytest.raises(ValueError, match="of the same type"):
+    with pytest.raises(ValueError, match="same type"):
         build("x", SOURCE, numbers)
 
 
 def test_clocks_that_do_not_match_are_an_error() -> None:
     late = replace(SOURCE, time=SOURCE.time * 1000 + 1000)
-    with pytest.raises(ValueError, match="in the same unit"):
+    with pytest.raises(ValueError, match="same unit"):
         build("x", late, TARGET)
 
 
 def test_nothing_to_train_on_is_an_error() -> None:
-    with pytest.raises(ValueError, match="none of the 1 common users has three behaviours"):
+    with pytest.raises(ValueError, match="target.* 1 common users"):
         build("x", SOURCE, log(("ann", "t", 1, 5), ("ann", "t", 1, 6)))
 
 
 def test_bad_arguments_are_errors() -> None:
-    with pytest.raises(ValueError, match="source_cut must be"):
+    with pytest.raises(ValueError, match="source_cut"):
         build("x", SOURCE, TARGET, source_cut="never")
-    with pytest.raises(ValueError, match=r"Interactions.label has shape \(1,\)"):
+    with pytest.raises(ValueError, match=r"Interactions.label.*\(1,\)"):
         Interactions(np.array(["a", "b"]), np.array([1, 2]), np.array([True]))

@@ -8,11 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_up import BOOKS_TOYS, G1, aucs, run, runs
+from made_up import BOOKS_TOYS, G1, aucs, document, run, runs
 
-from cdr.paper.documents import DOCUMENTS, Results
-from cdr.paper.studies import STUDIES, Cell, cells, searched, tasks
-from cdr.paper.tables import Table, assemble
+from cdr.paper.evidence import searched
+from cdr.paper.result_table import Table, assemble
+from cdr.paper.scenarios import Scenario
+from cdr.paper.studies import STUDIES
+from cdr.paper.study import Cell, cells, tasks
 from cdr.report.comparison import compare
 from cdr.report.document import Document, Sheet, sheet
 from cdr.runs.runner import Source
@@ -23,7 +25,7 @@ STRENGTHS = {"S": 0.5, "0": 0.7, "base": 0.9, "ours": 1.4}
 
 @pytest.fixture
 def table() -> Table:
-    return assemble("table1", TABLE1, runs(TABLE1, STRENGTHS))
+    return assemble(TABLE1, runs(TABLE1, STRENGTHS))
 
 
 def test_entries_are_over_seeds(table: Table) -> None:
@@ -45,20 +47,20 @@ def test_entries_are_over_seeds(table: Table) -> None:
 
 def test_the_star_is_of_ours_against_the_best_baseline(table: Table) -> None:
     ours = table.find(G1, "conet", "ours")
-    assert ours is not None and ours.best == "base" and ours.star
-    assert ours.best_p is not None and ours.best_p < 0.05
+    assert ours is not None and ours.best is not None and ours.best.name == "base" and ours.star
+    assert ours.best.p_value is not None and ours.best.p_value < 0.05
     assert [e.star for e in table.entries] == [False, False, False, True]
-    worse = assemble("table1", TABLE1, runs(TABLE1, {**STRENGTHS, "0": 1.8}))
+    worse = assemble(TABLE1, runs(TABLE1, {**STRENGTHS, "0": 1.8}))
     lost = worse.find(G1, "conet", "ours")
-    assert lost is not None and lost.best == "0" and not lost.star
+    assert lost is not None and lost.best is not None and lost.best.name == "0" and not lost.star
     # Significantly below it is no reason for a star.
-    assert lost.best_p is not None and lost.best_p < 0.05
+    assert lost.best.p_value is not None and lost.best.p_value < 0.05
 
 
 def test_it_is_laid_out_as_in_the_paper() -> None:
     made = {**runs(TABLE1, STRENGTHS), **runs(TABLE1, STRENGTHS, BOOKS_TOYS)}
     made |= runs(TABLE1, STRENGTHS, BOOKS_TOYS, "minet")
-    main, differences = assemble("table1", TABLE1, made).sheets()
+    main, differences = assemble(TABLE1, made).sheets()
     labels = [row[0] for row in main.rows]
     assert labels[:4] == ["CoNet-S", "CoNet-0", "CoNet", "CoNet+ours"]
     assert labels[4:] == ["MiNet-S", "MiNet-0", "MiNet", "MiNet+ours"]
@@ -78,22 +80,21 @@ def test_it_is_laid_out_as_in_the_paper() -> None:
 
 
 def test_the_paper_s_own_table_is_added_where_there_is_nothing_beside_it() -> None:
-    def document(scenario: object) -> Document:
-        made = runs(TABLE1, STRENGTHS, scenario)  # type: ignore[arg-type]
-        return DOCUMENTS["table1"](Results("table1", {}, made))
+    def made(scenario: Scenario) -> Document:
+        return document("table1", runs(TABLE1, STRENGTHS, scenario))
 
-    assert document(BOOKS_TOYS).appendix == ()
-    (printed,) = document(G1).appendix
+    assert made(BOOKS_TOYS).appendix == ()
+    (printed,) = made(G1).appendix
     assert printed.title == "As the paper prints it (Table 1)" and len(printed.rows) == 8
     assert printed.rows[7][:3] == ("CoNet+ours", "0.7721*", "+3.34%")
-    text = document(G1)
+    text = made(G1)
     assert "0.7721*" in text.markdown() and "0.7721*" not in text.text()
 
 
 def test_what_is_only_trained_for_reference_is_not_shown() -> None:
     study = STUDIES["table3"]
     strengths = {"S": 0.5, "split-0.01": 1.0, "split-0.1": 0.6, "ours": 1.2}
-    table = assemble("table3", study, runs(study, strengths, BOOKS_TOYS))
+    table = assemble(study, runs(study, strengths, BOOKS_TOYS))
     assert [e.cell.method.name for e in table.entries] == ["split-0.01", "split-0.1", "ours"]
     assert all(e.improvement is not None for e in table.entries)
     assert table.reference == "ours" and table.entries[2].comparison is None
@@ -106,7 +107,7 @@ def test_beating_the_hidden_single_domain_model_gives_no_star(command: str) -> N
     study = STUDIES[command]
     names = [method.name for method in study.methods]
     strengths = {name: {"S": 0.2, "ours": 1.0}.get(name, 1.2) for name in names}
-    table = assemble(command, study, runs(study, strengths))
+    table = assemble(study, runs(study, strengths))
     ours = table.find(G1, "conet", "ours")
     assert ours is not None and ours.mean < max(e.mean for e in table.entries)
     assert not ours.star and ours.best is None and "*" not in table.legend()[0]
@@ -117,7 +118,7 @@ def test_a_missing_seed_is_left_out_of_pairs() -> None:
     ours = next(cell for cell in made if cell.method.name == "ours")
     base = next(cell for cell in made if cell.method.name == "base")
     del made[ours][1]
-    entry = assemble("table1", TABLE1, made).find(G1, "conet", "ours")
+    entry = assemble(TABLE1, made).find(G1, "conet", "ours")
     assert entry is not None and len(entry.auc) == 2
     expected = np.mean(
         [a - aucs(made[base])[s] for a, s in zip(aucs(made[ours]), (0, 2), strict=True)]
@@ -127,14 +128,14 @@ def test_a_missing_seed_is_left_out_of_pairs() -> None:
 
 
 def test_one_seed_has_no_spread_and_no_p() -> None:
-    main, differences = assemble("table1", TABLE1, runs(TABLE1, STRENGTHS, seeds=1)).sheets()
+    main, differences = assemble(TABLE1, runs(TABLE1, STRENGTHS, seeds=1)).sheets()
     assert "G1 ±" not in main.heads and "p (seeds)" not in differences.heads
     assert all(len(row) == len(differences.heads) for row in differences.rows)
 
 
 def test_the_csv_has_all_numbers(table: Table) -> None:
-    document = DOCUMENTS["table1"](Results("table1", {}, runs(TABLE1, STRENGTHS)))
-    lines = list(csv.DictReader(io.StringIO(document.csv())))
+    shown = document("table1", runs(TABLE1, STRENGTHS))
+    lines = list(csv.DictReader(io.StringIO(shown.csv())))
     assert [line["method"] for line in lines] == list(STRENGTHS)
     assert float(lines[3]["auc"]) == pytest.approx(table.entries[3].mean, abs=1e-6)
     assert (lines[3]["star"], lines[3]["best_baseline"], lines[0]["star"]) == ("*", "base", "")
@@ -147,13 +148,13 @@ def test_the_share_of_the_oracle_is_told() -> None:
     for name, lowest in (("ours", 0.8), ("retrain", 0.7)):
         cell = next(cell for cell in made if cell.method.name == name)
         made[cell] = {s: replace(r, weight_auc=lowest + s / 10) for s, r in made[cell].items()}
-    document = DOCUMENTS["generated"](Results("generated", {}, made))
+    shown = document("generated", made)
     mean = {cell.method.name: np.mean(aucs(several)) for cell, several in made.items()}
     gain = mean["oracle"] - mean["base"]
     share = 100 * (mean["ours"] - mean["base"]) / gain
-    assert f"gains {gain:+.4f} AUC" in document.notes[0]
-    assert f"CoNet+ours {share:.0f} %" in document.notes[0]
-    assert document.notes[0].endswith(
+    assert f"gains {gain:+.4f} AUC" in shown.notes[0]
+    assert f"CoNet+ours {share:.0f} %" in shown.notes[0]
+    assert shown.notes[0].endswith(
         "; weight AUC, and that of single seeds: CoNet+ours 0.900 (0.800 to 1.000) and "
         "CoNet+ours retrained 0.800 (0.700 to 0.900)."
     )
@@ -171,10 +172,10 @@ def test_gamma_is_searched_on_validation_rows() -> None:
     best = searched(made, G1, "conet")
     assert best is not None and dict(best[0].method.changes) == {"inner.gamma": 0.5}
     assert best[2] == pytest.approx({0.5: 0.7, 2.0: 0.65})
-    document = DOCUMENTS["evidence"](Results("evidence", {G1: Source("g1")}, made))
-    labels = [row[0] for row in document.sheets[0].rows]
+    shown = document("evidence", made, {G1: Source("g1")})
+    labels = [row[0] for row in shown.sheets[0].rows]
     assert labels == ["CoNet-S", "CoNet-0", "CoNet", "CoNet, γ searched", "CoNet+ours"]
-    assert any("γ 0.5 has the highest mean validation AUC" in note for note in document.notes)
+    assert any("γ 0.5 has the highest mean validation AUC" in note for note in shown.notes)
 
 
 def test_every_study_can_be_planned() -> None:

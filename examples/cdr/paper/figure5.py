@@ -1,4 +1,4 @@
-"""Pictures of tables: differences with their intervals, and AUC by the interval of outer steps."""
+"""Figure 5: AUC by the interval of outer steps."""
 
 from __future__ import annotations
 
@@ -7,53 +7,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cdr.models import MODELS
-from cdr.paper.tables import Entry, Table
-from cdr.report import plots
-from cdr.report.plots import Picture
-from cdr.report.rounded import signed
+from cdr.paper.result_table import Entry, Table, assemble
+from cdr.paper.study import Method, Results, Study, variants
+from cdr.report import Document, Picture, plots, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
-def differences(table: Table) -> list[Picture]:
-    """Differences to the table's reference, a panel for each scenario; none if none is known."""
-    compared = [e for e in table.entries if e.comparison is not None]
-    scenarios = list(dict.fromkeys(e.cell.scenario for e in compared))
-    labels = list(dict.fromkeys(e.label for e in compared))
-    if not compared:
-        return []
-    columns = min(3, len(scenarios))
-    caption = f"AUC − that of {table.reference}, with a 95 % interval over users"
-
-    def draw(figure: Figure) -> None:
-        axes = plots.panels(figure, len(scenarios), columns, share_axes=True)
-        for panel, scenario in zip(axes, scenarios, strict=True):
-            panel.axvline(0.0, color=plots.GREY, lw=1.0)
-            for e in compared:
-                if e.cell.scenario == scenario:
-                    _interval(panel, e, labels.index(e.label))
-            panel.set_title(scenario.heading, loc="left")
-            panel.set_yticks(range(len(labels)), labels)
-            panel.set_ylim(len(labels) - 0.5, -0.5)
-            panel.locator_params(axis="x", nbins=5)
-            panel.tick_params(axis="x", labelbottom=True)
-            panel.grid(axis="x", alpha=0.3, lw=0.6)
-        figure.supxlabel(caption, size=9.0)
-
-    rows = -(-len(scenarios) // columns)
-    told = f"{caption}; filled where the interval leaves out zero."
-    return [Picture("differences", told, draw, 0.7 + rows * (0.6 + 0.26 * len(labels)))]
+INTERVALS = (5, 10, 20, 100, 200, 300, 400, 500)
+"""The paper's, and two shorter ones."""
 
 
-def _interval(panel: Axes, entry: Entry, place: int) -> None:
-    c = entry.comparison
-    assert c is not None
-    sure = c.low > 0 or c.high < 0
-    color = plots.COLORS[0] if sure else plots.GREY
-    panel.plot([c.low, c.high], [place, place], color=color)
-    panel.plot(c.difference, place, "o", color=color, mfc=color if sure else "white")
+def document(results: Results) -> Document:
+    """The plot, and the table of its numbers."""
+    table = assemble(results.study, results.runs)
+    notes = (*interval_sentences(table), *table.legend())
+    return Document(table.title, table.sheets(), (intervals(table),), notes, table.values())
 
 
 def intervals(table: Table) -> Picture:
@@ -89,24 +59,24 @@ def intervals(table: Table) -> Picture:
             fontsize=8.5,
         )
 
-    told = "Mean test AUC with standard error over seeds; dotted: the base model."
-    return Picture("figure5", told, draw, 0.5 + 2.9 * -(-len(scenarios) // columns))
+    text = "Mean test AUC with standard error over seeds; dotted: the base model."
+    return Picture("figure5", text, draw, 0.5 + 2.9 * -(-len(scenarios) // columns))
 
 
 def interval_sentences(table: Table) -> list[str]:
     """How many intervals do better than the base model, and the best of them."""
-    told = []
+    notes = []
     for base in (e for e in table.entries if not e.cell.method.changes):
         learned = _learned(table, base.cell.scenario, base.cell.model)
         if learned:
             better = sum(e.mean > base.mean for e in learned)
             best = max(learned, key=lambda e: e.mean)
-            told.append(
+            notes.append(
                 f"{base.cell.scenario.heading}, {base.label}: {better} of {len(learned)} intervals "
                 f"have a higher mean AUC than the base model ({base.mean:.4f}); the highest is "
                 f"{best.mean:.4f} ({signed(best.mean - base.mean)}) at {_interval_of(best)}."
             )
-    return told
+    return notes
 
 
 def _base(table: Table, scenario: object, model: str) -> list[Entry]:
@@ -145,3 +115,24 @@ def _by_interval(panel: Axes, entries: list[Entry], lengths: list[int], place: i
         capsize=2.5,
         label=f"{MODELS[entries[0].cell.model].label}+ours",
     )
+
+
+STUDY = Study(
+    name="figure5",
+    title="Inner steps between two outer steps",
+    about="AUC by the interval of outer steps",
+    methods=(
+        *variants("base"),
+        *(
+            Method(f"interval-{n}", f"+ours, interval {n}", "ours", (("outer.interval", n),))
+            for n in INTERVALS
+        ),
+    ),
+    models=("minet", "conet"),
+    document=document,
+    scenarios={
+        "amazon": ("amazon:Books:Toys_and_Games", "amazon:Books:Electronics"),
+        "amazon5": ("amazon5:Beauty:Toys_and_Games",),
+        "epinions": ("epinions:3:4",),
+    },
+)

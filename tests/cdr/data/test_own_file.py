@@ -87,20 +87,20 @@ def test_categories_come_from_a_table_of_items(csv: Path) -> None:
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no file .*gone.csv"):
+    with pytest.raises(FileNotFoundError, match="gone.csv"):
         load("gone.csv", tmp_path, "books", "films")
 
 
 def test_missing_column_is_named_with_those_found(csv: Path) -> None:
     csv.write_text("user,item,stars,timestamp,domain\n1,2,3,4,5\n")
-    with pytest.raises(ValueError, match="no column 'rating'; it has 'user', 'item', 'stars'"):
+    with pytest.raises(ValueError, match="'rating'.*'user', 'item', 'stars'"):
         load(str(csv), source="books", target="films")
 
 
 @pytest.mark.parametrize("rating", ["good", "", "nan", "inf"])
 def test_rating_that_is_no_number_is_named_with_its_row(csv: Path, rating: str) -> None:
     csv.write_text(HEADER + ROWS.replace("7,b,3,", f"7,b,{rating},"))
-    with pytest.raises(ValueError, match=f"'rating' is '{rating}' in row 2 .*not a number"):
+    with pytest.raises(ValueError, match=f"'rating' is '{rating}' in row 2"):
         load(str(csv), source="books", target="films")
 
 
@@ -122,26 +122,26 @@ def test_timestamp_that_is_no_number_is_named_with_its_row(csv: Path) -> None:
 
 def test_empty_user_is_named_with_its_row(csv: Path) -> None:
     csv.write_text(HEADER + ",a,5,1,books\n" + ROWS)
-    with pytest.raises(ValueError, match="column 'user' is empty in row 1"):
+    with pytest.raises(ValueError, match="'user' is empty in row 1"):
         load(str(csv), source="books", target="films")
 
 
 def test_unknown_domain_is_named_with_those_found(csv: Path) -> None:
     with pytest.raises(ValueError, match="target: .*'music'.* 'books', 'films', 'toys'"):
         load(str(csv), source="books", target="music")
-    with pytest.raises(ValueError, match="source: there is no domain 'opera'"):
+    with pytest.raises(ValueError, match="source.*'opera'"):
         load(str(csv), source="books+opera", target="films")
 
 
 @pytest.mark.parametrize("source", ["films", "books+books", []])
 def test_domain_named_twice_or_none_is_an_error(csv: Path, source: str) -> None:
-    with pytest.raises(ValueError, match="name each domain once"):
+    with pytest.raises(ValueError, match="once"):
         load(str(csv), source=source, target="films")
 
 
 def test_no_common_users_is_an_error(csv: Path) -> None:
     csv.write_text(HEADER + "1,a,5,1,books\n2,b,5,1,films\n")
-    with pytest.raises(ValueError, match=r"No user is in both domains.*'1'.*'2'"):
+    with pytest.raises(ValueError, match="both domains.*'1'.*'2'"):
         load(str(csv), source="books", target="films")
 
 
@@ -160,15 +160,15 @@ def test_file_that_is_not_what_its_name_says_is_an_error(tmp_path: Path) -> None
 
 
 def test_specs_that_say_too_little_or_too_much_are_errors(csv: Path) -> None:
-    with pytest.raises(ValueError, match="spec 'g7' is unknown"):
+    with pytest.raises(ValueError, match="'g7'"):
         load("g7")
-    with pytest.raises(ValueError, match="name two domains"):
+    with pytest.raises(ValueError, match="two domains"):
         load(str(csv), source="books")
-    with pytest.raises(ValueError, match="leave out root, source and target"):
+    with pytest.raises(ValueError, match="leave out.*source"):
         load("g1", source="books")
-    with pytest.raises(ValueError, match='"g2" is made up'):
+    with pytest.raises(ValueError, match='"g2".*root'):
         load("g2", root=csv.parent)
-    with pytest.raises(ValueError, match="folder that holds amazon5/"):
+    with pytest.raises(ValueError, match="amazon5/"):
         load("amazon5")
 
 

@@ -2,73 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cdr.models import MODELS
-from cdr.paper import printed as paper
+from cdr.paper.printed import Printed
 from cdr.paper.scenarios import Scenario
-from cdr.paper.studies import Cell, Study
-from cdr.report.comparison import Comparison, compare, paired_p_value
-from cdr.report.document import Sheet, sheet
-from cdr.report.rounded import p_value, percent, short, signed
-from cdr.runs.grid import Run
-from cdr.training.metrics import WEIGHT_AUC, improvement_over
+from cdr.paper.study import Cell, Runs, Study
+from cdr.report import (
+    RELA_IMPR,
+    SPREAD,
+    Sheet,
+    Summary,
+    mean_auc,
+    p_value,
+    paired,
+    paired_p_value,
+    percent,
+    recovered,
+    sheet,
+    short,
+    signed,
+    summarize,
+    weight_aucs,
+)
+from cdr.training import WEIGHT_AUC
 
 SIGNIFICANT = 0.05
 
-Runs = Mapping[Cell, Mapping[int, Run]]
-"""By cell and seed; a seed whose training failed is missing."""
+
+@dataclass(frozen=True)
+class Best:
+    """The baseline of the highest mean AUC, and how ours compares with it.
+
+    Attributes:
+        name: Of the baseline.
+        p_value: Of the paired t-test over seeds; None for a single seed.
+        beaten: Whether ours is significantly better.
+    """
+
+    name: str
+    p_value: float | None
+    beaten: bool
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Summary):
     """One method on one scenario over its seeds.
 
     Attributes:
-        cell: which.
-        label: model and method.
-        auc: of each seed.
-        log_loss: mean over seeds.
-        gauc: likewise; NaN where each user has one row.
-        improvement: RelaImpr; None without the single-domain model, or where that is at chance.
-        weight_aucs: of each seed; none where no flags are known or no weights learned.
-        comparison: with the study's reference, over the seeds that both have.
-        best: the baseline of the highest mean AUC, for ours.
-        best_p: p-value of the difference to it.
-        star: whether it is significantly better than that.
-        printed: what the paper has there.
+        cell: Scenario, model and method.
+        best: The best baseline, for ours.
+        printed: The paper's numbers.
     """
 
     cell: Cell
-    label: str
-    auc: tuple[float, ...]
-    log_loss: float
-    gauc: float
-    improvement: float | None
-    weight_aucs: tuple[float, ...]
-    comparison: Comparison | None
-    best: str | None
-    best_p: float | None
-    star: bool
-    printed: paper.Printed | None
+    best: Best | None
+    printed: Printed | None
 
     @property
-    def mean(self) -> float:
-        """Of the AUC over seeds."""
-        return float(np.mean(self.auc))
-
-    @property
-    def weight_auc(self) -> float | None:
-        """Mean over seeds."""
-        return float(np.mean(self.weight_aucs)) if self.weight_aucs else None
-
-    @property
-    def std(self) -> float | None:
-        """Likewise; None for a single seed."""
-        return float(np.std(self.auc, ddof=1)) if len(self.auc) > 1 else None
+    def star(self) -> bool:
+        """Whether it is significantly better than the best baseline."""
+        return self.best is not None and self.best.beaten
 
 
 @dataclass(frozen=True)
@@ -120,9 +117,9 @@ class Table:
         return sheet(heads, rows, left=2)
 
     def legend(self) -> tuple[str, ...]:
-        """What the columns that are there mean."""
-        told = [text for text, of in _EXPLAINED if any(of(entry) for entry in self.entries)]
-        return (" ".join(told),) if told else ()
+        """The meaning of the columns that are present."""
+        legend = [text for text, of in _EXPLAINED if any(of(entry) for entry in self.entries)]
+        return (" ".join(legend),) if legend else ()
 
     def values(self) -> tuple[dict[str, object], ...]:
         """All numbers, a dict for each entry."""
@@ -147,80 +144,77 @@ def _values(e: Entry) -> dict[str, object]:
         "low": c and c.low,
         "high": c and c.high,
         "p": c and c.p_value,
-        "best_baseline": e.best,
-        "p_best": e.best_p,
+        "best_baseline": e.best and e.best.name,
+        "p_best": e.best and e.best.p_value,
         "star": "*" if e.star else None,
         "paper_auc": printed and printed.auc,
         "paper_rela_impr": printed and printed.improvement,
     }
 
 
-def assemble(command: str, study: Study, runs: Runs) -> Table:
+def assemble(study: Study, runs: Runs) -> Table:
     """The table of a study.
 
     Args:
-        command: whose it is; the paper's numbers are looked up under it.
-        study: what was trained.
-        runs: what came out. Cells without any run are left out.
+        study: Its methods, reference and baselines.
+        runs: What was trained. Cells without any run are left out.
     """
-    found = {cell: several for cell, several in runs.items() if several}
+    found = {cell: seeds for cell, seeds in runs.items() if seeds}
     shown = [cell for cell in found if cell.method.name not in study.hidden]
-    entries = tuple(_entry(command, cell, study, found) for cell in shown)
+    entries = tuple(_entry(cell, study, found) for cell in shown)
     reference = next(m for m in study.methods if m.name == study.reference)
     return Table(study.title, reference.suffix.lstrip("+") or "the base model", entries)
 
 
-def _entry(command: str, cell: Cell, study: Study, runs: Runs) -> Entry:
-    metrics = [run.scores.metrics() for run in runs[cell].values()]
-    auc = tuple(m["auc"] for m in metrics)
-    flagged = tuple(r.weight_auc for r in runs[cell].values() if r.weight_auc is not None)
+def oracle_notes(table: Table) -> list[str]:
+    """How much of the oracle's gain over the base model learned weights recover, where known."""
+    notes = []
+    for scenario, model in dict.fromkeys((e.cell.scenario, e.cell.model) for e in table.entries):
+        base, oracle = (table.find(scenario, model, name) for name in ("base", "oracle"))
+        if base is None or oracle is None:
+            continue
+        learned = [table.find(scenario, model, name) for name in ("ours", "retrain")]
+        known = [entry for entry in learned if entry is not None]
+        text = f"{scenario.heading}, {base.label}: {recovered(base, oracle, known)}"
+        if judged := weight_aucs(known):
+            text += f"; weight AUC, and that of single seeds: {judged}"
+        notes.append(text + ".")
+    return notes
+
+
+def _entry(cell: Cell, study: Study, runs: Runs) -> Entry:
     here = (cell.scenario, cell.model)
     beside = {c.method.name: c for c in runs if (c.scenario, c.model) == here}
     single, reference = beside.get("S"), beside.get(study.reference)
-    base = _mean_auc(runs[single]) if single else None
-    best, best_p, better = None, None, False
+    summary = summarize(
+        MODELS[cell.model].label + cell.method.suffix,
+        runs[cell],
+        single=runs[single] if single else None,
+        reference=runs[reference] if reference and reference != cell else None,
+    )
     baselines = [beside[name] for name in study.baselines if name in beside]
-    if cell.method.name == "ours" and baselines:
-        strongest = max(baselines, key=lambda c: _mean_auc(runs[c]))
-        best = strongest.method.name
-        pairs = _pairs(runs[cell], runs[strongest])
-        differences = [a.scores.metrics()["auc"] - b.scores.metrics()["auc"] for a, b in pairs]
-        best_p = paired_p_value(differences)
-        better = best_p is not None and best_p < SIGNIFICANT and float(np.mean(differences)) > 0
-    comparison = None
-    if reference is not None and reference != cell:
-        pairs = _pairs(runs[cell], runs[reference])
-        if pairs:
-            comparison = compare([a.scores for a, _ in pairs], [b.scores for _, b in pairs])
-    in_paper = cell.scenario.in_paper
+    ours = cell.method.name == "ours"
+    place = (cell.scenario.in_paper or "", cell.model, cell.method.name)
     return Entry(
+        **vars(summary),
         cell=cell,
-        label=MODELS[cell.model].label + cell.method.suffix,
-        auc=auc,
-        log_loss=float(np.mean([m["log_loss"] for m in metrics])),
-        gauc=float(np.mean([m["gauc"] for m in metrics])),
-        improvement=improvement_over(float(np.mean(auc)), base),
-        weight_aucs=flagged,
-        comparison=comparison,
-        best=best,
-        best_p=best_p,
-        star=bool(better),
-        printed=paper.TABLES.get(command, {}).get((in_paper, cell.model, cell.method.name))
-        if in_paper
-        else None,
+        best=_best(cell, baselines, runs) if ours and baselines else None,
+        printed=study.printed.get(place),
     )
 
 
-def _mean_auc(runs: Mapping[int, Run]) -> float:
-    return float(np.mean([run.scores.metrics()["auc"] for run in runs.values()]))
-
-
-def _pairs(ours: Mapping[int, Run], base: Mapping[int, Run]) -> list[tuple[Run, Run]]:
-    return [(run, base[seed]) for seed, run in ours.items() if seed in base]
+def _best(cell: Cell, baselines: Sequence[Cell], runs: Runs) -> Best:
+    """The comparison of a cell with the baseline of the highest mean AUC."""
+    strongest = max(baselines, key=lambda baseline: mean_auc(runs[baseline]))
+    pairs = paired(runs[cell], runs[strongest])
+    differences = [a.metrics()["auc"] - b.metrics()["auc"] for a, b in pairs]
+    p = paired_p_value(differences)
+    beaten = p is not None and p < SIGNIFICANT and float(np.mean(differences)) > 0
+    return Best(strongest.method.name, p, beaten)
 
 
 def _columns(entries: Sequence[Entry]) -> dict[str, Callable[[Entry], str]]:
-    """From the head of a column to the text of an entry; what says nothing is left out."""
+    """From the head of a column to the text of an entry; empty columns are left out."""
     columns: dict[str, Callable[[Entry], str]] = {
         "AUC": lambda e: f"{e.mean:.4f}{'*' * e.star}",
         "±": lambda e: "" if e.std is None else short(e.std),
@@ -234,14 +228,11 @@ def _columns(entries: Sequence[Entry]) -> dict[str, Callable[[Entry], str]]:
 
 
 _EXPLAINED: tuple[tuple[str, Callable[[Entry], bool]], ...] = (
-    ("±: standard deviation over seeds.", lambda e: e.std is not None),
-    (
-        "RelaImpr: what AUC lies above 0.5, relative to that of -S.",
-        lambda e: e.improvement is not None,
-    ),
+    (SPREAD, lambda e: e.std is not None),
+    (RELA_IMPR, lambda e: e.improvement is not None),
     (
         "*: better than the best baseline at 0.05 by a paired t-test over seeds.",
-        lambda e: e.best_p is not None,
+        lambda e: e.best is not None and e.best.p_value is not None,
     ),
     (
         "95 % CI: from resampling users with all their rows; p: paired t-test over seeds.",

@@ -1,0 +1,122 @@
+"""All data sets, by name. To add one, import its module and add its object to the list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cdr.data import amazon, amazon5, epinions, generator, own_file, recbole
+from cdr.data.dataset import Dataset, Pair
+from cdr.data.schema import CrossDomainData
+
+DATASETS: dict[str, Dataset] = {
+    dataset.name: dataset
+    for dataset in (
+        *generator.DATASETS,
+        amazon5.DATASET,
+        epinions.DATASET,
+        amazon.DATASET,
+        recbole.DATASET,
+    )
+}
+"""By the value of ``--data``; a table of one's own has none (:func:`find_dataset`)."""
+
+
+def find_dataset(spec: str) -> Dataset:
+    """The data set of a name, or that of a table of one's own.
+
+    Args:
+        spec: A name of :data:`DATASETS`, or the path of a csv or parquet file.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if spec in DATASETS:
+        return DATASETS[spec]
+    if own_file.is_table(spec):
+        return own_file.dataset(spec)
+    raise ValueError(
+        f"spec {spec!r} is unknown; give {', '.join(map(repr, DATASETS))} or the path of a .csv, "
+        ".csv.gz or .parquet file."
+    )
+
+
+def load(
+    spec: str,
+    root: Path | str | None = None,
+    source: str | Sequence[str] | None = None,
+    target: str | None = None,
+    **options: Any,
+) -> CrossDomainData:
+    """Load a scenario by name.
+
+    Args:
+        spec: "g1" or "g2" (generated), "amazon" (the original files), "amazon5", "epinions",
+            "recbole" (atomic files), or the path of a csv or parquet file, relative to `root` if
+            that is given.
+        root: The folder that holds the data sets' folders or files.
+        source: Source domain or domains; the data set's first scenario if left out.
+        target: Target domain, likewise.
+        **options: Further arguments of :func:`cdr.data.generator.generate` (num_users, seed) or
+            of the data set's `load`: source_cut for all; cache for :func:`cdr.data.amazon.load`;
+            items for :func:`cdr.data.own_file.load`.
+
+    Returns:
+        The scenario.
+
+    Raises:
+        ValueError: `spec` is unknown, an argument that it needs is left out, or the data are bad.
+        FileNotFoundError: A file is missing.
+
+    Example:
+        >>> load("g1", num_users=20).name
+        'G1'
+    """
+    named: dict[str, Any] = {"source": source, "target": target}
+    given = {key: value for key, value in named.items() if value is not None}
+    dataset = find_dataset(spec)
+    if dataset.generated:
+        if given or root is not None:
+            raise ValueError(f'"{spec}" is generated: leave out root, source and target.')
+        return dataset.load(**options)
+    if root is None and dataset.holds:
+        raise ValueError(f"root is None; give the folder that holds {dataset.holds}.")
+    if not dataset.scenarios and len(given) < 2:
+        raise ValueError(f"source={source!r}, target={target!r}: name two domains of {spec}.")
+    return dataset.load(root, **given, **options)
+
+
+def complete(dataset: Dataset, root: Path, pairs: Sequence[Pair]) -> list[Pair]:
+    """Those scenarios of a data set of which all files are there."""
+    found = []
+    for pair in pairs:
+        with suppress(FileNotFoundError):
+            dataset.files(root, [pair])
+            found.append(pair)
+    return found
+
+
+def require(dataset: Dataset, root: Path, scenarios: Mapping[str, Pair], flag: str) -> None:
+    """Check that all files of some scenarios are there.
+
+    Args:
+        dataset: Their data set.
+        root: The folder that holds it.
+        scenarios: Source and target, by the value of the option that names them.
+        flag: That option.
+
+    Raises:
+        FileNotFoundError: Naming all files that are missing, and the scenarios that are complete.
+    """
+    try:
+        dataset.files(root, list(scenarios.values()))
+    except FileNotFoundError as error:
+        whole = complete(dataset, root, list(scenarios.values()))
+        if not whole:
+            raise
+        names = " ".join(name for name, pair in scenarios.items() if pair in whole)
+        raise FileNotFoundError(
+            f"{error}\nFor some scenarios all are there: {flag} {names}"
+        ) from None

@@ -1,0 +1,130 @@
+"""Results of one method over its seeds, compared with others, in numbers and in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from cdr.report.comparison import Comparison, compare
+from cdr.training import Scores, improvement_over
+
+SPREAD = "±: standard deviation over seeds."
+RELA_IMPR = "RelaImpr: what AUC lies above 0.5, relative to that of -S."
+
+
+class Trained(Protocol):
+    """A finished training."""
+
+    @property
+    def scores(self) -> Scores:
+        """Scores on the rows that tables are made from."""
+
+    @property
+    def weight_auc(self) -> float | None:
+        """AUC of the learned weights against the true flags, where both are known."""
+
+
+Seeds = Mapping[int, Trained]
+"""The trainings of one method, by seed."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One method over its seeds.
+
+    Attributes:
+        label: Model and method.
+        auc: Of each seed.
+        log_loss: Mean over seeds.
+        gauc: Likewise; NaN where each user has one row.
+        improvement: RelaImpr; None without the single-domain model, or where that is at chance.
+        weight_aucs: Of each seed; empty where no flags are known or no weights learned.
+        comparison: With the reference, over the seeds that both have.
+    """
+
+    label: str
+    auc: tuple[float, ...]
+    log_loss: float
+    gauc: float
+    improvement: float | None
+    weight_aucs: tuple[float, ...]
+    comparison: Comparison | None
+
+    @property
+    def mean(self) -> float:
+        """Mean AUC over seeds."""
+        return float(np.mean(self.auc))
+
+    @property
+    def std(self) -> float | None:
+        """Standard deviation of the AUC over seeds; None for a single seed."""
+        return float(np.std(self.auc, ddof=1)) if len(self.auc) > 1 else None
+
+    @property
+    def weight_auc(self) -> float | None:
+        """Mean AUC of the weights over seeds."""
+        return float(np.mean(self.weight_aucs)) if self.weight_aucs else None
+
+
+def summarize(
+    label: str, seeds: Seeds, single: Seeds | None = None, reference: Seeds | None = None
+) -> Summary:
+    """Average the seeds of a method and compare it with others.
+
+    Args:
+        label: Model and method.
+        seeds: Its trainings.
+        single: Those of the single-domain model, which RelaImpr is relative to.
+        reference: Those of the method to compare with.
+    """
+    metrics = [run.scores.metrics() for run in seeds.values()]
+    auc = tuple(m["auc"] for m in metrics)
+    pairs = paired(seeds, reference or {})
+    return Summary(
+        label=label,
+        auc=auc,
+        log_loss=float(np.mean([m["log_loss"] for m in metrics])),
+        gauc=float(np.mean([m["gauc"] for m in metrics])),
+        improvement=improvement_over(float(np.mean(auc)), mean_auc(single) if single else None),
+        weight_aucs=tuple(r.weight_auc for r in seeds.values() if r.weight_auc is not None),
+        comparison=compare([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None,
+    )
+
+
+def mean_auc(seeds: Seeds) -> float:
+    """Mean AUC over seeds."""
+    return float(np.mean([run.scores.metrics()["auc"] for run in seeds.values()]))
+
+
+def paired(ours: Seeds, base: Seeds) -> list[tuple[Scores, Scores]]:
+    """The scores of the seeds that both have."""
+    return [(run.scores, base[seed].scores) for seed, run in ours.items() if seed in base]
+
+
+def recovered(base: Summary, oracle: Summary, learned: Sequence[Summary]) -> str:
+    """The oracle's gain over the base model, and the shares of it that learned weights recover.
+
+    Args:
+        base: The base model.
+        oracle: The model trained with the true flags as weights.
+        learned: Models trained with learned weights.
+    """
+    gain = oracle.mean - base.mean
+    text = f"the oracle, which knows the true flags, gains {gain:+.4f} AUC over the base model"
+    if gain > 0 and learned:
+        shares = (f"{one.label} {100 * (one.mean - base.mean) / gain:.0f} %" for one in learned)
+        text += f"; of that gain, {' and '.join(shares)}"
+    return text.replace("-", "−")
+
+
+def weight_aucs(summaries: Sequence[Summary]) -> str:
+    """The weight AUC of each method that has one, with its range over seeds."""
+    return " and ".join(
+        f"{one.label} {one.weight_auc:.3f}"
+        + (f" ({min(one.weight_aucs):.3f} to {max(one.weight_aucs):.3f})")
+        for one in summaries
+        if one.weight_auc is not None
+    )
