@@ -20,7 +20,7 @@ def hypergradient(
     num_terms: int,
     step_size: float,
 ) -> tuple[Tensor, ...]:
-    """By ``hparams``, through the minimizer of ``inner`` over ``params``.
+    """By ``hparams``, through the minimiser of ``inner`` over ``params``.
 
     ``outer`` depends on ``hparams`` through ``params`` only.
     """

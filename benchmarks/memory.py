@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py [--steps 2000] [--hvp autograd] [--json FILE]
 
-A model with an embedding, batch normalization and dropout is trained with an outer step after every
+A model with an embedding, batch normalisation and dropout is trained with an outer step after every
 inner one, on batches of changing size.
 """
 
