@@ -71,7 +71,7 @@ def train(
         variant: see :mod:`cdr.training.variants`.
         data: on the device to train on.
         options: see :mod:`cdr.training.options`; ``options.model`` determines the model.
-        seed: of initialisation, batches and source draws.
+        seed: of initialization, batches and source draws.
         learned: the weights that "search" has learned, one per source behaviour, for the variants
             that take them.
         on_step: called after every step with (epoch from 0, step in it, steps of an epoch, best
@@ -90,7 +90,7 @@ def train(
 class Training:
     """One seed's model with its optimizer, batches and early stopping.
 
-    Its random streams (initialisation, order of the rows, source draws) are its own, so that the
+    Its random streams (initialization, order of the rows, source draws) are its own, so that the
     result does not depend on trainings beside it.
 
     Attributes:

@@ -58,7 +58,7 @@ def pair() -> tuple[Model, Model]:
 def reference_step(
     param: Tensor, grad: Tensor, state: dict[str, Any], rows: Tensor, numbers: dict[str, Any]
 ) -> None:
-    """One step of Adam on these rows, as written in the paper of Adam, with L2 regularisation."""
+    """One step of Adam on these rows, as written in the paper of Adam, with L2 regularization."""
     (beta1, beta2), m, v = numbers["betas"], state["m"], state["v"]
     state["t"] += 1
     for row in rows.tolist():
