@@ -159,15 +159,17 @@ class ImplicitHypergradient:
                     "tensors instead of params"
                 )
             system = self._system(inner, theta, phi)
-            solved = solve(system, rhs, self.solver, self.modes)
-        unused = [name for name in phi if solved.mixed[name] is None and direct[name] is None]
+            failures: dict[Mode, BaseException] = {}
+            linearisations = system.linearisations(self.modes, failures)
+            solved = solve(system, rhs, self.solver, linearisations, failures)
+        indirect = solved.indirect
+        unused = [name for name in phi if indirect[name] is None and direct[name] is None]
         if unused:
             raise ValueError(
                 f"neither the outer loss nor the gradient of the inner loss depends on hparams "
                 f"{', '.join(map(repr, unused[:3]))}: a detach() between them and the losses, or "
                 "other tensors used in their place; leave out what is not used"
             )
-        indirect = {n: None if m is None else m.neg() for n, m in solved.mixed.items()}
         return assembled(direct, indirect, hparams), solved.info
 
     @property
@@ -176,13 +178,15 @@ class ImplicitHypergradient:
         return MODES if self.hvp == "auto" else (self.hvp,)
 
     def _system(self, inner: Objective, theta: Tree, phi: Tree) -> System:
-        # torch.func does not allow reading values, so for it alone the loss is not checked.
-        loss = None if self.hvp == "func" else check_loss("inner", inner(theta, phi))
+        def checked(p: Tree, h: Tree) -> Tensor:
+            return check_loss("inner", inner(p, h))
+
         return System(
             params=theta,
             hparams=phi,
-            loss=loss,
-            function=lambda: Function(inner, theta),
+            loss=lambda: checked(theta, phi),
+            # torch.func does not allow reading values, so for it the loss is not checked.
+            function=lambda: Function(inner, theta, eager=checked),
             shift=dict.fromkeys(theta, self.damping),
             preconditioner=self.preconditioner,
         )
@@ -202,16 +206,16 @@ def outer_gradients(
     Returns:
         The first, or ``None`` if the loss does not depend on θ; and the second.
     """
-    places = GraphInputs(params, tables or {})
-    count = len(places.inputs)
+    theta = GraphInputs(params, tables or {})
+    count = len(theta.inputs)
     grads: tuple[Tensor | None, ...] = (None,) * (count + len(hparams))
     if loss.requires_grad:
-        inputs = [*places.inputs, *hparams.values()]
+        inputs = [*theta.inputs, *hparams.values()]
         grads = torch.autograd.grad(loss, inputs, allow_unused=True)
     direct = dict(zip(hparams, grads[count:], strict=True))
     if all(g is None for g in grads[:count]):
         return None, direct
-    return places.gradient(grads[:count]), direct
+    return theta.gradient(grads[:count]), direct
 
 
 def assembled(

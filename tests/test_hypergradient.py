@@ -378,3 +378,40 @@ def test_an_infinite_direct_term_is_told() -> None:
             {"w": torch.tensor([0.5])},
             {"a": torch.tensor(0.0)},
         )
+
+
+@pytest.mark.parametrize("hvp", ["auto", *MODES])
+def test_an_inner_loss_is_not_evaluated_where_nothing_is_solved(hvp: Any) -> None:
+    def never(params: Tree, hparams: Tree) -> Tensor:
+        raise AssertionError("evaluated")
+
+    params, hparams = quadratic()
+    strategy = ImplicitHypergradient(EXACT, hvp=hvp)
+    grads, info = strategy(never, lambda p, h: 0.0 * p["a"].sum(), params, hparams)
+    assert info.num_hvps == 0 and not any(bool(g.any()) for g in grads.values())
+
+
+def test_a_loss_that_eager_mode_can_not_evaluate_is_differentiated_by_func() -> None:
+    params, hparams = quadratic()
+
+    def inner(p: Tree, h: Tree) -> Tensor:
+        if not torch._C._functorch.is_functorch_wrapped_tensor(p["a"]):
+            raise RuntimeError("not in eager mode")
+        return quadratic_inner(p, h)
+
+    grads, info = ImplicitHypergradient(EXACT)(inner, quadratic_outer, params, hparams)
+    expected, _ = ImplicitHypergradient(EXACT)(quadratic_inner, quadratic_outer, params, hparams)
+    assert info.hvp_mode == "func"
+    for name, entry in expected.items():
+        torch.testing.assert_close(grads[name], entry)
+
+
+def test_a_difference_that_leaves_the_domain_of_the_loss_names_the_loss() -> None:
+    params = {"w": torch.tensor([1e-4, 1.0])}  # the step of a difference is larger than 1e-4
+    with pytest.raises(ValueError, match="inner loss"):
+        ImplicitHypergradient(ConjugateGradient(), hvp="finite_difference")(
+            lambda p, h: (p["w"].log() * h["a"]).sum() + p["w"].square().sum(),
+            lambda p, h: p["w"].sum(),
+            params,
+            {"a": torch.ones(2)},
+        )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reweight._curvature.linearise import Mode
 from reweight._curvature.operator import Operator
-from reweight._tensors import Tree, norm, power_of_two, rounding
+from reweight._tensors import Tree, check_finite, norm, power_of_two, rounding
 from reweight.solvers import Solution, Status
 from reweight.verdict import TRUSTED_RESIDUAL, SolveInfo
 
@@ -30,6 +30,7 @@ class Answer:
         solution: what the solver returned.
         b: the right-hand side, flat.
         u: the solution, flat.
+        product: ``H u``, by name.
         residual: ``b − A u``, measured.
         doubt: size of the error of ``A u``.
         like: the parameters that the flat vectors are made of.
@@ -43,6 +44,7 @@ class Answer:
     solution: Solution
     b: Tensor
     u: Tensor
+    product: Tree
     residual: Tensor
     doubt: float
     like: Tree
@@ -52,7 +54,11 @@ class Answer:
 
 
 def judged(answer: Answer) -> SolveInfo:
-    """The verdict on ``answer``."""
+    """The verdict on ``answer``.
+
+    Raises:
+        FloatingPointError: the product with the solution is not finite.
+    """
     b, u, residual, doubt = answer.b, answer.u, answer.residual, answer.doubt
     operator, solution = answer.operator, answer.solution
     if not _PLAIN[0] < answer.largest < _PLAIN[1]:
@@ -61,6 +67,12 @@ def judged(answer: Answer) -> SolveInfo:
         b, u, residual, doubt = b * unit, u * unit, residual * unit, doubt * unit
     size, measured = norm(b), norm(residual)
     total = measured + doubt
+    if not math.isfinite(total):
+        check_finite(
+            "the product of the Hessian with the solution",
+            answer.product,
+            "the inner loss has no finite second derivative here",
+        )
     status = solution.status
     if status.final and total > TRUSTED_RESIDUAL * size:
         noisy = measured <= TRUSTED_RESIDUAL * size

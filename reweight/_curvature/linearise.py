@@ -8,6 +8,7 @@ multiplies with one linear operator.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -159,6 +160,11 @@ def with_finite_difference(
         length = norm(u)
         if length == 0.0:
             return zeros_like(params), dict(zeros_like(hparams))
+        if not math.isfinite(length):
+            raise FloatingPointError(
+                f"a direction for finite differences has norm {length}: the series diverges; lower "
+                "the solver's step size, or add damping"
+            )
         moved = {name: p * (u[name] != 0) for name, p in params.items()}
         step = share * (1.0 + norm(moved)) * eps ** (1.0 / 3.0) / length
         return central_difference(gradients, params, u, step)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -53,7 +52,7 @@ class Operator:
         """The product with ``v``.
 
         Raises:
-            FloatingPointError: the product is not finite.
+            FloatingPointError: a counted product is not finite.
         """
         product = self.shifted(self._hvp(unflatten(v, self._like)), v)
         if not counted:
@@ -96,22 +95,3 @@ class Operator:
         """
         matvec = functools.partial(self, counted=False)
         return float(lanczos(matvec, v, _LOOKS, rounding(self._like)).ritz_values()[0])
-
-
-class ModeFailed(Exception):
-    """A mode of Hessian-vector products does not work for this inner loss."""
-
-    def __init__(self, cause: BaseException) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
-@contextmanager
-def guarded() -> Iterator[None]:
-    """Turn errors of a differentiation into :class:`ModeFailed`; a solver raises its own."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise  # another mode would need more memory
-    except (RuntimeError, NotImplementedError) as error:
-        raise ModeFailed(error) from error

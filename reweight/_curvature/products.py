@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 
 from reweight._curvature.callables import Solver
+from reweight._curvature.failure import guarded
 from reweight._curvature.linearise import Mode
-from reweight._curvature.operator import guarded
 from reweight._curvature.system import System
 from reweight._tensors import Tree
 

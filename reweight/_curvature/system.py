@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from reweight._curvature.failure import ModeFailed, guarded, record
 from reweight._curvature.linearise import (
     Linearisation,
     Mode,
@@ -28,16 +29,18 @@ class Function:
     """The inner loss as a function of θ and φ, evaluated anew at each call.
 
     Attributes:
-        objective: ``(θ, φ) -> []``, without side effects.
+        objective: ``(θ, φ) -> []``, a pure function, also inside transforms of ``torch.func``.
         params: θ, where it is linearised; rows in the place of tables.
         rows: the rows that stand for tables, by name.
         installed: a context that is open around an evaluation at θ and its backward pass.
+        eager: the objective outside of ``torch.func``, if it differs: it may check its value.
     """
 
     objective: Objective
     params: Tree
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     installed: Callable[[Tree], AbstractContextManager[None]] = lambda params: nullcontext()
+    eager: Objective | None = None
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,9 @@ class System:
     Attributes:
         params: θ, leaves.
         hparams: φ, leaves.
-        loss: the inner loss with its graph; ``None`` where mode ``"autograd"`` is not wanted.
-        function: makes the inner loss a function; called by the modes that evaluate it anew.
-        tables: entries of θ that ``loss`` reads by rows, with these rows.
+        loss: gives the inner loss with its graph; called by mode ``"autograd"``.
+        function: gives the inner loss as a function; called by the modes that evaluate it anew.
+        tables: entries of θ that ``loss()`` reads by rows, with these rows.
         shift: curvature per entry of θ that the inner loss does not have: the damping, and the
             optimizer's weight decay.
         preconditioner: as the user stated it.
@@ -58,7 +61,7 @@ class System:
 
     params: Tree
     hparams: Tree
-    loss: Tensor | None
+    loss: Callable[[], Tensor]
     function: Callable[[], Function]
     tables: Mapping[str, Table] = field(default_factory=dict)
     shift: Mapping[str, float] = field(default_factory=dict)
@@ -68,16 +71,35 @@ class System:
     def linearise(self, mode: Mode) -> Linearisation:
         """The second derivatives of the inner loss, in this mode."""
         if mode == "autograd":
-            if self.loss is None:
-                raise RuntimeError("the inner loss was not evaluated for mode 'autograd'")
-            return from_graph(self.loss, self.params, self.hparams, self.tables)
+            return from_graph(self.loss(), self.params, self.hparams, self.tables)
         function = self.function()
-        objective, params, hparams = function.objective, function.params, self.hparams
+        params, hparams = function.params, self.hparams
         if mode == "func":
-            linearisation = with_func(objective, params, hparams)
+            linearisation = with_func(function.objective, params, hparams)
         else:
-            linearisation = with_finite_difference(objective, params, hparams, function.installed)
+            eager = function.eager or function.objective
+            linearisation = with_finite_difference(eager, params, hparams, function.installed)
         return dataclasses.replace(linearisation, rows=function.rows)
+
+    def linearisations(
+        self, modes: Iterable[Mode], failures: dict[Mode, BaseException]
+    ) -> Iterator[tuple[Mode, Linearisation]]:
+        """The linearisations in those modes that work, each made when it is asked for.
+
+        Args:
+            modes: the modes, in the order to try.
+            failures: modes to leave out, with the reason; those that do not work are added.
+        """
+        for mode in modes:
+            if mode in failures:
+                continue
+            try:
+                with guarded():
+                    linearisation = self.linearise(mode)
+            except ModeFailed as failure:
+                record(failures, mode, failure)
+            else:
+                yield mode, linearisation
 
     def diagonal(self, linearisation: Linearisation) -> Tree | None:
         """``D`` of the preconditioner over what the linearisation covers, or ``None``."""

@@ -14,13 +14,13 @@ from torch.optim import Optimizer
 
 from reweight._curvature import Partial, Solved, System, solve
 from reweight._problem.audit import Audit
-from reweight._problem.chain import through_weighter, weigh
 from reweight._problem.decay import weight_decay
 from reweight._problem.fresh import FreshBatches
 from reweight._problem.inner import UNTOUCHED, InnerProblem
 from reweight._problem.isolation import Isolation, isolated, twice_differentiable
 from reweight._problem.notices import Notices, Silent
 from reweight._problem.statement import check_arguments, check_modules, check_parameters
+from reweight._problem.weights import through_weighter, weigh
 from reweight._tables import looked_up, reached, refuse_reentrant, tables_of
 from reweight._tensors import Tree, check_loss
 from reweight.hypergradient import (
@@ -72,13 +72,16 @@ class BilevelProblem:
         theta, _ = self.parameters()
         self.weight_decay(theta)  # raises now rather than at the first outer step
 
-    def in_double(self) -> BilevelProblem:
+    def in_double(
+        self, strategy: ImplicitHypergradient
+    ) -> tuple[BilevelProblem, ImplicitHypergradient]:
         """The same problem on float64 copies of the modules; it audits anew and does not warn.
 
-        Its optimizer holds the weight decay of the original and nothing else.
+        Its optimizer holds the weight decay of the original and nothing else. The strategy is
+        copied together with the modules, since a user's solver may hold them.
         """
         twin = copy.copy(self)
-        model, weighter = copy.deepcopy((self.model, self.weighter))
+        model, weighter, strategy = copy.deepcopy((self.model, self.weighter, strategy))
         twin.model, twin.weighter = model.double(), weighter.double()
         twin.audit, twin._notices, twin._graphs_checked = Audit(), Silent(), False
         decay = self.weight_decay(self.theta())
@@ -87,7 +90,7 @@ class BilevelProblem:
             for name, p in twin.theta().items()
         ]
         twin.optimizer = torch.optim.SGD(groups, lr=1.0)
-        return twin
+        return twin, strategy
 
     # -- parameters ----------------------------------------------------------------------------
 
@@ -196,11 +199,15 @@ class BilevelProblem:
                 inner = self._inner(batch, losses, weights, theta, tables, isolation)
                 self._check_graph(inner)
                 system, fresh = self.system(inner, strategy), self._fresh(inner, strategy, batches)
-                solved: Solved | None = None
-                while solved is None or not self._passes(solved, inner, strategy):
-                    solved = solve(
-                        system, rhs, strategy.solver, strategy.modes, self.audit.ruled_out, fresh
-                    )
+                failures = dict(self.audit.ruled_out)
+                linearisations = self.audit.accepted(
+                    system.linearisations(strategy.modes, failures),
+                    failures,
+                    inner,
+                    auto=strategy.hvp == "auto",
+                )
+                solved = solve(system, rhs, strategy.solver, linearisations, failures, fresh)
+            self.audit.note(failures)
             influence = _influence(solved)
             indirect = through_weighter(
                 self.weighter, phi, weights, influence, direct, self._notices
@@ -238,7 +245,7 @@ class BilevelProblem:
         return System(
             params=inner.theta,
             hparams={"weights": inner.weights},
-            loss=inner.loss,
+            loss=lambda: inner.loss,
             function=inner.function,
             tables=inner.tables,
             shift={n: decay.get(n, 0.0) + strategy.damping for n in inner.theta},
@@ -280,18 +287,6 @@ class BilevelProblem:
 
         return FreshBatches(batches, system, inner.isolation)
 
-    def _passes(self, solved: Solved, inner: InnerProblem, strategy: ImplicitHypergradient) -> bool:
-        """Whether the second derivatives of the solve's mode pass the audit."""
-        auto = strategy.hvp == "auto"
-        mode = solved.mode
-        if mode is not None and not self.audit.passes(mode, inner, solved.params, auto=auto):
-            return False
-        # Only the message: an exception holds its traceback, and so the batch, in memory.
-        self.audit.ruled_out.update(
-            {m: RuntimeError(str(error)) for m, error in solved.failures.items()}
-        )
-        return True
-
     def _check_graph(self, inner: InnerProblem) -> None:
         """Look once for parts of the inner loss that have no hypergradient."""
         if self._graphs_checked or not inner.weights.numel():
@@ -325,7 +320,7 @@ class BilevelProblem:
 
 def _influence(solved: Solved) -> Tensor:
     """``[B]``: the derivative of the outer loss by each weight."""
-    mixed = solved.mixed["weights"]
-    if mixed is None:
+    influence = solved.indirect["weights"]
+    if influence is None:
         raise ValueError(UNTOUCHED)
-    return mixed.neg()
+    return influence

@@ -6,7 +6,8 @@ table only the rows that the batch reads are converted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from reweight._curvature import Mode, from_graph, with_func
-from reweight._problem.functional import FunctionalModel
 from reweight._problem.inner import InnerProblem
 from reweight._problem.isolation import is_compiled, twice_differentiable
 from reweight._tables import SubstituteRows, Table, tables_of
@@ -30,34 +30,33 @@ def batch_in_double(batch: Any) -> Any:
 
 
 class InnerInDouble:
-    """An inner problem in float64, restricted to some of its parameters.
+    """Gradients and Hessian products of an inner problem as functions of θ in float64.
 
     Args:
         inner: the inner problem.
-        names: of the parameters.
+        names: of the parameters that θ consists of; the others are constants.
     """
 
-    def __init__(self, inner: InnerProblem, names: tuple[str, ...]) -> None:
+    def __init__(self, inner: InnerProblem, names: Iterable[str]) -> None:
         self._inner = inner
-        self._model = inner.functional.only(names)
+        self._model = inner.functional_model().only(names)
         tables = tables_of(self._model.module, inner.theta)
         # Inner tables that the loss may read, but does not depend on.
         self._idle = {n: Table.unread(t) for n, t in tables.items() if n not in self._model.theta}
+        known = (*self._model.theta.values(), *(table.weight for table in self._idle.values()))
+        inside = {id(p) for p in known}
+        self._others = [p for p in self._model.module.parameters() if id(p) not in inside]
 
     def too_costly(self) -> str:
         """Why the conversion would cost too much, or ``""``."""
         if is_compiled(self._model.module):
             return "a compiled model would be compiled again for float64"
-        tensors = [
-            *self._model.values().values(),
-            *self._others(),
-            *self._model.module.buffers(),
-        ]
-        size = sum(t.numel() for t in tensors)
+        values, buffers = self._model.values().values(), self._model.module.buffers()
+        size = sum(t.numel() for t in (*values, *self._others, *buffers))
         return f"{size} parameters and buffers would be copied in float64" * (size > _LARGEST)
 
     def params(self) -> Tree:
-        """The parameters in float64; rows in the place of tables."""
+        """θ in float64; rows in the place of tables."""
         return {name: p.detach().double() for name, p in self._model.values().items()}
 
     def padding(self) -> dict[str, int]:
@@ -71,45 +70,9 @@ class InnerInDouble:
         found = {n: rows.get(id(p)) for n, p in model.theta.items() if n not in model.tables}
         return {name: row for name, row in found.items() if row is not None}
 
-    def functions(self, mode: Mode) -> DoubleFunctions:
-        """The functions of θ that an audit of this mode compares."""
-        return DoubleFunctions(self._inner, self._model, self._idle, self._others(), mode)
-
-    def _others(self) -> list[Tensor]:
-        """The parameters that are converted besides θ."""
-        idle = [table.weight for table in self._idle.values()]
-        inner = {id(p) for p in (*self._model.theta.values(), *idle)}
-        return [p for p in self._model.module.parameters() if id(p) not in inner]
-
-
-class DoubleFunctions:
-    """Gradients and Hessian products of an inner problem as functions of θ in float64.
-
-    Args:
-        inner: the inner problem.
-        model: restricted to θ.
-        idle: tables that the loss reads, but does not depend on.
-        others: parameters that are constants here.
-        mode: mode of the products.
-    """
-
-    def __init__(
-        self,
-        inner: InnerProblem,
-        model: FunctionalModel,
-        idle: dict[str, Table],
-        others: list[Tensor],
-        mode: Mode,
-    ) -> None:
-        self._inner, self._model, self._idle, self._mode = inner, model, idle, mode
-        self._batch = batch_in_double(inner.batch)
-        self._weights = inner.weights.detach().double()
-        self._constants = {id(p): doubled(p.detach()) for p in others}
-        self._idle_rows = {name: doubled(table.values()) for name, table in idle.items()}
-
-    def product(self, params: Tree, v: Tree) -> Tree:
-        """``(θ, v) -> H v``."""
-        if self._mode == "func":
+    def product(self, mode: Mode, params: Tree, v: Tree) -> Tree:
+        """``(θ, v) -> H v`` in this mode."""
+        if mode == "func":
 
             def objective(theta: Tree, hparams: Tree) -> Tensor:
                 with self._installed(theta):
@@ -131,13 +94,24 @@ class DoubleFunctions:
 
     def _loss(self) -> Tensor:
         self._inner.isolation.rewind()
+        batch, weights = self._arguments
         with twice_differentiable():
-            return self._inner.evaluate(self._batch, self._weights)
+            return self._inner.evaluate(batch, weights)
+
+    @functools.cached_property
+    def _arguments(self) -> tuple[Any, Tensor]:
+        return batch_in_double(self._inner.batch), self._inner.weights.detach().double()
+
+    @functools.cached_property
+    def _constants(self) -> tuple[dict[int, Tensor], Tree]:
+        rows = {name: doubled(table.values()) for name, table in self._idle.items()}
+        return {id(p): doubled(p.detach()) for p in self._others}, rows
 
     @contextmanager
     def _installed(self, params: Tree) -> Iterator[None]:
+        others, idle_rows = self._constants
         with (
-            self._model.at(params, self._constants, lambda buffer: doubled(buffer.clone())),
-            SubstituteRows(self._idle, self._idle_rows),
+            self._model.at(params, others, lambda buffer: doubled(buffer.clone())),
+            SubstituteRows(self._idle, idle_rows),
         ):
             yield

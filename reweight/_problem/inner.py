@@ -55,9 +55,11 @@ class InnerProblem:
         self._model = model
         self._functional: FunctionalModel | None = None
 
-    @property
-    def functional(self) -> FunctionalModel:
-        """The model as a function of the values that can be substituted."""
+    def functional_model(self) -> FunctionalModel:
+        """The model as a function of the values that can be substituted.
+
+        The first call evaluates the loss to find that out, if there are tables.
+        """
         if self._functional is None:
             # A compiled part would be compiled again to substitute the rows of a table.
             tables = {} if is_compiled(self._model) else self.tables
@@ -70,7 +72,8 @@ class InnerProblem:
         Raises:
             ValueError: the loss depends on no inner parameter.
         """
-        model = self.functional.only(reached(self.loss, self.functional.theta))
+        model = self.functional_model()
+        model = model.only(reached(self.loss, model.theta))
         if not model.theta:
             raise ValueError(UNTOUCHED)
         return Function(self._objective(model), model.values(), model.rows, model.at)
@@ -99,9 +102,9 @@ class InnerProblem:
     def _objective(self, model: FunctionalModel) -> Callable[[Tree, Tree], Tensor]:
         def inner(params: Tree, hparams: Tree) -> Tensor:
             # The same dropout mask in every evaluation.
-            self.isolation.restore()
+            self.isolation.restore(copies=False)
             # Copies of buffers: torch.func can't update captured tensors in place.
-            with model.at(params, buffers=torch.clone), twice_differentiable():
+            with model.at(params, buffers=self.isolation.saved), twice_differentiable():
                 return self.evaluate(self.batch, hparams["weights"])
 
         return inner

@@ -45,13 +45,25 @@ class Isolation:
         self._cuda = sorted(d.index or 0 for d in devices if d.type == "cuda")
         self._start = self._outside = self._random_state()
         self._copy_buffers()
+        self._install_copies()
 
-    def restore(self) -> None:
-        """Let the next pass start from the saved state."""
+    def restore(self, *, copies: bool = True) -> None:
+        """Let the next pass start from the saved state.
+
+        Args:
+            copies: whether to make new copies of the buffers. Not inside a transform of
+                ``torch.func``, whose tensors must not stay in a module: see :meth:`saved`.
+        """
         self.rewind()
         for module, attributes, _ in self._modules:
             _put_back(vars(module), attributes)
-        self._copy_buffers()
+        if copies:
+            self._copy_buffers()
+        self._install_copies()
+
+    def saved(self, buffer: Tensor) -> Tensor:
+        """A new tensor with the saved value of a buffer that a module uses now."""
+        return self._saved.get(id(buffer), buffer).clone()
 
     def close(self) -> None:
         """Put everything back."""
@@ -80,11 +92,14 @@ class Isolation:
             self._set_random_state(inside)
 
     def _copy_buffers(self) -> None:
-        copies = {key: value.clone() for key, (_, value) in self._values.items()}
+        self._copies = {key: value.clone() for key, (_, value) in self._values.items()}
+        self._saved = {id(self._copies[key]): value for key, (_, value) in self._values.items()}
+
+    def _install_copies(self) -> None:
         for module, _, buffers in self._modules:
             module._buffers.clear()
             module._buffers.update(
-                {name: None if b is None else copies[id(b)] for name, b in buffers.items()}
+                {n: None if b is None else self._copies[id(b)] for n, b in buffers.items()}
             )
 
     def _random_state(self) -> _RandomState:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,9 +46,8 @@ class Problem:
         stated = rw.problem
         self.optimizer = stated.optimizer
         self.decay = stated.weight_decay(stated.theta())
-        self.bilevel = stated.in_double()
+        self.bilevel, strategy = stated.in_double(rw.strategy)
         self.theta, self.phi = self.bilevel.theta(), self.bilevel.phi()
-        strategy = copy.deepcopy(rw.strategy)  # a user's solver may have a state
         diagonal = diagonal_of(strategy.preconditioner, stated.optimizer, stated.theta())
         if diagonal is not None:
             diagonal = {name: entry.double() for name, entry in diagonal.items()}

@@ -3,7 +3,7 @@
 from reweight.solvers.base import LinearSolver, Solution
 from reweight.solvers.conjugate_gradient import ConjugateGradient
 from reweight.solvers.identity import Identity
-from reweight.solvers.lanczos import Krylov, lanczos
+from reweight.solvers.krylov import Krylov, lanczos
 from reweight.solvers.neumann import Neumann
 from reweight.solvers.nystrom import Nystrom
 from reweight.solvers.status import Status

@@ -14,7 +14,7 @@ from torch import Tensor
 from reweight._tensors import dot, norm
 from reweight.solvers._fields import positive, whole
 from reweight.solvers.base import LinearSolver, Solution
-from reweight.solvers.lanczos import tridiagonal
+from reweight.solvers.krylov import tridiagonal
 from reweight.solvers.status import Status
 
 # The assumed relative error of a product with A, in units of rounding. A flat direction has a
@@ -29,8 +29,7 @@ class ConjugateGradient(LinearSolver):
     Stops when ``‖b − A u‖ ≤ rtol·‖b‖``, after ``max_steps`` products, or at a direction ``p`` with
     ``pᵀA p ≤ 0`` (to rounding). In the last case the iterate before ``p`` is returned; if that is
     the very first direction, ``b`` itself is, as in Newton-CG (Nocedal and Wright, 2006, Algorithm
-    7.1), because a zero hypergradient would stop the outer problem
-    without an error.
+    7.1), because a zero hypergradient would stop the outer problem without an error.
 
     Every iterate is averaged with those before it so that its residual is the smallest possible
     (Zhou and Walker, "Residual smoothing techniques for iterative methods", SIAM J. Sci. Comput.,

@@ -13,7 +13,7 @@ from torch import Tensor
 from reweight._tensors import norm
 from reweight.solvers._fields import positive, whole
 from reweight.solvers.base import LinearSolver, Solution
-from reweight.solvers.lanczos import lanczos
+from reweight.solvers.krylov import lanczos
 from reweight.solvers.status import Status
 
 # The most products from which "auto" estimates the largest curvature. The terms of the series come

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Any
 
 
 class Status(str, Enum):
@@ -57,6 +58,10 @@ class Status(str, Enum):
     def __str__(self) -> str:
         return self.value
 
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        # By name: the sentence of a member may change between versions.
+        return getattr, (type(self), self.name)
+
     @property
     def design(self) -> str:
         """What the solver computes in the place of the inverse, or ``""`` if it aims at that."""
@@ -74,7 +79,7 @@ class Status(str, Enum):
 
     @property
     def final(self) -> bool:
-        """Whether nothing is left to solve, as far as the solver can tell."""
+        """Whether the solver claims that nothing is left to solve."""
         return self in (Status.CONVERGED, Status.DISJOINT)
 
 

@@ -232,3 +232,25 @@ def test_what_an_optimizer_or_a_solver_remembers_is_taken_along() -> None:
     assert solver.calls == 0
     rw.hypergradient(TRAIN, DEV)
     assert solver.calls == 1
+
+
+class _Newton:
+    """A solver that holds the model, as K-FAC or Gauss-Newton solvers do, and reads its type."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.seen: set[torch.dtype] = set()
+
+    def __call__(self, matvec: Any, b: Any) -> Solution:
+        self.seen |= {p.dtype for p in self.model.parameters()}
+        assert self.seen == {entry.dtype for entry in b.values()}
+        return EXACT(matvec, b)
+
+
+def test_a_solver_that_holds_the_model_gets_the_copy_that_is_checked() -> None:
+    model = network("mlp").float()
+    train, dev = (tuple(t.float() for t in batch) for batch in (TRAIN, DEV))
+    solver = _Newton(model)
+    rw = make(model, hypergradient=ImplicitHypergradient(solver))
+    assert check_hypergradient(rw, train, dev).ok
+    assert not solver.seen  # the solver itself was copied, and left alone

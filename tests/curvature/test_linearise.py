@@ -31,7 +31,7 @@ every_mode = pytest.mark.parametrize("mode", MODES)
 def linearised(mode: Mode, inner: Objective, params: Tree, hparams: Tree) -> Linearisation:
     params, hparams = new_leaves(params), new_leaves(hparams)
     loss = inner(params, hparams)
-    return System(params, hparams, loss, lambda: Function(inner, params)).linearise(mode)
+    return System(params, hparams, lambda: loss, lambda: Function(inner, params)).linearise(mode)
 
 
 def point() -> tuple[Tree, Tree]:

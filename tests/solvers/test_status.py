@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from reweight import SolveInfo, Status
@@ -34,3 +36,10 @@ def test_negative_curvature_is_alarming_where_the_direction_is_useless() -> None
     # A truncated direction is what was asked for, whatever its residual.
     assert not info(Status.TRUNCATED, 11.0).alarming
     assert info(Status.DIVERGING, 0.1).alarming
+
+
+def test_a_pickled_ending_does_not_depend_on_its_sentence() -> None:
+    pickled = pickle.dumps(Status.TRUNCATED)
+    assert pickle.loads(pickled) is Status.TRUNCATED
+    assert b"TRUNCATED" in pickled
+    assert Status.TRUNCATED.value.encode() not in pickled
