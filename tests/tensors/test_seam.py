@@ -36,6 +36,15 @@ class AllReduce:
         return reduce
 
 
+def on_two_ranks(run: Callable[[int, slice], None], parts: tuple[slice, slice]) -> None:
+    """Call ``run(rank, part)`` in a thread for each rank."""
+    threads = [threading.Thread(target=run, args=(rank, part)) for rank, part in enumerate(parts)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def data(samples: slice) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(10, 3, generator=generator, dtype=torch.float64)
@@ -79,15 +88,7 @@ def test_two_halves_with_a_sum_at_the_seam_are_the_whole(solver: object, hvp: st
         with reducing(samples=allreduce.of(rank)):
             found[rank] = strategy(*problem(samples), *point())
 
-    # Halves of unequal length.
-    threads = [
-        threading.Thread(target=run, args=(rank, samples))
-        for rank, samples in enumerate((slice(0, 4), slice(4, 10)))
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    on_two_ranks(run, (slice(0, 4), slice(4, 10)))
     # The differences' step depends on the parameters alone, so that they are sums too; their
     # rounding is that of values around 10 over a step of 1e-5.
     rtol = 1e-8 if hvp == "finite_difference" else 1e-12
@@ -116,14 +117,7 @@ def test_inner_products_of_shards_are_those_of_the_vector() -> None:
         with reducing(entries=allreduce.of(rank)):
             found[rank] = dot(x[entries], y[entries]), norm({"a": x[entries]}), norm(x[entries])
 
-    threads = [
-        threading.Thread(target=run, args=(rank, entries))
-        for rank, entries in enumerate((slice(0, 3), slice(3, 7)))
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    on_two_ranks(run, (slice(0, 3), slice(3, 7)))
     expected = float(x @ y), float(x.norm()), float(x.norm())
     assert found[0] == found[1] == pytest.approx(expected, rel=1e-14)
     # Outside of the context nothing is reduced.
