@@ -207,6 +207,7 @@ class BilevelProblem:
                     auto=strategy.hvp == "auto",
                 )
                 solved = solve(system, rhs, strategy.solver, linearisations, failures, fresh)
+            del linearisations  # the last one holds the graph of the inner gradient
             self.audit.note(failures)
             influence = _influence(solved)
             indirect = through_weighter(
