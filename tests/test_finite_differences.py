@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from torch import Tensor
 
 from _support.strategies import Problem, Spec, make, specs
@@ -18,9 +18,9 @@ from reweight import (
     wrap,
 )
 
-STEP = 5e-5
-# A stencil of fourth order: its truncation error is of size STEP⁴ = 1e-17 times fifth derivatives,
-# which can be 1e10 times the first where a curvature is small; and rounding, 1e-15 / STEP.
+STEP = 2e-5
+# A stencil of fourth order: its truncation error is of size STEP⁴ = 2e-19 times fifth derivatives,
+# which can be 1e12 times the first where a curvature is small; and rounding, 1e-15 / STEP.
 RTOL, ATOL = 1e-6, 1e-8
 
 
@@ -47,14 +47,17 @@ def wrapped(problem: Problem) -> Reweighted:
 def solved_again(problem: Problem, weights: Tensor) -> float:
     """The outer loss after the inner problem is solved at other weights.
 
-    Newton's method with the dense Hessian of the base solution: at weights that moved by 1e-4,
-    each step divides the distance by hundreds at least.
+    Newton's method with the dense Hessian of the base solution: at weights that moved by 1e-4, a
+    step divides the distance by hundreds as a rule, and by less where the loss is far from
+    quadratic.
     """
     theta = problem.position()
     gradient = torch.func.grad(problem.inner)
     inverse = torch.linalg.inv(problem.hessian)
-    for _ in range(6):
+    for _ in range(30):
         theta = theta - inverse @ gradient(theta, weights)
+        if gradient(theta, weights).norm() < 1e-13:
+            break
     assert gradient(theta, weights).norm() < 1e-12
     return float(problem.outer(theta))
 
@@ -68,6 +71,8 @@ def derivative(problem: Problem, weights_at: Callable[[float], Tensor]) -> float
 
 
 @given(specs)
+# Far from quadratic: a step of 5e-5 is too long here, and six Newton steps are too few.
+@example(Spec("two_part", "group", "cg", "auto", "sum", 5, 0.0, 0.0, 1))
 def test_the_hypergradient_is_the_derivative_of_the_solution(spec: Spec) -> None:
     problem = make(spec)
     result = wrapped(problem).hypergradient(problem.train, problem.dev)
