@@ -20,11 +20,11 @@ from torch import Tensor
 from reweight._tables import GraphInputs, Table
 from reweight._tensors import (
     Tree,
-    as_leaves,
     axpy,
     central_difference,
     detached,
     filled,
+    new_leaves,
     norm,
     zeros_like,
 )
@@ -150,7 +150,7 @@ def with_finite_difference(
     eps = max(torch.finfo(p.dtype).eps for p in params.values())
 
     def gradients(p: Tree) -> tuple[Tree, Partial]:
-        p, h = as_leaves(p), as_leaves(hparams)
+        p, h = new_leaves(p), new_leaves(hparams)
         with installed(p):
             inputs = [*p.values(), *h.values()]
             grads = torch.autograd.grad(inner(p, h), inputs, allow_unused=True)

@@ -6,10 +6,9 @@ Nothing here knows about models, losses or solvers.
 from reweight._tensors.checks import can_read, check_finite, check_loss, check_tree, some
 from reweight._tensors.differences import central_difference
 from reweight._tensors.nested import doubled, map_tensors
-from reweight._tensors.seam import all_entries, all_samples, reducing
+from reweight._tensors.seam import all_samples, reducing
 from reweight._tensors.vectors import (
     Tree,
-    as_leaves,
     axpy,
     cosine,
     dense,
@@ -25,16 +24,13 @@ from reweight._tensors.vectors import (
     rounding,
     scale,
     stored,
-    tree_map,
     unflatten,
     zeros_like,
 )
 
 __all__ = [
     "Tree",
-    "all_entries",
     "all_samples",
-    "as_leaves",
     "axpy",
     "can_read",
     "central_difference",
@@ -59,7 +55,6 @@ __all__ = [
     "scale",
     "some",
     "stored",
-    "tree_map",
     "unflatten",
     "zeros_like",
 ]

@@ -29,19 +29,6 @@ def tensors(x: Tensor | Tree) -> list[Tensor]:
     return [x] if isinstance(x, Tensor) else list(x.values())
 
 
-def as_leaves(x: Tree) -> Tree:
-    """Leaves that require gradients: each entry itself if it is one, else detached from its graph.
-
-    No storage is copied.
-    """
-    return {
-        name: entry
-        if entry.is_leaf and entry.requires_grad
-        else entry.detach().requires_grad_(True)
-        for name, entry in x.items()
-    }
-
-
 def new_leaves(x: Tree) -> Tree:
     """Leaves that require gradients and share the storage of ``x``, but not its graph."""
     return {name: entry.detach().requires_grad_(True) for name, entry in x.items()}
@@ -52,7 +39,7 @@ def detached(x: Tree) -> Tree:
     return {name: entry.detach() for name, entry in x.items()}
 
 
-def tree_map(fn: Callable[..., Tensor], x: Vector, *rest: Vector) -> Vector:
+def _tree_map(fn: Callable[..., Tensor], x: Vector, *rest: Vector) -> Vector:
     """Apply ``fn`` tensor by tensor; every further argument has the keys of the first."""
     if isinstance(x, Tensor):
         return fn(x, *rest)
@@ -61,7 +48,7 @@ def tree_map(fn: Callable[..., Tensor], x: Vector, *rest: Vector) -> Vector:
 
 def zeros_like(x: Vector) -> Vector:
     """A zero vector shaped like ``x``."""
-    return tree_map(torch.zeros_like, x)
+    return _tree_map(torch.zeros_like, x)
 
 
 def filled(grads: Iterable[Tensor | None], like: Tree) -> Tree:
@@ -84,12 +71,12 @@ def stored(x: Tree) -> Tree:
 
 def axpy(a: float, x: Vector, y: Vector) -> Vector:
     """``a·x + y``, out of place."""
-    return tree_map(lambda u, v: torch.add(v, u, alpha=a), x, y)
+    return _tree_map(lambda u, v: torch.add(v, u, alpha=a), x, y)
 
 
 def scale(a: float, x: Vector) -> Vector:
     """``a·x``, out of place."""
-    return tree_map(lambda u: u * a, x)
+    return _tree_map(lambda u: u * a, x)
 
 
 def dot(x: Tensor | Tree, y: Tensor | Tree) -> float:
