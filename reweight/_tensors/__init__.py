@@ -5,6 +5,7 @@ Nothing here knows about models, losses or solvers.
 
 from reweight._tensors.checks import can_read, check_finite, check_loss, check_tree, some
 from reweight._tensors.differences import central_difference
+from reweight._tensors.float64 import InFloat64, widened_in_place
 from reweight._tensors.nested import doubled, map_tensors
 from reweight._tensors.seam import all_samples, reducing
 from reweight._tensors.vectors import (
@@ -29,6 +30,7 @@ from reweight._tensors.vectors import (
 )
 
 __all__ = [
+    "InFloat64",
     "Tree",
     "all_samples",
     "axpy",
@@ -56,5 +58,6 @@ __all__ = [
     "some",
     "stored",
     "unflatten",
+    "widened_in_place",
     "zeros_like",
 ]
