@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reweight.solvers import Status
 
@@ -70,7 +70,7 @@ class SolveInfo:
     detail: str = ""
     caveat: str = ""
     error_estimate: float | None = None
-    comparison: Comparison | None = None
+    comparison: Comparison | None = field(default=None, compare=False)
 
     @property
     def trustworthy(self) -> bool:

@@ -6,7 +6,7 @@ put back bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,24 +14,28 @@ from torch import Tensor
 
 from reweight._curvature import Linearisation, Mode, Partial, from_graph, with_func
 from reweight._problem.inner import InnerProblem
-from reweight._problem.isolation import twice_differentiable
-from reweight._tables import Graph, GraphInputs, Table, looked_up, pick
-from reweight._tensors import Tree, dense, filled
+from reweight._problem.isolation import is_compiled, twice_differentiable
+from reweight._tables import Graph, GraphInputs, SubstituteRows, Table, looked_up, pick
+from reweight._tensors import Tree, dense, filled, new_leaves
 
 
 class InnerInPlace:
     """First and second derivatives of an inner problem anywhere, in its own precision.
 
+    Rows of tables are substituted at their look-ups, where that works: a look-up of a padding row
+    reads a constant, whatever else moves the row.
+
     Args:
         inner: the inner problem.
-        names: of the parameters that θ consists of; all by default. The others stay as they are.
+        names: of the parameters that θ consists of. The others stay as they are.
     """
 
-    def __init__(self, inner: InnerProblem, names: Iterable[str] | None = None) -> None:
+    def __init__(self, inner: InnerProblem, names: Iterable[str]) -> None:
         self._inner = inner
-        names = inner.theta if names is None else names
         self._theta = {name: inner.theta[name] for name in names}
         self.rows = {n: t.rows for n, t in inner.tables.items() if n in self._theta}
+        # The tables whose look-ups are substituted.
+        self._tables = {} if is_compiled(inner.parts) else {n: inner.tables[n] for n in self.rows}
         self._proved = False
 
     def params(self) -> Tree:
@@ -51,43 +55,39 @@ class InnerInPlace:
         return value, grads
 
     def product(self, mode: Mode, params: Tree, v: Tree) -> Tree:
-        """``(θ, v) -> H v`` in this mode.
-
-        Raises:
-            RuntimeError: the rows of a table that are read are others than at the parameters.
-        """
+        """``(θ, v) -> H v`` in this mode."""
         if mode == "func":
             function = self._inner.function()
             known, weights = function.params, {"weights": self._inner.weights}
             found = with_func(function.objective, {n: params[n] for n in known}, weights)
-            return self._filled(found, function.rows, v, params)
-        with self._at(params), twice_differentiable():
-            loss = self._loss(self._inner.weights)
-            found = from_graph(loss, self._theta, {}, self._tables(Graph(loss)))
-            return self._filled(found, found.rows, v, params)
+        else:
+            # Around the backward passes too: a checkpointed module runs again in them.
+            with self._at(params) as leaves, twice_differentiable():
+                loss = self._loss(self._inner.weights)
+                found = from_graph(loss, leaves, {}, self._looked_up(Graph(loss)))
+                return self._filled(found, v, params)
+        return self._filled(found, v, params)
 
-    def _filled(
-        self, found: Linearisation, rows: Mapping[str, Tensor], v: Tree, params: Tree
-    ) -> Tree:
-        for name in found.params:
-            same = name in rows and torch.equal(rows[name], self.rows[name])
-            if name in self.rows and not same:
-                raise RuntimeError(f"{name} is not read in the rows that the train batch reads")
+    def _filled(self, found: Linearisation, v: Tree, params: Tree) -> Tree:
         product = found.hvp({name: v[name] for name in found.params})
         return filled((product.get(name) for name in params), params)
 
     def _differentiated(self, params: Tree, hparams: Tree) -> tuple[float, Tree, Partial]:
         weights = hparams.get("weights", self._inner.weights).detach().requires_grad_(True)
-        # Around the backward pass too: a checkpointed module runs again in it.
-        with self._at(params), twice_differentiable():
+        with self._at(params) as leaves, twice_differentiable():
             loss = self._loss(weights)
             graph = Graph(loss)
-            self._prove(graph)
-            inputs = GraphInputs(self._theta, self._tables(graph))
-            grads = torch.autograd.grad(loss, [*inputs.inputs, weights], allow_unused=True)
-            gradient = inputs.gradient(grads[:-1])
+            if self._proved or self._follows(graph):
+                self._proved = True
+                inputs = GraphInputs(leaves, self._looked_up(graph))
+                grads = torch.autograd.grad(loss, [*inputs.inputs, weights], allow_unused=True)
+                gradient = inputs.gradient(grads[:-1])
+        if not self._proved:
+            return self._differentiated(params, hparams)
         found = {
-            name: pick(entry, self.rows[name]) if name in self.rows else dense(entry)
+            name: pick(entry, self.rows[name])
+            if name in self.rows and name not in self._tables
+            else dense(entry)
             for name, entry in gradient.items()
         }
         return float(loss.detach()), found, {name: grads[-1] for name in hparams}
@@ -96,13 +96,17 @@ class InnerInPlace:
         self._inner.isolation.restore()
         return self._inner.evaluate(self._inner.batch, weights)
 
-    def _tables(self, graph: Graph) -> dict[str, Table]:
-        return looked_up(graph, {name: self._theta[name] for name in self.rows})
+    def _looked_up(self, graph: Graph) -> dict[str, Table]:
+        """Tables that are moved in place, by the rows that this graph reads."""
+        tables = {name: self._theta[name] for name in self.rows if name not in self._tables}
+        return looked_up(graph, tables)
 
-    def _prove(self, graph: Graph) -> None:
-        """Raise where the loss is made of values that were computed before θ was moved."""
-        if self._proved:
-            return
+    def _follows(self, graph: Graph) -> bool:
+        """Whether the loss was made with the values of θ; if not, others are moved in place.
+
+        Raises:
+            RuntimeError: the loss is made of values that were computed before θ was moved.
+        """
         old = graph.shared(self._inner.graph)
         if old and graph.leads_to(old, self._theta):
             raise RuntimeError(
@@ -110,20 +114,29 @@ class InnerInPlace:
                 "does not follow when parameters are moved: a weight that is computed once and "
                 "kept, as a cache does. Compute it inside the losses"
             )
-        self._proved = True
+        missed = graph.reached({name: self._theta[name] for name in self._tables})
+        self._tables = {n: table for n, table in self._tables.items() if n not in missed}
+        return not missed
 
     @contextmanager
-    def _at(self, params: Tree) -> Iterator[None]:
-        before = self.params()
-        with self._inner.isolation.aside():
-            try:
-                self._write(params)
-                yield
-            finally:
-                self._write(before)
+    def _at(self, params: Tree) -> Iterator[Tree]:
+        """Evaluate at other values of θ.
 
-    def _write(self, values: Tree) -> None:
-        for name, p in self._theta.items():
+        Yields:
+            The leaves to differentiate by.
+        """
+        moved = {name: p for name, p in self._theta.items() if name not in self._tables}
+        leaves = new_leaves({name: params[name] for name in self._tables})
+        before = self.params()
+        with self._inner.isolation.aside(), SubstituteRows(self._tables, leaves):
+            try:
+                self._write(moved, params)
+                yield {name: leaves.get(name, p) for name, p in self._theta.items()}
+            finally:
+                self._write(moved, before)
+
+    def _write(self, moved: Tree, values: Tree) -> None:
+        for name, p in moved.items():
             # Not seen by version counters: graphs that saved the parameter stay valid.
             if name in self.rows:
                 p.data.index_copy_(0, self.rows[name], values[name].detach())

@@ -58,6 +58,7 @@ class Isolation:
         watch: bool = False,
     ) -> None:
         theta = theta or {}
+        self._writes = Writes() if watch else None
         self._modules = [(part, dict(vars(part)), dict(part._buffers)) for part in parts]
         inner = {id(p) for p in theta.values()}
         # A buffer that is learned is a parameter under another name.
@@ -86,9 +87,6 @@ class Isolation:
         self._versions = [(name, p, p._version) for name, p in parameters.values()]
         self.include(self._batches)
         self.lost: list[str] = []
-        self._writes = Writes() if watch else None
-        if self._writes is not None:
-            self._writes.ignore(copy for copy in self._copies.values())
         self._clear_gradients()
 
     def include(self, batch: Iterable[Tensor]) -> None:
@@ -201,6 +199,8 @@ class Isolation:
     def _copy_buffers(self) -> None:
         self._copies = {key: value.clone() for key, (_, value) in self._values.items()}
         self._saved = {id(self._copies[key]): value for key, (_, value) in self._values.items()}
+        if self._writes is not None:
+            self._writes.ignore(self._copies.values())
 
     def _install_copies(self) -> None:
         for module, _, buffers in self._modules:

@@ -60,10 +60,12 @@ def weights(problem: BilevelProblem, batch: Any) -> Tensor:
     watch = problem.guard.is_new(tuple(part.training for part in parts))
     given = tensors_in(batch)
     watch = watch and not is_compiled(parts)
-    with isolated(parts, problem.devices(), theta, problem.guard, given, watch=watch) as isolation:
-        with isolation.watched():
-            losses = problem.losses(batch)
-        return problem.weights(losses).detach()
+    guard, devices = problem.guard, problem.devices()
+    with (
+        isolated(parts, devices, theta, guard, given, watch=watch) as isolation,
+        isolation.watched(),
+    ):
+        return problem.weights(problem.losses(batch)).detach()
 
 
 class _OuterStep:
@@ -116,7 +118,7 @@ class _OuterStep:
         with twice_differentiable():
             with isolation.watched():
                 losses = problem.losses(self._batch)
-            weights = problem.weights(losses)
+                weights = problem.weights(losses)
             inner = self._inner(self._batch, losses, weights, tables, isolation)
             self._look_at(inner, leaves)
             solved = self._solved(inner, rhs, batches)

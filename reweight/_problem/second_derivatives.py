@@ -102,8 +102,8 @@ def disagreement(
     noise = sum(doubt.values())
     if _MARGIN * noise > 0.5 * total:
         raise TypeError(
-            f"differences of gradients differ by {noise / total:.1g} of their size from step to "
-            "step: rounding or kinks in the loss"
+            "differences of gradients are too inexact: they differ by "
+            f"{noise / total:.1g} of their size from step to step, by rounding or by kinks"
         )
     worst, name = 0.0, ""
     if product is not None:
