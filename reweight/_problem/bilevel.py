@@ -64,7 +64,7 @@ class BilevelProblem:
         self._losses_fn, self._outer_fn, self._chosen = losses, outer_loss, inner_params
         self._companions = companions((losses, outer_loss), (model, weighter))
         self._inner = InnerParameters(
-            model, self.optimizers, inner_params, self._companions, self._weighters_own
+            model, self.optimizers, inner_params, self._companions, weighter
         )
         check_modules(model)
         theta, _ = self.parameters()
@@ -82,9 +82,7 @@ class BilevelProblem:
         twin = copy.copy(self)
         model, weighter, strategy = copy.deepcopy((self.model, self.weighter, strategy))
         twin.model, twin.weighter = model.double(), weighter.double()
-        twin._inner = InnerParameters(
-            twin.model, (), self._chosen, self._companions, twin._weighters_own
-        )
+        twin._inner = InnerParameters(twin.model, (), self._chosen, self._companions, twin.weighter)
         twin.audit, twin.notices = Audit(), Silent()
         decay = self.weight_decay(self.theta())
         theta = twin.theta()
@@ -93,7 +91,7 @@ class BilevelProblem:
         ]
         twin.optimizers = (torch.optim.SGD(groups, lr=1.0),)
         twin._inner = InnerParameters(
-            twin.model, twin.optimizers, self._chosen, self._companions, twin._weighters_own
+            twin.model, twin.optimizers, self._chosen, self._companions, twin.weighter
         )
         return twin, strategy
 
@@ -132,14 +130,6 @@ class BilevelProblem:
     def named(self, tensors: Iterable[Tensor]) -> Tree:
         """Tensors by the best name there is."""
         return self._inner.named(tensors)
-
-    def _weighters_own(self) -> list[Tensor]:
-        """Parameters of the weighter that are not the model's, unless the model contains it."""
-        phi: list[Tensor] = list(self.weighter.parameters())
-        if any(part is self.weighter for part in self.model.modules()):
-            return phi
-        inside = {id(p) for p in self.model.parameters()}
-        return [p for p in phi if id(p) not in inside]
 
     # -- losses and weights --------------------------------------------------------------------
 

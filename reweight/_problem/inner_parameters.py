@@ -26,7 +26,7 @@ class InnerParameters:
         keep: ``name -> bool``, chooses among the trainable parameters of the model and what the
             optimizers hold besides; ``None``: the rule above.
         companions: further modules, for the names of their tensors.
-        left_out: tensors that are never inner: the weighter's.
+        weighter: its parameters are never inner, also where it is a part of the model.
     """
 
     def __init__(
@@ -35,14 +35,15 @@ class InnerParameters:
         optimizers: Sequence[Optimizer],
         keep: Callable[[str], bool] | None,
         companions: Mapping[str, nn.Module],
-        left_out: Callable[[], Iterable[Tensor]],
+        weighter: nn.Module,
     ) -> None:
         self._model, self._optimizers, self._keep = model, optimizers, keep
-        self._companions, self._left_out = companions, left_out
+        self._companions, self._weighter = companions, weighter
+        self._weighter_inside = any(part is weighter for part in model.modules())
 
     def theta(self) -> Tree:
         """The inner parameters by name: that in the model, or else where they were found."""
-        left_out = {id(p) for p in self._left_out()}
+        left_out = {id(p) for p in self._weighter.parameters()} if self._weighter_inside else set()
         own: Tree = {
             name: p
             for name, p in self._model.named_parameters()
@@ -51,7 +52,7 @@ class InnerParameters:
         if not self._optimizers:
             return own if self._keep is None else {n: p for n, p in own.items() if self._keep(n)}
         moved = _moved(self._optimizers)
-        known = {id(p) for p in own.values()} | left_out
+        known = {id(p) for p in (*own.values(), *self._weighter.parameters())}
         elsewhere = [entry for entry in moved.values() if id(entry) not in known]
         further = self.named(elsewhere) if elsewhere else {}
         if self._keep is not None:

@@ -7,6 +7,7 @@ exception too.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -80,7 +81,7 @@ class Isolation:
         } | {id(p): (name, p) for name, p in theta.items()}
         self._grads = [(p, p.grad) for _, p in parameters.values()]
         self._guard, self._batches = guard or Guard(), list(batches)
-        self._of_theta = {memory(p) for p in theta.values()}
+        self._theta = theta
         self._guarded: dict[int | None, tuple[Tensor, Tensor]] = {
             key: (x, x.clone()) for key, x in self._guard.state.items()
         }
@@ -94,8 +95,10 @@ class Isolation:
         for x in batch:
             if not x.is_inference():
                 self._versions.append(("the batch", x, x._version))
+            if not self._guard.batches:
+                continue
             key = memory(x)
-            if self._guard.batches and key is not None and key not in self._guarded:
+            if key is not None and key not in self._guarded:
                 whole = all_of(x)
                 self._guarded[key] = whole, whole.clone()
 
@@ -190,6 +193,10 @@ class Isolation:
         if self._writes is None or not self._writes.before:
             return self._guarded
         return {**self._writes.before, **self._guarded}
+
+    @functools.cached_property
+    def _of_theta(self) -> set[int | None]:
+        return {memory(p) for p in self._theta.values()}
 
     def _clear_gradients(self) -> None:
         for p, _ in self._grads:

@@ -21,7 +21,7 @@ from reweight._problem.lazy import build
 from reweight._problem.statement import check_memory
 from reweight._problem.unheld import caveat_of, unheld
 from reweight._problem.weights import through_weighter
-from reweight._tables import Graph, leaf_node, looked_up, tables_of
+from reweight._tables import Graph, leaf_nodes, looked_up, tables_of
 from reweight._tensors import Tree, some, tensors_in
 from reweight.hypergradient import (
     Hypergradient,
@@ -195,6 +195,7 @@ class _OuterStep:
             weights=leaf,
             loss=problem.inner_loss(losses, leaf),
             theta=self._theta,
+            leaves=leaf_nodes(self._theta),
             tables=tables,
             isolation=isolation,
         )
@@ -205,14 +206,16 @@ class _OuterStep:
         if not inner.weights.numel():
             return
         graph.refuse_reentrant("losses")
-        for name in graph.reached(self._phi):
+        of_phi = leaf_nodes(self._phi)
+        for name in graph.reached(of_phi):
             raise ValueError(
                 f"the losses depend on the weighter's {name} in another way than through the "
                 "weights: a module that the weighter shares with the model, or a penalty in "
                 "Losses(fixed=...). Freeze it, give the weighter a copy, or put the penalty "
                 "into outer_loss"
             )
-        known = {leaf_node(p) for p in (*self._theta.values(), *self._phi.values(), inner.weights)}
+        own = leaf_nodes({"": inner.weights})
+        known = {*inner.leaves.values(), *of_phi.values(), *own.values()}
         rest = [node for node in (*leaves, *graph.leaves()) if node not in known]
         if rest:
             again = self._again(inner) if self._look else None
