@@ -24,7 +24,7 @@ from reweight._problem.statement import (
 )
 from reweight._problem.weights import weigh
 from reweight._problem.writes import Guard
-from reweight._tensors import Tree, check_loss
+from reweight._tensors import Tree, check_loss, tensors_in
 from reweight.hypergradient import ImplicitHypergradient
 from reweight.losses import Losses
 from reweight.weighters import SampleWeighter
@@ -141,6 +141,8 @@ class BilevelProblem:
         """
         losses = self.evaluated(batch)
         losses.check_finite()
+        if losses.weighted.numel() == 1:
+            self._notice_one_loss(batch)
         return losses
 
     def weights(self, losses: Losses) -> Tensor:
@@ -181,6 +183,17 @@ class BilevelProblem:
         else:
             loss = torch.as_tensor(self.evaluated(dev_batch).fixed)
         return check_loss("outer", loss)
+
+    def _notice_one_loss(self, batch: Any) -> None:
+        """Warn where the one loss of a batch seems to be an average of shape ``[1]``."""
+        rows = [len(x) for x in tensors_in(batch) if x.ndim]
+        if rows and min(rows) > 1:
+            self.notices.warn(
+                "one loss",
+                f"losses returned one loss for a batch whose tensors have {max(rows)} rows, so the "
+                "whole batch gets one weight. If it is an average of shape [1], return one loss "
+                'per sample (reduction="none"), and penalties as Losses(fixed=...).',
+            )
 
     def evaluated(self, batch: Any) -> Losses:
         """The losses of a batch, with their graph, finite or not."""

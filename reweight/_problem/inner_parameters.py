@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -54,7 +53,9 @@ class InnerParameters:
         moved = _moved(self._optimizers)
         known = {id(p) for p in (*own.values(), *self._weighter.parameters())}
         elsewhere = [entry for entry in moved.values() if id(entry) not in known]
-        further = self.named(elsewhere) if elsewhere else {}
+        further: Tree = {}
+        for name, p in (self.named(elsewhere) if elsewhere else {}).items():
+            further[f"{name} (outside of the model)" if name in own else name] = p
         if self._keep is not None:
             return {n: p for n, p in (own | further).items() if self._keep(n)}
         return {n: p for n, p in own.items() if id(p) in moved} | further
@@ -118,10 +119,11 @@ def _place(optimizer: int | None, group: int, index: int) -> str:
 def _moved(optimizers: Sequence[Optimizer]) -> dict[int, Tensor]:
     """What the optimizers hold and move, by ``id``."""
     trained = [(group, p) for group, p in _entries(optimizers) if p.requires_grad]
-    moving = [(group, p) for group, p in trained if float(_rate(group)) > 0.0]
+    moving = [(group, p) for group, p in trained if _rate(group) > 0.0]
     return {id(p): p for _, p in moving or trained}
 
 
 def _rate(group: dict[str, Any]) -> float:
-    rate = group.get("lr", 1.0)  # optimizers without a learning rate move all that they hold
-    return float(rate.detach() if isinstance(rate, torch.Tensor) else rate)
+    rate = group.get("lr")
+    # An optimizer that has no learning rate, or finds its own, moves all that it holds.
+    return 1.0 if rate is None else float(rate)

@@ -13,7 +13,7 @@ from torch import Tensor
 from reweight._curvature import Partial, Slope, Solved, System, solve
 from reweight._problem.bilevel import BilevelProblem
 from reweight._problem.fresh import FreshBatches
-from reweight._problem.hooks import hooks_of, tried
+from reweight._problem.hooks import GradientHooks, hooks_of
 from reweight._problem.in_place import InnerInPlace
 from reweight._problem.inner import UNTOUCHED, InnerProblem
 from reweight._problem.isolation import Isolation, is_compiled, isolated, twice_differentiable
@@ -90,9 +90,10 @@ class _OuterStep:
         self._look = problem.audit.begin(self._fingerprint())
         self._findings = problem.audit.findings
         self._caveats: list[str] = []
+        # Collected now: while the losses are isolated, there are none.
+        self._hooks = GradientHooks(self._theta if self._look else {})
         if self._look:
             check_memory(self._theta)
-            self._findings.hooked = tried(self._theta)
 
     def isolated(self) -> Any:
         """A context without side effects."""
@@ -108,6 +109,9 @@ class _OuterStep:
         # The rows that one batch reads are not those that further batches read.
         tables = tables_of(self._parts, theta) if batches is None else {}
         with isolation.watched():
+            if self._look:
+                self._findings.hooked = self._hooks.effect()
+                isolation.restore()
             outer = problem.outer_loss(self._dev_batch)
         outer_graph = Graph(outer)
         rhs, direct = self._outer_gradients(outer, outer_graph, tables)
