@@ -80,6 +80,7 @@ def load(
         tables.interactions(log, sources, catalogue),
         tables.interactions(log, (target,), catalogue),
         source_cut=source_cut,
+        merge_lines=True,
     )
     return replace(data, notes=(*filter(None, bad), *data.notes))
 
