@@ -104,6 +104,10 @@ def test_each_command(
     title = (out / "table.md").read_text().splitlines()[0].removeprefix("## ")
     assert f"<title>{title}</title>" in page and title in printed.out.splitlines()
     assert (out / "table.csv").read_text().count("\n") > 1
+    # Every study tells of trainings that have learned nothing, whether it has a table or not.
+    nothing = sum(line["remark"] != "" for line in lines)
+    told = f"Nothing was learned in {nothing} of {trainings} trainings: G1 twotower"
+    assert (told in (out / "table.md").read_text()) == (nothing > 0)
 
 
 @pytest.mark.usefixtures("small")

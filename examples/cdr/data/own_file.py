@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from cdr.data import tables
+from cdr.data.catalogue import notes_on_catalogue
 from cdr.data.dataset import Dataset, Pair
 from cdr.data.schema import CrossDomainData
 from cdr.data.split import build
@@ -62,13 +63,16 @@ def load(
             column_text = tables.text(catalogue, column, items, required=filled)
             catalogue = tables.replace(catalogue, column, column_text)
     sources = tables.domains(table, source, target, path)
+    notes = [read.note] if read.note else []
+    if items is not None:
+        notes += notes_on_catalogue(table, catalogue, (*sources, target), Path(items).name)
     return build(
         f"{'+'.join(sources)} → {target}",
         tables.interactions(table, sources, None if items is None else catalogue),
         tables.interactions(table, (target,), None if items is None else catalogue),
         source_cut=source_cut,
         merge_lines=True,
-        notes=[note for note in (read.note,) if note],
+        notes=notes,
     )
 
 

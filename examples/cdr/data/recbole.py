@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from cdr.data import tables
+from cdr.data.catalogue import notes_on_catalogue
 from cdr.data.dataset import Dataset, Pair, split_domains
 from cdr.data.schema import CrossDomainData
 from cdr.data.split import build
@@ -63,13 +64,17 @@ def load(
     table = pa.concat_tables(part for part, _ in read.values())
     catalogues = [_items(f.items, name) for name, f in files.items() if f.items is not None]
     catalogue = pa.concat_tables(catalogues) if catalogues else None
+    notes = [note for _, note in read.values() if note]
+    if catalogue is not None:
+        described = [name for name, f in files.items() if f.items is not None]
+        notes += notes_on_catalogue(table, catalogue, described, "the .item files")
     return build(
         f"{'+'.join(map(_stem, sources))} → {_stem(target)}",
         tables.interactions(table, sources, catalogue),
         tables.interactions(table, (target,), catalogue),
         source_cut=source_cut,
         merge_lines=True,
-        notes=[note for _, note in read.values() if note],
+        notes=notes,
     )
 
 
