@@ -58,8 +58,9 @@ def on_one_clock(source: Interactions, target: Interactions) -> Clock:
     if any(np.isnan(times).all() for times in columns):
         return Clock(source, target)  # nothing is compared
     low, high = min(map(np.nanmin, columns)), max(map(np.nanmax, columns))
-    # The ordinary case, without a look at single times.
-    if any(unit.low <= low and high < unit.high for unit in UNITS):
+    # The ordinary cases, without a look at single times: one unit, or counters below all units.
+    in_one_unit = any(unit.low <= low and high < unit.high for unit in UNITS)
+    if in_one_unit or high < min(unit.low for unit in UNITS):
         return Clock(source, target, tuple(_doubts(*columns)))
 
     times = np.concatenate(columns).astype(np.float64)
