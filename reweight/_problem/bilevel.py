@@ -72,25 +72,17 @@ class BilevelProblem:
         theta, _ = self.parameters()
         self.weight_decay(theta)  # raises now rather than at the first outer step
 
-    def in_double(
-        self, strategy: ImplicitHypergradient
-    ) -> tuple[BilevelProblem, ImplicitHypergradient]:
-        """The same problem on float64 copies of the modules; it audits anew and does not warn.
+    def apart(self) -> BilevelProblem:
+        """The same problem on the same modules, which audits anew and does not warn.
 
-        Its optimizer holds the weight decay of the original and nothing else. The strategy is
-        copied together with the modules, since a user's solver may hold them.
+        Its optimizer holds the weight decay of the original and nothing else.
         """
-        twin = copy.copy(self)
-        model, weighter, strategy = copy.deepcopy((self.model, self.weighter, strategy))
-        twin.model, twin.weighter = model.double(), weighter.double()
+        twin, theta = copy.copy(self), self.theta()
         twin.audit, twin._notices, twin._graphs_checked = Audit(), Silent(), False
-        decay = self.weight_decay(self.theta())
-        groups = [
-            {"params": [p], "weight_decay": decay.get(name, 0.0)}
-            for name, p in twin.theta().items()
-        ]
+        decay = self.weight_decay(theta)
+        groups = [{"params": [p], "weight_decay": decay.get(n, 0.0)} for n, p in theta.items()]
         twin.optimizer = torch.optim.SGD(groups, lr=1.0)
-        return twin, strategy
+        return twin
 
     # -- parameters ----------------------------------------------------------------------------
 
@@ -98,6 +90,11 @@ class BilevelProblem:
         """The inner parameters, by their names in the model."""
         keep = self._inner_params or (lambda name: True)
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad and keep(n)}
+
+    def left_out(self) -> Tree:
+        """The parameters of the model that ``inner_params`` leaves out: constants, as stated."""
+        keep = self._inner_params or (lambda name: True)
+        return {n: p for n, p in self.model.named_parameters() if not keep(n)}
 
     def phi(self) -> Tree:
         """The parameters of the weighter, by their names."""

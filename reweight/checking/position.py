@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from reweight._tensors import flatten
-from reweight.checking.problem import Problem, gradient
+from reweight.checking.problem import Problem
 
 # A gradient of at most this share of its terms counts as zero ...
 _AT_REST = 0.05
@@ -107,7 +107,7 @@ def _terms(problem: Problem) -> _Terms:
     alone = replace(losses, fixed=0.0)
 
     def slope(loss: Tensor) -> Tensor:
-        return flatten(gradient(loss, theta))
+        return flatten(problem.gradient(loss))
 
     def per_entry(value: dict[str, float]) -> Tensor:
         return flatten({name: torch.full_like(p, value[name]) for name, p in theta.items()})

@@ -1,23 +1,33 @@
-"""A float64 copy of a wrapped problem, whose inner problem can be evaluated anywhere."""
+"""A wrapped problem in float64, whose inner problem can be evaluated anywhere."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from reweight._curvature import from_graph
 from reweight._problem import Isolation, batch_in_double, isolated, twice_differentiable
-from reweight._tensors import Tree, filled, norm
+from reweight._tensors import Tree, axpy, central_difference, filled, map_tensors, norm
+from reweight.checking.borrowed import Borrowed, Watching, default_double
+from reweight.checking.budget import Budget
+from reweight.checking.strangers import unknown_leaves
 from reweight.hypergradient import Hypergradient
 from reweight.losses import Losses
 from reweight.preconditioning import diagonal_of
 from reweight.solvers import Identity
 from reweight.wrapping import Reweighted
+
+logger = logging.getLogger("reweight")
+
+Objective = Callable[[], Tensor]
+Map = Callable[[Tree], Tree]
 
 
 @dataclass(frozen=True)
@@ -29,34 +39,46 @@ class ProximalTerm:
 
 
 class Problem:
-    """Inner and outer problem of a wrapped object, on a copy in float64.
+    """Inner and outer problem of a wrapped object, to be evaluated while :meth:`opened`.
 
     Attributes:
-        bilevel: the copy.
+        bilevel: the problem, with an audit and an optimizer of its own.
         strategy: how the wrapped object solves, with its preconditioner as tensors.
-        theta: the inner parameters of the copy, which the methods move in place.
-        phi: the parameters of its weighter.
+        theta: the inner parameters, which the methods move in place.
+        phi: the parameters of the weighter.
         decay: weight decay per inner parameter, by name.
         optimizer: the optimizer of the original.
-        origin: the values of the inner parameters when the copy was made.
+        origin: the values of the inner parameters in the beginning.
         proximal: terms that are added to the inner loss.
+        strangers: what the losses depend on and ``wrap`` does not know of, by name.
+        budget: of time.
+        where: the original parameters stand in the inner problem, in words, once that is known.
     """
 
-    def __init__(self, rw: Reweighted, batch: Any, dev_batch: Any) -> None:
+    def __init__(self, rw: Reweighted, batch: Any, dev_batch: Any, budget: Budget) -> None:
         stated = rw.problem
+        self.budget, self.where = budget, ""
         self.optimizer = stated.optimizer
-        self.decay = stated.weight_decay(stated.theta())
-        self.bilevel, strategy = stated.in_double(rw.strategy)
+        self.bilevel = stated.apart()
         self.theta, self.phi = self.bilevel.theta(), self.bilevel.phi()
-        diagonal = diagonal_of(strategy.preconditioner, stated.optimizer, stated.theta())
+        self.decay = stated.weight_decay(self.theta)
+        diagonal = diagonal_of(rw.strategy.preconditioner, stated.optimizer, self.theta)
         if diagonal is not None:
             diagonal = {name: entry.double() for name, entry in diagonal.items()}
-        self.strategy = dataclasses.replace(strategy, preconditioner=diagonal)
-        self.batch, self.dev_batch = batch_in_double(batch), batch_in_double(dev_batch)
-        self.origin = copied(self.theta)
+        self._borrowed = Borrowed(self._modules)
+        solver = self._borrowed.copied(rw.strategy.solver)
+        self.strategy = dataclasses.replace(rw.strategy, solver=solver, preconditioner=diagonal)
+        self._as_given = self.batch, self.dev_batch = batch, dev_batch
+        self.origin: Tree = {}
         self.proximal: list[ProximalTerm] = []
+        self.strangers: dict[str, Tensor] = {}
         self._after_model: Isolation | None = None
         self._isolation = Isolation((), set())  # of nothing until opened
+        self._mode, self._precision, self._widened = Watching(), ExitStack(), ExitStack()
+
+    @property
+    def _modules(self) -> tuple[torch.nn.Module, ...]:
+        return self.bilevel.model, self.bilevel.weighter
 
     @property
     def size(self) -> int:
@@ -69,15 +91,53 @@ class Problem:
         by_differences = self.strategy.hvp == "finite_difference"
         return not by_differences and "autograd" not in self.bilevel.audit.ruled_out
 
+    @property
+    def rounded_to(self) -> torch.dtype | None:
+        """The type to which a part of an evaluation was rounded in spite of all, if any."""
+        return self._mode.rounded_to
+
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Isolate the copy while it is evaluated."""
-        modules = self.bilevel.model, self.bilevel.weighter
-        with isolated(modules, self.bilevel.devices()) as self._isolation, twice_differentiable():
-            yield
+        """Widen the tensors and isolate the modules while they are evaluated."""
+        own = (*self.theta.values(), *self.phi.values())
+        with torch.inference_mode(False), self._borrowed.in_double(own), self._widened:
+            self.origin = copied(self.theta)
+            with (
+                isolated(self._modules, self.bilevel.devices()) as self._isolation,
+                twice_differentiable(),
+                self._precision,
+            ):
+                self.batch, self.dev_batch = map(batch_in_double, self._as_given)
+                self._precision.enter_context(self._mode)
+                yield
+
+    def begin(self) -> None:
+        """Evaluate everything once, at the original parameters and nearby.
+
+        Nearby, second derivatives are compared: this is done once, and they may be rounding where
+        the losses are fitted perfectly.
+
+        Raises:
+            Exception: whatever the model raises in float64.
+        """
+        losses = [self.evaluated() for _ in range(2)]
+        known = [*self.theta.values(), *self.phi.values(), *self.bilevel.left_out().values()]
+        map_tensors(lambda x: known.append(x) or x, self._as_given)  # type: ignore[func-returns-value]
+        self.strangers = unknown_leaves(losses, known, self.bilevel.model)
+        self._widened.enter_context(self._borrowed.also_in_double(self.strangers.values()))
+        self._mode.needed = False  # if it was, by those
+        self.move_to(self.nearby())
+        self.outer_gradient()
+        self.hypergradient(solver=Identity())
+        self.move_to(self.origin)
+        if not self._mode.needed:
+            self._precision.close()
+            self._precision.enter_context(default_double())
 
     def restore(self) -> None:
         """Let the next pass start with the same buffers, dropout masks and noise."""
+        self.budget.spend()
+        self._borrowed.restore()
         self._isolation.restore()
 
     # -- values --------------------------------------------------------------------------------
@@ -91,9 +151,12 @@ class Problem:
         return losses
 
     def losses(self) -> Losses:
-        """The losses of the train batch, without gradient."""
-        with torch.no_grad():
-            return self.evaluated()
+        """The losses of the train batch, without gradient.
+
+        Made with gradients enabled, as losses may differentiate something themselves.
+        """
+        losses: Losses = map_tensors(Tensor.detach, self.evaluated())
+        return losses
 
     def weighed(self, losses: Losses) -> Tensor:
         """The weights of ``losses``, with their graph."""
@@ -104,8 +167,7 @@ class Problem:
 
     def weigh(self, losses: Losses) -> Tensor:
         """The weights of ``losses``, without gradient."""
-        with torch.no_grad():
-            return self.weighed(losses)
+        return self.weighed(losses).detach()
 
     def objective(self, weights: Tensor | None = None) -> Tensor:
         """The inner loss with weight decay and proximal terms, by default at its own weights."""
@@ -117,10 +179,6 @@ class Problem:
             for term in self.proximal:
                 loss = loss + 0.5 * term.strength * (p - term.centre[name]).square().sum()
         return loss
-
-    def gradient(self, weights: Tensor | None = None) -> Tree:
-        """The gradient of :meth:`objective` by the inner parameters."""
-        return gradient(self.objective(weights), self.theta)
 
     def outer_loss(self) -> Tensor:
         """The outer loss, with its graph."""
@@ -158,6 +216,53 @@ class Problem:
         finally:
             self.bilevel.optimizer = decaying
 
+    # -- derivatives ---------------------------------------------------------------------------
+
+    def gradient(self, loss: Tensor, params: Tree | None = None) -> Tree:
+        """The gradient of ``loss`` by θ or by ``params``, zero where it does not depend on them."""
+        params = self.theta if params is None else params
+        grads: Iterable[Tensor | None] = [None] * len(params)
+        if loss.requires_grad:
+            leaves = list(params.values())
+            grads = torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=True)
+        return self._entries(grads) if params is self.theta else filled(grads, params)
+
+    def hessian(self, objective: Objective) -> Map:
+        """Products with the Hessian of an objective by θ, at this point.
+
+        By differences of gradients where autograd has no second derivatives.
+        """
+        if self.twice:
+            try:
+                linearisation = from_graph(objective(), self.theta, {})
+
+                def hvp(v: Tree) -> Tree:
+                    self.budget.spend()
+                    product = linearisation.hvp({name: v[name] for name in linearisation.params})
+                    return self._entries(product.get(name) for name in self.theta)
+
+                hvp(self.theta)
+                return hvp
+            except RuntimeError as error:
+                logger.info("no second derivatives of the inner problem: %s", str(error))
+
+        def gradient_at(values: Tree) -> Tree:
+            self.move_to(values)
+            return self.gradient(objective())
+
+        def differences(v: Tree) -> Tree:
+            here = copied(self.theta)
+            step = 1e-5 * (1.0 + norm(here)) / max(norm(v), 1e-300)
+            product = central_difference(gradient_at, here, v, step)
+            self.move_to(here)
+            return product
+
+        return differences
+
+    def _entries(self, grads: Iterable[Tensor | None]) -> Tree:
+        """A gradient or a product by θ, dense. What is constant in θ is left out here."""
+        return filled(grads, self.theta)
+
     # -- positions -----------------------------------------------------------------------------
 
     def nearby(self) -> Tree:
@@ -165,18 +270,13 @@ class Problem:
         generator = torch.Generator().manual_seed(0)
         return {name: p * (1.0 + 0.01 * random(p, generator)) for name, p in self.origin.items()}
 
-    def audit(self) -> None:
-        """Compare second derivatives where they are not zero.
-
-        They are compared once, and may be rounding where the losses are fitted perfectly.
-        """
-        self.move_to(self.nearby())
-        self.hypergradient(solver=Identity())
-        self.move_to(self.origin)
-
     def move_to(self, params: Tree) -> None:
         """Give the inner parameters these values."""
         move(self.theta, params)
+
+    def move_by(self, step: Tree) -> None:
+        """Add to the inner parameters."""
+        self.move_to(axpy(1.0, step, copied(self.theta)))
 
 
 def copied(tensors: Tree) -> Tree:
@@ -186,9 +286,9 @@ def copied(tensors: Tree) -> Tree:
 
 def move(tensors: Tree, values: Tree) -> None:
     """Give leaves other values, in place."""
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            tensor.copy_(values[name])
+    for name, tensor in tensors.items():
+        # By .data: graphs that were recorded before can still be used when all is put back.
+        tensor.data.copy_(values[name])
 
 
 def random(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -202,11 +302,3 @@ def unit_direction(like: Tree, generator: torch.Generator) -> Tree:
     direction = {name: random(entry, generator) for name, entry in like.items()}
     size = norm(direction)
     return {name: entry * (1.0 / size) for name, entry in direction.items()}
-
-
-def gradient(loss: Tensor, params: Tree) -> Tree:
-    """The gradient of ``loss``, dense, zero where it does not depend on a parameter."""
-    if not loss.requires_grad:
-        return filled([None] * len(params), params)
-    grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True, retain_graph=True)
-    return filled(grads, params)
