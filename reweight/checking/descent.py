@@ -16,8 +16,10 @@ from reweight.solvers import ConjugateGradient
 _DENSE = 1000
 # Curvatures below this share of the largest count as zero.
 _FLAT = 1e-12
-# The longest search from afar, in steps, and the products with the Hessian in each.
-_STEPS, _PRODUCTS = 60, 100
+# Steps in which the gradient has to become half as large, or a search from afar ends.
+_STEPS = 20
+# The products with the Hessian in each of them.
+_PRODUCTS = 100
 # A search that has gone as far as this, relative to the parameters, has no minimum before it.
 _FAR = 1e8
 
@@ -55,8 +57,13 @@ class Descent:
         problem = self._problem
         start = norm(copied(problem.theta))
         value, grad, left = self._at(objective)
-        radius, near = 0.1 * (1.0 + start), self._near
-        for _ in range(_STEPS):
+        radius, near, count, earlier = 0.1 * (1.0 + start), self._near, 0, math.inf
+        while True:
+            if count % _STEPS == 0:
+                if left > 0.5 * earlier:
+                    break
+                earlier = left
+            count += 1
             if left <= near:
                 self._inverse = None
                 if self.newton(objective) <= self._enough:
