@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from reweight._problem.audit import Audit
 from reweight._problem.companions import companions
-from reweight._problem.inner_parameters import InnerParameters
+from reweight._problem.hooks import GradientHooks
+from reweight._problem.inner_parameters import InnerParameters, held
 from reweight._problem.isolation import parts_of
 from reweight._problem.notices import Notices, Silent
 from reweight._problem.statement import (
@@ -25,7 +26,6 @@ from reweight._problem.statement import (
 from reweight._problem.weights import weigh
 from reweight._problem.writes import Guard
 from reweight._tensors import Tree, check_loss, tensors_in
-from reweight.hypergradient import ImplicitHypergradient
 from reweight.losses import Losses
 from reweight.weighters import SampleWeighter
 
@@ -56,9 +56,11 @@ class BilevelProblem:
         self.model = model
         self.weighter = weighter
         self.optimizers = () if optimizer is None else as_optimizers(optimizer)
+        self._stated = self.optimizers
         self.reduction: Reduction = reduction
         self.audit, self.guard = Audit(), Guard()
         self.notices = Notices()
+        self.hooks: GradientHooks | None = None
         # Leaves outside of all modules that were seen to outlive a pass.
         self.elsewhere: dict[int, Tensor] = {}
         self._losses_fn, self._outer_fn, self._chosen = losses, outer_loss, inner_params
@@ -71,29 +73,21 @@ class BilevelProblem:
         check_optimizers(model, self.optimizers, theta)
         self.weight_decay(theta)  # raises now rather than at the first outer step
 
-    def in_double(
-        self, strategy: ImplicitHypergradient
-    ) -> tuple[BilevelProblem, ImplicitHypergradient]:
-        """The same problem on float64 copies of the modules; it audits anew and does not warn.
+    def apart(self) -> BilevelProblem:
+        """The same problem on the same modules, which audits anew and does not warn.
 
-        Its optimizer holds the weight decay of the original and nothing else. The strategy is
-        copied together with the modules, since a user's solver may hold them.
+        Its optimizer holds the weight decay of the original and nothing else.
         """
-        twin = copy.copy(self)
-        model, weighter, strategy = copy.deepcopy((self.model, self.weighter, strategy))
-        twin.model, twin.weighter = model.double(), weighter.double()
-        twin._inner = InnerParameters(twin.model, (), self._chosen, self._companions, twin.weighter)
-        twin.audit, twin.notices = Audit(), Silent()
-        decay = self.weight_decay(self.theta())
-        theta = twin.theta()
-        groups = [
-            {"params": [p], "weight_decay": decay.get(name, 0.0)} for name, p in theta.items()
-        ]
+        twin, theta = copy.copy(self), self.theta()
+        twin.audit, twin.guard, twin.notices = Audit(), Guard(), Silent()
+        twin.hooks = GradientHooks(theta)  # the check takes them off before the problem sees them
+        decay = self.weight_decay(theta)
+        groups = [{"params": [p], "weight_decay": decay.get(n, 0.0)} for n, p in theta.items()]
         twin.optimizers = (torch.optim.SGD(groups, lr=1.0),)
         twin._inner = InnerParameters(
-            twin.model, twin.optimizers, self._chosen, self._companions, twin.weighter
+            self.model, twin.optimizers, self._chosen, self._companions, self.weighter
         )
-        return twin, strategy
+        return twin
 
     # -- parameters ----------------------------------------------------------------------------
 
@@ -123,9 +117,15 @@ class BilevelProblem:
         """Every module that an evaluation may use."""
         return parts_of(self.model, self.weighter, *self._companions.values())
 
-    def held(self) -> set[int]:
-        """The ``id`` of every tensor that an optimizer holds, moved or not."""
-        return self._inner.held()
+    def settled(self) -> set[int]:
+        """The ``id`` of every tensor of which ``wrap`` was told whether it is inner.
+
+        That is what an optimizer holds, moved or not, or without one, what ``inner_params`` leaves
+        out.
+        """
+        if not self._stated:
+            return {id(p) for p in self.model.parameters()}
+        return held(self._stated)
 
     def named(self, tensors: Iterable[Tensor]) -> Tree:
         """Tensors by the best name there is."""

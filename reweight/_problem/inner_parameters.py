@@ -60,10 +60,6 @@ class InnerParameters:
             return {n: p for n, p in (own | further).items() if self._keep(n)}
         return {n: p for n, p in own.items() if id(p) in moved} | further
 
-    def held(self) -> set[int]:
-        """The ``id`` of every tensor that an optimizer holds, moved or not."""
-        return {id(p) for _, p in _entries(self._optimizers)}
-
     def weight_decay(self, theta: Tree) -> dict[str, float]:
         """The curvature that the optimizers' weight decay gives each inner parameter, by name.
 
@@ -95,6 +91,11 @@ class InnerParameters:
         for tensor in tensors:
             found[names.get(id(tensor)) or f"a tensor of shape {tuple(tensor.shape)}"] = tensor
         return found
+
+
+def held(optimizers: Iterable[Optimizer]) -> set[int]:
+    """The ``id`` of every tensor that optimizers hold, moved or not."""
+    return {id(p) for _, p in _entries(optimizers)}
 
 
 def _entries(optimizers: Iterable[Optimizer]) -> Iterator[tuple[dict[str, Any], Tensor]]:

@@ -91,7 +91,7 @@ class _OuterStep:
         self._findings = problem.audit.findings
         self._caveats: list[str] = []
         # Collected now: while the losses are isolated, there are none.
-        self._hooks = GradientHooks(self._theta if self._look else {})
+        self._hooks = problem.hooks or GradientHooks(self._theta if self._look else {})
         if self._look:
             check_memory(self._theta)
 
