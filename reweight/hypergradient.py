@@ -101,7 +101,13 @@ class ImplicitHypergradient:
     preconditioner: Preconditioner | None = None
 
     def __post_init__(self) -> None:
-        if not callable(self.solver) or isinstance(self.solver, type):
+        if isinstance(self.solver, type):
+            name = self.solver.__name__
+            raise TypeError(
+                f"ImplicitHypergradient(solver={name}): {name} is a class, and a solver is an "
+                f"instance: write ImplicitHypergradient({name}())"
+            )
+        if not callable(self.solver):
             raise TypeError(
                 f"ImplicitHypergradient(solver={self.solver!r}): a solver is a value such as "
                 "Neumann(num_terms=3), or any callable (matvec, b) -> Solution"

@@ -74,13 +74,22 @@ def wrap(
     """
     if hypergradient is not None and not isinstance(hypergradient, ImplicitHypergradient):
         raise TypeError(
-            f"hypergradient must be an ImplicitHypergradient, got {type(hypergradient).__name__}; "
-            "a solver goes inside: ImplicitHypergradient(solver=...)"
+            f"hypergradient must be an ImplicitHypergradient, got {_named(hypergradient)}; a "
+            "solver goes inside: hypergradient=ImplicitHypergradient(solver=Neumann(num_terms=3))"
         )
     problem = BilevelProblem(
         model, weighter, losses, outer_loss, optimizer, inner_params, reduction
     )
     return Reweighted(problem, hypergradient or ImplicitHypergradient())
+
+
+def _named(value: object) -> str:
+    """What was passed, for an error."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, SampleWeighter):
+        return f"the weighter {type(value).__name__} (the second argument of wrap)"
+    return type(value).__name__
 
 
 class Reweighted:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reweight._curvature import Partial, Solved, System, solve
+from reweight._problem.arguments import check_arguments
 from reweight._problem.audit import Audit
 from reweight._problem.decay import weight_decay
 from reweight._problem.fresh import FreshBatches
 from reweight._problem.inner import UNTOUCHED, InnerProblem
 from reweight._problem.isolation import Isolation, isolated, twice_differentiable
 from reweight._problem.notices import Notices, Silent
-from reweight._problem.statement import check_arguments, check_modules, check_parameters
+from reweight._problem.statement import check_modules, check_parameters
 from reweight._problem.weights import through_weighter, weigh
 from reweight._tables import looked_up, reached, refuse_reentrant, tables_of
 from reweight._tensors import Tree, check_loss

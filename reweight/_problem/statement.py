@@ -1,38 +1,11 @@
-"""Checks of what a user passes to ``wrap``, when it is passed and at every outer step."""
+"""Checks of modules and parameters, when they are passed to ``wrap`` and at every outer step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-
-
-def check_arguments(
-    model: Any, weighter: Any, losses: Any, outer_loss: Any, optimizer: Any, inner_params: Any
-) -> None:
-    """Raise TypeError for an argument of the wrong kind."""
-    for name, value in (("model", model), ("weighter", weighter)):
-        if not isinstance(value, nn.Module):
-            raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        )
-    for name, function, takes in (
-        ("losses", losses, "(model, batch)"),
-        ("outer_loss", outer_loss, "(model, batch)"),
-        ("inner_params", inner_params, "(name)"),
-    ):
-        if function is not None and not callable(function):
-            raise TypeError(f"{name} must be a function of {takes}, got {type(function).__name__}")
-    if losses is None and not callable(getattr(model, "losses", None)):
-        raise TypeError(
-            f"losses is missing and {type(model).__name__} has no method losses(batch): pass "
-            "losses=lambda model, batch: ... that returns one loss per sample"
-        )
 
 
 def check_modules(model: nn.Module) -> None:
