@@ -104,6 +104,25 @@ class Reweighted:
         self.problem = problem
         self.strategy = strategy
 
+    def __repr__(self) -> str:
+        problem = self.problem
+        theta = problem.theta()
+        inner = sum(p.numel() for p in theta.values())
+        total = sum(p.numel() for p in self.model.parameters())
+        decay = sorted({d for d in problem.weight_decay(theta).values() if d})
+        optimizer = "none: weight decay is not part of the inner problem"
+        if problem.optimizer is not None:
+            optimizer = f"{type(problem.optimizer).__name__}, weight decay "
+            optimizer += ", ".join(f"{d:.3g}" for d in decay) or "0"
+        lines = [
+            f"model: {type(self.model).__name__}, {inner} of {total} parameters are inner",
+            f"weighter: {self.weighter!s}",
+            f"optimizer: {optimizer}",
+            f"hypergradient: {self.strategy!r}",
+            f"outer steps so far: {problem.progress.steps}",
+        ]
+        return "\n  ".join(["Reweighted", *lines])
+
     @property
     def model(self) -> nn.Module:
         """The model, as given."""
@@ -170,7 +189,9 @@ class Reweighted:
         Clipping, the optimizer's step and ``zero_grad`` are yours, as after any ``backward()``.
         """
         result = self.problem.hypergradient(batch, dev_batch, self.strategy, batches)
-        for name, parameter in self.problem.phi().items():
+        phi = self.problem.phi()
+        self.problem.progress.step(type(self.weighter).__name__, phi, result.grads)
+        for name, parameter in phi.items():
             grad = result.grads[name]
             if parameter.grad is None:
                 parameter.grad = grad.clone()

@@ -20,6 +20,7 @@ from reweight._problem.fresh import FreshBatches
 from reweight._problem.inner import UNTOUCHED, InnerProblem
 from reweight._problem.isolation import Isolation, isolated, twice_differentiable
 from reweight._problem.notices import Notices, Silent
+from reweight._problem.progress import Progress
 from reweight._problem.statement import check_modules, check_parameters
 from reweight._problem.weights import through_weighter, weigh
 from reweight._tables import looked_up, reached, refuse_reentrant, tables_of
@@ -68,6 +69,7 @@ class BilevelProblem:
         self._losses_fn, self._outer_fn = losses, outer_loss
         self._inner_params = inner_params
         self._notices = Notices()
+        self.progress = Progress(self._notices)
         self._graphs_checked = False
         check_modules(model)
         theta, _ = self.parameters()
@@ -85,6 +87,7 @@ class BilevelProblem:
         model, weighter, strategy = copy.deepcopy((self.model, self.weighter, strategy))
         twin.model, twin.weighter = model.double(), weighter.double()
         twin.audit, twin._notices, twin._graphs_checked = Audit(), Silent(), False
+        twin.progress = Progress(twin._notices)
         decay = self.weight_decay(self.theta())
         groups = [
             {"params": [p], "weight_decay": decay.get(name, 0.0)}
@@ -212,7 +215,7 @@ class BilevelProblem:
             self.audit.note(failures)
             influence = _influence(solved)
             indirect = through_weighter(
-                self.weighter, phi, weights, influence, direct, self._notices
+                self.weighter, phi, weights, influence, direct, self._notices, self.progress
             )
             why = f"the weights of {type(self.weighter).__name__} have no finite derivative here"
             grads = assembled(direct, indirect, phi, why)
