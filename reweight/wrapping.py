@@ -187,6 +187,10 @@ class Reweighted:
         """Accumulate :meth:`hypergradient` into the ``.grad`` of the weighter's parameters.
 
         Clipping, the optimizer's step and ``zero_grad`` are yours, as after any ``backward()``.
+
+        Every call counts as an outer step. A warning is given once where outer steps lead nowhere:
+        all weights at a bound, a mean weight that moves in one direction only, or a weighter whose
+        parameters have not changed after 20 calls.
         """
         result = self.problem.hypergradient(batch, dev_batch, self.strategy, batches)
         phi = self.problem.phi()
