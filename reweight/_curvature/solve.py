@@ -202,9 +202,12 @@ def _restricted(rhs: Tree, linearisation: Linearisation, free: Tree) -> Tree:
 
 def _no_mode_works(failures: Mapping[Mode, BaseException]) -> BaseException:
     first = next(iter(failures.values()))
-    if len({str(error) for error in failures.values()}) == 1:
-        return first
-    reasons = "\n".join(f"  {mode}: {error}" for mode, error in failures.items())
-    error = RuntimeError(f"no way to multiply with the Hessian worked for this model:\n{reasons}")
+    if len(failures) == 1:
+        mode = next(iter(failures))
+        text = f'hvp={mode!r} does not work for these losses, and hvp="auto" may: {first}'
+    else:
+        reasons = "\n".join(f"  {mode}: {error}" for mode, error in failures.items())
+        text = f"no way to multiply with the Hessian worked for this model:\n{reasons}"
+    error = RuntimeError(text)
     error.__cause__ = first
     return error

@@ -25,7 +25,7 @@ def companions(
     """
     inside = {id(part) for module in known for part in module.modules()}
     found: dict[str, nn.Module] = {}
-    for name, module in _referred(functions, nn.Module):
+    for name, module in _found(functions, lambda x: isinstance(x, nn.Module)):
         if id(module) not in inside:
             label = name or type(module).__name__
             while label in found:
@@ -37,20 +37,25 @@ def companions(
 
 def refers_to(function: Callable[..., Any], kind: type) -> bool:
     """Whether a function refers to an object of some kind."""
-    return any(True for _ in _referred([function], kind))
+    return any(True for _ in _found([function], lambda x: isinstance(x, kind)))
 
 
-def _referred(functions: Iterable[Any], kind: type) -> Iterator[tuple[str, Any]]:
-    """The objects of a kind that functions refer to, each once, near ones first."""
+def referred(functions: Iterable[Any], wanted: Callable[[Any], bool]) -> list[Any]:
+    """The objects that functions refer to and that are wanted."""
+    return [value for _, value in _found(functions, wanted)]
+
+
+def _found(functions: Iterable[Any], wanted: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
+    """The objects that functions refer to and that are wanted, each once, near ones first."""
     seen: set[int] = set()
     waiting = [("", function, _DEPTH) for function in functions if function is not None]
     for name, value, depth in waiting:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, kind):
+        if wanted(value):
             yield name, value
-        elif depth and not isinstance(value, nn.Module):
+        if depth and not isinstance(value, nn.Module):
             waiting += [(label, entry, depth - 1) for label, entry in _references(name, value)]
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
+from reweight._problem.objects import Objects, of_modules
 from reweight._problem.writes import Guard, Writes, all_of, memory
 from reweight._tensors import Tree
 
@@ -43,6 +44,8 @@ class Isolation:
         guard: what passes are known to write into.
         batches: tensors of the batches.
         watch: whether to find out what passes write, and tell ``guard``.
+        objects: lists, dicts, arrays and generators that passes may change, besides those that are
+            attributes of the modules.
 
     Attributes:
         lost: names of what was written although nothing was known of it, after :meth:`close`.
@@ -57,8 +60,10 @@ class Isolation:
         batches: Iterable[Tensor] = (),
         *,
         watch: bool = False,
+        objects: Iterable[Any] = (),
     ) -> None:
         theta = theta or {}
+        self._objects = Objects((*of_modules(parts), *objects))
         self._writes = Writes() if watch else None
         self._modules = [(part, dict(vars(part)), dict(part._buffers)) for part in parts]
         inner = {id(p) for p in theta.values()}
@@ -79,7 +84,9 @@ class Isolation:
             for name, p in part._parameters.items()
             if p is not None
         } | {id(p): (name, p) for name, p in theta.items()}
-        self._grads = [(p, p.grad, p.requires_grad) for _, p in parameters.values()]
+        self._leaves = [
+            (p, p.grad, p.requires_grad, _storage_of(p)) for _, p in parameters.values()
+        ]
         self._guard, self._batches = guard or Guard(), list(batches)
         self._theta = theta
         self._guarded: dict[int | None, tuple[Tensor, Tensor]] = {
@@ -96,7 +103,7 @@ class Isolation:
             if not x.is_inference():
                 self._versions.append(("the batch", x, x._version))
             if x.is_leaf:
-                self._grads.append((x, x.grad, x.requires_grad))
+                self._leaves.append((x, x.grad, x.requires_grad, _storage_of(x)))
             if not self._guard.batches:
                 continue
             key = memory(x)
@@ -121,6 +128,10 @@ class Isolation:
         if copies:
             self._copy_buffers()
         self._install_copies()
+        self._objects.restore()
+        for p, _, _, data in self._leaves:
+            if data is not None and p.data_ptr() != data.data_ptr():
+                p.data = data
         for key, (whole, value) in self._known_writes().items():
             if key not in self._of_theta:
                 whole.copy_(value)
@@ -134,11 +145,15 @@ class Isolation:
         the context was opened.
         """
         now = [(whole, whole.clone()) for whole, _ in self._known_writes().values()]
+        versions = [(x, x._version) for _, x, _ in self._versions] if now else []
         try:
             yield
         finally:
             for whole, value in now:
                 whole.copy_(value)
+            for x, version in versions:
+                if x._version != version:
+                    _set_version(x, version)
 
     def saved(self, buffer: Tensor) -> Tensor:
         """A new tensor with the saved value of a buffer that a module uses now."""
@@ -151,12 +166,19 @@ class Isolation:
 
     def rewrites(self, theta: Tree) -> list[str]:
         """The inner parameters to which a pass has given other values."""
+        replaced = {
+            id(p)
+            for p, _, _, data in self._leaves
+            if data is not None and p.data_ptr() != data.data_ptr()
+        }
         changed = {
             key
             for key, (whole, value) in self._known_writes().items()
             if key in self._of_theta and not torch.equal(whole, value)
         }
-        return [name for name, p in theta.items() if memory(p) in changed] if changed else []
+        if not (replaced or changed):
+            return []
+        return [n for n, p in theta.items() if id(p) in replaced or memory(p) in changed]
 
     def close(self) -> None:
         """Put everything back."""
@@ -164,6 +186,7 @@ class Isolation:
         for module, attributes, buffers in self._modules:
             _put_back(vars(module), attributes)
             _put_back(module._buffers, buffers)
+        self._objects.restore()
         written = self._known_writes()
         for whole, value in written.values():
             whole.copy_(value)
@@ -172,12 +195,14 @@ class Isolation:
                 continue
             if memory(x) in written:
                 # The values are those from before, so a graph that saved the tensor is valid.
-                torch._C._autograd._unsafe_set_version_counter((x,), (version,))
+                _set_version(x, version)
             else:
                 self.lost.append(name)
         if self._writes is not None:
             self._guard.learn(self._writes, self._batches)
-        for p, grad, requires_grad in self._grads:
+        for p, grad, requires_grad, data in self._leaves:
+            if data is not None and p.data_ptr() != data.data_ptr():
+                p.data = data
             if p.requires_grad is not requires_grad:
                 p.requires_grad_(requires_grad)
             if p.grad is not grad:
@@ -208,7 +233,7 @@ class Isolation:
         return {memory(p) for p in self._theta.values()}
 
     def _clear_gradients(self) -> None:
-        for p, _, _ in self._grads:
+        for p, _, _, _ in self._leaves:
             if p.grad is not None:
                 p.grad = None
 
@@ -242,6 +267,15 @@ class Isolation:
             torch.cuda.set_rng_state(cuda_state, index)
 
 
+def _storage_of(x: Tensor) -> Tensor | None:
+    """An alias of ``x``, by which a pass that replaces ``x.data`` is found out."""
+    return x.data if x.layout is torch.strided else None
+
+
+def _set_version(x: Tensor, version: int) -> None:
+    torch._C._autograd._unsafe_set_version_counter((x,), (version,))
+
+
 def _is_learned(buffer: Tensor) -> bool:
     return buffer.requires_grad and buffer.is_leaf
 
@@ -263,6 +297,7 @@ def isolated(
     batches: Iterable[Tensor] = (),
     *,
     watch: bool = False,
+    objects: Iterable[Any] = (),
 ) -> Iterator[Isolation]:
     """Evaluate modules with gradients on, autocast off, and without side effects.
 
@@ -273,7 +308,7 @@ def isolated(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(_plain_gradients(parts, theta or {}))
         stack.enter_context(_no_cached_parametrizations())
-        isolation = Isolation(parts, devices, theta, guard, batches, watch=watch)
+        isolation = Isolation(parts, devices, theta, guard, batches, watch=watch, objects=objects)
         stack.callback(isolation.close)
         stack.enter_context(torch.enable_grad())
         for kind in {device.type for device in devices}:
@@ -293,6 +328,7 @@ def _plain_gradients(parts: Sequence[nn.Module], theta: Tree) -> Iterator[None]:
         id(p): p for part in parts for p in part._parameters.values() if p is not None
     }
     leaves |= {id(p): p for p in theta.values()}
+    hooks = [(leaf, leaf._backward_hooks) for leaf in leaves.values()]
     kept: list[tuple[object, str, Any]] = []
 
     def change(owner: object, name: str, value: Any) -> None:
@@ -316,6 +352,9 @@ def _plain_gradients(parts: Sequence[nn.Module], theta: Tree) -> Iterator[None]:
     finally:
         for owner, name, value in reversed(kept):
             setattr(owner, name, value)
+        for leaf, before in hooks:  # of which a pass may have registered some
+            if leaf._backward_hooks is not before:
+                leaf._backward_hooks = before
 
 
 @contextmanager

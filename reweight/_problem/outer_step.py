@@ -18,7 +18,8 @@ from reweight._problem.in_place import InnerInPlace
 from reweight._problem.inner import UNTOUCHED, InnerProblem
 from reweight._problem.isolation import Isolation, is_compiled, isolated, twice_differentiable
 from reweight._problem.lazy import build
-from reweight._problem.statement import check_memory
+from reweight._problem.objects import inside
+from reweight._problem.statement import check_batch, check_memory
 from reweight._problem.unheld import caveat_of, unheld
 from reweight._problem.weights import through_weighter
 from reweight._tables import Graph, leaf_nodes, looked_up, tables_of
@@ -46,6 +47,8 @@ def hypergradient(
 
     See :meth:`reweight.Reweighted.hypergradient`; ``strategy`` says how to solve.
     """
+    for name, value in (("batch", batch), ("dev_batch", dev_batch)):
+        check_batch(name, value)
     build(problem, batch)
     step = _OuterStep(problem, batch, dev_batch, strategy)
     with step.isolated() as isolation:
@@ -55,14 +58,16 @@ def hypergradient(
 
 def weights(problem: BilevelProblem, batch: Any) -> Tensor:
     """The weights ``[B]`` of a batch, without gradient and without side effects."""
+    check_batch("batch", batch)
     build(problem, batch)
     theta, parts = problem.theta(), problem.parts()
     watch = problem.guard.is_new(tuple(part.training for part in parts))
     given = tensors_in(batch)
     watch = watch and not is_compiled(parts)
     guard, devices = problem.guard, problem.devices()
+    objects = [*problem.objects, *inside(batch)]
     with (
-        isolated(parts, devices, theta, guard, given, watch=watch) as isolation,
+        isolated(parts, devices, theta, guard, given, watch=watch, objects=objects) as isolation,
         isolation.watched(),
     ):
         return problem.weights(problem.losses(batch)).detach()
@@ -99,8 +104,15 @@ class _OuterStep:
         """A context without side effects."""
         devices = {p.device for p in (*self._theta.values(), *self._phi.values())}
         watch = self._look and not is_compiled(self._parts)
+        objects = [*self._problem.objects, *inside((self._batch, self._dev_batch))]
         return isolated(
-            self._parts, devices, self._theta, self._problem.guard, self._given, watch=watch
+            self._parts,
+            devices,
+            self._theta,
+            self._problem.guard,
+            self._given,
+            watch=watch,
+            objects=objects,
         )
 
     def run(self, isolation: Isolation, batches: Iterable[Any] | None) -> Hypergradient:
@@ -180,7 +192,13 @@ class _OuterStep:
             ValueError: the outer loss depends on no inner parameter.
         """
         graph.refuse_reentrant("outer_loss")
-        rhs, direct = outer_gradients(loss, self._theta, self._phi, looked_up(graph, tables))
+        try:
+            rhs, direct = outer_gradients(loss, self._theta, self._phi, looked_up(graph, tables))
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"the outer loss can't be differentiated: {error}. If it uses a value that was "
+                "computed in an earlier pass, such as a weight in a cache, compute it anew"
+            ) from error
         if rhs is None:
             raise ValueError(
                 "the outer loss does not depend on any inner parameter: losses(model, batch) has "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,15 @@ def check_optimizers(
         raise ValueError(
             f"the optimizer does not hold and move any of the model's {len(own)} parameters "
             f"({some(own)}): it was built from another model, or before parameters were replaced"
+        )
+
+
+def check_batch(name: str, batch: Any) -> None:
+    """Raise for a batch that can be read only once."""
+    if isinstance(batch, Iterator):
+        raise TypeError(
+            f"{name} is a {type(batch).__name__}, which can be read once, and an outer step "
+            f"evaluates the losses several times: pass tuple({name}), or next(...) of a loader"
         )
 
 
