@@ -205,6 +205,8 @@ def _no_mode_works(failures: Mapping[Mode, BaseException]) -> BaseException:
     if len(failures) == 1:
         mode = next(iter(failures))
         text = f'hvp={mode!r} does not work for these losses, and hvp="auto" may: {first}'
+    elif len({str(error) for error in failures.values()}) == 1:
+        return first  # the losses' own
     else:
         reasons = "\n".join(f"  {mode}: {error}" for mode, error in failures.items())
         text = f"no way to multiply with the Hessian worked for this model:\n{reasons}"

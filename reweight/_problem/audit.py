@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -20,6 +21,8 @@ logger = logging.getLogger("reweight")
 # What was found is looked at again after this many outer steps, then after twice as many, and so
 # on: a part that was wrong from the start is found at once, a part that went wrong later, some day.
 _AGAIN_AFTER = 100
+# Comparisons because of the number of operations alone, per doubling of the number of steps.
+_LOOKS = 4
 
 
 @dataclass
@@ -33,6 +36,9 @@ class Findings:
         not_compared: why a mode could not be compared.
         kinds: the kinds of operations that were in the graphs looked at.
         leaves: the names of the inner parameters that were reached in them.
+        sizes: the numbers of operations that they had.
+        hidden: whether a part of them showed nothing, because its gradient was zero.
+        looks: how often was looked.
         looked: the outer step of the last look.
         hooked: what gradient hooks do.
         remarks: what else is wrong with the problem, by kind, in words.
@@ -44,6 +50,9 @@ class Findings:
     not_compared: dict[Mode, str] = field(default_factory=dict)
     kinds: frozenset[type] = frozenset()
     leaves: frozenset[str] = frozenset()
+    sizes: frozenset[int] = frozenset()
+    hidden: bool = False
+    looks: int = 0
     looked: int = 0
     hooked: Hooked = field(default_factory=Hooked)
     remarks: dict[str, str] = field(default_factory=dict)
@@ -75,8 +84,14 @@ class Audit:
         """
         self._step += 1
         known = self._findings.get(fingerprint)
-        if known is None or self._step - known.looked >= max(_AGAIN_AFTER, self._step // 2):
-            known = self._findings[fingerprint] = Findings(looked=self._step)
+        if known is None:
+            known = self._findings[fingerprint] = Findings()
+        age = self._step - known.looked
+        # Where something was hidden, soon again: in steps 2, 4, 8 and so on.
+        due = known.looked if known.hidden else max(_AGAIN_AFTER, self._step // 2)
+        if known.looks == 0 or age >= due:
+            looks = known.looks + 1
+            known = self._findings[fingerprint] = Findings(looked=self._step, looks=looks)
         self.findings = known
         return known.looked == self._step
 
@@ -109,11 +124,16 @@ class Audit:
         """
         now, graph = self.findings, inner.graph
         reached = graph.reached(inner.leaves)
-        if not (now.kinds >= graph.kinds and now.leaves.issuperset(reached)):
-            # Something joined the loss that no comparison has seen.
+        size = len(graph.nodes)
+        joined = not (now.kinds >= graph.kinds and now.leaves.issuperset(reached))
+        # Graphs of ragged batches have many sizes, so these are compared less and less often.
+        if joined or (size not in now.sizes and now.looks <= _LOOKS * math.log2(self._step + 1)):
+            # Something is in the loss that no comparison has seen.
             now.compared.clear()
             now.not_compared.clear()
             now.kinds, now.leaves = now.kinds | graph.kinds, now.leaves.union(reached)
+            now.sizes |= {size}
+            now.looks, now.looked = now.looks + 1, self._step
         for mode, linearisation in linearisations:
             reason = self._rejection(mode, inner, linearisation.params, auto)
             if reason is None:
@@ -140,6 +160,7 @@ class Audit:
             now.not_compared[mode] = str(error)
             return None
         now.compared[mode] = self._step
+        now.hidden = not inner.is_all_alive()
         if found is None:
             return None
         by = f"by {found.share:.2g} of its size for {found.name}"

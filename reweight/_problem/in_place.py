@@ -84,10 +84,9 @@ class InnerInPlace:
         return filled((product.get(name) for name in params), params)
 
     def _differentiated(self, params: Tree, hparams: Tree) -> tuple[float, Tree, Partial]:
-        if not self._proved:
-            self._prove(params)
         weights = hparams.get("weights", self._inner.weights).detach().requires_grad_(True)
-        value, gradient, by_weights = self._evaluated(params, weights)
+        evaluated = self._evaluated if self._proved else self._proved_by
+        value, gradient, by_weights = evaluated(params, weights)
         found = {
             name: pick(entry, self.rows[name])
             if name in self.rows and name not in self._tables
@@ -107,20 +106,19 @@ class InnerInPlace:
             grads = torch.autograd.grad(loss, [*inputs.inputs, weights], allow_unused=True)
             return float(loss.detach()), inputs.gradient(grads[:-1]), grads[-1]
 
-    def _prove(self, params: Tree) -> None:
-        """Evaluate once to see which look-ups can be substituted; other tables move in place."""
-        weights = self._inner.weights
+    def _proved_by(self, params: Tree, weights: Tensor) -> tuple[float, Tree, Tensor | None]:
+        """Evaluate, and see which look-ups can be substituted; other tables move in place."""
         try:
-            self._evaluated(params, weights)
-        except _MissedError as missed:
-            self._tables = {n: t for n, t in self._tables.items() if n not in missed.names}
+            found = self._evaluated(params, weights)
         except Exception as error:
             if not self._tables:
                 raise
-            logger.info("tables are moved in place; by rows they raise: %s", str(error))
-            self._tables = {}
-            self._evaluated(params, weights)
+            missed = error.names if isinstance(error, _MissedError) else list(self._tables)
+            logger.info("%s: moved in place; by rows: %s", missed, str(error))
+            self._tables = {n: table for n, table in self._tables.items() if n not in missed}
+            return self._proved_by(params, weights)
         self._proved = True
+        return found
 
     def _loss(self, weights: Tensor) -> Tensor:
         self._inner.isolation.restore()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from reweight._curvature import Function
 from reweight._problem.functional import FunctionalModel
 from reweight._problem.isolation import Isolation, is_compiled, twice_differentiable
-from reweight._tables import Graph, Leaves, looked_up
+from reweight._tables import Graph, GraphInputs, Leaves, looked_up
 from reweight._tensors import Tree, new_leaves, some
 
 logger = logging.getLogger("reweight")
@@ -68,6 +68,11 @@ class InnerProblem:
         if not found:
             raise ValueError(UNTOUCHED)
         return {name: self.theta[name] for name in found}
+
+    def is_all_alive(self) -> bool:
+        """Whether every operation of the loss takes part in its gradient now."""
+        inputs = [*GraphInputs(self.theta, self.tables).inputs, self.weights]
+        return self.graph.is_all_alive(self.loss, inputs)
 
     def padding(self, by_rows: Container[str]) -> dict[str, int]:
         """Rows of tables that are padding, which are constants; of tables that are used whole."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +38,29 @@ class Graph:
             nodes[node] = taken = [before for before, _ in node.next_functions]
             waiting += taken
         self.kinds = frozenset(map(type, nodes))
+
+    def is_all_alive(self, loss: Tensor, inputs: list[Any]) -> bool:
+        """Whether the gradient of ``loss`` is nonzero at every operation that it passes.
+
+        A term with a factor of 0, or below a layer of zeros, shows nothing in a gradient.
+        """
+        dead: list[Node] = []
+
+        def look(node: Node, grads: tuple[Tensor | None, ...]) -> None:
+            if not any(g is not None and bool(g.any()) for g in grads):
+                dead.append(node)
+
+        hooks = [
+            node.register_prehook(functools.partial(look, node))
+            for node in self.nodes
+            if type(node) is not _LEAF
+        ]
+        try:
+            torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return not dead
 
     def leaves(self) -> list[Node]:
         """The leaves, as nodes."""
