@@ -202,7 +202,8 @@ def _disagreement(mode: Mode, inner: InnerProblem, names: list[str]) -> Disagree
             return disagreement(product, problem.evaluate, problem.params(), constant)
         except Exception as error:  # whatever an operation raises in a type it was not made for
             logger.info("hvp mode %r is not compared in %s: %s", mode, precision, str(error))
-            reasons[f"in {precision}, {str(error).strip().splitlines()[0] or repr(error)}"] = None
+            said = (str(error).strip() or repr(error)).splitlines()[0]
+            reasons[f"in {precision}, {said}"] = None
     raise _NotComparedError("; ".join(reasons))
 
 

@@ -126,9 +126,9 @@ class InnerInDouble:
 
     @contextmanager
     def _installed(self, params: Tree) -> Iterator[None]:
-        idle_rows = self._constants[1]
         isolation = self._inner.isolation
         isolation.restore(copies=False)
+        idle_rows = self._constants[1]
         with (
             isolation.aside(),
             self._model.at(params, self._fresh_constants(), lambda buffer: doubled(buffer.clone())),
