@@ -127,11 +127,11 @@ class InnerInDouble:
     @contextmanager
     def _installed(self, params: Tree) -> Iterator[None]:
         isolation = self._inner.isolation
-        isolation.restore(copies=False)
-        idle_rows = self._constants[1]
-        with (
-            isolation.aside(),
-            self._model.at(params, self._fresh_constants(), lambda buffer: doubled(buffer.clone())),
-            SubstituteRows(self._idle, idle_rows),
-        ):
-            yield
+        with isolation.aside():
+            isolation.restore(copies=False)
+            others, idle_rows = self._fresh_constants(), self._constants[1]
+            with (
+                self._model.at(params, others, lambda buffer: doubled(buffer.clone())),
+                SubstituteRows(self._idle, idle_rows),
+            ):
+                yield

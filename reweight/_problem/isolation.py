@@ -130,8 +130,8 @@ class Isolation:
         self._install_copies()
         self._objects.restore()
         for p, _, _, data in self._leaves:
-            if data is not None and p.data_ptr() != data.data_ptr():
-                p.data = data
+            if _is_replaced(p, data):
+                p.data = data  # type: ignore[assignment]
         for key, (whole, value) in self._known_writes().items():
             if key not in self._of_theta:
                 whole.copy_(value)
@@ -166,11 +166,7 @@ class Isolation:
 
     def rewrites(self, theta: Tree) -> list[str]:
         """The inner parameters to which a pass has given other values."""
-        replaced = {
-            id(p)
-            for p, _, _, data in self._leaves
-            if data is not None and p.data_ptr() != data.data_ptr()
-        }
+        replaced = {id(p) for p, _, _, data in self._leaves if _is_replaced(p, data)}
         changed = {
             key
             for key, (whole, value) in self._known_writes().items()
@@ -201,8 +197,8 @@ class Isolation:
         if self._writes is not None:
             self._guard.learn(self._writes, self._batches)
         for p, grad, requires_grad, data in self._leaves:
-            if data is not None and p.data_ptr() != data.data_ptr():
-                p.data = data
+            if _is_replaced(p, data):
+                p.data = data  # type: ignore[assignment]
             if p.requires_grad is not requires_grad:
                 p.requires_grad_(requires_grad)
             if p.grad is not grad:
@@ -270,6 +266,15 @@ class Isolation:
 def _storage_of(x: Tensor) -> Tensor | None:
     """An alias of ``x``, by which a pass that replaces ``x.data`` is found out."""
     return x.data if x.layout is torch.strided else None
+
+
+def _is_replaced(x: Tensor, data: Tensor | None) -> bool:
+    if data is None:
+        return False
+    try:
+        return x.data_ptr() != data.data_ptr()
+    except RuntimeError:  # by a tensor of a transform, which has no memory
+        return True
 
 
 def _set_version(x: Tensor, version: int) -> None:
