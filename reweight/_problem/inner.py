@@ -148,8 +148,12 @@ class InnerProblem:
         def inner(params: Tree, hparams: Tree) -> Tensor:
             # The same dropout mask in every evaluation.
             self.isolation.restore(copies=False)
-            # Copies of buffers: torch.func can't update captured tensors in place.
-            with model.at(params, buffers=self.isolation.saved), twice_differentiable():
+            with (
+                self.isolation.transformed(),
+                # Copies of buffers: torch.func can't update captured tensors in place.
+                model.at(params, buffers=self.isolation.saved),
+                twice_differentiable(),
+            ):
                 return self.evaluate(self.batch, hparams["weights"])
 
         return inner
