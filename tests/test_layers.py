@@ -48,7 +48,6 @@ FOREIGN = {
     "_C": "torch has no public way to put a version counter back",
     "_autograd": "torch has no public way to put a version counter back",
     "_unsafe_set_version_counter": "torch has no public way to put a version counter back",
-    "_dispatch_keys": "of a tensor: whether it belongs to a transform of torch.func",
     "_cdata": "of a storage: its address, which is the identity of the memory",
     "_cache": "of parametrize: weights cached before parameters moved",
     "_cache_enabled": "of parametrize: weights cached before parameters moved",

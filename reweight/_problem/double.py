@@ -73,7 +73,7 @@ class InnerInDouble:
         if mode == "func":
 
             def objective(theta: Tree, hparams: Tree) -> Tensor:
-                with self._installed(theta), self._inner.isolation.transformed():
+                with self._installed(theta):
                     return self._loss()
 
             with InFloat64():

@@ -138,21 +138,6 @@ class Isolation:
         self._clear_gradients()
 
     @contextmanager
-    def transformed(self) -> Iterator[None]:
-        """Run a pass inside a transform of ``torch.func``.
-
-        A tensor of the transform that a pass assigned, as ``p.data = ...``, must not outlive it:
-        reading it would crash the process.
-        """
-        try:
-            yield
-        finally:
-            for p, _, _, data in self._leaves:
-                # Not p.data_ptr(): the tensors of a transform have no memory.
-                if data is not None and _keys(p) != _keys(data):
-                    p.data = data
-
-    @contextmanager
     def aside(self) -> Iterator[None]:
         """Run passes while a graph waits for its backward pass.
 
@@ -281,10 +266,6 @@ class Isolation:
 def _storage_of(x: Tensor) -> Tensor | None:
     """An alias of ``x``, by which a pass that replaces ``x.data`` is found out."""
     return x.data if x.layout is torch.strided else None
-
-
-def _keys(x: Tensor) -> Any:
-    return torch._C._dispatch_keys(x)
 
 
 def _is_replaced(x: Tensor, data: Tensor | None) -> bool:
