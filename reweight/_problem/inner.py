@@ -146,18 +146,19 @@ class InnerProblem:
 
     def _objective(self, model: FunctionalModel) -> Callable[[Tree, Tree], Tensor]:
         inside = {id(p) for p in model.theta.values()}
-        # Other tensors in the place of all other parameters, since a pass may assign p.data a
-        # tensor of a transform, which would crash the process later.
-        constants = {
-            id(p): p.detach()
+        others = [
+            p
             for part in self.parts
             for p in part._parameters.values()
             if p is not None and id(p) not in inside
-        }
+        ]
 
         def inner(params: Tree, hparams: Tree) -> Tensor:
             # The same dropout mask in every evaluation.
             self.isolation.restore(copies=False)
+            # New tensors with the memory of the other parameters: a pass may assign to p.data a
+            # tensor of a transform, and a parameter that held it would crash the process later.
+            constants = {id(p): p.data for p in others}
             # Copies of buffers: torch.func can't update captured tensors in place.
             with model.at(params, constants, self.isolation.saved), twice_differentiable():
                 return self.evaluate(self.batch, hparams["weights"])
