@@ -17,7 +17,7 @@ from reweight._problem.hooks import GradientHooks
 from reweight._problem.inner_parameters import InnerParameters, held
 from reweight._problem.isolation import parts_of
 from reweight._problem.notices import Notices, Silent
-from reweight._problem.objects import is_numbers
+from reweight._problem.objects import holds_numbers
 from reweight._problem.progress import Progress
 from reweight._problem.statement import check_modules, check_optimizers, check_parameters
 from reweight._problem.weights import weigh
@@ -63,9 +63,9 @@ class BilevelProblem:
         self.elsewhere: dict[int, Tensor] = {}
         self._losses_fn, self._outer_fn, self._chosen = losses, outer_loss, inner_params
         self._companions = companions((losses, outer_loss), (model, weighter))
-        # Arrays and generators that the user's functions refer to. Their lists and dicts are left
-        # alone: what is counted or logged there is to stay.
-        self.objects = referred((losses, outer_loss), is_numbers)
+        # Arrays, generators and optimizers that the user's functions refer to. Their lists and
+        # dicts are left alone: what is counted or logged there is to stay.
+        self.objects = referred((losses, outer_loss), holds_numbers)
         self._inner = InnerParameters(
             model, self.optimizers, inner_params, self._companions, weighter
         )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 # Larger ones hold data, which passes read.
 _LARGEST = 10_000
@@ -26,11 +27,11 @@ class Objects:
     Of a container the entries are put back, not what is inside of an entry.
 
     Args:
-        objects: lists, dicts, sets, arrays and random generators.
+        objects: lists, dicts, sets, arrays, random generators, and optimizers for their state.
     """
 
     def __init__(self, objects: Iterable[Any]) -> None:
-        distinct = {id(x): x for x in objects}
+        distinct = {id(y): y for x in objects for y in _parts(x)}
         self._saved = [put_back for x in distinct.values() if (put_back := _saved(x)) is not None]
 
     def restore(self) -> None:
@@ -39,13 +40,20 @@ class Objects:
             put_back()
 
 
-def is_numbers(x: Any) -> bool:
-    """Whether an object is an array or a random generator."""
-    return isinstance(x, (np.ndarray, *_GENERATORS))
+def holds_numbers(x: Any) -> bool:
+    """Whether an object is an array, a random generator or an optimizer."""
+    return isinstance(x, (np.ndarray, Optimizer, *_GENERATORS))
 
 
 def _mutable(x: Any) -> bool:
-    return type(x) in _CONTAINERS or is_numbers(x)
+    return type(x) in _CONTAINERS or isinstance(x, (np.ndarray, *_GENERATORS))
+
+
+def _parts(x: Any) -> Iterator[Any]:
+    if isinstance(x, Optimizer):
+        yield from inside(x.state)
+    else:
+        yield x
 
 
 def of_modules(parts: Sequence[nn.Module]) -> Iterator[Any]:
