@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 from _support.habits import outcome
 from _support.habits.outcome import WRONG
@@ -16,7 +16,8 @@ def check(spec: Spec) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=25)
+# A failure is not shrunk here, which takes minutes; the slow test below does.
+@settings(max_examples=25, phases=(Phase.explicit, Phase.generate))
 @given(specs)
 def test_an_assembled_model_is_right_or_refused_or_not_trusted(spec: Spec) -> None:
     check(spec)
