@@ -22,8 +22,10 @@ from reweight._curvature import (
     Mode,
     Objective,
     Partial,
+    Slope,
     Solver,
     System,
+    gradients_of,
     solve,
 )
 from reweight._tables import GraphInputs, Table
@@ -186,7 +188,8 @@ class ImplicitHypergradient:
             hparams=phi,
             loss=lambda: checked(theta, phi),
             # torch.func does not allow reading values, so for it the loss is not checked.
-            function=lambda: Function(inner, theta, eager=checked),
+            function=lambda: Function(inner, theta),
+            slope=lambda: Slope(gradients_of(checked), theta),
             shift=dict.fromkeys(theta, self.damping),
             preconditioner=self.preconditioner,
         )

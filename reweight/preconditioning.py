@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,45 +46,53 @@ class SecondMoments:
 
     def diagonal(
         self,
-        optimizer: Optimizer | None,
+        optimizer: Optimizer | Sequence[Optimizer] | None,
         params: Mapping[str, Tensor],
         rows: Mapping[str, Tensor] | None = None,
     ) -> Tree:
         """``D`` by the names of ``params``, in their shapes; every entry is positive.
 
-        With ``rows`` (int64 ``[r]`` by name), only these rows of some parameters are read.
+        With ``rows`` (int64 ``[r]`` by name), only these rows of some parameters are read. Several
+        optimizers may each hold some of the parameters.
 
         Raises:
             ValueError: no optimizer, one without second moments, or one that has not yet stepped.
         """
-        if optimizer is None:
+        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+        if not optimizers:
             raise ValueError(
                 "SecondMoments() reads the inner optimizer's state, and there is none here: pass "
                 "wrap(..., optimizer=optimizer); outside of wrap, pass a dict of tensors as "
                 "preconditioner"
             )
         rows = rows or {}
-        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        held = {
+            id(p): (each, group)
+            for each in reversed(optimizers)
+            for group in each.param_groups
+            for p in group["params"]
+        }
         found = {
-            name: _moments_of_rows(optimizer, groups[id(p)], p, rows.get(name))
+            name: _moments_of_rows(*held[id(p)], p, rows.get(name))
             for name, p in params.items()
-            if optimizer.state.get(p) and id(p) in groups
+            if id(p) in held and held[id(p)][0].state.get(p)
         }
         total = sum(float(v.double().sum()) for v in found.values())
         count = sum(int((v > 0.0).sum()) for v in found.values())
         if rows and not total > 0.0:
             # No step has touched any of these rows: take the mean over all rows.
-            whole = self.diagonal(optimizer, params)
+            whole = self.diagonal(optimizers, params)
             return {name: _rows_of(entry, rows.get(name)) for name, entry in whole.items()}
         if not count or not total > 0.0:
             raise ValueError(
-                f"SecondMoments() found no second moments in {type(optimizer).__name__} for "
+                "SecondMoments() found no second moments in "
+                f"{some({type(each).__name__: each for each in optimizers})} for "
                 f"{some(params)}: it has not made a step yet (take an inner step before the first "
                 "outer one), or it is not an adaptive optimizer"
             )
         diagonal: Tree = {}
         for name, parameter in params.items():
-            group = groups.get(id(parameter), optimizer.defaults)
+            group = held[id(parameter)][1] if id(parameter) in held else optimizers[0].defaults
             moments = found.get(name)
             if moments is None:
                 moments = torch.zeros_like(_rows_of(parameter.detach(), rows.get(name)))
@@ -141,7 +149,7 @@ def _rows_of(x: Tensor, rows: Tensor | None) -> Tensor:
 
 def diagonal_of(
     preconditioner: Preconditioner | None,
-    optimizer: Optimizer | None,
+    optimizers: Sequence[Optimizer],
     params: Tree,
     rows: Mapping[str, Tensor] | None = None,
 ) -> Tree | None:
@@ -150,7 +158,7 @@ def diagonal_of(
         return None
     rows = rows or {}
     if isinstance(preconditioner, SecondMoments):
-        diagonal = preconditioner.diagonal(optimizer, params, rows)
+        diagonal = preconditioner.diagonal(optimizers, params, rows)
     else:
         missing = [name for name in params if name not in preconditioner]
         if missing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reweight.solvers import Status
 
@@ -14,6 +14,25 @@ TRUSTED_ERROR = 1e-2
 _USELESS_RESIDUAL = 10.0
 # Curvatures below this share of the largest one are rounding errors, of either sign.
 _FLAT = 1e-6
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The last comparison of second derivatives with differences of gradients.
+
+    Attributes:
+        age: how many outer steps ago it was made; 0 is this one; ``None`` if it failed.
+        failure: why it could not be made, or ``""``.
+    """
+
+    age: int | None
+    failure: str = ""
+
+    def __str__(self) -> str:
+        if self.age is None:
+            return f"second derivatives could not be compared with differences ({self.failure})"
+        when = {0: "in this step", 1: "one step ago"}.get(self.age, f"{self.age} steps ago")
+        return f"second derivatives compared {when}"
 
 
 @dataclass(frozen=True)
@@ -38,6 +57,8 @@ class SolveInfo:
         error_estimate: ``‖residual‖/(smallest_curvature·‖u‖)``, the relative error of ``u`` that
             the residual can hide; ``None`` where no positive curvature was met. Where the residual
             is small, the curvature along the residual is measured too.
+        comparison: the last comparison of second derivatives with differences of gradients;
+            ``None`` where the problem is given as functions, which are not compared.
     """
 
     relative_residual: float
@@ -49,20 +70,22 @@ class SolveInfo:
     detail: str = ""
     caveat: str = ""
     error_estimate: float | None = None
+    comparison: Comparison | None = field(default=None, compare=False)
 
     @property
     def trustworthy(self) -> bool:
         """Whether ``u`` solves the system.
 
         That means: a residual of at most 1e-3, an estimated error of at most 1e-2, no direction of
-        negative curvature, and no caveat. Whether the inner parameters are at a minimum is not
-        tested: between two outer steps they never are exactly.
+        negative curvature, no caveat, and second derivatives that were compared. Whether the inner
+        parameters are at a minimum is not tested: between two outer steps they never are exactly.
         """
         return (
             self.relative_residual <= TRUSTED_RESIDUAL
             and not self.curves_down
             and not self._ill_conditioned
             and not self.caveat
+            and not self._unexamined
         )
 
     @property
@@ -72,10 +95,13 @@ class SolveInfo:
             reason = self.detail or (self.status if self.status.alarming else "")
             return f"trustworthy: {reason or 'nothing had to be solved'}"
         numbers = f"relative residual {self.relative_residual:.2g} after {self.num_hvps} HVPs"
+        compared = f"; {self.comparison}" if self.comparison else ""
         if self.trustworthy:
-            return f"trustworthy: {numbers}"
+            return f"trustworthy: {numbers}{compared}"
         if self.caveat:
             return f"not a hypergradient: {self.caveat}"
+        if self._unexamined and self.relative_residual <= TRUSTED_RESIDUAL:
+            return f"not examined: {numbers}{compared}"
         status, detail = self.status, self.detail
         if self.curves_down:
             status = Status.NEGATIVE_CURVATURE
@@ -88,7 +114,7 @@ class SolveInfo:
         kind = "not an exact hypergradient"
         if status.by_design:
             kind += ", by choice of solver"
-        return f"{kind}: {numbers}; {status}{detail}"
+        return f"{kind}: {numbers}; {status}{detail}{compared}"
 
     @property
     def curves_down(self) -> bool:
@@ -102,6 +128,10 @@ class SolveInfo:
         """Whether the user is to be warned: no choice of a solver explains this ending."""
         useless = self.relative_residual > _USELESS_RESIDUAL
         return self.status.alarming or (self.status is Status.NEGATIVE_CURVATURE and useless)
+
+    @property
+    def _unexamined(self) -> bool:
+        return self.comparison is not None and self.comparison.age is None
 
     @property
     def _ill_conditioned(self) -> bool:

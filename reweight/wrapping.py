@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from reweight._problem import BilevelProblem, LossesFn, OuterFn, Reduction, isolated
+from reweight._problem import (
+    BilevelProblem,
+    LossesFn,
+    OuterFn,
+    Reduction,
+    hypergradient,
+    weights,
+)
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient
 from reweight.weighters import SampleWeighter
 
@@ -20,7 +27,7 @@ def wrap(
     weighter: SampleWeighter,
     losses: LossesFn | None = None,
     outer_loss: OuterFn | None = None,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     hypergradient: ImplicitHypergradient | None = None,
     inner_params: Callable[[str], bool] | None = None,
     reduction: Reduction = "mean",
@@ -122,9 +129,7 @@ class Reweighted:
         Raises:
             ValueError: losses or weights that are not finite or of a wrong shape.
         """
-        problem = self.problem
-        with isolated((problem.model, problem.weighter), problem.devices()), torch.no_grad():
-            return problem.weights(problem.losses(batch))
+        return weights(self.problem, batch)
 
     def hypergradient(
         self, batch: Any, dev_batch: Any, *, batches: Iterable[Any] | None = None
@@ -151,7 +156,7 @@ class Reweighted:
                 that does not depend on the inner parameters, ``batches`` that run out.
             FloatingPointError: a derivative that is not finite.
         """
-        return self.problem.hypergradient(batch, dev_batch, self.strategy, batches)
+        return hypergradient(self.problem, batch, dev_batch, self.strategy, batches)
 
     def outer_backward(
         self, batch: Any, dev_batch: Any, *, batches: Iterable[Any] | None = None
@@ -160,7 +165,7 @@ class Reweighted:
 
         Clipping, the optimizer's step and ``zero_grad`` are yours, as after any ``backward()``.
         """
-        result = self.problem.hypergradient(batch, dev_batch, self.strategy, batches)
+        result = hypergradient(self.problem, batch, dev_batch, self.strategy, batches)
         for name, parameter in self.problem.phi().items():
             grad = result.grads[name]
             if parameter.grad is None:

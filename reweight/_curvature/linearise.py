@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,6 +30,8 @@ from reweight._tensors import (
 
 Objective = Callable[[Tree, Tree], Tensor]
 Partial = dict[str, Tensor | None]
+# ``(θ, φ) -> (∇θ inner, ∂inner/∂φ)``
+Gradients = Callable[[Tree, Tree], tuple[Tree, Partial]]
 Mode = Literal["autograd", "func", "finite_difference"]
 # In the order in which hvp="auto" tries them.
 MODES: tuple[Mode, ...] = ("autograd", "func", "finite_difference")
@@ -133,28 +134,26 @@ def with_func(inner: Objective, params: Tree, hparams: Tree) -> Linearisation:
     return Linearisation(tuple(params), hvp, cross)
 
 
-def with_finite_difference(
-    inner: Objective,
-    params: Tree,
-    hparams: Tree,
-    installed: Callable[[Tree], AbstractContextManager[None]] = lambda params: nullcontext(),
-) -> Linearisation:
+def gradients_of(inner: Objective) -> Gradients:
+    """The first derivatives of a function, by autograd at new leaves."""
+
+    def gradients(params: Tree, hparams: Tree) -> tuple[Tree, Partial]:
+        p, h = new_leaves(params), new_leaves(hparams)
+        grads = torch.autograd.grad(inner(p, h), [*p.values(), *h.values()], allow_unused=True)
+        return filled(grads[: len(p)], p), dict(zip(h, grads[len(p) :], strict=True))
+
+    return gradients
+
+
+def with_finite_difference(gradients: Gradients, params: Tree, hparams: Tree) -> Linearisation:
     """Central differences of first-order gradients, for operations without a second derivative.
 
     The step is ``(1 + ‖θ‖)·eps^⅓/‖v‖``, which balances truncation against rounding, with ``θ``
     restricted to the entries that ``v`` moves. Expect six to ten digits in float64 and two to five
-    in float32. ``installed(params)`` is open around each evaluation and its backward pass, in which
-    a checkpointed module runs again.
+    in float32.
     """
     params = detached(params)
     eps = max(torch.finfo(p.dtype).eps for p in params.values())
-
-    def gradients(p: Tree) -> tuple[Tree, Partial]:
-        p, h = new_leaves(p), new_leaves(hparams)
-        with installed(p):
-            inputs = [*p.values(), *h.values()]
-            grads = torch.autograd.grad(inner(p, h), inputs, allow_unused=True)
-        return filled(grads[: len(p)], p), dict(zip(h, grads[len(p) :], strict=True))
 
     def difference(u: Tree, share: float) -> tuple[Tree, Partial]:
         length = norm(u)
@@ -167,7 +166,7 @@ def with_finite_difference(
             )
         moved = {name: p * (u[name] != 0) for name, p in params.items()}
         step = share * (1.0 + norm(moved)) * eps ** (1.0 / 3.0) / length
-        return central_difference(gradients, params, u, step)
+        return central_difference(lambda p: gradients(p, hparams), params, u, step)
 
     def cross(u: Tree) -> tuple[Tree, Partial]:
         return difference(u, 1.0)

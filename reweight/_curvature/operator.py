@@ -24,6 +24,7 @@ class Operator:
         hvp: ``v -> H v``.
         like: the parameters that a flat vector is made of.
         shift: curvature by name that ``hvp`` does not have.
+        free: masks by name, 0 where an entry is a constant: its row and column are zero.
         reuse: whether all products may share one buffer.
 
     Attributes:
@@ -37,11 +38,16 @@ class Operator:
         hvp: Callable[[Tree], Tree],
         like: Tree,
         shift: Mapping[str, float],
+        free: Tree,
         reuse: bool = False,
     ) -> None:
         self._hvp = hvp
         self._like = like
         self._shift = {name: shift.get(name, 0.0) for name in like}
+        self._free: Tensor | None = None
+        if free:
+            masks = {name: free.get(name, torch.ones_like(x)) for name, x in like.items()}
+            self._free = flatten(masks)
         self._reuse = reuse
         self._buffer: Tensor | None = None
         self.count = 0
@@ -76,16 +82,20 @@ class Operator:
         total = all_samples(flatten(product, self._buffer))
         if self._reuse:
             self._buffer = total
+        self._add_shift(total, v)
+        return total if self._free is None else total.mul_(self._free)
+
+    def _add_shift(self, total: Tensor, v: Tensor) -> None:
         shifts = set(self._shift.values())
         if shifts == {0.0}:
-            return total
+            return
         if len(shifts) == 1:
-            return total.add_(v, alpha=shifts.pop())
+            total.add_(v, alpha=shifts.pop())
+            return
         sizes = [entry.numel() for entry in self._like.values()]
         parts = (torch.split(x, sizes) for x in (total, v))
         for entry, along, shift in zip(*parts, self._shift.values(), strict=True):
             entry.add_(along, alpha=shift)
-        return total
 
     def smallest_along(self, v: Tensor) -> float:
         """The smallest curvature in the span of ``v, Av, A²v``; its products are not counted.

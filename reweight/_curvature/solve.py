@@ -80,14 +80,15 @@ def solve(
     if fresh is not None:
         solver = on_fresh_batches(solver)
     for mode, linearisation in linearisations:
-        if not (like := _restricted(rhs, linearisation)):
+        free = system.free(linearisation)
+        if not (like := _restricted(rhs, linearisation, free)):
             untouched: Partial = dict.fromkeys(system.hparams)
             return Solved(untouched, nothing_to_solve("the inner loss uses no parameter"))
         v = all_samples(flatten(like))
         if (largest := max_abs(v)) == 0.0:
             return Solved(zero, nothing_to_solve("", Status.DISJOINT))
         hvp = None if fresh is None else product_by_product(fresh, mode, rhs)
-        setup = _SetUp(system, linearisation, solver, like, v, hvp)
+        setup = _SetUp(system, linearisation, solver, like, v, hvp, free)
         try:
             solution = setup.solver.solve_flat(setup.matvec, setup.b, rounding(like))
             answer, mixed = setup.measured(mode, solution, largest)
@@ -109,6 +110,7 @@ class _SetUp:
         like: the entries of θ that the system is over.
         v: the right-hand side, flat.
         hvp: products with the Hessians of fresh batches, if the solver is to use those.
+        free: masks of entries that are constants.
 
     Attributes:
         solver: has ``solve_flat``.
@@ -124,6 +126,7 @@ class _SetUp:
         like: Tree,
         v: Tensor,
         hvp: Callable[[Tree], Tree] | None,
+        free: Tree,
     ) -> None:
         self._linearisation, self._like, self._v = linearisation, like, v
         self._fresh = hvp is not None
@@ -133,7 +136,8 @@ class _SetUp:
             reuse = not solver.keeps_products
         else:
             self.solver = CallableSolver(solver, like)
-        self._operator = Operator(hvp or guarded()(linearisation.hvp), like, system.shift, reuse)
+        products = hvp or guarded()(linearisation.hvp)
+        self._operator = Operator(products, like, system.shift, free, reuse)
         self.matvec: Callable[[Tensor], Tensor] = self._operator
         self.b, self._root = v, None
         if (diagonal := system.diagonal(linearisation)) is not None:
@@ -182,17 +186,18 @@ def _preconditioned(operator: Operator, root: Tensor) -> Callable[[Tensor], Tens
     return matvec
 
 
-def _restricted(rhs: Tree, linearisation: Linearisation) -> Tree:
+def _restricted(rhs: Tree, linearisation: Linearisation, free: Tree) -> Tree:
     """``rhs`` on the entries of θ that the linearisation covers.
 
     The other entries have zero rows and columns in ``H`` and no mixed derivative, so leaving them
     out changes the conditioning of the system only.
     """
     rows = linearisation.rows
-    return {
+    found = {
         name: pick(rhs[name], rows[name]) if name in rows else dense(rhs[name])
         for name in linearisation.params
     }
+    return found | {name: found[name] * mask for name, mask in free.items()}
 
 
 def _no_mode_works(failures: Mapping[Mode, BaseException]) -> BaseException:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch.optim import Optimizer
 
 from reweight._curvature.failure import ModeFailed, guarded, record
 from reweight._curvature.linearise import (
+    Gradients,
     Linearisation,
     Mode,
     Objective,
@@ -19,7 +19,7 @@ from reweight._curvature.linearise import (
     with_finite_difference,
     with_func,
 )
-from reweight._tables import Table
+from reweight._tables import Table, pick
 from reweight._tensors import Tree
 from reweight.preconditioning import Preconditioner, diagonal_of
 
@@ -32,15 +32,26 @@ class Function:
         objective: ``(θ, φ) -> []``, a pure function, also inside transforms of ``torch.func``.
         params: θ, where it is linearised; rows in the place of tables.
         rows: the rows that stand for tables, by name.
-        installed: a context that is open around an evaluation at θ and its backward pass.
-        eager: the objective outside of ``torch.func``, if it differs: it may check its value.
     """
 
     objective: Objective
     params: Tree
     rows: Mapping[str, Tensor] = field(default_factory=dict)
-    installed: Callable[[Tree], AbstractContextManager[None]] = lambda params: nullcontext()
-    eager: Objective | None = None
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The first derivatives of the inner loss, evaluated anew at each call.
+
+    Attributes:
+        gradients: ``(θ, φ) -> (∇θ inner, ∂inner/∂φ)``.
+        params: see :class:`Function`.
+        rows: see :class:`Function`.
+    """
+
+    gradients: Gradients
+    params: Tree
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,35 +62,39 @@ class System:
         params: θ, leaves.
         hparams: φ, leaves.
         loss: gives the inner loss with its graph; called by mode ``"autograd"``.
-        function: gives the inner loss as a function; called by the modes that evaluate it anew.
+        function: gives the inner loss as a function; called by mode ``"func"``.
+        slope: gives its first derivatives; called by mode ``"finite_difference"``.
         tables: entries of θ that ``loss()`` reads by rows, with these rows.
+        constants: for some entries of θ a mask ``[...]`` of their shape, 1 where the entry is free
+            and 0 where it is a constant, which has no row and no column in ``H``.
         shift: curvature per entry of θ that the inner loss does not have: the damping, and the
             optimizer's weight decay.
         preconditioner: as the user stated it.
-        optimizer: the inner optimizer, which a preconditioner may read.
+        optimizers: the inner optimizers, which a preconditioner may read.
     """
 
     params: Tree
     hparams: Tree
     loss: Callable[[], Tensor]
     function: Callable[[], Function]
+    slope: Callable[[], Slope]
     tables: Mapping[str, Table] = field(default_factory=dict)
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
     shift: Mapping[str, float] = field(default_factory=dict)
     preconditioner: Preconditioner | None = None
-    optimizer: Optimizer | None = None
+    optimizers: Sequence[Optimizer] = ()
 
     def linearise(self, mode: Mode) -> Linearisation:
         """The second derivatives of the inner loss, in this mode."""
         if mode == "autograd":
             return from_graph(self.loss(), self.params, self.hparams, self.tables)
-        function = self.function()
-        params, hparams = function.params, self.hparams
         if mode == "func":
-            linearisation = with_func(function.objective, params, hparams)
-        else:
-            eager = function.eager or function.objective
-            linearisation = with_finite_difference(eager, params, hparams, function.installed)
-        return dataclasses.replace(linearisation, rows=function.rows)
+            function = self.function()
+            found = with_func(function.objective, function.params, self.hparams)
+            return dataclasses.replace(found, rows=function.rows)
+        slope = self.slope()
+        found = with_finite_difference(slope.gradients, slope.params, self.hparams)
+        return dataclasses.replace(found, rows=slope.rows)
 
     def linearisations(
         self, modes: Iterable[Mode], failures: dict[Mode, BaseException]
@@ -104,4 +119,13 @@ class System:
     def diagonal(self, linearisation: Linearisation) -> Tree | None:
         """``D`` of the preconditioner over what the linearisation covers, or ``None``."""
         params = {name: self.params[name] for name in linearisation.params}
-        return diagonal_of(self.preconditioner, self.optimizer, params, linearisation.rows)
+        return diagonal_of(self.preconditioner, self.optimizers, params, linearisation.rows)
+
+    def free(self, linearisation: Linearisation) -> Tree:
+        """Masks over what the linearisation covers: 0 where an entry is a constant."""
+        rows = linearisation.rows
+        return {
+            name: pick(mask, rows[name]) if name in rows else mask
+            for name, mask in self.constants.items()
+            if name in linearisation.params
+        }

@@ -3,7 +3,8 @@
 from reweight._problem.bilevel import BilevelProblem, LossesFn, OuterFn, Reduction
 from reweight._problem.double import batch_in_double
 from reweight._problem.functional import swapped
-from reweight._problem.isolation import Isolation, isolated, twice_differentiable
+from reweight._problem.isolation import Isolation, isolated, parts_of, twice_differentiable
+from reweight._problem.outer_step import hypergradient, weights
 from reweight._problem.second_derivatives import disagreement
 
 __all__ = [
@@ -14,7 +15,10 @@ __all__ = [
     "Reduction",
     "batch_in_double",
     "disagreement",
+    "hypergradient",
     "isolated",
+    "parts_of",
     "swapped",
     "twice_differentiable",
+    "weights",
 ]

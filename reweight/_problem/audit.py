@@ -5,27 +5,91 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from reweight._curvature import Linearisation, Mode
 from reweight._problem.double import InnerInDouble
+from reweight._problem.hooks import Hooked
+from reweight._problem.in_place import InnerInPlace
 from reweight._problem.inner import InnerProblem
 from reweight._problem.second_derivatives import Disagreement, disagreement
+from reweight.verdict import Comparison
 
 logger = logging.getLogger("reweight")
 
+# What was found is looked at again after this many outer steps, then after twice as many, and so
+# on: a part that was wrong from the start is found at once, a part that went wrong later, some day.
+_AGAIN_AFTER = 100
 
-class Audit:
-    """Compares the second derivatives of each mode with differences of gradients, once per mode.
+
+@dataclass
+class Findings:
+    """What comparisons have shown of problems that are alike: same θ, module modes and types.
 
     Attributes:
         ruled_out: the modes that do not work or are wrong, with the reason.
         caveats: what is wrong with modes that are used although they are wrong.
+        compared: the outer step in which each mode was last compared.
+        not_compared: why a mode could not be compared.
+        kinds: the kinds of operations that were in the graphs looked at.
+        leaves: the names of the inner parameters that were reached in them.
+        looked: the outer step of the last look.
+        hooked: what gradient hooks do.
+        remarks: what else is wrong with the problem, by kind, in words.
+    """
+
+    ruled_out: dict[Mode, BaseException] = field(default_factory=dict)
+    caveats: dict[Mode, str] = field(default_factory=dict)
+    compared: dict[Mode, int] = field(default_factory=dict)
+    not_compared: dict[Mode, str] = field(default_factory=dict)
+    kinds: frozenset[type] = frozenset()
+    leaves: frozenset[str] = frozenset()
+    looked: int = 0
+    hooked: Hooked = field(default_factory=Hooked)
+    remarks: dict[str, str] = field(default_factory=dict)
+
+
+class Audit:
+    """Compares the second derivatives of each mode with differences of gradients.
+
+    They are compared when a mode is first used, when the inner problem is no longer of the same
+    kind (see :meth:`begin`), and now and then.
+
+    Attributes:
+        findings: what is known of the problem of this step.
     """
 
     def __init__(self) -> None:
-        self.ruled_out: dict[Mode, BaseException] = {}
-        self.caveats: dict[str, str] = {}
-        self._compared: set[Mode] = set()
+        self._findings: dict[object, Findings] = {}
+        self.findings = Findings()
+        self._step = 0
+
+    def begin(self, fingerprint: object) -> bool:
+        """Begin an outer step.
+
+        Args:
+            fingerprint: equal for problems of which one comparison serves all.
+
+        Returns:
+            Whether this is a problem to look at: a new one, or one last looked at long ago.
+        """
+        self._step += 1
+        known = self._findings.get(fingerprint)
+        if known is None or self._step - known.looked >= max(_AGAIN_AFTER, self._step // 2):
+            known = self._findings[fingerprint] = Findings(looked=self._step)
+        self.findings = known
+        return known.looked == self._step
+
+    def forget(self) -> None:
+        """Look at everything again in the next step."""
+        self._findings.clear()
+
+    def comparison(self, mode: Mode) -> Comparison | None:
+        """The last comparison of a mode; ``None`` where nothing had to be compared."""
+        if reason := self.findings.not_compared.get(mode):
+            return Comparison(None, reason)
+        step = self.findings.compared.get(mode)
+        return None if step is None else Comparison(self._step - step)
 
     def accepted(
         self,
@@ -43,6 +107,13 @@ class Audit:
             inner: the inner problem.
             auto: whether another mode may be used instead of a wrong one.
         """
+        now, graph = self.findings, inner.graph
+        reached = graph.reached(inner.theta).keys()
+        if not (now.kinds >= graph.kinds and now.leaves >= reached):
+            # Something joined the loss that no comparison has seen.
+            now.compared.clear()
+            now.not_compared.clear()
+            now.kinds, now.leaves = now.kinds | graph.kinds, now.leaves | reached
         for mode, linearisation in linearisations:
             reason = self._rejection(mode, inner, linearisation.params, auto)
             if reason is None:
@@ -53,48 +124,69 @@ class Audit:
     def note(self, failures: Mapping[Mode, BaseException]) -> None:
         """Remember modes that do not work, for later steps."""
         # Only the message: an exception holds its traceback, and so the batch, in memory.
-        self.ruled_out.update({m: RuntimeError(str(error)) for m, error in failures.items()})
+        self.findings.ruled_out.update(
+            {m: RuntimeError(str(error)) for m, error in failures.items()}
+        )
 
     def _rejection(
         self, mode: Mode, inner: InnerProblem, names: Iterable[str], auto: bool
     ) -> str | None:
-        # Finite differences are not compared with finite differences.
-        if mode in self._compared or mode == "finite_difference":
+        now = self.findings
+        if mode in now.compared or mode in now.not_compared:
             return None
-        found = self._disagreement(mode, inner, names)
-        self._compared.add(mode)
+        try:
+            found = _disagreement(mode, inner, list(names))
+        except _NotComparedError as error:
+            now.not_compared[mode] = str(error)
+            return None
+        now.compared[mode] = self._step
         if found is None:
             return None
         by = f"by {found.share:.2g} of its size for {found.name}"
         if not found.of_the_loss:
-            self.caveats[mode] = (
-                "the gradients of the inner loss are not its derivatives (nor are the products "
-                f"with its Hessian, {by}): is there a detach() inside the losses, a "
-                "straight-through or a reversed gradient? The formula then holds for another "
-                "problem than the one that is trained"
+            also = f" (nor are the products with its Hessian, {by})" if found.name else ""
+            now.caveats[mode] = (
+                f"the gradients of the inner loss are not its derivatives{also}: is there a "
+                "detach() inside the losses, a straight-through or a reversed gradient? The "
+                "formula then holds for another problem than the one that is trained"
             )
             return None
         if auto:
             # Remembered now: whatever happens later in this step, the mode is not tried again.
             reason = f"its second derivatives are wrong {by}, as differences of gradients show"
-            self.ruled_out[mode] = RuntimeError(reason)
+            now.ruled_out[mode] = RuntimeError(reason)
             return reason
-        self.caveats[mode] = (
+        now.caveats[mode] = (
             f"second derivatives in hvp mode {mode!r} are wrong {by}, as differences of "
             'gradients show; use hvp="auto", which goes on to another mode'
         )
         return None
 
-    def _disagreement(
-        self, mode: Mode, inner: InnerProblem, names: Iterable[str]
-    ) -> Disagreement | None:
-        double = InnerInDouble(inner, names)
-        if reason := double.too_costly():
-            logger.info("hvp mode %r is not compared with finite differences: %s", mode, reason)
-            return None
+
+class _NotComparedError(Exception):
+    """No comparison could be made."""
+
+
+def _disagreement(mode: Mode, inner: InnerProblem, names: list[str]) -> Disagreement | None:
+    """Compare in float64, or else in the precision that the problem has."""
+    reasons: dict[str, None] = {}
+    for precision, make in (("float64", _in_double), ("its own precision", InnerInPlace)):
         try:
-            product = functools.partial(double.product, mode)
-            return disagreement(product, double.evaluate, double.params(), double.padding())
-        except Exception as error:  # losses that make float32 tensors themselves, for example
-            logger.info("hvp mode %r could not be compared with differences: %s", mode, str(error))
-            return None
+            problem = make(inner, names)
+            # Differences of gradients are compared with nothing, but have to be derivatives.
+            product = None
+            if mode != "finite_difference":
+                product = functools.partial(problem.product, mode)
+            constant = inner.padding(problem.rows)
+            return disagreement(product, problem.evaluate, problem.params(), constant)
+        except Exception as error:  # whatever an operation raises in a type it was not made for
+            logger.info("hvp mode %r is not compared in %s: %s", mode, precision, str(error))
+            reasons[f"in {precision}, {str(error).strip().splitlines()[0] or repr(error)}"] = None
+    raise _NotComparedError("; ".join(reasons))
+
+
+def _in_double(inner: InnerProblem, names: list[str]) -> InnerInDouble:
+    problem = InnerInDouble(inner, names)
+    if reason := problem.too_costly():
+        raise RuntimeError(reason)
+    return problem

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reweight._curvature import Mode, from_graph, with_func
 from reweight._problem.inner import InnerProblem
 from reweight._problem.isolation import is_compiled, twice_differentiable
-from reweight._tables import SubstituteRows, Table, tables_of
-from reweight._tensors import Tree, doubled, filled, map_tensors
+from reweight._tables import Graph, SubstituteRows, Table, tables_of
+from reweight._tensors import InFloat64, Tree, doubled, filled, map_tensors, some
 
 # Parameters and buffers that are converted at most; a few copies of them are needed.
 _LARGEST = 20_000_000
@@ -40,35 +40,33 @@ class InnerInDouble:
     def __init__(self, inner: InnerProblem, names: Iterable[str]) -> None:
         self._inner = inner
         self._model = inner.functional_model().only(names)
-        tables = tables_of(self._model.module, inner.theta)
+        tables = tables_of(inner.parts, inner.theta)
         # Inner tables that the loss may read, but does not depend on.
         self._idle = {n: Table.unread(t) for n, t in tables.items() if n not in self._model.theta}
         known = (*self._model.theta.values(), *(table.weight for table in self._idle.values()))
         inside = {id(p) for p in known}
-        self._others = [p for p in self._model.module.parameters() if id(p) not in inside]
+        everything = {
+            id(p): p for part in inner.parts for p in part._parameters.values() if p is not None
+        }
+        self._others = [p for key, p in everything.items() if key not in inside]
+        self._proved = False
 
     def too_costly(self) -> str:
         """Why the conversion would cost too much, or ``""``."""
-        if is_compiled(self._model.module):
+        if is_compiled(self._inner.parts):
             return "a compiled model would be compiled again for float64"
-        values, buffers = self._model.values().values(), self._model.module.buffers()
-        size = sum(t.numel() for t in (*values, *self._others, *buffers))
+        buffers = [b for part in self._inner.parts for b in part._buffers.values() if b is not None]
+        size = sum(t.numel() for t in (*self._model.values().values(), *self._others, *buffers))
         return f"{size} parameters and buffers would be copied in float64" * (size > _LARGEST)
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        """The rows that stand for tables, by name."""
+        return self._model.rows
 
     def params(self) -> Tree:
         """θ in float64; rows in the place of tables."""
         return {name: p.detach().double() for name, p in self._model.values().items()}
-
-    def padding(self) -> dict[str, int]:
-        """Rows of whole tables that are padding: constants, which get no gradient."""
-        rows = {
-            id(module.weight): module.padding_idx
-            for module in self._model.module.modules()
-            if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-        }
-        model = self._model
-        found = {n: rows.get(id(p)) for n, p in model.theta.items() if n not in model.tables}
-        return {name: row for name, row in found.items() if row is not None}
 
     def product(self, mode: Mode, params: Tree, v: Tree) -> Tree:
         """``(θ, v) -> H v`` in this mode."""
@@ -78,29 +76,41 @@ class InnerInDouble:
                 with self._installed(theta):
                     return self._loss()
 
-            return with_func(objective, params, {}).hvp(v)
+            with InFloat64():
+                return with_func(objective, params, {}).hvp(v)
         # Installed during the backward passes too: a checkpointed module runs again in them.
-        with self._installed(params):
+        with self._installed(params), InFloat64():
             linearisation = from_graph(self._loss(), params, {})
             entries = linearisation.hvp({n: v[n] for n in linearisation.params})
         return filled((entries.get(name) for name in params), params)
 
     def evaluate(self, params: Tree) -> tuple[float, Tree]:
-        """``θ -> (inner, ∇inner)``."""
-        with self._installed(params):
+        """``θ -> (inner, ∇inner)``.
+
+        Raises:
+            RuntimeError: the loss uses a parameter that can't be substituted.
+            TypeError: a part of the loss is rounded to less than float64.
+        """
+        with self._installed(params), InFloat64() as precision:
             value = self._loss()
+            if not self._proved:
+                self._prove(Graph(value))
             grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
+        if precision.rounded_to is not None:
+            raise TypeError(f"a part of the loss is rounded to {precision.rounded_to}")
         return float(value.detach()), filled(grads, params)
 
+    def _prove(self, graph: Graph) -> None:
+        """Raise where the loss depends on a parameter that was to be substituted."""
+        if missed := graph.reached(self._inner.theta):
+            raise RuntimeError(f"the losses compute with {some(missed)} itself, in its own type")
+        self._proved = True
+
     def _loss(self) -> Tensor:
-        self._inner.isolation.rewind()
-        batch, weights = self._arguments
+        # A new copy of the batch: a pass may write into it.
+        batch, weights = batch_in_double(self._inner.batch), self._inner.weights.detach().double()
         with twice_differentiable():
             return self._inner.evaluate(batch, weights)
-
-    @functools.cached_property
-    def _arguments(self) -> tuple[Any, Tensor]:
-        return batch_in_double(self._inner.batch), self._inner.weights.detach().double()
 
     @functools.cached_property
     def _constants(self) -> tuple[dict[int, Tensor], Tree]:
@@ -110,7 +120,10 @@ class InnerInDouble:
     @contextmanager
     def _installed(self, params: Tree) -> Iterator[None]:
         others, idle_rows = self._constants
+        isolation = self._inner.isolation
+        isolation.restore(copies=False)
         with (
+            isolation.aside(),
             self._model.at(params, others, lambda buffer: doubled(buffer.clone())),
             SubstituteRows(self._idle, idle_rows),
         ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
@@ -15,19 +15,21 @@ class FunctionalModel:
     """A model that can be evaluated with other tensors in the place of its inner parameters.
 
     Args:
-        module: the model. It gets its own tensors back.
+        parts: every module that the losses use. They get their own tensors back.
         theta: the inner parameters.
         tables: the tables among them that are represented by some of their rows.
     """
 
-    def __init__(self, module: nn.Module, theta: Tree, tables: Mapping[str, Table]) -> None:
-        self.module = module
+    def __init__(
+        self, parts: Sequence[nn.Module], theta: Tree, tables: Mapping[str, Table]
+    ) -> None:
+        self.parts = parts
         self.theta = theta
         self.tables = {name: tables[name] for name in theta if name in tables}
 
     def only(self, names: Iterable[str]) -> FunctionalModel:
         """The same, restricted to the named parameters."""
-        return FunctionalModel(self.module, {name: self.theta[name] for name in names}, self.tables)
+        return FunctionalModel(self.parts, {name: self.theta[name] for name in names}, self.tables)
 
     @property
     def rows(self) -> dict[str, Tensor]:
@@ -57,13 +59,13 @@ class FunctionalModel:
         """
         whole = {id(p): values[n] for n, p in self.theta.items() if n not in self.tables}
         rows = SubstituteRows(self.tables, values) if self.tables else nullcontext()
-        with swapped(self.module, {**(others or {}), **whole}, buffers), rows:
+        with swapped(self.parts, {**(others or {}), **whole}, buffers), rows:
             yield
 
 
 @contextmanager
 def swapped(
-    module: nn.Module,
+    parts: Iterable[nn.Module],
     tensors: Mapping[int, Tensor],
     buffers: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[None]:
@@ -77,14 +79,13 @@ def swapped(
     """
     undo: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
     try:
-        for part in module.modules():
+        for part in parts:
             for name, parameter in part._parameters.items():
                 if parameter is not None and id(parameter) in tensors:
                     undo.append((part._parameters, name, parameter))  # type: ignore[arg-type]
-            if buffers is not None:
-                for name, buffer in part._buffers.items():
-                    if buffer is not None:
-                        undo.append((part._buffers, name, buffer))
+            for name, buffer in part._buffers.items():
+                if buffer is not None and (buffers is not None or id(buffer) in tensors):
+                    undo.append((part._buffers, name, buffer))
         for slots, name, tensor in undo:
             if id(tensor) in tensors:
                 slots[name] = tensors[id(tensor)]

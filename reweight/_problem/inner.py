@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from reweight._curvature import Function
 from reweight._problem.functional import FunctionalModel
 from reweight._problem.isolation import Isolation, is_compiled, twice_differentiable
-from reweight._tables import looked_up, reached
-from reweight._tensors import Tree, new_leaves
+from reweight._tables import Graph, looked_up
+from reweight._tensors import Tree, new_leaves, some
 
 logger = logging.getLogger("reweight")
 
@@ -27,7 +27,7 @@ class InnerProblem:
     """The inner loss of a model on one batch, at given weights of its samples.
 
     Args:
-        model: the model.
+        parts: every module that the loss uses.
         evaluate: ``(batch, weights) -> []``, evaluates the inner loss by the model.
         batch: as the user passed it.
         weights: ``[B]``, a leaf.
@@ -39,7 +39,7 @@ class InnerProblem:
 
     def __init__(
         self,
-        model: nn.Module,
+        parts: Sequence[nn.Module],
         evaluate: Callable[[Any, Tensor], Tensor],
         batch: Any,
         weights: Tensor,
@@ -51,19 +51,45 @@ class InnerProblem:
         self.evaluate, self.batch, self.weights, self.loss = evaluate, batch, weights, loss
         self.isolation = isolation
         self.theta = theta
-        self.tables = looked_up(loss, tables)
-        self._model = model
+        self.graph = Graph(loss)
+        self.tables = looked_up(self.graph, tables)
+        self.parts = parts
         self._functional: FunctionalModel | None = None
+
+    def reached(self) -> Tree:
+        """The inner parameters that the loss depends on.
+
+        Raises:
+            ValueError: there are none.
+        """
+        found = self.graph.reached(self.theta)
+        if not found:
+            raise ValueError(UNTOUCHED)
+        return found
+
+    def padding(self, by_rows: Container[str]) -> dict[str, int]:
+        """Rows of tables that are padding, which are constants; of tables that are used whole."""
+        rows = {
+            id(part._parameters.get("weight")): part.padding_idx
+            for part in self.parts
+            if isinstance(part, (nn.Embedding, nn.EmbeddingBag))
+        }
+        found = {n: rows.get(id(p)) for n, p in self.theta.items() if n not in by_rows}
+        return {name: row for name, row in found.items() if row is not None}
 
     def functional_model(self) -> FunctionalModel:
         """The model as a function of the values that can be substituted.
 
-        The first call evaluates the loss to find that out, if there are tables.
+        The first call evaluates the loss to find that out.
+
+        Raises:
+            RuntimeError: the loss uses a parameter that can't be substituted.
         """
         if self._functional is None:
             # A compiled part would be compiled again to substitute the rows of a table.
-            tables = {} if is_compiled(self._model) else self.tables
-            self._functional = self._substitutable(FunctionalModel(self._model, self.theta, tables))
+            tables = {} if is_compiled(self.parts) else self.tables
+            model = FunctionalModel(self.parts, self.theta, tables)
+            self._functional = self._substitutable(model)
         return self._functional
 
     def function(self) -> Function:
@@ -71,12 +97,10 @@ class InnerProblem:
 
         Raises:
             ValueError: the loss depends on no inner parameter.
+            RuntimeError: the loss uses a parameter that can't be substituted.
         """
-        model = self.functional_model()
-        model = model.only(reached(self.loss, model.theta))
-        if not model.theta:
-            raise ValueError(UNTOUCHED)
-        return Function(self._objective(model), model.values(), model.rows, model.at)
+        model = self.functional_model().only(self.reached())
+        return Function(self._objective(model), model.values(), model.rows)
 
     def _substitutable(self, model: FunctionalModel) -> FunctionalModel:
         """``model``, with those tables as a whole whose look-ups ignore substituted rows.
@@ -85,19 +109,33 @@ class InnerProblem:
         operator's ``aten`` name, nor one that runs again in a backward pass. Losses may also ask
         for their gradient by the table itself.
         """
-        if not model.tables:
-            return model
-        values = new_leaves(model.values())
         try:
-            with model.at(values):
-                loss = self._objective(model)(values, {"weights": self.weights})
-                torch.autograd.grad(loss, list(values.values()), allow_unused=True)
+            missed = self._missed(model)
         except Exception as error:
+            if not model.tables:
+                raise
             logger.info("tables are used as a whole; by rows they raise: %s", str(error))
-            return FunctionalModel(self._model, model.theta, {})
-        missed = reached(loss, {name: table.weight for name, table in model.tables.items()})
-        kept = {name: table for name, table in model.tables.items() if name not in missed}
-        return FunctionalModel(self._model, model.theta, kept)
+            missed = list(model.tables)
+        if by_rows := [name for name in missed if name in model.tables]:
+            kept = {n: table for n, table in model.tables.items() if n not in by_rows}
+            model = FunctionalModel(self.parts, model.theta, kept)
+            missed = self._missed(model)
+        if missed:
+            raise RuntimeError(
+                f"the losses compute with {some(dict.fromkeys(missed))} itself where another "
+                "tensor was put in its place: it is kept in a list, a closure or outside of the "
+                "model"
+            )
+        return model
+
+    def _missed(self, model: FunctionalModel) -> list[str]:
+        """The parameters that the loss still depends on when they are substituted."""
+        values = new_leaves(model.values())
+        with model.at(values), self.isolation.aside():
+            loss = self._objective(model)(values, {"weights": self.weights})
+            # A checkpointed part runs again here.
+            torch.autograd.grad(loss, list(values.values()), allow_unused=True)
+        return list(Graph(loss).reached(self.theta))
 
     def _objective(self, model: FunctionalModel) -> Callable[[Tree, Tree], Tensor]:
         def inner(params: Tree, hparams: Tree) -> Tensor:

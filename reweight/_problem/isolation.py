@@ -1,15 +1,16 @@
 """Forward passes without side effects.
 
 An outer step evaluates the user's model several times. Whatever those passes change (BatchNorm
-statistics, attributes, the random state) is put back, after an exception too.
+statistics, attributes, a codebook, the batch, ``.grad``, the random state) is put back, after an
+exception too.
 """
 
 from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from operator import eq, is_
 from typing import Any
 
@@ -17,6 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
+
+from reweight._problem.writes import Guard, Writes, all_of, memory
+from reweight._tensors import Tree
 
 _RandomState = tuple[Tensor, tuple[Any, ...], Any, list[Tensor]]
 
@@ -25,27 +30,78 @@ class Isolation:
     """Saves the state that a forward pass may change, and restores it.
 
     The state is the buffers and the attributes of some modules (``training``, a cached attention
-    map), and the random state of some devices. Until :meth:`close` the modules use copies of their
-    buffers, and new copies after every :meth:`restore`. So a graph that saved a buffer keeps its
-    values, whatever the next pass writes.
+    map), the gradients of parameters, the random state of some devices, and memory that ``guard``
+    knows to be written. Until :meth:`close` the modules use copies of their buffers, and new copies
+    after every :meth:`restore`. So a graph that saved a buffer keeps its values, whatever the next
+    pass writes.
+
+    Args:
+        parts: every module that a pass uses, see :func:`parts_of`.
+        devices: whose random state is saved.
+        theta: the inner parameters. Values that a pass gives them stay until :meth:`close`.
+        guard: what passes are known to write into.
+        batches: tensors of the batches.
+        watch: whether to find out what passes write, and tell ``guard``.
+
+    Attributes:
+        lost: names of what was written although nothing was known of it, after :meth:`close`.
     """
 
-    def __init__(self, modules: tuple[nn.Module, ...], devices: set[torch.device]) -> None:
-        self._modules = [
-            (module, dict(vars(module)), dict(module._buffers))
-            for root in modules
-            for module in root.modules()
-        ]
+    def __init__(
+        self,
+        parts: Sequence[nn.Module],
+        devices: set[torch.device],
+        theta: Tree | None = None,
+        guard: Guard | None = None,
+        batches: Iterable[Tensor] = (),
+        *,
+        watch: bool = False,
+    ) -> None:
+        theta = theta or {}
+        self._writes = Writes() if watch else None
+        self._modules = [(part, dict(vars(part)), dict(part._buffers)) for part in parts]
+        inner = {id(p) for p in theta.values()}
+        # A buffer that is learned is a parameter under another name.
         self._values = {
             id(buffer): (buffer, buffer.clone())
             for _, _, buffers in self._modules
             for buffer in buffers.values()
-            if buffer is not None
+            if buffer is not None and not (id(buffer) in inner or _is_learned(buffer))
         }
         self._cuda = sorted(d.index or 0 for d in devices if d.type == "cuda")
         self._start = self._outside = self._random_state()
         self._copy_buffers()
         self._install_copies()
+        parameters = {
+            id(p): (f"{type(part).__name__}.{name}", p)
+            for part in parts
+            for name, p in part._parameters.items()
+            if p is not None
+        } | {id(p): (name, p) for name, p in theta.items()}
+        self._grads = [(p, p.grad) for _, p in parameters.values()]
+        self._guard, self._batches = guard or Guard(), list(batches)
+        self._of_theta = {memory(p) for p in theta.values()}
+        self._guarded: dict[int | None, tuple[Tensor, Tensor]] = {
+            key: (x, x.clone()) for key, x in self._guard.state.items()
+        }
+        self._versions = [(name, p, p._version) for name, p in parameters.values()]
+        self.include(self._batches)
+        self.lost: list[str] = []
+        self._clear_gradients()
+
+    def include(self, batch: Iterable[Tensor]) -> None:
+        """Guard the tensors of a batch."""
+        for x in batch:
+            if not x.is_inference():
+                self._versions.append(("the batch", x, x._version))
+            key = memory(x)
+            if self._guard.batches and key is not None and key not in self._guarded:
+                whole = all_of(x)
+                self._guarded[key] = whole, whole.clone()
+
+    def watched(self) -> AbstractContextManager[Any]:
+        """A context around a pass that is to be watched, if this isolation watches."""
+        return nullcontext() if self._writes is None else self._writes
 
     def restore(self, *, copies: bool = True) -> None:
         """Let the next pass start from the saved state.
@@ -60,10 +116,37 @@ class Isolation:
         if copies:
             self._copy_buffers()
         self._install_copies()
+        for key, (whole, value) in self._known_writes().items():
+            if key not in self._of_theta:
+                whole.copy_(value)
+        self._clear_gradients()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Run passes while a graph waits for its backward pass.
+
+        The graph may have saved memory that a pass writes, so this is put back to what it was when
+        the context was opened.
+        """
+        now = [(whole, whole.clone()) for whole, _ in self._known_writes().values()]
+        try:
+            yield
+        finally:
+            for whole, value in now:
+                whole.copy_(value)
 
     def saved(self, buffer: Tensor) -> Tensor:
         """A new tensor with the saved value of a buffer that a module uses now."""
         return self._saved.get(id(buffer), buffer).clone()
+
+    def rewrites(self, theta: Tree) -> list[str]:
+        """The inner parameters to which a pass has given other values."""
+        changed = {
+            key
+            for key, (whole, value) in self._known_writes().items()
+            if key in self._of_theta and not torch.equal(whole, value)
+        }
+        return [name for name, p in theta.items() if memory(p) in changed] if changed else []
 
     def close(self) -> None:
         """Put everything back."""
@@ -71,10 +154,22 @@ class Isolation:
         for module, attributes, buffers in self._modules:
             _put_back(vars(module), attributes)
             _put_back(module._buffers, buffers)
-        for buffer, value in self._values.values():
-            # The forward pass may have written to the buffer by another name.
-            if not _same(buffer, value):
-                buffer.data.copy_(value)
+        written = self._known_writes()
+        for whole, value in written.values():
+            whole.copy_(value)
+        for name, x, version in self._versions:
+            if x._version == version:
+                continue
+            if memory(x) in written:
+                # The values are those from before, so a graph that saved the tensor is valid.
+                torch._C._autograd._unsafe_set_version_counter((x,), (version,))
+            else:
+                self.lost.append(name)
+        if self._writes is not None:
+            self._guard.learn(self._writes, self._batches)
+        for p, grad in self._grads:
+            if p.grad is not grad:
+                p.grad = grad
 
     def rewind(self) -> None:
         """Restore the random state only, so that the next pass draws the same numbers."""
@@ -91,15 +186,27 @@ class Isolation:
             self._outside = self._random_state()
             self._set_random_state(inside)
 
+    def _known_writes(self) -> dict[int | None, tuple[Tensor, Tensor]]:
+        if self._writes is None or not self._writes.before:
+            return self._guarded
+        return {**self._writes.before, **self._guarded}
+
+    def _clear_gradients(self) -> None:
+        for p, _ in self._grads:
+            if p.grad is not None:
+                p.grad = None
+
     def _copy_buffers(self) -> None:
         self._copies = {key: value.clone() for key, (_, value) in self._values.items()}
         self._saved = {id(self._copies[key]): value for key, (_, value) in self._values.items()}
+        if self._writes is not None:
+            self._writes.ignore(self._copies.values())
 
     def _install_copies(self) -> None:
         for module, _, buffers in self._modules:
             module._buffers.clear()
             module._buffers.update(
-                {n: None if b is None else self._copies[id(b)] for n, b in buffers.items()}
+                {n: b if b is None else self._copies.get(id(b), b) for n, b in buffers.items()}
             )
 
     def _random_state(self) -> _RandomState:
@@ -119,8 +226,8 @@ class Isolation:
             torch.cuda.set_rng_state(cuda_state, index)
 
 
-def _same(x: Tensor, y: Tensor) -> bool:
-    return bool(((x == y) | ((x != x) & (y != y))).all())
+def _is_learned(buffer: Tensor) -> bool:
+    return buffer.requires_grad and buffer.is_leaf
 
 
 def _put_back(slots: dict[str, Any], before: dict[str, Any]) -> None:
@@ -132,13 +239,25 @@ def _put_back(slots: dict[str, Any], before: dict[str, Any]) -> None:
 
 
 @contextmanager
-def isolated(modules: tuple[nn.Module, ...], devices: set[torch.device]) -> Iterator[Isolation]:
-    """Evaluate modules with gradients on, autocast off, and without side effects."""
+def isolated(
+    parts: Sequence[nn.Module],
+    devices: set[torch.device],
+    theta: Tree | None = None,
+    guard: Guard | None = None,
+    batches: Iterable[Tensor] = (),
+    *,
+    watch: bool = False,
+) -> Iterator[Isolation]:
+    """Evaluate modules with gradients on, autocast off, and without side effects.
+
+    For the arguments see :class:`Isolation`.
+    """
     with ExitStack() as stack:
         # First, so that the copies of the buffers are not inference tensors.
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(_plain_gradients(modules))
-        isolation = Isolation(modules, devices)
+        stack.enter_context(_plain_gradients(parts, theta or {}))
+        stack.enter_context(_no_cached_parametrizations())
+        isolation = Isolation(parts, devices, theta, guard, batches, watch=watch)
         stack.callback(isolation.close)
         stack.enter_context(torch.enable_grad())
         for kind in {device.type for device in devices}:
@@ -148,34 +267,53 @@ def isolated(modules: tuple[nn.Module, ...], devices: set[torch.device]) -> Iter
 
 
 @contextmanager
-def _plain_gradients(modules: tuple[nn.Module, ...]) -> Iterator[None]:
+def _plain_gradients(parts: Sequence[nn.Module], theta: Tree) -> Iterator[None]:
     """Dense gradients, without hooks.
 
-    Hooks such as clipping change the step that an optimizer takes, not the loss that it descends. A
-    sparse gradient has no second derivative; a dense one has the same values.
+    A sparse gradient has no second derivative; a dense one has the same values. What hooks do to
+    the gradients of inner parameters is looked at elsewhere.
     """
-    parts = [part for root in modules for part in root.modules()]
+    leaves: dict[int, Tensor] = {
+        id(p): p for part in parts for p in part._parameters.values() if p is not None
+    }
+    leaves |= {id(p): p for p in theta.values()}
     kept: list[tuple[object, str, Any]] = []
+
+    def change(owner: object, name: str, value: Any) -> None:
+        kept.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
     try:
         for part in parts:
-            changes: dict[str, Any] = {
-                name: OrderedDict()
-                for name in ("_backward_hooks", "_backward_pre_hooks")
-                if vars(part).get(name)
-            }
+            for name in ("_backward_hooks", "_backward_pre_hooks"):
+                if vars(part).get(name):
+                    change(part, name, OrderedDict())
             if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.sparse:
-                changes["sparse"] = False
-            for name, value in changes.items():
-                kept.append((part, name, vars(part)[name]))
-                setattr(part, name, value)
-            for parameter in part._parameters.values():
-                if parameter is not None and parameter._backward_hooks:
-                    kept.append((parameter, "_backward_hooks", parameter._backward_hooks))
-                    parameter._backward_hooks = None
+                change(part, "sparse", False)
+        for leaf in leaves.values():
+            if leaf._backward_hooks:
+                change(leaf, "_backward_hooks", None)
+            # Losses may call backward() themselves, which would run an optimizer's hook.
+            if getattr(leaf, "_post_accumulate_grad_hooks", None):
+                change(leaf, "_post_accumulate_grad_hooks", None)
         yield
     finally:
         for owner, name, value in reversed(kept):
             setattr(owner, name, value)
+
+
+@contextmanager
+def _no_cached_parametrizations() -> Iterator[None]:
+    """Compute parametrized weights anew, also inside ``torch.nn.utils.parametrize.cached()``.
+
+    A cached weight does not follow when parameters are moved, and holds the graph of one pass.
+    """
+    enabled, cache = parametrize._cache_enabled, parametrize._cache
+    parametrize._cache_enabled, parametrize._cache = 0, {}
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled, parametrize._cache = enabled, cache
 
 
 @contextmanager
@@ -185,9 +323,11 @@ def twice_differentiable() -> Iterator[None]:
         yield
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Whether ``torch.compile`` was applied to a part of the model."""
-    return any(
-        hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
-        for module in model.modules()
-    )
+def parts_of(*modules: nn.Module) -> list[nn.Module]:
+    """The modules and all modules inside them, each once."""
+    return list(dict.fromkeys(part for module in modules for part in module.modules()))
+
+
+def is_compiled(parts: Iterable[nn.Module]) -> bool:
+    """Whether ``torch.compile`` was applied to one of some modules."""
+    return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in parts)

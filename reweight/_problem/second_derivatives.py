@@ -2,39 +2,56 @@
 
 A wrong double backward (``weight_norm`` on the CPU, a custom function whose backward pass detaches)
 raises no error. Here one product with the Hessian is compared with central differences of
-first-order gradients, in float64.
+first-order gradients, in float64 where that can be had.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from reweight._tensors import Tree, axpy, central_difference, dot, new_leaves, norm, scale
 
 Evaluate = Callable[[Tree], tuple[float, Tree]]
 Product = Callable[[Tree, Tree], Tree]
 
-# Relative steps of the differences, so small that few kinks of a ReLU lie in between. Two steps
-# that agree are believed.
-_STEPS = (1e-3, 1e-5, 1e-7)
-_ROUNDED = (torch.float32, torch.float16, torch.bfloat16)
 # Distance from the parameters at which everything is compared, relative to their size.
 _OFFSET = 1e-2
-# Two products disagree if they differ by this share, and by ten times the error of the differences.
-_SHARE = 1e-3
+# Whatever differs, has to differ by this many times the error of the differences.
 _MARGIN = 10.0
-# The same for first derivatives, which are exact to many more digits in float64.
-_SHARE_OF_FIRST = 1e-6
-# The same for the asymmetry of the differences, relative to the product of the vectors' norms.
-_SHARE_OF_SKEW = 1e-5
-# The smallest share of the whole product at which a parameter's block is compared by itself.
-_SMALL = 1e-6
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What can be told apart in one precision.
+
+    Attributes:
+        steps: of the differences, relative to the parameters. Two steps that agree are believed.
+        share: two products disagree if they differ by this share.
+        first: the same for first derivatives.
+        skew: the same for the asymmetry of the differences, relative to the product of the vectors'
+            norms.
+        small: a parameter whose block is a smaller share of the whole product counts as that large.
+        flat: a product of less than this share of the gradient counts as zero.
+    """
+
+    steps: tuple[float, ...]
+    share: float
+    first: float
+    skew: float
+    small: float
+    flat: float
+
+
+_LIMITS = {
+    # Steps so small that few kinks of a ReLU lie in between; gradients have 15 digits.
+    torch.float64: _Limits((1e-3, 1e-5, 1e-7), 1e-3, 1e-6, 1e-5, 1e-6, 1e-6),
+    # Gradients have six digits, so differences have three. That shows a missing term or factor.
+    torch.float32: _Limits((3e-2, 1e-2, 3e-3), 3e-2, 1e-2, 1e-2, 3e-2, 2e-2),
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +59,7 @@ class Disagreement:
     """Where a product and the differences of gradients are not the same.
 
     Attributes:
-        name: the parameter at which they differ most.
+        name: the parameter at which they differ most; ``""`` where no product was compared.
         share: by how much of the differences there.
         of_the_loss: whether the gradients are the derivatives of the loss, and their differences
             symmetric. If not, differences of gradients are no second derivatives either.
@@ -54,7 +71,7 @@ class Disagreement:
 
 
 def disagreement(
-    product: Product, evaluate: Evaluate, params: Tree, constant: Mapping[str, int]
+    product: Product | None, evaluate: Evaluate, params: Tree, constant: Mapping[str, int]
 ) -> Disagreement | None:
     """Compare ``product`` with differences of gradients along a random direction.
 
@@ -62,43 +79,54 @@ def disagreement(
     the last layer is still zero, the second derivatives by the layers below are zero too.
 
     Args:
-        product: ``(θ, v) -> H v``, float64.
-        evaluate: ``θ -> (inner(θ), ∇inner(θ))``, float64.
-        params: θ.
+        product: ``(θ, v) -> H v``; ``None`` to look at the gradients only.
+        evaluate: ``θ -> (inner(θ), ∇inner(θ))``.
+        params: θ, in the precision of both.
         constant: rows of some entries of θ that are constants, such as padding rows.
 
     Returns:
-        The worst parameter, or ``None`` if they agree or the differences are too inexact to tell.
+        The worst parameter, or ``None`` if they agree.
 
     Raises:
-        TypeError: a part of the loss is computed in less than float64, so that the differences are
-            too inexact.
+        TypeError: the differences are too inexact to tell.
     """
+    limits = _LIMITS.get(max((p.dtype for p in params.values()), key=_eps))
+    if limits is None:
+        raise TypeError("the parameters have too few digits for differences of gradients")
     size = norm(params) / max(sum(p.numel() for p in params.values()), 1) ** 0.5
     params = axpy(_OFFSET, _direction(params, constant, 2, least=size), params)
-    with _Precision() as precision:
-        _, here = evaluate(new_leaves(params))
-    if precision.rounded_to is not None:
-        raise TypeError(f"a part of the loss is rounded to {precision.rounded_to}")
+    _, here = evaluate(new_leaves(params))
     v = _direction(params, constant, 0)
-    found = product(new_leaves(params), v)
-    expected, doubt = _differences(evaluate, params, v)
-    total = norm(expected)
+    expected, doubt = _differences(evaluate, params, v, limits.steps)
+    total = max(norm(expected), limits.flat * norm(here))
+    noise = sum(doubt.values())
+    if _MARGIN * noise > 0.5 * total:
+        raise TypeError(
+            "differences of gradients are too inexact: they differ by "
+            f"{noise / total:.1g} of their size from step to step, by rounding or by kinks"
+        )
     worst, name = 0.0, ""
-    for key, entry in expected.items():
-        size = max(norm(entry), _SMALL * total)
-        apart = norm(found[key] - entry)
-        if apart > max(_SHARE * size, _MARGIN * doubt[key]) and apart / size > worst:
-            worst, name = apart / size, key
-    if not name:
-        return None
+    if product is not None:
+        found = product(new_leaves(params), v)
+        for key, entry in expected.items():
+            size = max(norm(entry), limits.small * total)
+            apart = norm(found[key] - entry)
+            if apart > max(limits.share * size, _MARGIN * doubt[key]) and apart / size > worst:
+                worst, name = apart / size, key
+        if not name:
+            return None
     w = _direction(params, constant, 1)
-    other, other_doubt = _differences(evaluate, params, w)
+    other, other_doubt = _differences(evaluate, params, w, limits.steps)
     sizes = norm(w) * total + norm(v) * norm(other)
-    noise = norm(w) * sum(doubt.values()) + norm(v) * sum(other_doubt.values())
+    noise = norm(w) * noise + norm(v) * sum(other_doubt.values())
     skew = abs(dot(w, expected) - dot(v, other))
-    symmetric = skew <= max(_SHARE_OF_SKEW * sizes, _MARGIN * noise)
-    return Disagreement(name, worst, symmetric and _descends(evaluate, params, here))
+    symmetric = skew <= max(limits.skew * sizes, _MARGIN * noise)
+    of_the_loss = symmetric and _descends(evaluate, params, here, limits)
+    return None if of_the_loss and product is None else Disagreement(name, worst, of_the_loss)
+
+
+def _eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
 
 
 def _direction(params: Tree, constant: Mapping[str, int], seed: int, least: float = 0.0) -> Tree:
@@ -108,29 +136,15 @@ def _direction(params: Tree, constant: Mapping[str, int], seed: int, least: floa
     for name, p in params.items():
         noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
         size = max(norm(p) / max(p.numel(), 1) ** 0.5, least)
-        direction[name] = noise * (size or 1.0)
+        direction[name] = (noise * (size or 1.0)).to(p.dtype)
         if name in constant:
             direction[name][constant[name]] = 0.0
     return direction
 
 
-class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the type that a float64 tensor was rounded to last, if any was."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.rounded_to: torch.dtype | None = None
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if any(isinstance(entry, Tensor) and entry.dtype == torch.float64 for entry in args):
-            for entry in result if isinstance(result, (tuple, list)) else (result,):
-                if isinstance(entry, Tensor) and entry.dtype in _ROUNDED:
-                    self.rounded_to = entry.dtype
-        return result
-
-
-def _differences(evaluate: Evaluate, params: Tree, v: Tree) -> tuple[Tree, dict[str, float]]:
+def _differences(
+    evaluate: Evaluate, params: Tree, v: Tree, steps: tuple[float, ...]
+) -> tuple[Tree, dict[str, float]]:
     """``H v`` by central differences, and their error, for each parameter.
 
     Each parameter takes those two neighbouring steps that agree best; the error is by how much they
@@ -140,7 +154,7 @@ def _differences(evaluate: Evaluate, params: Tree, v: Tree) -> tuple[Tree, dict[
     def gradient(p: Tree) -> Tree:
         return evaluate(new_leaves(p))[1]
 
-    found = [central_difference(gradient, params, v, step) for step in _STEPS]
+    found = [central_difference(gradient, params, v, step) for step in steps]
     best: dict[str, Tensor] = {}
     doubt: dict[str, float] = {}
     for name in params:
@@ -150,7 +164,7 @@ def _differences(evaluate: Evaluate, params: Tree, v: Tree) -> tuple[Tree, dict[
     return best, doubt
 
 
-def _descends(evaluate: Evaluate, params: Tree, gradient: Tree) -> bool:
+def _descends(evaluate: Evaluate, params: Tree, gradient: Tree, limits: _Limits) -> bool:
     """Whether the derivative of the loss along its gradient is the gradient's squared norm."""
     slope = norm(gradient)
     if slope == 0.0:
@@ -160,7 +174,7 @@ def _descends(evaluate: Evaluate, params: Tree, gradient: Tree) -> bool:
     def value(p: Tree) -> float:
         return evaluate(new_leaves(p))[0]
 
-    found = [central_difference(value, params, v, step) for step in _STEPS]
+    found = [central_difference(value, params, v, step) for step in limits.steps]
     doubt, value_along = min((abs(a - b), b) for a, b in zip(found, found[1:], strict=False))
     expected = slope * norm(v)
-    return abs(value_along - expected) <= max(_SHARE_OF_FIRST * expected, _MARGIN * doubt)
+    return abs(value_along - expected) <= max(limits.first * expected, _MARGIN * doubt)

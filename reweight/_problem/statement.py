@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from reweight._tensors import some
 
 
 def check_arguments(
@@ -17,10 +19,8 @@ def check_arguments(
     for name, value in (("model", model), ("weighter", weighter)):
         if not isinstance(value, nn.Module):
             raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        )
+    if optimizer is not None:
+        as_optimizers(optimizer)
     for name, function, takes in (
         ("losses", losses, "(model, batch)"),
         ("outer_loss", outer_loss, "(model, batch)"),
@@ -33,6 +33,55 @@ def check_arguments(
             f"losses is missing and {type(model).__name__} has no method losses(batch): pass "
             "losses=lambda model, batch: ... that returns one loss per sample"
         )
+
+
+def as_optimizers(given: Any) -> tuple[Optimizer, ...]:
+    """One optimizer or several, as a tuple."""
+    optimizers = (given,) if isinstance(given, Optimizer) else given
+    if not isinstance(optimizers, Iterable) or isinstance(optimizers, (str, Mapping)):
+        raise TypeError(
+            "optimizer must be a torch.optim.Optimizer or several of them, got "
+            f"{type(given).__name__}"
+        )
+    optimizers = tuple(optimizers)
+    for entry in optimizers:
+        if not isinstance(entry, Optimizer):
+            raise TypeError(
+                "optimizer must hold torch.optim.Optimizer objects only, got "
+                f"{type(entry).__name__}"
+            )
+    return optimizers
+
+
+def check_optimizers(
+    model: nn.Module, optimizers: Sequence[Optimizer], theta: Mapping[str, Tensor]
+) -> None:
+    """Raise where optimizers hold nothing of a model, as those of another model do."""
+    if not optimizers:
+        return
+    own = dict(model.named_parameters())
+    inner = {id(p) for p in theta.values()}
+    if own and not any(id(p) in inner for p in own.values()):
+        raise ValueError(
+            f"the optimizer does not hold and move any of the model's {len(own)} parameters "
+            f"({some(own)}): it was built from another model, or before parameters were replaced"
+        )
+
+
+def check_memory(theta: Mapping[str, Tensor]) -> None:
+    """Raise where two inner parameters are the same memory, and so one parameter in truth."""
+    spans = sorted(
+        (p.data_ptr(), p.data_ptr() + p.numel() * p.element_size(), name)
+        for name, p in theta.items()
+        if p.layout is torch.strided and p.numel() and p.is_contiguous()
+    )
+    for (_, end, name), (start, _, other) in zip(spans, spans[1:], strict=False):
+        if start < end:
+            raise ValueError(
+                f"{name} and {other} are two parameters that share memory, as after "
+                "a.weight.data = b.weight.data: each step of one moves the other, and neither has "
+                "a gradient of its own. Tie them as one parameter, a.weight = b.weight"
+            )
 
 
 def check_modules(model: nn.Module) -> None:

@@ -4,19 +4,19 @@ The cost of an outer step does not grow with the number of rows of a table: vect
 parameters hold the rows that the batch looks up in the place of the table.
 """
 
-from reweight._tables.graph import reached, refuse_reentrant
+from reweight._tables.graph import Graph, leaf_node
 from reweight._tables.inputs import GraphInputs
 from reweight._tables.lookups import looked_up
 from reweight._tables.substitute import SubstituteRows
 from reweight._tables.table import Table, pick, tables_of
 
 __all__ = [
+    "Graph",
     "GraphInputs",
     "SubstituteRows",
     "Table",
+    "leaf_node",
     "looked_up",
     "pick",
-    "reached",
-    "refuse_reentrant",
     "tables_of",
 ]

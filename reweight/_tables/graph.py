@@ -2,61 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
 from reweight._tensors import Tree
 
-_Inputs = list[Node | None]
+_LEAF: type = type(get_gradient_edge(torch.zeros((), requires_grad=True)).node)
 
 
-def reached(loss: Tensor, params: Tree) -> Tree:
-    """The entries of ``params``, all leaves, that the graph of ``loss`` leads to."""
-    names = _leaf_nodes(params)
-    found = {names[node] for node, _ in _nodes(loss) if node in names}
-    return {name: p for name, p in params.items() if name in found}
+class Graph:
+    """The operations and the leaves that a loss was computed from.
 
+    Args:
+        loss: a tensor with its graph.
 
-def consumers(loss: Tensor, params: Tree) -> dict[str, list[Node]]:
-    """The operations in the graph of ``loss`` that take an entry of ``params``, all leaves."""
-    names = _leaf_nodes(params)
-    found: dict[str, list[Node]] = {name: [] for name in params}
-    for node, inputs in _nodes(loss):
-        for taken in inputs:
-            if taken in names:
-                found[names[taken]].append(node)
-    return found
-
-
-def refuse_reentrant(name: str, loss: Tensor) -> None:
-    """Raise where a part of the graph is a reentrant checkpoint.
-
-    ``torch.autograd.grad`` returns ``None`` for every parameter inside such a part, without an
-    error.
+    Attributes:
+        nodes: every operation and every leaf, with the nodes that it takes.
+        kinds: the kinds of the operations.
     """
-    if any(node.name() == "CheckpointFunctionBackward" for node, _ in _nodes(loss)):
-        raise ValueError(
-            f"{name} runs through torch.utils.checkpoint with use_reentrant=True, which loses the "
-            "gradients of the parameters inside under torch.autograd.grad; pass use_reentrant=False"
-        )
+
+    def __init__(self, loss: Tensor) -> None:
+        self.nodes: dict[Node, list[Node | None]] = {}
+        waiting: list[Node | None] = [loss.grad_fn]
+        nodes = self.nodes
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in nodes:
+                continue
+            nodes[node] = taken = [before for before, _ in node.next_functions]
+            waiting += taken
+        self.kinds = frozenset(map(type, nodes))
+
+    def leaves(self) -> list[Node]:
+        """The leaves, as nodes."""
+        return [node for node in self.nodes if type(node) is _LEAF]
+
+    def shared(self, other: Graph) -> list[Node]:
+        """The operations that are also part of another graph."""
+        return [n for n in self.nodes if n in other.nodes and type(n) is not _LEAF]
+
+    def reached(self, params: Tree) -> Tree:
+        """The entries of ``params``, all leaves, that the loss was computed from."""
+        return {name: p for name, p in params.items() if leaf_node(p) in self.nodes}
+
+    def consumers(self, params: Tree) -> dict[str, list[Node]]:
+        """The operations that take an entry of ``params``, all leaves."""
+        names: dict[Node | None, str] = {leaf_node(p): name for name, p in params.items()}
+        found: dict[str, list[Node]] = {name: [] for name in params}
+        for node, inputs in self.nodes.items():
+            for taken in inputs:
+                if taken in names:
+                    found[names[taken]].append(node)
+        return found
+
+    def leads_to(self, nodes: Iterable[Node], params: Tree) -> bool:
+        """Whether an entry of ``params`` takes part in the values of some operations."""
+        targets = {leaf_node(p) for p in params.values()}
+        waiting: list[Node | None] = list(nodes)
+        seen: set[Node] = set()
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            if node in targets:
+                return True
+            seen.add(node)
+            waiting += self.nodes[node]
+        return False
+
+    def narrowest(self) -> torch.dtype | None:
+        """The floating-point type of fewest digits that an operation gives."""
+        given = {
+            metadata.dtype
+            for node in self.nodes
+            for metadata in getattr(node, "_input_metadata", ())
+            if metadata.dtype.is_floating_point
+        }
+        return max(given, key=lambda dtype: torch.finfo(dtype).eps, default=None)
+
+    def refuse_reentrant(self, name: str) -> None:
+        """Raise where a part of the graph is a reentrant checkpoint.
+
+        ``torch.autograd.grad`` returns ``None`` for every parameter inside such a part, without an
+        error.
+        """
+        if any(kind.__name__ == "CheckpointFunctionBackward" for kind in self.kinds):
+            raise ValueError(
+                f"{name} runs through torch.utils.checkpoint with use_reentrant=True, which loses "
+                "the gradients of the parameters inside under torch.autograd.grad; pass "
+                "use_reentrant=False"
+            )
 
 
-def _nodes(loss: Tensor) -> Iterator[tuple[Node, _Inputs]]:
-    """Every operation in the graph of ``loss``, and every leaf, each with the nodes it takes."""
-    waiting: _Inputs = [loss.grad_fn]
-    seen: set[Node] = set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        inputs: _Inputs = [taken for taken, _ in node.next_functions]
-        yield node, inputs
-        waiting += inputs
-
-
-def _leaf_nodes(params: Tree) -> dict[Node | None, str]:
-    """The graph node of each entry of ``params``, all leaves; it is the same in every graph."""
-    return {get_gradient_edge(p).node: name for name, p in params.items()}
+def leaf_node(leaf: Tensor) -> Node:
+    """The node of a leaf; it is the same in every graph."""
+    return get_gradient_edge(leaf).node

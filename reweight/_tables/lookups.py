@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from reweight._tables.graph import consumers
+from reweight._tables.graph import Graph
 from reweight._tables.table import LookUp, MaximumLookUp, Table
 from reweight._tensors import Tree
 
@@ -21,8 +21,8 @@ INTEGERS = (torch.int64, torch.int32)
 _SUM, _MEAN = 0, 1  # modes of an EmbeddingBag, as its node stores them
 
 
-def looked_up(loss: Tensor, tables: Tree) -> dict[str, Table]:
-    """The entries of ``tables`` that ``loss`` uses by look-ups only, with the rows it reads.
+def looked_up(graph: Graph, tables: Tree) -> dict[str, Table]:
+    """The entries of ``tables`` that a loss uses by look-ups only, with the rows it reads.
 
     A table that is also used as a whole (a softmax over all items, ``weight.sum()``, a compiled
     part whose operations the graph does not show) is left out. Of a table that the loss does not
@@ -30,7 +30,7 @@ def looked_up(loss: Tensor, tables: Tree) -> dict[str, Table]:
     """
     if not tables:
         return {}
-    uses = consumers(loss, tables)
+    uses = graph.consumers(tables)
     found = {}
     for name, nodes in uses.items():
         if not nodes:

@@ -142,11 +142,12 @@ class Table:
         return values
 
 
-def tables_of(model: nn.Module, params: Tree) -> Tree:
-    """The entries of ``params`` that are weights of embedding modules."""
+def tables_of(parts: Iterable[nn.Module], params: Tree) -> Tree:
+    """The entries of ``params`` that are weights of embedding modules among ``parts``."""
+    # Not module.weight, which a parametrization computes anew, with its side effects.
     weights = {
-        id(module.weight)
-        for module in model.modules()
+        id(module._parameters.get("weight"))
+        for module in parts
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
     }
     return {name: p for name, p in params.items() if id(p) in weights}

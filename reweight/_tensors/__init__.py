@@ -6,7 +6,7 @@ Nothing here knows about models, losses or solvers.
 from reweight._tensors.checks import can_read, check_finite, check_loss, check_tree, some
 from reweight._tensors.differences import central_difference
 from reweight._tensors.float64 import InFloat64, widened_in_place
-from reweight._tensors.nested import doubled, map_tensors
+from reweight._tensors.nested import doubled, map_tensors, tensors_in
 from reweight._tensors.seam import all_samples, reducing
 from reweight._tensors.vectors import (
     Tree,
@@ -57,6 +57,7 @@ __all__ = [
     "scale",
     "some",
     "stored",
+    "tensors_in",
     "unflatten",
     "widened_in_place",
     "zeros_like",

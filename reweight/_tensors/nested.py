@@ -55,3 +55,15 @@ def _like(value: Mapping[Any, Any], mapped: dict[Any, Any]) -> Any:
         return type(value)(mapped)  # type: ignore[call-arg]
     except TypeError:
         return mapped
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor inside nested containers."""
+    found: list[Tensor] = []
+
+    def keep(x: Tensor) -> Tensor:
+        found.append(x)
+        return x
+
+    map_tensors(keep, value)
+    return found

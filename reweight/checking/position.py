@@ -85,7 +85,8 @@ def position(problem: Problem) -> str:
     """Describe the position of the original parameters; to be called before they are moved."""
     terms = _terms(problem)
     if terms.share > _FLOAT32_ROUNDING and terms.theta.numel() >= _FEWEST:
-        found = _other_loss(terms) or _other_decay(terms, problem.optimizer) or _factor(terms)
+        optimizer = next(iter(problem.optimizer), None)
+        found = _other_loss(terms) or _other_decay(terms, optimizer) or _factor(terms)
         if found:
             return f"your loop seems to {found}"
     if terms.share <= _AT_REST:

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reweight._problem import Isolation, batch_in_double, isolated, twice_differentiable
+from reweight._problem import (
+    Isolation,
+    batch_in_double,
+    hypergradient,
+    isolated,
+    parts_of,
+    twice_differentiable,
+)
 from reweight._tensors import Tree, filled, norm
 from reweight.hypergradient import Hypergradient
 from reweight.losses import Losses
@@ -44,11 +51,11 @@ class Problem:
 
     def __init__(self, rw: Reweighted, batch: Any, dev_batch: Any) -> None:
         stated = rw.problem
-        self.optimizer = stated.optimizer
+        self.optimizer = stated.optimizers
         self.decay = stated.weight_decay(stated.theta())
         self.bilevel, strategy = stated.in_double(rw.strategy)
         self.theta, self.phi = self.bilevel.theta(), self.bilevel.phi()
-        diagonal = diagonal_of(strategy.preconditioner, stated.optimizer, stated.theta())
+        diagonal = diagonal_of(strategy.preconditioner, stated.optimizers, stated.theta())
         if diagonal is not None:
             diagonal = {name: entry.double() for name, entry in diagonal.items()}
         self.strategy = dataclasses.replace(strategy, preconditioner=diagonal)
@@ -67,13 +74,13 @@ class Problem:
     def twice(self) -> bool:
         """Whether autograd may give second derivatives, as far as is known."""
         by_differences = self.strategy.hvp == "finite_difference"
-        return not by_differences and "autograd" not in self.bilevel.audit.ruled_out
+        return not by_differences and "autograd" not in self.bilevel.audit.findings.ruled_out
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Isolate the copy while it is evaluated."""
-        modules = self.bilevel.model, self.bilevel.weighter
-        with isolated(modules, self.bilevel.devices()) as self._isolation, twice_differentiable():
+        parts = parts_of(self.bilevel.model, self.bilevel.weighter)
+        with isolated(parts, self.bilevel.devices()) as self._isolation, twice_differentiable():
             yield
 
     def restore(self) -> None:
@@ -130,7 +137,7 @@ class Problem:
     def outer_gradient(self) -> float:
         """The norm of the outer loss's gradient by the inner parameters."""
         self.restore()
-        return norm(self.bilevel.outer_gradients(self.theta, {}, {}, self.dev_batch)[0])
+        return norm(gradient(self.bilevel.outer_loss(self.dev_batch), self.theta))
 
     def hypergradient(
         self, added: float = 0.0, solver: Any = None, *, decay: bool = True, damping: bool = True
@@ -150,13 +157,13 @@ class Problem:
             damping=(own.damping if damping else 0.0) + added,
             preconditioner=own.preconditioner if solver is None else None,
         )
-        decaying = self.bilevel.optimizer
+        decaying = self.bilevel.optimizers
         self.restore()
         try:
-            self.bilevel.optimizer = decaying if decay else None
-            return self.bilevel.hypergradient(self.batch, self.dev_batch, strategy)
+            self.bilevel.optimizers = decaying if decay else ()
+            return hypergradient(self.bilevel, self.batch, self.dev_batch, strategy)
         finally:
-            self.bilevel.optimizer = decaying
+            self.bilevel.optimizers = decaying
 
     # -- positions -----------------------------------------------------------------------------
 

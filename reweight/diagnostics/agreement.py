@@ -94,7 +94,7 @@ def agreement(rw: Reweighted, batch: Any, dev_batch: Any, other_dev_batch: Any =
     """
     ours = rw.hypergradient(batch, dev_batch)
     plain = dataclasses.replace(rw.strategy, solver=Identity(), preconditioner=None)
-    identity = rw.problem.hypergradient(batch, dev_batch, plain)
+    identity = Reweighted(rw.problem, plain).hypergradient(batch, dev_batch)
     other: tuple[float | None, float | None] = (None, None)
     if other_dev_batch is not None:
         other = _cosines(ours, rw.hypergradient(batch, other_dev_batch))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from _support.restless import batches, every_mode, make, untouched
-from reweight._problem import swapped
+from reweight._problem import parts_of, swapped
 
 
 class Twice(nn.Module):
@@ -63,7 +63,7 @@ def test_shared_parameters_are_differentiated_in_all_their_places(hvp: str) -> N
 def test_parameters_come_back_after_an_error_in_the_middle() -> None:
     net = Twice()
     replacement = {id(p): torch.zeros_like(p) for p in net.parameters()}
-    with untouched(net), pytest.raises(KeyError), swapped(net, replacement):
+    with untouched(net), pytest.raises(KeyError), swapped(parts_of(net), replacement):
         assert not bool(net.second.weight.any())
         raise KeyError
 

@@ -27,7 +27,7 @@ from _support.tables import (
 )
 from benchmarks.catalogue.problems import relative_error
 from reweight import ImplicitHypergradient
-from reweight._tables import looked_up, tables_of
+from reweight._tables import Graph, looked_up, tables_of
 
 
 def over_all_items(model: nn.Module, index: Tensor) -> Tensor:
@@ -43,9 +43,8 @@ def with_the_sum(model: nn.Module, index: Tensor) -> Tensor:
 @pytest.mark.parametrize("hvp", MODES)
 def test_a_table_that_is_used_as_a_whole_is_served_whole(losses: Any, hvp: str) -> None:
     model = Catalogue().double()
-    assert not looked_up(
-        losses(model, TRAIN).sum(), tables_of(model, dict(model.named_parameters()))
-    )
+    tables = tables_of(model.modules(), dict(model.named_parameters()))
+    assert not looked_up(Graph(losses(model, TRAIN).sum()), tables)
     with quiet():
         got = catalogue(losses, model, hvp).hypergradient(TRAIN, DEV)
     params = dict(model.named_parameters())
@@ -107,7 +106,8 @@ def test_look_ups_inside_a_checkpoint_are_seen() -> None:
 
     model = Checkpointed().double()
     tables = looked_up(
-        squares(model, TRAIN).sum(), tables_of(model, dict(model.named_parameters()))
+        Graph(squares(model, TRAIN).sum()),
+        tables_of(model.modules(), dict(model.named_parameters())),
     )
     assert tables["items.weight"].rows.tolist() == [1, 3, 8]
     with quiet():
@@ -216,4 +216,4 @@ def test_a_bag_with_entries_beyond_its_last_offset_is_served_whole() -> None:
     bag = nn.EmbeddingBag(9, DIM, mode="sum", include_last_offset=True)
     for last, seen in ((4, True), (3, False)):
         loss = bag(torch.tensor([1, 3, 3, 8]), torch.tensor([0, 2, last])).sum()
-        assert bool(looked_up(loss, {"weight": bag.weight})) is seen
+        assert bool(looked_up(Graph(loss), {"weight": bag.weight})) is seen

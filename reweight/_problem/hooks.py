@@ -1,0 +1,110 @@
+"""Gradient hooks on inner parameters: which entries they freeze, and which they move elsewhere.
+
+A hook that clips or rescales a gradient changes the step of the optimizer, not the point at which
+the gradient is zero. A hook that masks entries freezes them: they are constants of the inner
+problem. Any other hook makes the optimizer stop somewhere else than at a minimum of the inner loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from reweight._problem.companions import refers_to
+from reweight._tensors import Tree
+
+# Gradients that hooks are tried on: normal entries of several sizes, and one of equal sign.
+_SIZES = (1e-4, 1.0, 1e2)
+
+
+@dataclass(frozen=True)
+class Hooked:
+    """What the hooks on inner parameters do.
+
+    Attributes:
+        free: by name a mask of the parameter's shape, 0 where a hook always gives zero; only for
+            parameters with such entries.
+        strange: by name, what another hook does to the gradient, in words.
+    """
+
+    free: Tree = field(default_factory=dict)
+    strange: dict[str, str] = field(default_factory=dict)
+
+
+def hooks_of(theta: Tree) -> tuple[int, ...]:
+    """Identifies the hooks on leaves: other hooks, another value."""
+    found: list[int] = []
+    for p in theta.values():
+        for hooks in (p._backward_hooks, getattr(p, "_post_accumulate_grad_hooks", None)):
+            if hooks:
+                found += [id(p), *map(id, hooks.values())]
+    return tuple(found)
+
+
+def tried(theta: Tree) -> Hooked:
+    """Call the hooks on made-up gradients and look at what they return."""
+    free: Tree = {}
+    strange: dict[str, str] = {}
+    for name, p in theta.items():
+        if not (p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)):
+            continue
+        try:
+            mask, fault = _effect(p)
+        except Exception as error:
+            strange[name] = f"can't be called to see what it does ({error})"
+            continue
+        if fault:
+            strange[name] = fault
+        elif mask is not None:
+            free[name] = mask
+    return Hooked(free, strange)
+
+
+def _effect(p: Tensor) -> tuple[Tensor | None, str]:
+    """The mask of the entries that hooks let through, if they freeze some; or a fault in words."""
+    generator = torch.Generator().manual_seed(0)
+    passed = torch.zeros(p.shape, dtype=torch.bool, device=p.device)
+    stopped = torch.zeros_like(passed)
+    probes = [size * torch.randn(p.shape, generator=generator) for size in _SIZES]
+    # A projection, such as a gradient without its mean, turns the signs of small entries here.
+    probes.append(1.0 + 0.5 * torch.rand(p.shape, generator=generator))
+    for probe in probes:
+        given = probe.to(p)
+        got = _through_hooks(p, given.clone())
+        if got.shape != given.shape:
+            return None, f"returns a gradient of shape {tuple(got.shape)}"
+        stopped |= got == 0
+        passed |= got != 0
+        if bool((got * given < 0).any()):
+            return None, "turns the sign of entries of the gradient"
+        if not bool(got.isfinite().all()):
+            return None, "returns gradients that are not finite"
+    # An entry that was stopped once and passed once was clipped or dropped, which is a step.
+    frozen = stopped & ~passed
+    return (~frozen).to(p.dtype) if bool(frozen.any()) else None, ""
+
+
+def _through_hooks(p: Tensor, grad: Tensor) -> Tensor:
+    for hook in _callables(p._backward_hooks):
+        changed = hook(grad)
+        if changed is not None:
+            grad = changed
+    own = p.grad
+    try:
+        p.grad = grad
+        for hook in _callables(getattr(p, "_post_accumulate_grad_hooks", None)):
+            # One that steps an optimizer is the user's step, and must not be taken now.
+            if not refers_to(hook, Optimizer):
+                hook(p)
+        return torch.zeros_like(grad) if p.grad is None else p.grad
+    finally:
+        p.grad = own
+
+
+def _callables(hooks: Any) -> list[Callable[[Any], Any]]:
+    return list(hooks.values()) if hooks else []

@@ -1,0 +1,144 @@
+"""The inner problem at other values of θ, written into the parameters themselves.
+
+Whatever holds a parameter follows: a list, a closure, a second module. The values from before are
+put back bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from reweight._curvature import Linearisation, Mode, Partial, from_graph, with_func
+from reweight._problem.inner import InnerProblem
+from reweight._problem.isolation import is_compiled, twice_differentiable
+from reweight._tables import Graph, GraphInputs, SubstituteRows, Table, looked_up, pick
+from reweight._tensors import Tree, dense, filled, new_leaves
+
+
+class InnerInPlace:
+    """First and second derivatives of an inner problem anywhere, in its own precision.
+
+    Rows of tables are substituted at their look-ups, where that works: a look-up of a padding row
+    reads a constant, whatever else moves the row.
+
+    Args:
+        inner: the inner problem.
+        names: of the parameters that θ consists of. The others stay as they are.
+    """
+
+    def __init__(self, inner: InnerProblem, names: Iterable[str]) -> None:
+        self._inner = inner
+        self._theta = {name: inner.theta[name] for name in names}
+        self.rows = {n: t.rows for n, t in inner.tables.items() if n in self._theta}
+        # The tables whose look-ups are substituted.
+        self._tables = {} if is_compiled(inner.parts) else {n: inner.tables[n] for n in self.rows}
+        self._proved = False
+
+    def params(self) -> Tree:
+        """θ; rows in the place of tables."""
+        return {
+            name: pick(p.detach(), self.rows[name]) if name in self.rows else p.detach().clone()
+            for name, p in self._theta.items()
+        }
+
+    def gradients(self, params: Tree, hparams: Tree) -> tuple[Tree, Partial]:
+        """``(θ, weights) -> (∇θ inner, ∂inner/∂weights)``."""
+        return self._differentiated(params, hparams)[1:]
+
+    def evaluate(self, params: Tree) -> tuple[float, Tree]:
+        """``θ -> (inner, ∇inner)`` at the weights of the inner problem."""
+        value, grads, _ = self._differentiated(params, {})
+        return value, grads
+
+    def product(self, mode: Mode, params: Tree, v: Tree) -> Tree:
+        """``(θ, v) -> H v`` in this mode."""
+        if mode == "func":
+            function = self._inner.function()
+            known, weights = function.params, {"weights": self._inner.weights}
+            found = with_func(function.objective, {n: params[n] for n in known}, weights)
+        else:
+            # Around the backward passes too: a checkpointed module runs again in them.
+            with self._at(params) as leaves, twice_differentiable():
+                loss = self._loss(self._inner.weights)
+                found = from_graph(loss, leaves, {}, self._looked_up(Graph(loss)))
+                return self._filled(found, v, params)
+        return self._filled(found, v, params)
+
+    def _filled(self, found: Linearisation, v: Tree, params: Tree) -> Tree:
+        product = found.hvp({name: v[name] for name in found.params})
+        return filled((product.get(name) for name in params), params)
+
+    def _differentiated(self, params: Tree, hparams: Tree) -> tuple[float, Tree, Partial]:
+        weights = hparams.get("weights", self._inner.weights).detach().requires_grad_(True)
+        with self._at(params) as leaves, twice_differentiable():
+            loss = self._loss(weights)
+            graph = Graph(loss)
+            if self._proved or self._follows(graph):
+                self._proved = True
+                inputs = GraphInputs(leaves, self._looked_up(graph))
+                grads = torch.autograd.grad(loss, [*inputs.inputs, weights], allow_unused=True)
+                gradient = inputs.gradient(grads[:-1])
+        if not self._proved:
+            return self._differentiated(params, hparams)
+        found = {
+            name: pick(entry, self.rows[name])
+            if name in self.rows and name not in self._tables
+            else dense(entry)
+            for name, entry in gradient.items()
+        }
+        return float(loss.detach()), found, {name: grads[-1] for name in hparams}
+
+    def _loss(self, weights: Tensor) -> Tensor:
+        self._inner.isolation.restore()
+        return self._inner.evaluate(self._inner.batch, weights)
+
+    def _looked_up(self, graph: Graph) -> dict[str, Table]:
+        """Tables that are moved in place, by the rows that this graph reads."""
+        tables = {name: self._theta[name] for name in self.rows if name not in self._tables}
+        return looked_up(graph, tables)
+
+    def _follows(self, graph: Graph) -> bool:
+        """Whether the loss was made with the values of θ; if not, others are moved in place.
+
+        Raises:
+            RuntimeError: the loss is made of values that were computed before θ was moved.
+        """
+        old = graph.shared(self._inner.graph)
+        if old and graph.leads_to(old, self._theta):
+            raise RuntimeError(
+                f"the losses use a value of an earlier evaluation again ({old[0].name()}), which "
+                "does not follow when parameters are moved: a weight that is computed once and "
+                "kept, as a cache does. Compute it inside the losses"
+            )
+        missed = graph.reached({name: self._theta[name] for name in self._tables})
+        self._tables = {n: table for n, table in self._tables.items() if n not in missed}
+        return not missed
+
+    @contextmanager
+    def _at(self, params: Tree) -> Iterator[Tree]:
+        """Evaluate at other values of θ.
+
+        Yields:
+            The leaves to differentiate by.
+        """
+        moved = {name: p for name, p in self._theta.items() if name not in self._tables}
+        leaves = new_leaves({name: params[name] for name in self._tables})
+        before = self.params()
+        with self._inner.isolation.aside(), SubstituteRows(self._tables, leaves):
+            try:
+                self._write(moved, params)
+                yield {name: leaves.get(name, p) for name, p in self._theta.items()}
+            finally:
+                self._write(moved, before)
+
+    def _write(self, moved: Tree, values: Tree) -> None:
+        for name, p in moved.items():
+            # Not seen by version counters: graphs that saved the parameter stay valid.
+            if name in self.rows:
+                p.data.index_copy_(0, self.rows[name], values[name].detach())
+            else:
+                p.data.copy_(values[name].detach())

@@ -1,0 +1,126 @@
+"""Which tensors the inner problem moves, and the weight decay that moves them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from reweight._tensors import Tree
+
+
+class InnerParameters:
+    """The rule that says what is inner, applied anew at every outer step.
+
+    θ is what the optimizers hold and move: leaves that require a gradient, in a group with a
+    learning rate above 0, wherever they live. Without an optimizer it is every trainable parameter
+    of the model. Where all learning rates are 0, as in the first step of a warm-up, all groups
+    count as moved.
+
+    Args:
+        model: the model.
+        optimizers: the inner optimizers, only read.
+        keep: ``name -> bool``, chooses among the trainable parameters of the model and what the
+            optimizers hold besides; ``None``: the rule above.
+        companions: further modules, for the names of their tensors.
+        left_out: tensors that are never inner: the weighter's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        keep: Callable[[str], bool] | None,
+        companions: Mapping[str, nn.Module],
+        left_out: Callable[[], Iterable[Tensor]],
+    ) -> None:
+        self._model, self._optimizers, self._keep = model, optimizers, keep
+        self._companions, self._left_out = companions, left_out
+
+    def theta(self) -> Tree:
+        """The inner parameters by name: that in the model, or else where they were found."""
+        left_out = {id(p) for p in self._left_out()}
+        own: Tree = {
+            name: p
+            for name, p in self._model.named_parameters()
+            if p.requires_grad and id(p) not in left_out
+        }
+        if not self._optimizers:
+            return own if self._keep is None else {n: p for n, p in own.items() if self._keep(n)}
+        moved = _moved(self._optimizers)
+        known = {id(p) for p in own.values()} | left_out
+        elsewhere = [entry for entry in moved.values() if id(entry) not in known]
+        further = self.named(elsewhere) if elsewhere else {}
+        if self._keep is not None:
+            return {n: p for n, p in (own | further).items() if self._keep(n)}
+        return {n: p for n, p in own.items() if id(p) in moved} | further
+
+    def held(self) -> set[int]:
+        """The ``id`` of every tensor that an optimizer holds, moved or not."""
+        return {id(p) for _, p in _entries(self._optimizers)}
+
+    def weight_decay(self, theta: Tree) -> dict[str, float]:
+        """The curvature that the optimizers' weight decay gives each inner parameter, by name.
+
+        An optimizer with coupled weight decay ``λ`` descends ``inner + ½λ‖θ‖²``, which no graph of
+        the inner loss shows; its Hessian is ``H + λI``. Decoupled decay counts as the same ``λ``,
+        which is exact for SGD and an approximation for the adaptive steps of AdamW. The value is
+        read at every outer step, because schedules change it.
+
+        Raises:
+            ValueError: a parameter is maximised.
+        """
+        groups = {id(p): group for group, p in reversed(list(_entries(self._optimizers)))}
+        found = {name: groups.get(id(p), {}) for name, p in theta.items()}
+        if any(group.get("maximize") for group in found.values()):
+            raise ValueError(
+                "the optimizer has maximize=True, but the inner problem is a minimisation: negate "
+                "the loss and leave maximize off"
+            )
+        return {n: float(group.get("weight_decay") or 0.0) for n, group in found.items()}
+
+    def named(self, tensors: Iterable[Tensor]) -> Tree:
+        """Tensors by their names in the model or another module, or else by where they are."""
+        names = {id(p): _place(k, g, i) for k, g, i, p in _positions(self._optimizers)}
+        for label, module in (*self._companions.items(), ("", self._model)):
+            prefix = f"{label}." if label else ""
+            for name, tensor in (*module.named_buffers(), *module.named_parameters()):
+                names[id(tensor)] = prefix + name
+        found: Tree = {}
+        for tensor in tensors:
+            found[names.get(id(tensor)) or f"a tensor of shape {tuple(tensor.shape)}"] = tensor
+        return found
+
+
+def _entries(optimizers: Iterable[Optimizer]) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                yield group, p
+
+
+def _positions(optimizers: Sequence[Optimizer]) -> Iterator[tuple[int | None, int, int, Tensor]]:
+    for k, optimizer in enumerate(optimizers):
+        for g, group in enumerate(optimizer.param_groups):
+            for i, p in enumerate(group["params"]):
+                yield (k if len(optimizers) > 1 else None), g, i, p
+
+
+def _place(optimizer: int | None, group: int, index: int) -> str:
+    which = "optimizer" if optimizer is None else f"optimizer[{optimizer}]"
+    return f"{which}.param_groups[{group}]['params'][{index}]"
+
+
+def _moved(optimizers: Sequence[Optimizer]) -> dict[int, Tensor]:
+    """What the optimizers hold and move, by ``id``."""
+    trained = [(group, p) for group, p in _entries(optimizers) if p.requires_grad]
+    moving = [(group, p) for group, p in trained if float(_rate(group)) > 0.0]
+    return {id(p): p for _, p in moving or trained}
+
+
+def _rate(group: dict[str, Any]) -> float:
+    rate = group.get("lr", 1.0)  # optimizers without a learning rate move all that they hold
+    return float(rate.detach() if isinstance(rate, torch.Tensor) else rate)

@@ -1,0 +1,336 @@
+"""One outer step: the hypergradient of a bilevel problem on a train batch and a dev batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reweight._curvature import Partial, Slope, Solved, System, solve
+from reweight._problem.bilevel import BilevelProblem
+from reweight._problem.fresh import FreshBatches
+from reweight._problem.hooks import hooks_of, tried
+from reweight._problem.in_place import InnerInPlace
+from reweight._problem.inner import UNTOUCHED, InnerProblem
+from reweight._problem.isolation import Isolation, is_compiled, isolated, twice_differentiable
+from reweight._problem.lazy import build
+from reweight._problem.statement import check_memory
+from reweight._problem.unheld import caveat_of, unheld
+from reweight._problem.weights import through_weighter
+from reweight._tables import Graph, leaf_node, looked_up, tables_of
+from reweight._tensors import Tree, some, tensors_in
+from reweight.hypergradient import (
+    Hypergradient,
+    ImplicitHypergradient,
+    assembled,
+    outer_gradients,
+)
+from reweight.losses import Losses
+from reweight.verdict import SolveInfo
+
+logger = logging.getLogger("reweight")
+
+
+def hypergradient(
+    problem: BilevelProblem,
+    batch: Any,
+    dev_batch: Any,
+    strategy: ImplicitHypergradient,
+    batches: Iterable[Any] | None = None,
+) -> Hypergradient:
+    """The hypergradient on a train batch and a dev batch, without side effects.
+
+    See :meth:`reweight.Reweighted.hypergradient`; ``strategy`` says how to solve.
+    """
+    build(problem, batch)
+    step = _OuterStep(problem, batch, dev_batch, strategy)
+    with step.isolated() as isolation:
+        result = step.run(isolation, batches)
+    return step.judged(result, isolation)
+
+
+def weights(problem: BilevelProblem, batch: Any) -> Tensor:
+    """The weights ``[B]`` of a batch, without gradient and without side effects."""
+    build(problem, batch)
+    theta, parts = problem.theta(), problem.parts()
+    watch = problem.guard.is_new(tuple(part.training for part in parts))
+    given = tensors_in(batch)
+    watch = watch and not is_compiled(parts)
+    guard, devices = problem.guard, problem.devices()
+    with (
+        isolated(parts, devices, theta, guard, given, watch=watch) as isolation,
+        isolation.watched(),
+    ):
+        return problem.weights(problem.losses(batch)).detach()
+
+
+class _OuterStep:
+    """What one outer step works with.
+
+    Args:
+        problem: the problem.
+        batch: the train batch.
+        dev_batch: the dev batch.
+        strategy: how to solve.
+    """
+
+    def __init__(
+        self, problem: BilevelProblem, batch: Any, dev_batch: Any, strategy: ImplicitHypergradient
+    ) -> None:
+        self._problem, self._strategy = problem, strategy
+        self._batch, self._dev_batch = batch, dev_batch
+        self._theta, self._phi = problem.parameters()
+        self._parts = problem.parts()
+        self._given = [*tensors_in(batch), *tensors_in(dev_batch)]
+        # Whether to look at the problem, or to rely on what was found in earlier steps.
+        self._look = problem.audit.begin(self._fingerprint())
+        self._findings = problem.audit.findings
+        self._caveats: list[str] = []
+        if self._look:
+            check_memory(self._theta)
+            self._findings.hooked = tried(self._theta)
+
+    def isolated(self) -> Any:
+        """A context without side effects."""
+        devices = {p.device for p in (*self._theta.values(), *self._phi.values())}
+        watch = self._look and not is_compiled(self._parts)
+        return isolated(
+            self._parts, devices, self._theta, self._problem.guard, self._given, watch=watch
+        )
+
+    def run(self, isolation: Isolation, batches: Iterable[Any] | None) -> Hypergradient:
+        """Evaluate, solve, and go through the weighter."""
+        problem, theta = self._problem, self._theta
+        # The rows that one batch reads are not those that further batches read.
+        tables = tables_of(self._parts, theta) if batches is None else {}
+        with isolation.watched():
+            outer = problem.outer_loss(self._dev_batch)
+        outer_graph = Graph(outer)
+        rhs, direct = self._outer_gradients(outer, outer_graph, tables)
+        leaves = outer_graph.leaves()
+        del outer, outer_graph
+        isolation.restore()
+        # Around the backward passes too: a checkpointed module runs again in them.
+        with twice_differentiable():
+            with isolation.watched():
+                losses = problem.losses(self._batch)
+                weights = problem.weights(losses)
+            inner = self._inner(self._batch, losses, weights, tables, isolation)
+            self._look_at(inner, leaves)
+            solved = self._solved(inner, rhs, batches)
+        influence = _influence(solved)
+        name = type(problem.weighter).__name__
+        indirect = through_weighter(
+            problem.weighter, self._phi, weights, influence, direct, problem.notices
+        )
+        why = f"the weights of {name} have no finite derivative here"
+        return Hypergradient(assembled(direct, indirect, self._phi, why), solved.info, influence)
+
+    def judged(self, result: Hypergradient, isolation: Isolation) -> Hypergradient:
+        """The result with everything that is known against it, after the isolation is closed."""
+        audit, findings, mode = self._problem.audit, self._findings, result.info.hvp_mode
+        if isolation.lost:
+            audit.forget()
+            names = some(dict.fromkeys(isolation.lost))
+            self._caveats.append(
+                f"the losses wrote into {names}, which they had not done in earlier steps, so its "
+                "values could not be put back this once"
+            )
+        caveats = [*self._caveats, *findings.remarks.values()]
+        comparison = None
+        if mode != "none":
+            comparison = audit.comparison(mode)  # type: ignore[arg-type]
+            caveats.append(findings.caveats.get(mode, ""))  # type: ignore[call-overload]
+        caveat = "; ".join(filter(None, caveats))
+        info = dataclasses.replace(result.info, caveat=caveat, comparison=comparison)
+        self._notify(info)
+        return dataclasses.replace(result, info=info)
+
+    def _fingerprint(self) -> object:
+        """Equal for problems of which one comparison of second derivatives serves all."""
+        theta = self._theta.values()
+        return (
+            tuple(map(id, theta)),
+            frozenset(x.dtype for x in (*theta, *self._given)),
+            frozenset(p.device for p in theta),
+            torch.get_default_dtype(),
+            tuple(part.training for part in self._parts),
+            hooks_of(self._theta),
+            self._strategy.hvp,
+        )
+
+    def _outer_gradients(self, loss: Tensor, graph: Graph, tables: Tree) -> tuple[Tree, Partial]:
+        """``∂outer/∂θ``, sparse for tables of which it reads rows, and ``∂outer/∂φ``.
+
+        Raises:
+            ValueError: the outer loss depends on no inner parameter.
+        """
+        graph.refuse_reentrant("outer_loss")
+        rhs, direct = outer_gradients(loss, self._theta, self._phi, looked_up(graph, tables))
+        if rhs is None:
+            raise ValueError(
+                "the outer loss does not depend on any inner parameter: losses(model, batch) has "
+                "no fixed part to take it from (pass outer_loss=), or it is computed under "
+                "no_grad() or from a detached output, or inner_params leaves out what it uses"
+            )
+        return rhs, direct
+
+    def _inner(
+        self, batch: Any, losses: Losses, weights: Tensor, tables: Tree, isolation: Isolation
+    ) -> InnerProblem:
+        problem = self._problem
+        leaf = weights.detach().requires_grad_(True)
+
+        def evaluate(batch: Any, weights: Tensor) -> Tensor:
+            return problem.inner_loss(problem.evaluated(batch), weights)
+
+        return InnerProblem(
+            parts=self._parts,
+            evaluate=evaluate,
+            batch=batch,
+            weights=leaf,
+            loss=problem.inner_loss(losses, leaf),
+            theta=self._theta,
+            tables=tables,
+            isolation=isolation,
+        )
+
+    def _look_at(self, inner: InnerProblem, leaves: list[Any]) -> None:
+        """Look for what makes the formula wrong: in the graph, and in what the pass changed."""
+        problem, graph, findings = self._problem, inner.graph, self._findings
+        if not inner.weights.numel():
+            return
+        graph.refuse_reentrant("losses")
+        for name in graph.reached(self._phi):
+            raise ValueError(
+                f"the losses depend on the weighter's {name} in another way than through the "
+                "weights: a module that the weighter shares with the model, or a penalty in "
+                "Losses(fixed=...). Freeze it, give the weighter a copy, or put the penalty "
+                "into outer_loss"
+            )
+        known = {leaf_node(p) for p in (*self._theta.values(), *self._phi.values(), inner.weights)}
+        rest = [node for node in (*leaves, *graph.leaves()) if node not in known]
+        if rest:
+            again = self._again(inner) if self._look else None
+            found = unheld(problem, rest, self._given, again)
+            self._caveats.append(caveat_of(found, with_optimizers=bool(problem.optimizers)))
+        if rewritten := inner.isolation.rewrites(self._theta):
+            self._caveats.append(
+                f"the losses give {some(dict.fromkeys(rewritten))} other values in place (a clamp, "
+                "a normalisation, a decay), which no derivative shows: do it after the optimizer's "
+                "step, or as an operation on the parameter"
+            )
+        if self._look:
+            findings.remarks = _remarks(self._theta, graph, findings.hooked.strange)
+
+    def _again(self, inner: InnerProblem) -> Callable[[], Graph]:
+        def evaluated() -> Graph:
+            with inner.isolation.aside():
+                inner.isolation.restore()
+                return Graph(inner.evaluate(inner.batch, inner.weights))
+
+        return evaluated
+
+    def _solved(self, inner: InnerProblem, rhs: Tree, batches: Iterable[Any] | None) -> Solved:
+        strategy, audit = self._strategy, self._problem.audit
+        system, fresh = self._system(inner), None
+        if batches is not None:
+            fresh = FreshBatches(batches, self._fresh(inner), inner.isolation)
+        failures = dict(self._findings.ruled_out)
+        linearisations = audit.accepted(
+            system.linearisations(strategy.modes, failures),
+            failures,
+            inner,
+            auto=strategy.hvp == "auto",
+        )
+        solved = solve(system, rhs, strategy.solver, linearisations, failures, fresh)
+        audit.note(failures)
+        return solved
+
+    def _system(self, inner: InnerProblem) -> System:
+        """The linear system of an inner problem."""
+        decay, damping = self._problem.weight_decay(inner.theta), self._strategy.damping
+
+        def slope() -> Slope:
+            in_place = InnerInPlace(inner, inner.reached())
+            return Slope(in_place.gradients, in_place.params(), in_place.rows)
+
+        return System(
+            params=inner.theta,
+            hparams={"weights": inner.weights},
+            loss=lambda: inner.loss,
+            function=inner.function,
+            slope=slope,
+            tables=inner.tables,
+            constants=self._findings.hooked.free,
+            shift={name: decay[name] + damping for name in inner.theta},
+            preconditioner=self._strategy.preconditioner,
+            optimizers=self._problem.optimizers,
+        )
+
+    def _fresh(self, inner: InnerProblem) -> Callable[[Any], System]:
+        """Makes the system of a further batch."""
+
+        def system(batch: Any) -> System:
+            inner.isolation.include(tensors_in(batch))
+            inner.isolation.restore()
+            losses = self._problem.losses(batch)
+            with torch.no_grad():
+                weights = self._problem.weights(losses)
+            return self._system(self._inner(batch, losses, weights, {}, inner.isolation))
+
+        return system
+
+    def _notify(self, info: SolveInfo) -> None:
+        """Warn once of what the user should know, and log the rest."""
+        logger.debug(info.message)
+        notices = self._problem.notices
+        if info.hvp_mode == "finite_difference" and self._strategy.hvp == "auto":
+            known = self._findings.ruled_out.items()
+            reasons = "; ".join(f"{mode}: {error}" for mode, error in known)
+            notices.warn(
+                "finite_difference",
+                "the Hessian is multiplied by finite differences of gradients, good to two to "
+                f"five digits in float32, because no other mode works for this model ({reasons})",
+            )
+        if info.caveat:
+            notices.warn("caveat", info.message)
+        elif info.comparison is not None and info.comparison.age is None:
+            notices.warn("comparison", info.message)
+        if info.alarming:
+            notices.warn(info.status.name, info.message)
+
+
+def _remarks(theta: Tree, graph: Graph, strange: dict[str, str]) -> dict[str, str]:
+    """What is wrong with the problem for as long as it is of this kind."""
+    remarks = {
+        f"hook {name}": (
+            f"a gradient hook on {name} {fault}, so that training does not stop where the gradient "
+            "of the inner loss is zero, which the formula assumes"
+        )
+        for name, fault in strange.items()
+    }
+    narrow, own = graph.narrowest(), max((p.dtype for p in theta.values()), key=_eps)
+    if narrow is not None and _eps(narrow) > max(_eps(own), _eps(torch.float32)):
+        remarks["precision"] = (
+            f"a part of the losses is computed in {narrow} (autocast inside the forward method), "
+            "and products with the Hessian have errors of percents: leave autocast to the caller, "
+            "who opens it around the call; outer steps then turn it off"
+        )
+    return remarks
+
+
+def _eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
+
+
+def _influence(solved: Solved) -> Tensor:
+    """``[B]``: the derivative of the outer loss by each weight."""
+    influence = solved.indirect["weights"]
+    if influence is None:
+        raise ValueError(UNTOUCHED)
+    return influence

@@ -1,0 +1,70 @@
+"""Leaves that the losses depend on and that nothing is known to train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from reweight._problem.bilevel import BilevelProblem
+from reweight._tables import Graph
+from reweight._tensors import Tree, some
+
+
+def unheld(
+    problem: BilevelProblem,
+    rest: Iterable[Node],
+    batches: Iterable[Tensor],
+    again: Callable[[], Graph] | None,
+) -> Tree:
+    """Leaves that require a gradient, outlive the step and are held by no optimizer.
+
+    Args:
+        problem: the problem.
+        rest: leaves of the losses that are neither inner parameters nor the weighter's.
+        batches: tensors of the batches, whose gradients are the losses' own business.
+        again: evaluates the losses once more, to tell a leaf that is made in every pass from one
+            that stays; ``None`` where that was found out in an earlier step.
+    """
+    leaves: list[Tensor] = [_leaf(node) for node in dict.fromkeys(rest)]
+    settled = problem.held() | {id(x) for x in batches}
+    if not problem.optimizers:  # inner_params left them out by choice
+        settled |= {id(p) for p in problem.model.parameters()}
+    leaves = [leaf for leaf in leaves if id(leaf) not in settled]
+    unsure = [x for x in leaves if not (isinstance(x, nn.Parameter) or id(x) in problem.elsewhere)]
+    if unsure and again is not None:
+        lasting = {id(_leaf(node)) for node in again().leaves()}
+        problem.elsewhere |= {id(x): x for x in unsure if id(x) in lasting}
+    return problem.named(
+        x for x in leaves if isinstance(x, nn.Parameter) or id(x) in problem.elsewhere
+    )
+
+
+def _leaf(node: Any) -> Tensor:
+    leaf: Tensor = node.variable
+    return leaf
+
+
+def caveat_of(leaves: Tree, *, with_optimizers: bool) -> str:
+    """What was done about such leaves, and what the user can do."""
+    if not leaves:
+        return ""
+    one = len(leaves) == 1
+    text = (
+        f"{some(leaves)} {'requires' if one else 'require'} a gradient and the losses depend on "
+        f"{'it' if one else 'them'}, but "
+    )
+    if with_optimizers:
+        text += "no optimizer that wrap was given holds "
+        move = "pass the optimizer that trains {0} too, optimizer=[...]"
+    else:
+        text += "wrap was given no optimizer that holds "
+        move = "pass optimizer= with what trains {0}"
+    it = "it" if one else "them"
+    counted = "a constant" if one else "constants"
+    return (
+        f"{text}{it}, so {it} counted as {counted}: {move.format(it)}, or call "
+        "requires_grad_(False) if nothing does"
+    )
