@@ -27,6 +27,7 @@ from habits.parts import (
     filled,
     mean_squared,
     pair,
+    quick,
     rich,
     rotated,
     squared,
@@ -34,8 +35,11 @@ from habits.parts import (
 )
 
 # What the error may name where a model can't be evaluated elsewhere in the mode asked for.
-REFUSED = ("hvp=", "finite_difference", "follow", "substitut", "in the place", "own copy")
-CAUSES = ("follow", "substitut", "in the place", "in their place", "own copy", "ignore")
+REFUSED = ("hvp=", "finite_difference", "follow", "substitut", "in its place", "own copy")
+CAUSES = (
+    *("follow", "substitut", "in the place", "in its place", "own copy", "ignore"),
+    "second derivatives",  # once_differentiable is silently wrong in mode "autograd"
+)
 
 
 class Direct(nn.Module):
@@ -310,6 +314,7 @@ for _name, _holder in HOLDERS.items():
             # A forced mode that can't work for the operation is refused; auto must not be.
             refused=REFUSED if _hvp != "auto" else CAUSES,
             causes=CAUSES,
+            slow=not quick(_hvp),
         )
 
 
@@ -414,6 +419,7 @@ for _name, _cache in {
                 functools.partial(_cached, _cache, HEADS[_head], _hvp, _filled),
                 refused=(*REFUSED, "cache", "second time", "retain_graph"),
                 causes=(*CAUSES, "cache"),
+                slow=not quick(_hvp),
             )
 
 
@@ -441,6 +447,7 @@ for _hvp in MODES:
         f"a weight tied by storage, hvp={_hvp}",
         lambda twin, hvp=_hvp: situation((Direct if twin else TiedByStorage)(HEADS["cdist"]), hvp),
         refused=("storage", "share"),
+        slow=not quick(_hvp),
     )
 
 
@@ -475,6 +482,7 @@ for _kind in (nn.LSTM, nn.GRU, nn.RNN):
             f"nn.{_kind.__name__} with an operation that is differentiable once, hvp={_hvp}",
             functools.partial(_recurrent, _kind, _hvp),
             refused=REFUSED if _hvp == "func" else (),
+            slow=not quick(_hvp),
         )
 
 
@@ -548,4 +556,5 @@ for _name, _build in {
             functools.partial(_build, _hvp),
             refused=REFUSED if _hvp != "auto" else CAUSES,
             causes=CAUSES,
+            slow=not quick(_hvp),
         )

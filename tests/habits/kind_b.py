@@ -477,6 +477,7 @@ for _name, _hook, _free in (
     ("a hook that rescales rows", lambda g: g * torch.arange(1.0, 5.0)[:, None], None),
     ("a hook that only looks", _watch, None),
     ("a hook that replaces NaN", _no_nan, None),
+    ("a hook that takes the sign", torch.sign, None),
 ):
     register("B", _name, functools.partial(_hooked, _hook, _free, False))
 for _name, _hook in (
@@ -484,7 +485,6 @@ for _name, _hook in (
     ("a hook that flips the sign of a column", lambda g: g * (2.0 * COLUMNS - 1.0)),
     ("a hook that projects", lambda g: g - g.mean(0, keepdim=True)),
     ("a hook that adds a constant", lambda g: g + 0.1),
-    ("a hook that takes the sign", torch.sign),
 ):
     # What the optimizer descends then is not the loss: the reference is the problem without it.
     register("B", _name, functools.partial(_hooked, _hook, None, False), causes=HOOK, named=HOOK)

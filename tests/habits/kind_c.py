@@ -30,6 +30,7 @@ from habits.parts import (
     filled,
     mean_squared,
     pair,
+    quick,
     randn,
     squared,
 )
@@ -347,6 +348,7 @@ for _side in ("train", "dev"):
             "C",
             f"a reentrant checkpoint on the {_side} side later, hvp={_hvp}",
             functools.partial(_checkpointed, _side, _hvp),
+            slow=not quick(_hvp),
             refused=REENTRANT,
             causes=REENTRANT,
         )
@@ -505,6 +507,7 @@ for _part in (
             f"a wrong activation and {_part} in float32, hvp={_hvp}",
             functools.partial(_in_float32, _part, _hvp),
             causes=SECOND,
+            slow=not quick(_hvp),
         )
 
 
@@ -622,6 +625,7 @@ for _name, _make in BATCHES.items():
         f"weight_norm and a batch as {_name}",
         functools.partial(_batched, _make, True),
         causes=SECOND,
+        slow=_name not in ("an own class", "numpy in a dict"),
     )
     register(
         "C",

@@ -29,6 +29,7 @@ from habits.parts import (
     filled,
     mean_squared,
     pair,
+    quick,
     randn,
     squared,
 )
@@ -103,6 +104,7 @@ for _by in ("no_grad", "data", "data.copy_", "rows"):
             f"a codebook moved by {_by}, hvp={_hvp}",
             functools.partial(_codebook, _by, _hvp),
             refused=("in place", "hvp=", "writes", "written"),
+            slow=not quick(_hvp),
         )
 
 
@@ -149,6 +151,7 @@ for _how in ("clamp", "data", "max-norm", "shrink"):
             functools.partial(_clamped, _how, _op, _hvp),
             refused=(*WRITES, "hvp="),
             causes=WRITES,
+            slow=not quick(_hvp),
         )
 
 
@@ -227,6 +230,7 @@ for _by in ("name", "list", "view", "flat"):
             "D",
             f"a buffer written by {_by}, hvp={_hvp}",
             functools.partial(_aliased, _by, _hvp),
+            slow=not quick(_hvp),
         )
 
 
@@ -270,6 +274,7 @@ for _layout in ("coo", "csr"):
                 f"a sparse buffer ({_layout}){', written in forward' * _write}, hvp={_hvp}",
                 functools.partial(_sparse, _layout, _write, _hvp),
                 refused=("hvp=", "sparse"),
+                slow=not quick(_hvp),
             )
 
 
@@ -324,6 +329,7 @@ for _hvp in ("func", "finite_difference"):
         f"spectral_norm of Linear, hvp={_hvp}",
         functools.partial(_normed, "Linear", False, _hvp),
         causes=DERIVATIVES,
+        slow=not quick(_hvp),
     )
 
 
@@ -531,6 +537,7 @@ for _what in (
             functools.partial(_in_place, _what, _hvp),
             refused=("batch",),
             causes=("batch",),
+            slow=not quick(_hvp),
         )
 
 
@@ -615,6 +622,7 @@ for _where in (
             functools.partial(_state, _where, _hvp),
             refused=STATE,
             causes=STATE,
+            slow=not quick(_hvp),
         )
 
 
@@ -679,6 +687,7 @@ for _by in ("backward", "grad"):
             f"an adversarial example by {_by}(), hvp={_hvp}",
             functools.partial(_adversarial, _by, _hvp),
             refused=("hvp=", "backward()"),
+            slow=not quick(_hvp),
         )
 
 
@@ -701,6 +710,7 @@ for _hvp in ("auto", "autograd", "func", "finite_difference"):
         f"a gradient penalty, hvp={_hvp}",
         functools.partial(_penalty, _hvp),
         refused=("hvp=",),
+        slow=not quick(_hvp),
     )
 
 
@@ -810,6 +820,7 @@ for _source in (
             functools.partial(_noise, _source, _hvp),
             refused=NOISE,
             causes=NOISE,
+            slow=not quick(_hvp),
         )
 
 

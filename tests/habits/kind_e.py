@@ -32,6 +32,7 @@ from habits.parts import (
     filled,
     mean_squared,
     pair,
+    quick,
     randn,
     squared,
 )
@@ -383,6 +384,7 @@ for _name in CONTAINERS:
             functools.partial(_container, _name, _single),
             causes=SECOND,
             refused=DETACHED if closed else (),
+            slow=not _single,
         )
 
 
@@ -516,6 +518,7 @@ for _kind in ("coo", "uncoalesced", "csr", "csc", "bsr", "bsc"):
                 f"a {_kind} tensor as {_where}{', float32 and a wrong activation' * _single}",
                 functools.partial(_layout, _kind, _where, _single),
                 causes=SECOND,
+                slow=_single != (_where == "batch"),
             )
 
 
@@ -587,6 +590,7 @@ for _kind in ("nested tensor", "jagged", "PackedSequence", "PackedSequence in a 
             f"{_kind}{', float32 and a wrong activation' * _single}",
             functools.partial(_ragged, _kind, _single),
             causes=SECOND,
+            slow=not _single,
         )
 
 
@@ -656,6 +660,7 @@ for _op in ("cdist", "norms"):
             functools.partial(_mined, _op, _hvp),
             refused=("number of losses", "hvp="),
             causes=("number of losses",),
+            slow=not quick(_hvp),
         )
 
 
@@ -767,4 +772,5 @@ for _how in ("pruned", "pruned, after a pass", "custom mask", "old weight_norm",
             f"{_how}, hvp={_hvp}",
             functools.partial(_pruned, _how, _hvp),
             causes=SECOND if "norm" in _how else (),
+            slow=not quick(_hvp),
         )

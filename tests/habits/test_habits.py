@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -15,18 +16,27 @@ from habits.inputs import HABITS
 
 # At these evaluations a loss raises an error: in the outer loss, in the losses, and later, where
 # gradients are compared or products are differences.
-EVALUATIONS = (1, 2, 3, 7)
+EVALUATIONS = (1, 2, 5)
+
+
+def parameters(kinds: str) -> list[Any]:
+    """The inputs of some kinds, those marked that the quick tests leave out."""
+    return [
+        pytest.param(habit, id=str(habit), marks=[pytest.mark.slow] * habit.slow)
+        for habit in HABITS
+        if habit.kind in kinds
+    ]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("habit", HABITS, ids=str)
+@pytest.mark.parametrize("habit", parameters("ABCDE"))
 def test_an_input_is_right_or_refused_or_not_trusted(habit: Habit) -> None:
     found = outcome(habit)
     assert found.kind != WRONG, found.text
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("habit", [h for h in HABITS if h.kind == "D"], ids=str)
+@pytest.mark.parametrize("habit", parameters("D"))
 def test_an_error_in_a_loss_leaves_everything_as_it_was(habit: Habit) -> None:
     found = outcome_after_exceptions(habit, EVALUATIONS)
     assert found.kind != WRONG, found.text

@@ -97,6 +97,7 @@ class Habit:
         causes: words of which the verdict or a warning has one, if the result may be distrusted.
         named: words of which the verdict or a warning must have one, whatever the result is.
         tolerance: in the place of the one that follows from the mode and the type.
+        slow: whether the quick tests leave it out, because a similar input is among them.
     """
 
     kind: str
@@ -106,6 +107,7 @@ class Habit:
     causes: tuple[str, ...] = ()
     named: tuple[str, ...] = ()
     tolerance: float | None = None
+    slow: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.name}"
