@@ -43,15 +43,21 @@ def wrap(
         weighter: computes the weight of each sample; the outer problem learns its parameters.
         losses: ``(model, batch) -> Losses``, or ``-> Tensor [B]`` where nothing is fixed and the
             weighter reads the losses only. Default: ``model.losses(batch)``. Outer steps call it
-            too, the first one about ten times, most of them with float64 parameters and a float64
-            copy of the batch. It should have no side effects such as metrics.
+            too. An outer step that compares second derivatives with finite differences, as the
+            first one does, calls it about ten times, in float64. It should have no side effects
+            such as metrics.
         outer_loss: ``(model, batch) -> Tensor []``, the loss on a dev batch that the weights are to
             reduce. It may use the weighter's parameters too, for a penalty on the weights. Default:
             ``model.outer_loss(batch)`` if there is one, else the fixed part of ``losses``.
-        optimizer: the optimizer of the model. It is only read: its weight decay is part of the
-            inner problem, and without it the hypergradient differs.
+        optimizer: the optimizer that trains the model, or several of them. They are only read. What
+            they hold and move (with a learning rate above 0) is inner, wherever it lives: in the
+            model, in a loss with parameters of its own, in a tensor outside of all modules. Their
+            weight decay is part of the inner problem. A leaf that the losses depend on and that no
+            optimizer holds counts as a constant; a warning names it, and the result is not trusted.
         hypergradient: how to solve; default ``ImplicitHypergradient(Neumann(num_terms=3))``.
-        inner_params: ``name -> bool``, which trainable parameters are inner; default all.
+        inner_params: ``name -> bool``, which trainable parameters are inner; default: what the
+            optimizers hold and move, or without an optimizer every trainable parameter of the
+            model. The weighter's parameters are never inner, also where it is a part of the model.
         reduction: of ``weights · losses``: ``"mean"`` (over the batch) or ``"sum"``.
 
     Returns:
@@ -61,7 +67,7 @@ def wrap(
     Raises:
         TypeError: an argument of the wrong kind.
         ValueError: no inner parameters, a weighter without parameters, or one that shares
-            parameters with the model.
+            parameters with the model; an optimizer that holds nothing of the model.
 
     Example:
         >>> import torch, reweight
@@ -136,11 +142,12 @@ class Reweighted:
     ) -> Hypergradient:
         """The gradient of the outer loss on ``dev_batch`` by the weighter's parameters.
 
-        A pure function: it changes no ``.grad``, parameter, buffer or attribute of the modules, and
-        no global random state (torch, numpy, Python). It does not restore what a forward pass
-        writes into its own lists, dicts and plain tensors, and ``batches`` advance the random state
-        as usual. Gradient hooks do not run, because they change the optimizer's step and not the
-        loss.
+        A pure function: it changes no ``.grad``, parameter, buffer or attribute of the modules, no
+        global random state (torch, numpy, Python), and no tensor that existed before, such as the
+        batch or a codebook that a list holds. Of lists and dicts it restores the tensors, not the
+        entries, and ``batches`` advance the random state as usual. Entries that a gradient hook
+        always sets to zero are constants; hooks that scale or clip change nothing, since training
+        stops at the same point; other hooks are named, and the result is not trusted.
 
         Args:
             batch: a train batch, as for :meth:`loss`; the gradient is taken through its weights.

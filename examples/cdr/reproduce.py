@@ -43,7 +43,7 @@ try:
         usable_device,
     )
     from cdr.runs.arguments import optional, values
-    from cdr.training import Options, PresetName, preset
+    from cdr.training import Options, PresetName, preset, remark
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
@@ -87,6 +87,8 @@ _DATA = (
     "file."
 )
 
+
+_NAMED = 5  # trainings that have learned nothing; how many there are is told as well
 
 Wanted = dict[tuple[Cell, int], Task]
 """The training of each cell and seed."""
@@ -245,7 +247,12 @@ def _document(
             runs.setdefault(cell, {})[seed] = done.runs[task]
     document = study.document(Results(study, sources, runs))
     names = {task: _name(cell, seed) for (cell, seed), task in wanted.items()}
-    notes = (*_failures(names, done), *document.notes, *_data_notes(sources))
+    notes = (
+        *_failures(names, done),
+        *_nothing_learned(names, done),
+        *document.notes,
+        *_data_notes(sources),
+    )
     return replace(document, notes=notes)
 
 
@@ -254,6 +261,20 @@ def _failures(names: dict[Task, str], done: Completed) -> list[str]:
     return [
         f"Missing, for its training failed: {names[task]} ({reason})"
         for task, reason in done.failures.items()
+    ]
+
+
+def _nothing_learned(names: dict[Task, str], done: Completed) -> list[str]:
+    """A sentence on the trainings that have learned nothing: not every study has a table."""
+    found = [
+        f"{names[task]} ({told})" for task, run in done.runs.items() if (told := remark(run.scores))
+    ]
+    if not found:
+        return []
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return [
+        f"Nothing was learned in {len(found)} of {len(done.runs)} trainings: "
+        f"{', '.join(found[:_NAMED])}{more}."
     ]
 
 
@@ -307,6 +328,7 @@ def _write_runs(path: Path, wanted: Wanted, done: Completed) -> None:
                 "extra_test": run.extra_test and run.extra_test.metrics(),
                 "valid_auc": run.valid_auc,
                 "weight_auc": run.weight_auc,
+                "remark": remark(run.scores),
                 "epochs": len(run.history),
                 "seconds": run.seconds,
                 "key": run.key,

@@ -32,7 +32,16 @@ try:
         usable_device,
     )
     from cdr.runs.arguments import optional, values
-    from cdr.training import Options, PresetName, Result, check_variants, preset, variant_label
+    from cdr.training import (
+        Options,
+        PresetName,
+        Result,
+        check_variants,
+        preset,
+        remark,
+        variant_label,
+        warning,
+    )
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
@@ -232,6 +241,8 @@ def _train_all(tasks: list[Task], config: RunBiao, folder: Path) -> dict[tuple[s
                 f"valid AUC {best:.4f}, test AUC {result.test.metrics()['auc']:.4f}{weight} "
                 f"({epochs} epoch{'s' * (epochs > 1)})"
             )
+            if told := warning(result.scores):
+                bar.write(told)
             bar.update()
         bar.set_postfix_str("")
     return results
@@ -268,6 +279,7 @@ def _write_metrics(
                         "test": result.test.metrics(),
                         "extra_test": result.extra_test and result.extra_test.metrics(),
                         "weight_auc": result.weight_auc,
+                        "remark": remark(result.scores),
                         "epochs": result.history,
                         "outer_steps": result.outer,
                     }
@@ -281,7 +293,7 @@ def _write_metrics(
 
 def _row(row: Summary) -> dict[str, object]:
     """A row of the table, for the json file."""
-    names = ("label", "auc", "log_loss", "improvement", "weight_auc", "comparison")
+    names = ("label", "auc", "log_loss", "improvement", "weight_auc", "comparison", "remark")
     return {name: getattr(row, name) for name in names}
 
 

@@ -6,6 +6,7 @@ from reweight._problem.functional import swapped
 from reweight._problem.isolation import Isolation, isolated, parts_of, twice_differentiable
 from reweight._problem.outer_step import hypergradient, weights
 from reweight._problem.second_derivatives import disagreement
+from reweight._problem.unheld import unheld
 
 __all__ = [
     "BilevelProblem",
@@ -20,5 +21,6 @@ __all__ = [
     "parts_of",
     "swapped",
     "twice_differentiable",
+    "unheld",
     "weights",
 ]

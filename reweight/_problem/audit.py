@@ -108,12 +108,12 @@ class Audit:
             auto: whether another mode may be used instead of a wrong one.
         """
         now, graph = self.findings, inner.graph
-        reached = graph.reached(inner.theta).keys()
-        if not (now.kinds >= graph.kinds and now.leaves >= reached):
+        reached = graph.reached(inner.leaves)
+        if not (now.kinds >= graph.kinds and now.leaves.issuperset(reached)):
             # Something joined the loss that no comparison has seen.
             now.compared.clear()
             now.not_compared.clear()
-            now.kinds, now.leaves = now.kinds | graph.kinds, now.leaves | reached
+            now.kinds, now.leaves = now.kinds | graph.kinds, now.leaves.union(reached)
         for mode, linearisation in linearisations:
             reason = self._rejection(mode, inner, linearisation.params, auto)
             if reason is None:

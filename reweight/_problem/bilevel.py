@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from reweight._problem.audit import Audit
 from reweight._problem.companions import companions
-from reweight._problem.inner_parameters import InnerParameters
+from reweight._problem.hooks import GradientHooks
+from reweight._problem.inner_parameters import InnerParameters, held
 from reweight._problem.isolation import parts_of
 from reweight._problem.notices import Notices, Silent
 from reweight._problem.statement import (
@@ -24,8 +25,7 @@ from reweight._problem.statement import (
 )
 from reweight._problem.weights import weigh
 from reweight._problem.writes import Guard
-from reweight._tensors import Tree, check_loss
-from reweight.hypergradient import ImplicitHypergradient
+from reweight._tensors import Tree, check_loss, tensors_in
 from reweight.losses import Losses
 from reweight.weighters import SampleWeighter
 
@@ -56,46 +56,38 @@ class BilevelProblem:
         self.model = model
         self.weighter = weighter
         self.optimizers = () if optimizer is None else as_optimizers(optimizer)
+        self._stated = self.optimizers
         self.reduction: Reduction = reduction
         self.audit, self.guard = Audit(), Guard()
         self.notices = Notices()
+        self.hooks: GradientHooks | None = None
         # Leaves outside of all modules that were seen to outlive a pass.
         self.elsewhere: dict[int, Tensor] = {}
         self._losses_fn, self._outer_fn, self._chosen = losses, outer_loss, inner_params
         self._companions = companions((losses, outer_loss), (model, weighter))
         self._inner = InnerParameters(
-            model, self.optimizers, inner_params, self._companions, self._weighters_own
+            model, self.optimizers, inner_params, self._companions, weighter
         )
         check_modules(model)
         theta, _ = self.parameters()
         check_optimizers(model, self.optimizers, theta)
         self.weight_decay(theta)  # raises now rather than at the first outer step
 
-    def in_double(
-        self, strategy: ImplicitHypergradient
-    ) -> tuple[BilevelProblem, ImplicitHypergradient]:
-        """The same problem on float64 copies of the modules; it audits anew and does not warn.
+    def apart(self) -> BilevelProblem:
+        """The same problem on the same modules, which audits anew and does not warn.
 
-        Its optimizer holds the weight decay of the original and nothing else. The strategy is
-        copied together with the modules, since a user's solver may hold them.
+        Its optimizer holds the weight decay of the original and nothing else.
         """
-        twin = copy.copy(self)
-        model, weighter, strategy = copy.deepcopy((self.model, self.weighter, strategy))
-        twin.model, twin.weighter = model.double(), weighter.double()
-        twin._inner = InnerParameters(
-            twin.model, (), self._chosen, self._companions, twin._weighters_own
-        )
-        twin.audit, twin.notices = Audit(), Silent()
-        decay = self.weight_decay(self.theta())
-        theta = twin.theta()
-        groups = [
-            {"params": [p], "weight_decay": decay.get(name, 0.0)} for name, p in theta.items()
-        ]
+        twin, theta = copy.copy(self), self.theta()
+        twin.audit, twin.guard, twin.notices = Audit(), Guard(), Silent()
+        twin.hooks = GradientHooks(theta)  # the check takes them off before the problem sees them
+        decay = self.weight_decay(theta)
+        groups = [{"params": [p], "weight_decay": decay.get(n, 0.0)} for n, p in theta.items()]
         twin.optimizers = (torch.optim.SGD(groups, lr=1.0),)
         twin._inner = InnerParameters(
-            twin.model, twin.optimizers, self._chosen, self._companions, twin._weighters_own
+            self.model, twin.optimizers, self._chosen, self._companions, self.weighter
         )
-        return twin, strategy
+        return twin
 
     # -- parameters ----------------------------------------------------------------------------
 
@@ -125,21 +117,19 @@ class BilevelProblem:
         """Every module that an evaluation may use."""
         return parts_of(self.model, self.weighter, *self._companions.values())
 
-    def held(self) -> set[int]:
-        """The ``id`` of every tensor that an optimizer holds, moved or not."""
-        return self._inner.held()
+    def settled(self) -> set[int]:
+        """The ``id`` of every tensor of which ``wrap`` was told whether it is inner.
+
+        That is what an optimizer holds, moved or not, or without one, what ``inner_params`` leaves
+        out.
+        """
+        if not self._stated:
+            return {id(p) for p in self.model.parameters()}
+        return held(self._stated)
 
     def named(self, tensors: Iterable[Tensor]) -> Tree:
         """Tensors by the best name there is."""
         return self._inner.named(tensors)
-
-    def _weighters_own(self) -> list[Tensor]:
-        """Parameters of the weighter that are not the model's, unless the model contains it."""
-        phi: list[Tensor] = list(self.weighter.parameters())
-        if any(part is self.weighter for part in self.model.modules()):
-            return phi
-        inside = {id(p) for p in self.model.parameters()}
-        return [p for p in phi if id(p) not in inside]
 
     # -- losses and weights --------------------------------------------------------------------
 
@@ -151,6 +141,8 @@ class BilevelProblem:
         """
         losses = self.evaluated(batch)
         losses.check_finite()
+        if losses.weighted.numel() == 1:
+            self._notice_one_loss(batch)
         return losses
 
     def weights(self, losses: Losses) -> Tensor:
@@ -191,6 +183,17 @@ class BilevelProblem:
         else:
             loss = torch.as_tensor(self.evaluated(dev_batch).fixed)
         return check_loss("outer", loss)
+
+    def _notice_one_loss(self, batch: Any) -> None:
+        """Warn where the one loss of a batch seems to be an average of shape ``[1]``."""
+        rows = [len(x) for x in tensors_in(batch) if x.ndim]
+        if rows and min(rows) > 1:
+            self.notices.warn(
+                "one loss",
+                f"losses returned one loss for a batch whose tensors have {max(rows)} rows, so the "
+                "whole batch gets one weight. If it is an average of shape [1], return one loss "
+                'per sample (reduction="none"), and penalties as Losses(fixed=...).',
+            )
 
     def evaluated(self, batch: Any) -> Losses:
         """The losses of a batch, with their graph, finite or not."""

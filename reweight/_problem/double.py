@@ -102,8 +102,9 @@ class InnerInDouble:
 
     def _prove(self, graph: Graph) -> None:
         """Raise where the loss depends on a parameter that was to be substituted."""
-        if missed := graph.reached(self._inner.theta):
-            raise RuntimeError(f"the losses compute with {some(missed)} itself, in its own type")
+        if missed := graph.reached(self._inner.leaves):
+            names = some(dict.fromkeys(missed))
+            raise RuntimeError(f"the losses compute with {names} itself, in its own type")
         self._proved = True
 
     def _loss(self) -> Tensor:
@@ -117,14 +118,20 @@ class InnerInDouble:
         rows = {name: doubled(table.values()) for name, table in self._idle.items()}
         return {id(p): doubled(p.detach()) for p in self._others}, rows
 
+    def _fresh_constants(self) -> dict[int, Tensor]:
+        """Constants, with new copies of those that a pass writes into."""
+        isolation, others = self._inner.isolation, self._constants[0]
+        copies = {id(p): others[id(p)].clone() for p in self._others if isolation.writes_into(p)}
+        return {**others, **copies}
+
     @contextmanager
     def _installed(self, params: Tree) -> Iterator[None]:
-        others, idle_rows = self._constants
+        idle_rows = self._constants[1]
         isolation = self._inner.isolation
         isolation.restore(copies=False)
         with (
             isolation.aside(),
-            self._model.at(params, others, lambda buffer: doubled(buffer.clone())),
+            self._model.at(params, self._fresh_constants(), lambda buffer: doubled(buffer.clone())),
             SubstituteRows(self._idle, idle_rows),
         ):
             yield

@@ -7,6 +7,7 @@ problem. Any other hook makes the optimizer stop somewhere else than at a minimu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 from reweight._problem.companions import refers_to
 from reweight._tensors import Tree
 
+_Hook = Callable[[Any], Any]
 # Gradients that hooks are tried on: normal entries of several sizes, and one of equal sign.
 _SIZES = (1e-4, 1.0, 1e2)
 
@@ -36,6 +38,36 @@ class Hooked:
     strange: dict[str, str] = field(default_factory=dict)
 
 
+class GradientHooks:
+    """The hooks on inner parameters, collected before they are taken off.
+
+    Args:
+        theta: the inner parameters.
+    """
+
+    def __init__(self, theta: Tree) -> None:
+        self._of: dict[str, tuple[Tensor, list[_Hook], list[_Hook]]] = {}
+        for name, p in theta.items():
+            after = getattr(p, "_post_accumulate_grad_hooks", None)
+            if p._backward_hooks or after:
+                self._of[name] = p, _callables(p._backward_hooks), _callables(after)
+
+    def effect(self) -> Hooked:
+        """Call the hooks on made-up gradients and look at what they return."""
+        free: Tree = {}
+        strange: dict[str, str] = {}
+        for name, (p, hooks, after) in self._of.items():
+            try:
+                mask, fault = _effect(p, functools.partial(_through, p, hooks, after))
+            except Exception as error:
+                fault = f"can't be called to see what it does ({error})"
+            if fault:
+                strange[name] = fault
+            elif mask is not None:
+                free[name] = mask
+        return Hooked(free, strange)
+
+
 def hooks_of(theta: Tree) -> tuple[int, ...]:
     """Identifies the hooks on leaves: other hooks, another value."""
     found: list[int] = []
@@ -46,26 +78,7 @@ def hooks_of(theta: Tree) -> tuple[int, ...]:
     return tuple(found)
 
 
-def tried(theta: Tree) -> Hooked:
-    """Call the hooks on made-up gradients and look at what they return."""
-    free: Tree = {}
-    strange: dict[str, str] = {}
-    for name, p in theta.items():
-        if not (p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)):
-            continue
-        try:
-            mask, fault = _effect(p)
-        except Exception as error:
-            strange[name] = f"can't be called to see what it does ({error})"
-            continue
-        if fault:
-            strange[name] = fault
-        elif mask is not None:
-            free[name] = mask
-    return Hooked(free, strange)
-
-
-def _effect(p: Tensor) -> tuple[Tensor | None, str]:
+def _effect(p: Tensor, through: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, str]:
     """The mask of the entries that hooks let through, if they freeze some; or a fault in words."""
     generator = torch.Generator().manual_seed(0)
     passed = torch.zeros(p.shape, dtype=torch.bool, device=p.device)
@@ -75,7 +88,7 @@ def _effect(p: Tensor) -> tuple[Tensor | None, str]:
     probes.append(1.0 + 0.5 * torch.rand(p.shape, generator=generator))
     for probe in probes:
         given = probe.to(p)
-        got = _through_hooks(p, given.clone())
+        got = through(given.clone())
         if got.shape != given.shape:
             return None, f"returns a gradient of shape {tuple(got.shape)}"
         stopped |= got == 0
@@ -89,15 +102,15 @@ def _effect(p: Tensor) -> tuple[Tensor | None, str]:
     return (~frozen).to(p.dtype) if bool(frozen.any()) else None, ""
 
 
-def _through_hooks(p: Tensor, grad: Tensor) -> Tensor:
-    for hook in _callables(p._backward_hooks):
+def _through(p: Tensor, hooks: list[_Hook], after: list[_Hook], grad: Tensor) -> Tensor:
+    for hook in hooks:
         changed = hook(grad)
         if changed is not None:
             grad = changed
     own = p.grad
     try:
         p.grad = grad
-        for hook in _callables(getattr(p, "_post_accumulate_grad_hooks", None)):
+        for hook in after:
             # One that steps an optimizer is the user's step, and must not be taken now.
             if not refers_to(hook, Optimizer):
                 hook(p)
@@ -106,5 +119,5 @@ def _through_hooks(p: Tensor, grad: Tensor) -> Tensor:
         p.grad = own
 
 
-def _callables(hooks: Any) -> list[Callable[[Any], Any]]:
+def _callables(hooks: Any) -> list[_Hook]:
     return list(hooks.values()) if hooks else []

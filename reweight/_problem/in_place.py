@@ -108,13 +108,13 @@ class InnerInPlace:
             RuntimeError: the loss is made of values that were computed before θ was moved.
         """
         old = graph.shared(self._inner.graph)
-        if old and graph.leads_to(old, self._theta):
+        if old and graph.leads_to(old, self._inner.leaves):
             raise RuntimeError(
                 f"the losses use a value of an earlier evaluation again ({old[0].name()}), which "
                 "does not follow when parameters are moved: a weight that is computed once and "
                 "kept, as a cache does. Compute it inside the losses"
             )
-        missed = graph.reached({name: self._theta[name] for name in self._tables})
+        missed = graph.reached({name: self._inner.leaves[name] for name in self._tables})
         self._tables = {n: table for n, table in self._tables.items() if n not in missed}
         return not missed
 

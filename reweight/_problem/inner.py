@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from reweight._curvature import Function
 from reweight._problem.functional import FunctionalModel
 from reweight._problem.isolation import Isolation, is_compiled, twice_differentiable
-from reweight._tables import Graph, looked_up
+from reweight._tables import Graph, Leaves, looked_up
 from reweight._tensors import Tree, new_leaves, some
 
 logger = logging.getLogger("reweight")
@@ -33,6 +33,7 @@ class InnerProblem:
         weights: ``[B]``, a leaf.
         loss: the value of the inner loss, with its graph.
         theta: the inner parameters.
+        leaves: their nodes in graphs.
         tables: the embedding tables among them, which the rows that are read may represent.
         isolation: in which the model is evaluated.
     """
@@ -45,12 +46,13 @@ class InnerProblem:
         weights: Tensor,
         loss: Tensor,
         theta: Tree,
+        leaves: Leaves,
         tables: Tree,
         isolation: Isolation,
     ) -> None:
         self.evaluate, self.batch, self.weights, self.loss = evaluate, batch, weights, loss
         self.isolation = isolation
-        self.theta = theta
+        self.theta, self.leaves = theta, leaves
         self.graph = Graph(loss)
         self.tables = looked_up(self.graph, tables)
         self.parts = parts
@@ -62,10 +64,10 @@ class InnerProblem:
         Raises:
             ValueError: there are none.
         """
-        found = self.graph.reached(self.theta)
+        found = self.graph.reached(self.leaves)
         if not found:
             raise ValueError(UNTOUCHED)
-        return found
+        return {name: self.theta[name] for name in found}
 
     def padding(self, by_rows: Container[str]) -> dict[str, int]:
         """Rows of tables that are padding, which are constants; of tables that are used whole."""
@@ -135,7 +137,7 @@ class InnerProblem:
             loss = self._objective(model)(values, {"weights": self.weights})
             # A checkpointed part runs again here.
             torch.autograd.grad(loss, list(values.values()), allow_unused=True)
-        return list(Graph(loss).reached(self.theta))
+        return Graph(loss).reached(self.leaves)
 
     def _objective(self, model: FunctionalModel) -> Callable[[Tree, Tree], Tensor]:
         def inner(params: Tree, hparams: Tree) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -26,7 +25,7 @@ class InnerParameters:
         keep: ``name -> bool``, chooses among the trainable parameters of the model and what the
             optimizers hold besides; ``None``: the rule above.
         companions: further modules, for the names of their tensors.
-        left_out: tensors that are never inner: the weighter's.
+        weighter: its parameters are never inner, also where it is a part of the model.
     """
 
     def __init__(
@@ -35,14 +34,15 @@ class InnerParameters:
         optimizers: Sequence[Optimizer],
         keep: Callable[[str], bool] | None,
         companions: Mapping[str, nn.Module],
-        left_out: Callable[[], Iterable[Tensor]],
+        weighter: nn.Module,
     ) -> None:
         self._model, self._optimizers, self._keep = model, optimizers, keep
-        self._companions, self._left_out = companions, left_out
+        self._companions, self._weighter = companions, weighter
+        self._weighter_inside = any(part is weighter for part in model.modules())
 
     def theta(self) -> Tree:
         """The inner parameters by name: that in the model, or else where they were found."""
-        left_out = {id(p) for p in self._left_out()}
+        left_out = {id(p) for p in self._weighter.parameters()} if self._weighter_inside else set()
         own: Tree = {
             name: p
             for name, p in self._model.named_parameters()
@@ -51,16 +51,14 @@ class InnerParameters:
         if not self._optimizers:
             return own if self._keep is None else {n: p for n, p in own.items() if self._keep(n)}
         moved = _moved(self._optimizers)
-        known = {id(p) for p in own.values()} | left_out
+        known = {id(p) for p in (*own.values(), *self._weighter.parameters())}
         elsewhere = [entry for entry in moved.values() if id(entry) not in known]
-        further = self.named(elsewhere) if elsewhere else {}
+        further: Tree = {}
+        for name, p in (self.named(elsewhere) if elsewhere else {}).items():
+            further[f"{name} (outside of the model)" if name in own else name] = p
         if self._keep is not None:
             return {n: p for n, p in (own | further).items() if self._keep(n)}
         return {n: p for n, p in own.items() if id(p) in moved} | further
-
-    def held(self) -> set[int]:
-        """The ``id`` of every tensor that an optimizer holds, moved or not."""
-        return {id(p) for _, p in _entries(self._optimizers)}
 
     def weight_decay(self, theta: Tree) -> dict[str, float]:
         """The curvature that the optimizers' weight decay gives each inner parameter, by name.
@@ -95,6 +93,11 @@ class InnerParameters:
         return found
 
 
+def held(optimizers: Iterable[Optimizer]) -> set[int]:
+    """The ``id`` of every tensor that optimizers hold, moved or not."""
+    return {id(p) for _, p in _entries(optimizers)}
+
+
 def _entries(optimizers: Iterable[Optimizer]) -> Iterator[tuple[dict[str, Any], Tensor]]:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -117,10 +120,11 @@ def _place(optimizer: int | None, group: int, index: int) -> str:
 def _moved(optimizers: Sequence[Optimizer]) -> dict[int, Tensor]:
     """What the optimizers hold and move, by ``id``."""
     trained = [(group, p) for group, p in _entries(optimizers) if p.requires_grad]
-    moving = [(group, p) for group, p in trained if float(_rate(group)) > 0.0]
+    moving = [(group, p) for group, p in trained if _rate(group) > 0.0]
     return {id(p): p for _, p in moving or trained}
 
 
 def _rate(group: dict[str, Any]) -> float:
-    rate = group.get("lr", 1.0)  # optimizers without a learning rate move all that they hold
-    return float(rate.detach() if isinstance(rate, torch.Tensor) else rate)
+    rate = group.get("lr")
+    # An optimizer that has no learning rate, or finds its own, moves all that it holds.
+    return 1.0 if rate is None else float(rate)

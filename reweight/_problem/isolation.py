@@ -7,6 +7,7 @@ exception too.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -78,9 +79,9 @@ class Isolation:
             for name, p in part._parameters.items()
             if p is not None
         } | {id(p): (name, p) for name, p in theta.items()}
-        self._grads = [(p, p.grad) for _, p in parameters.values()]
+        self._grads = [(p, p.grad, p.requires_grad) for _, p in parameters.values()]
         self._guard, self._batches = guard or Guard(), list(batches)
-        self._of_theta = {memory(p) for p in theta.values()}
+        self._theta = theta
         self._guarded: dict[int | None, tuple[Tensor, Tensor]] = {
             key: (x, x.clone()) for key, x in self._guard.state.items()
         }
@@ -94,8 +95,12 @@ class Isolation:
         for x in batch:
             if not x.is_inference():
                 self._versions.append(("the batch", x, x._version))
+            if x.is_leaf:
+                self._grads.append((x, x.grad, x.requires_grad))
+            if not self._guard.batches:
+                continue
             key = memory(x)
-            if self._guard.batches and key is not None and key not in self._guarded:
+            if key is not None and key not in self._guarded:
                 whole = all_of(x)
                 self._guarded[key] = whole, whole.clone()
 
@@ -139,6 +144,11 @@ class Isolation:
         """A new tensor with the saved value of a buffer that a module uses now."""
         return self._saved.get(id(buffer), buffer).clone()
 
+    def writes_into(self, x: Tensor) -> bool:
+        """Whether a pass is known to write into a tensor."""
+        written = self._known_writes()
+        return bool(written) and memory(x) in written
+
     def rewrites(self, theta: Tree) -> list[str]:
         """The inner parameters to which a pass has given other values."""
         changed = {
@@ -167,7 +177,9 @@ class Isolation:
                 self.lost.append(name)
         if self._writes is not None:
             self._guard.learn(self._writes, self._batches)
-        for p, grad in self._grads:
+        for p, grad, requires_grad in self._grads:
+            if p.requires_grad is not requires_grad:
+                p.requires_grad_(requires_grad)
             if p.grad is not grad:
                 p.grad = grad
 
@@ -191,8 +203,12 @@ class Isolation:
             return self._guarded
         return {**self._writes.before, **self._guarded}
 
+    @functools.cached_property
+    def _of_theta(self) -> set[int | None]:
+        return {memory(p) for p in self._theta.values()}
+
     def _clear_gradients(self) -> None:
-        for p, _ in self._grads:
+        for p, _, _ in self._grads:
             if p.grad is not None:
                 p.grad = None
 

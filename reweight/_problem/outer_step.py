@@ -13,7 +13,7 @@ from torch import Tensor
 from reweight._curvature import Partial, Slope, Solved, System, solve
 from reweight._problem.bilevel import BilevelProblem
 from reweight._problem.fresh import FreshBatches
-from reweight._problem.hooks import hooks_of, tried
+from reweight._problem.hooks import GradientHooks, hooks_of
 from reweight._problem.in_place import InnerInPlace
 from reweight._problem.inner import UNTOUCHED, InnerProblem
 from reweight._problem.isolation import Isolation, is_compiled, isolated, twice_differentiable
@@ -21,7 +21,7 @@ from reweight._problem.lazy import build
 from reweight._problem.statement import check_memory
 from reweight._problem.unheld import caveat_of, unheld
 from reweight._problem.weights import through_weighter
-from reweight._tables import Graph, leaf_node, looked_up, tables_of
+from reweight._tables import Graph, leaf_nodes, looked_up, tables_of
 from reweight._tensors import Tree, some, tensors_in
 from reweight.hypergradient import (
     Hypergradient,
@@ -90,9 +90,10 @@ class _OuterStep:
         self._look = problem.audit.begin(self._fingerprint())
         self._findings = problem.audit.findings
         self._caveats: list[str] = []
+        # Collected now: while the losses are isolated, there are none.
+        self._hooks = problem.hooks or GradientHooks(self._theta if self._look else {})
         if self._look:
             check_memory(self._theta)
-            self._findings.hooked = tried(self._theta)
 
     def isolated(self) -> Any:
         """A context without side effects."""
@@ -108,6 +109,9 @@ class _OuterStep:
         # The rows that one batch reads are not those that further batches read.
         tables = tables_of(self._parts, theta) if batches is None else {}
         with isolation.watched():
+            if self._look:
+                self._findings.hooked = self._hooks.effect()
+                isolation.restore()
             outer = problem.outer_loss(self._dev_batch)
         outer_graph = Graph(outer)
         rhs, direct = self._outer_gradients(outer, outer_graph, tables)
@@ -195,6 +199,7 @@ class _OuterStep:
             weights=leaf,
             loss=problem.inner_loss(losses, leaf),
             theta=self._theta,
+            leaves=leaf_nodes(self._theta),
             tables=tables,
             isolation=isolation,
         )
@@ -205,14 +210,16 @@ class _OuterStep:
         if not inner.weights.numel():
             return
         graph.refuse_reentrant("losses")
-        for name in graph.reached(self._phi):
+        of_phi = leaf_nodes(self._phi)
+        for name in graph.reached(of_phi):
             raise ValueError(
                 f"the losses depend on the weighter's {name} in another way than through the "
                 "weights: a module that the weighter shares with the model, or a penalty in "
                 "Losses(fixed=...). Freeze it, give the weighter a copy, or put the penalty "
                 "into outer_loss"
             )
-        known = {leaf_node(p) for p in (*self._theta.values(), *self._phi.values(), inner.weights)}
+        own = leaf_nodes({"": inner.weights})
+        known = {*inner.leaves.values(), *of_phi.values(), *own.values()}
         rest = [node for node in (*leaves, *graph.leaves()) if node not in known]
         if rest:
             again = self._again(inner) if self._look else None

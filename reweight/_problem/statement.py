@@ -73,7 +73,7 @@ def check_memory(theta: Mapping[str, Tensor]) -> None:
     spans = sorted(
         (p.data_ptr(), p.data_ptr() + p.numel() * p.element_size(), name)
         for name, p in theta.items()
-        if p.layout is torch.strided and p.numel() and p.is_contiguous()
+        if type(p.data) is Tensor and p.layout is torch.strided and p.numel() and p.is_contiguous()
     )
     for (_, end, name), (start, _, other) in zip(spans, spans[1:], strict=False):
         if start < end:

@@ -29,9 +29,7 @@ def unheld(
             that stays; ``None`` where that was found out in an earlier step.
     """
     leaves: list[Tensor] = [_leaf(node) for node in dict.fromkeys(rest)]
-    settled = problem.held() | {id(x) for x in batches}
-    if not problem.optimizers:  # inner_params left them out by choice
-        settled |= {id(p) for p in problem.model.parameters()}
+    settled = problem.settled() | {id(x) for x in batches}
     leaves = [leaf for leaf in leaves if id(leaf) not in settled]
     unsure = [x for x in leaves if not (isinstance(x, nn.Parameter) or id(x) in problem.elsewhere)]
     if unsure and again is not None:

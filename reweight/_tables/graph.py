@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 
 from reweight._tensors import Tree
 
+Leaves = Mapping[str, Node]
 _LEAF: type = type(get_gradient_edge(torch.zeros((), requires_grad=True)).node)
 
 
@@ -44,23 +45,23 @@ class Graph:
         """The operations that are also part of another graph."""
         return [n for n in self.nodes if n in other.nodes and type(n) is not _LEAF]
 
-    def reached(self, params: Tree) -> Tree:
-        """The entries of ``params``, all leaves, that the loss was computed from."""
-        return {name: p for name, p in params.items() if leaf_node(p) in self.nodes}
+    def reached(self, leaves: Leaves) -> list[str]:
+        """The names of the leaves that the loss was computed from."""
+        return [name for name, node in leaves.items() if node in self.nodes]
 
-    def consumers(self, params: Tree) -> dict[str, list[Node]]:
-        """The operations that take an entry of ``params``, all leaves."""
-        names: dict[Node | None, str] = {leaf_node(p): name for name, p in params.items()}
-        found: dict[str, list[Node]] = {name: [] for name in params}
+    def consumers(self, leaves: Leaves) -> dict[str, list[Node]]:
+        """The operations that take a leaf, by the names of the leaves."""
+        names: dict[Node | None, str] = {node: name for name, node in leaves.items()}
+        found: dict[str, list[Node]] = {name: [] for name in leaves}
         for node, inputs in self.nodes.items():
             for taken in inputs:
                 if taken in names:
                     found[names[taken]].append(node)
         return found
 
-    def leads_to(self, nodes: Iterable[Node], params: Tree) -> bool:
-        """Whether an entry of ``params`` takes part in the values of some operations."""
-        targets = {leaf_node(p) for p in params.values()}
+    def leads_to(self, nodes: Iterable[Node], leaves: Leaves) -> bool:
+        """Whether a leaf takes part in the values of some operations."""
+        targets = set(leaves.values())
         waiting: list[Node | None] = list(nodes)
         seen: set[Node] = set()
         while waiting:
@@ -97,6 +98,6 @@ class Graph:
             )
 
 
-def leaf_node(leaf: Tensor) -> Node:
-    """The node of a leaf; it is the same in every graph."""
-    return get_gradient_edge(leaf).node
+def leaf_nodes(params: Tree) -> Leaves:
+    """The nodes of leaves, by name; they are the same in every graph."""
+    return {name: get_gradient_edge(p).node for name, p in params.items()}

@@ -3,12 +3,87 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from reweight._tensors import dot, norm
-from reweight.checking.compare import SOLVED, Comparison, exact_solver
-from reweight.checking.links import common_factor, reason
+from reweight.checking.compare import RESOLVED, SOLVED, Comparison, exact_solver
+from reweight.checking.links import common_factor, reason, rounding
 from reweight.checking.problem import Problem
 from reweight.checking.report import shortened
+
+
+class NotMade(Exception):
+    """There is nothing to compare the hypergradient with.
+
+    Attributes:
+        how: the end of the verdict "could not be compared …".
+        advice: why, and what to do.
+        left: norm of the inner gradient at the best point, relative to the outer gradient's.
+    """
+
+    def __init__(self, how: str, advice: str, left: float = math.nan) -> None:
+        super().__init__(how, advice)
+        self.how, self.advice, self.left = how, advice, left
+
+
+def out_of_time(seconds: float) -> NotMade:
+    """Nothing was compared within a limit of time."""
+    advice = "the time was used up: take fewer samples or parameters, or raise max_seconds"
+    return NotMade(f"within {seconds:g} s", advice)
+
+
+def not_in_float64(error: Exception) -> NotMade:
+    """An evaluation in float64 raised an error."""
+    return NotMade(
+        "with finite differences",
+        "the check could not be made: it computes in float64, in which the losses or their "
+        f"derivatives raise {type(error).__name__}: {error}. That says nothing about the "
+        "hypergradient. An operation may have no float64 kernel, or a tensor that the check can't "
+        "convert stays in another type: make tensors in the type of the batch or the parameters",
+    )
+
+
+def why_not(
+    problem: Problem,
+    fault: str | None,
+    comparison: Comparison | None = None,
+    left: float = math.nan,
+) -> NotMade:
+    """The reason why nothing can be compared.
+
+    Args:
+        problem: whose evaluations may have been rounded.
+        fault: a gradient or a value that is wrong by itself, in words.
+        comparison: the numbers that are of no use, if there are any.
+        left: the inner gradient that is left where no minimum was found.
+    """
+    if rounded := rounding(problem):
+        advice = (
+            f"the check needs float64, but {rounded}. That says nothing about the hypergradient"
+        )
+    elif fault:
+        advice = fault
+    elif comparison is not None and comparison.unresolved:
+        left = comparison.left
+        advice = (
+            f"an exact solve agrees to {max(comparison.errors(comparison.exact)):.1g}, and finite "
+            f"differences of solutions resolve no more: ask for rtol={RESOLVED:g} or above"
+        )
+    elif comparison is not None:
+        left = comparison.left
+        advice = (
+            "the linear system itself has no good answer here, also not with damping added: "
+            f"{comparison.exact.info.message}"
+        )
+    else:
+        known = f": its gradient is still {left:.2g} of the outer gradient" * math.isfinite(left)
+        advice = (
+            f"the check found no minimum of the inner problem on this batch{known}, where finite "
+            f"differences need {SOLVED:.0e}, and damping did not help. That says nothing about the "
+            "hypergradient. Use a smaller or smoother slice (losses with kinks are smallest at "
+            "the kinks), add weight decay, or train further first"
+        )
+    return NotMade("with finite differences", advice, left)
 
 
 def judge(
@@ -21,6 +96,9 @@ def judge(
         comparison: the numbers.
         rtol: the relative error that counts as agreement.
         fault: a gradient or a value that is wrong by itself, in words.
+
+    Raises:
+        NotMade: the two disagree because of rounding.
     """
     ours, exact = (max(comparison.errors(h)) for h in (comparison.ours, comparison.exact))
     damped = f", damping {comparison.damping:g}" if comparison.damping else ""
@@ -28,6 +106,12 @@ def judge(
         f"with finite differences: relative error {ours:.2g} "
         f"(asked {rtol:.2g}, exact solve {exact:.2g}{damped})"
     )
+    if problem.strangers and min(ours, exact) <= rtol:
+        others = shortened(", ".join(problem.strangers), 60)
+        return (
+            f"hypergradient INCOMPLETE: the losses also depend on {others}",
+            f"the comparison holds these tensors, and agrees like this {numbers}",
+        )
     if ours <= rtol:
         return f"hypergradient agrees {numbers}", "nothing to do"
     disagrees = f"hypergradient DISAGREES {numbers}"
@@ -40,9 +124,8 @@ def judge(
         )
     if exact <= rtol:
         return _solver(problem, comparison, rtol)
-    if not comparison.decides(rtol):
-        verdict = "hypergradient COULD NOT BE COMPARED with finite differences"
-        return verdict, fault or _undecided(comparison)
+    if rounding(problem):
+        raise why_not(problem, fault)
     pairs = comparison.along(comparison.exact), list(comparison.slopes.values())
     factor = common_factor(*pairs, rtol)
     said = "also an exact solve disagrees"
@@ -69,7 +152,7 @@ def _solver(problem: Problem, comparison: Comparison, rtol: float) -> tuple[str,
     beside = f"off by {error:.2g} here, at a cosine of {cosine:.4f} with the exact hypergradient"
     if info.status.by_design:
         return (
-            f"the set-up is right; {name} gives {info.status.design} by design",
+            f"the set-up is right; {name} gives {info.status.design}, as chosen",
             f"{advice}{name} is {beside}. Its verdict: {info.message}",
         )
     if info.trustworthy:
@@ -110,20 +193,6 @@ def _ignored(problem: Problem, comparison: Comparison, rtol: float) -> str | Non
         if all(abs(a - b) <= rtol * largest for a, b in zip(ours, other, strict=True)):
             return part
     return None
-
-
-def _undecided(comparison: Comparison) -> str:
-    if comparison.left > SOLVED:
-        return (
-            "the inner problem could not be solved on this batch, also not with damping added: its "
-            f"gradient is still {comparison.left:.2g} of the outer gradient, where finite "
-            f"differences need {SOLVED:.0e}. Use a smaller or smoother slice (losses with kinks "
-            "are smallest at the kinks), add weight decay, or train further first"
-        )
-    return (
-        "the linear system itself has no good answer here, also not with damping added: "
-        f"{comparison.exact.info.message}"
-    )
 
 
 def _named(solver: object) -> str:

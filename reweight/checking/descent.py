@@ -2,207 +2,210 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from reweight._curvature import from_graph
-from reweight._tensors import (
-    Tree,
-    axpy,
-    central_difference,
-    filled,
-    flatten,
-    norm,
-    scale,
-    unflatten,
-)
-from reweight.checking.problem import copied, gradient, move, unit_direction
+from reweight._tensors import Tree, axpy, dot, flatten, norm, scale, unflatten, zeros_like
+from reweight.checking.problem import Map, Objective, Problem, copied, unit_direction
 from reweight.solvers import ConjugateGradient
-
-logger = logging.getLogger("reweight")
-
-Objective = Callable[[], Tensor]
-Map = Callable[[Tree], Tree]
 
 # Up to this many parameters the Hessian is computed as a matrix: 8 MB, and a second or two.
 _DENSE = 1000
 # Curvatures below this share of the largest count as zero.
 _FLAT = 1e-12
+# Steps in which the gradient has to become half as large, or a search from afar ends.
+_STEPS = 20
+# The products with the Hessian in each of them.
+_PRODUCTS = 100
+# A search that has gone as far as this, relative to the parameters, has no minimum before it.
+_FAR = 1e8
 
 
 class Descent:
-    """Finds stationary points of functions of the same parameters, which it moves in place.
+    """Finds stationary points of functions of the inner parameters, which it moves in place.
 
     Newton's method needs few steps near a solution, also with the Hessian of a nearby point. A
     finite difference solves many problems that are almost the same, so the inverse Hessian is kept
     from one to the next, and computed again where it no longer serves.
 
     Args:
-        params: the leaves to move.
+        problem: whose parameters to move.
         enough: a gradient of this norm counts as zero. Steps go on below it as far as rounding
             allows, but no new inverse is computed for them.
         near: the norm of the gradient at which Newton's method starts.
-        twice: whether autograd has second derivatives.
     """
 
-    def __init__(self, params: Tree, enough: float, near: float, twice: bool = True) -> None:
-        self._params = params
-        self._enough = enough
-        self._near = near
-        self._twice = twice
-        self._size = sum(p.numel() for p in params.values())
+    def __init__(self, problem: Problem, enough: float, near: float) -> None:
+        self._problem, self._enough, self._near = problem, enough, near
         self._inverse: Map | None = None
 
+    @property
+    def _dense(self) -> bool:
+        return self._problem.size <= _DENSE
+
     def from_afar(self, objective: Objective) -> float:
-        """L-BFGS until Newton's method converges, or until it makes no progress.
+        """A trust-region method until Newton's method converges, or until it makes no progress.
+
+        A step that leads to values that are not finite is refused, and made shorter.
 
         Returns:
             The norm of the remaining gradient.
         """
-        parameters = list(self._params.values())
-        optimizer = torch.optim.LBFGS(
-            parameters,
-            max_iter=100,
-            tolerance_grad=1e-9,
-            tolerance_change=0.0,
-            history_size=100 if self._size <= _DENSE else 10,
-            line_search_fn="strong_wolfe",
-        )
-
-        def closure() -> float:
-            loss = objective()
-            for name, grad in gradient(loss, self._params).items():
-                self._params[name].grad = grad
-            return float(loss.detach())
-
-        here, left = copied(self._params), math.inf
-        for _ in range(5):
-            move(self._params, here)  # the point that L-BFGS's history ends at
-            optimizer.step(closure)  # type: ignore[no-untyped-call]
-            for parameter in parameters:
-                parameter.grad = None
-            here, before = copied(self._params), left
-            left = norm(gradient(objective(), self._params))
-            if left <= self._near:
+        problem = self._problem
+        start = norm(copied(problem.theta))
+        value, grad, left = self._at(objective)
+        radius, near, count, earlier = 0.1 * (1.0 + start), self._near, 0, math.inf
+        while True:
+            if count % _STEPS == 0:
+                if left > 0.5 * earlier:
+                    break
+                earlier = left
+            count += 1
+            if left <= near:
                 self._inverse = None
-                left = self._newton(objective)
-            if left <= self._enough or left > 0.5 * before:
-                break
-        return left
+                if self.newton(objective) <= self._enough:
+                    break
+                value, grad, left = self._at(objective)
+                near = 0.01 * left
+            here = copied(problem.theta)
+            step, gain = _in_region(problem.hessian(objective), grad, radius)
+            length = norm(step)
+            problem.move_by(step)
+            found = self._at(objective)
+            ratio = (value - found[0]) / gain if gain > 0.0 else -1.0
+            if ratio > 0.1:
+                value, grad, left = found
+            else:
+                problem.move_to(here)
+            if ratio < 0.25:
+                radius = 0.25 * length
+            elif ratio > 0.75 and length > 0.99 * radius:
+                radius *= 4.0
+            size = norm(copied(problem.theta))
+            if radius <= 1e-12 * (1.0 + size) or size > _FAR * (1.0 + start):
+                break  # at a kink, or on the way to infinity
+        return self._at(objective)[2]
 
-    def from_nearby(self, objective: Objective) -> float:
-        """The same from near a solution, where Newton's method suffices if it converges."""
-        left = self._newton(objective)
-        return left if left <= self._enough else self.from_afar(objective)
+    def _at(self, objective: Objective) -> tuple[float, Tree, float]:
+        """Value, gradient and its norm here; infinite where one of them is not finite."""
+        try:
+            loss = objective()
+        except ValueError:  # losses or weights that are not finite, or arguments out of a domain
+            return math.inf, {}, math.inf
+        grad = self._problem.gradient(loss)
+        value, size = float(loss.detach()), norm(grad)
+        return (value, grad, size) if math.isfinite(value + size) else (math.inf, {}, math.inf)
 
-    def with_known_inverse(self, objective: Objective) -> float:
-        """Newton steps with the last inverse only, for an objective whose weights follow θ.
+    def newton(self, objective: Objective, *, renew: bool = True) -> float:
+        """Newton's method from near a solution.
 
-        Its gradient is not that of one function, so a better inverse would not speed it up.
+        Args:
+            objective: what to solve.
+            renew: whether the inverse may be computed again, up to six times. If not, steps go
+                on while they gain a little: then the weights follow θ, so that the gradient is
+                not that of one function, and a better inverse would not speed it up. The inverse is
+                computed again for the next solution.
+
+        Returns:
+            The norm of the remaining gradient.
         """
-        before = copied(self._params)
-        left = self._newton(objective, renewals=None)
-        distance = norm(axpy(-1.0, before, copied(self._params)))
-        if left <= self._enough and distance > 1e-6 * norm(before):
-            self._inverse = None  # the solution is elsewhere, so the next one may be too
-        return left
-
-    def _newton(self, objective: Objective, renewals: int | None = 6) -> float:
-        """Newton's method; ``renewals`` limits how often the inverse is computed again."""
-        grad = gradient(objective(), self._params)
-        left = norm(grad)
+        problem, renewals = self._problem, 6 * renew
+        _, grad, left = self._at(objective)
         for _ in range(100):
-            if left == 0.0:
+            if left == 0.0 or math.isinf(left):
                 break
             new = self._inverse is None
             if self._inverse is None:
                 self._inverse = self._inverted(objective)
-            here = copied(self._params)
-            move(self._params, axpy(-1.0, self._inverse(grad), here))
-            after = gradient(objective(), self._params)
-            size, before = norm(after), left
+            here = copied(problem.theta)
+            problem.move_by(scale(-1.0, self._inverse(grad)))
+            _, after, size = self._at(objective)
+            before = left
             if size < left:
                 grad, left = after, size
             else:
-                move(self._params, here)
+                problem.move_to(here)
                 if new or left <= self._enough:
                     break
-            if size > 0.5 * before and left > self._enough and renewals is not None:
-                if not renewals:
-                    break
+            if size > 0.9 * before and (left <= self._enough or not renewals):
+                break
+            if size > 0.5 * before and left > self._enough and renewals:
                 renewals -= 1
                 self._inverse = None
-            elif size >= before:
-                break
-            if self._size > _DENSE:
+            if not self._dense:
                 self._inverse = None
-        if self._size > _DENSE:
-            self._inverse = None  # its graph belongs to a previous point
+        if not (self._dense and renew):
+            self._inverse = None  # it belongs to a previous point
         return left
 
     def _inverted(self, objective: Objective) -> Map:
         """The inverse of the Hessian at this point, with the absolute values of its curvatures."""
-        hvp = hessian(objective, self._params, self._twice)
-        if self._size > _DENSE:
+        params = self._problem.theta
+        hvp = self._problem.hessian(objective)
+        if not self._dense:
             solver = ConjugateGradient(max_steps=500, rtol=1e-6)
             return lambda v: solver(hvp, v).value
-        identity = torch.eye(self._size).to(flatten(self._params))
-        columns = [flatten(hvp(unflatten(column, self._params))) for column in identity]
+        identity = torch.eye(self._problem.size).to(flatten(params))
+        columns = [flatten(hvp(unflatten(column, params))) for column in identity]
         matrix = torch.stack(columns)
         values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.T))
         sizes = values.abs()
         inverse = torch.where(sizes > _FLAT * sizes.max(), 1.0 / sizes, 0.0)
-        return lambda v: unflatten(vectors @ (inverse * (vectors.T @ flatten(v))), self._params)
+        return lambda v: unflatten(vectors @ (inverse * (vectors.T @ flatten(v))), params)
 
 
-def hessian(objective: Objective, params: Tree, twice: bool = True) -> Map:
-    """Products with the Hessian at this point.
+def _in_region(hvp: Map, grad: Tree, radius: float) -> tuple[Tree, float]:
+    """The step of length ``radius`` at most that conjugate gradients reach, and what it gains.
 
-    Args:
-        objective: the function.
-        params: leaves; the point is where they are.
-        twice: whether to try autograd before differences of gradients.
+    Steihaug's method: at negative curvature, or where the next step would leave the region, it goes
+    straight to the boundary. The gain is that of the quadratic model.
     """
-    if twice:
-        try:
-            linearisation = from_graph(objective(), params, {})
-
-            def hvp(v: Tree) -> Tree:
-                product = linearisation.hvp({name: v[name] for name in linearisation.params})
-                return filled((product.get(name) for name in params), params)
-
-            hvp(params)
-            return hvp
-        except RuntimeError as error:
-            logger.info("no second derivatives of the inner problem: %s", str(error))
-
-    def gradient_at(values: Tree) -> Tree:
-        move(params, values)
-        return gradient(objective(), params)
-
-    def differences(v: Tree) -> Tree:
-        here = copied(params)
-        step = 1e-5 * (1.0 + norm(here)) / max(norm(v), 1e-300)
-        product = central_difference(gradient_at, here, v, step)
-        move(params, here)
-        return product
-
-    return differences
-
-
-def largest_curvature(objective: Objective, params: Tree, twice: bool = True) -> float:
-    """The largest absolute curvature at this point, estimated by ten power iterations."""
-    hvp = hessian(objective, params, twice)
-    v = unit_direction(params, torch.Generator().manual_seed(0))
-    size = 0.0
-    for _ in range(10):
-        v = hvp(v)
-        size = norm(v)
-        if not size > 0.0:
+    step, residual = zeros_like(grad), scale(-1.0, grad)
+    product, direction = zeros_like(grad), residual
+    squared = dot(residual, residual)
+    goal = 0.01 * squared
+    for _ in range(_PRODUCTS):
+        if not squared > goal:
             break
-        v = scale(1.0 / size, v)
-    return size
+        along = hvp(direction)
+        curvature = dot(direction, along)
+        length = squared / curvature if curvature > 0.0 else math.inf
+        s, d = dot(step, direction), dot(direction, direction)
+        room = math.sqrt(s * s + d * max(radius * radius - dot(step, step), 0.0))
+        longest = (room - s) / d
+        taken = min(length, longest)
+        step, product = axpy(taken, direction, step), axpy(taken, along, product)
+        if length >= longest:
+            break
+        residual = axpy(-length, along, residual)
+        before, squared = squared, dot(residual, residual)
+        direction = axpy(squared / before, direction, residual)
+    return step, -dot(grad, step) - 0.5 * dot(step, product)
+
+
+def extreme_curvatures(problem: Problem, objective: Callable[[], Tensor]) -> tuple[float, float]:
+    """The lowest and the highest curvature at this point, estimated by Lanczos' method."""
+    hvp, like = problem.hessian(objective), problem.theta
+    basis = [flatten(unit_direction(like, torch.Generator().manual_seed(0)))]
+    diagonal, beside = [], []
+    for _ in range(min(problem.size, 30)):
+        v = flatten(hvp(unflatten(basis[-1], like)))
+        diagonal.append(float(v @ basis[-1]))
+        for _ in range(2):  # twice, against rounding
+            for other in basis:
+                v = v - (v @ other) * other
+        size = float(v.norm())
+        if not size > 1e-10 * max(map(abs, diagonal)):
+            break
+        beside.append(size)
+        basis.append(v / size)
+    inner = beside[: len(diagonal) - 1]
+    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    if inner:
+        off = torch.tensor(inner, dtype=torch.float64)
+        matrix = matrix + torch.diag(off, 1) + torch.diag(off, -1)
+    values = torch.linalg.eigvalsh(matrix)
+    return float(values[0]), float(values[-1])

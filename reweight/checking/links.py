@@ -15,13 +15,16 @@ import torch
 from torch import Tensor
 
 from reweight._tensors import Tree, axpy, central_difference, dot, norm
-from reweight.checking.problem import Problem, copied, gradient, move, random, unit_direction
+from reweight.checking.problem import Problem, copied, move, random, unit_direction
 
 _STEP = 1e-5
 # In float64, derivatives and gradients of smooth functions agree to about 1e-9.
 _AGREES = 1e-4
 # Relative to the value, whose rounding error is divided by the step.
 _NOISE = 1e-9
+# Values at equal distances of this share of θ. Their second difference is 1e-14 of the values where
+# these are smooth and exact, and 1e-8 where a part of the computation is in float32.
+_CLOSE, _ROUGH = 1e-7, 1e-11
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,45 @@ def broken_link(problem: Problem) -> str | None:
     problem.move_to(problem.nearby())
     try:
         count = problem.losses().weighted.numel()
-        found = (_broken(link, count, generator) for link in _links(problem, generator))
+        found = (_broken(problem, x, count, generator) for x in _links(problem, generator))
         return next((fault for fault in found if fault), None)
     finally:
         problem.move_to(here)
+
+
+def rounding(problem: Problem) -> str | None:
+    """In words, why the values are not those of float64, if they are not."""
+    if problem.rounded_to is not None:
+        name = str(problem.rounded_to).removeprefix("torch.")
+        return (
+            f"a part of the evaluation writes into a {name} tensor and so rounds to it: make such "
+            "tensors in the type of what is written into them, as torch.empty_like(x) does"
+        )
+    generator = torch.Generator().manual_seed(1)
+    here = copied(problem.theta)
+    problem.move_to(problem.nearby())
+    try:
+        rough = (link.what for link in _links(problem, generator) if _rough(link, generator))
+        what = next(rough, None)
+    finally:
+        problem.move_to(here)
+    return what and (
+        f"{what} are rounded by more than float64 explains: a part of them is computed in a "
+        "smaller type, by numpy or by an extension"
+    )
+
+
+def _rough(link: _Link, generator: torch.Generator) -> bool:
+    if not torch.equal(link.value(), link.value()):
+        return False  # noise of another kind
+    here, direction = copied(link.params), unit_direction(link.params, generator)
+    values = []
+    for count in range(5):
+        move(link.params, axpy(count * _CLOSE * (1.0 + norm(here)), direction, here))
+        values.append(float(link.value().detach()))
+    move(link.params, here)
+    bends = [abs(a - 2.0 * b + c) for a, b, c in zip(values, values[1:], values[2:], strict=False)]
+    return max(bends) > _ROUGH * max(map(abs, values))
 
 
 def common_factor(values: Sequence[float], others: Sequence[float], rtol: float) -> float | None:
@@ -106,29 +144,25 @@ def _links(problem: Problem, generator: torch.Generator) -> list[_Link]:
     return links
 
 
-def _broken(link: _Link, count: int, generator: torch.Generator) -> str | None:
+def _broken(problem: Problem, link: _Link, count: int, generator: torch.Generator) -> str | None:
     value = link.value()
-    if value.dtype != torch.float64:
-        return (
-            f"{link.what} are computed in {str(value.dtype).removeprefix('torch.')} on the float64 "
-            "copy, which is too inexact to compare: remove .float() and other casts from them"
-        )
     if not torch.equal(value, link.value()):
         return (
             f"{link.what} differ from call to call: noise from another source than the generators "
             "of torch, numpy and Python, or a state that changes with every call. A hypergradient "
             "needs a function of parameters and batch"
         )
-    grad = gradient(value, link.params)
+    grad = problem.gradient(value, link.params)
     pairs = [_both(link, grad, generator) for _ in range(2)]
     noise = _NOISE * abs(float(value.detach()))
     if all(abs(g - s) <= max(noise, _AGREES * max(abs(g), abs(s))) for g, s in pairs):
         return None
     factor = common_factor([g for g, _ in pairs], [s for _, s in pairs], _AGREES)
-    if factor is None:
+    if factor is None or abs(factor - 1.0) < 0.01:
         return (
             f"the gradient of {link.what} is not the slope of the value: look for a detach() or "
-            "no_grad() in it, or for custom gradients"
+            "no_grad() in it, for custom gradients, or for a power iteration that has no gradient, "
+            "as that of spectral_norm in train mode"
         )
     return (
         f"the gradient of {link.what} is {factor:.3g} times the slope of the value"

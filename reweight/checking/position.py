@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from reweight._tensors import flatten
-from reweight.checking.problem import Problem, gradient
+from reweight.checking.problem import Problem
 
 # A gradient of at most this share of its terms counts as zero ...
 _AT_REST = 0.05
@@ -85,8 +85,7 @@ def position(problem: Problem) -> str:
     """Describe the position of the original parameters; to be called before they are moved."""
     terms = _terms(problem)
     if terms.share > _FLOAT32_ROUNDING and terms.theta.numel() >= _FEWEST:
-        optimizer = next(iter(problem.optimizer), None)
-        found = _other_loss(terms) or _other_decay(terms, optimizer) or _factor(terms)
+        found = _other_loss(terms) or _other_decay(terms, problem.optimizer) or _factor(terms)
         if found:
             return f"your loop seems to {found}"
     if terms.share <= _AT_REST:
@@ -108,7 +107,7 @@ def _terms(problem: Problem) -> _Terms:
     alone = replace(losses, fixed=0.0)
 
     def slope(loss: Tensor) -> Tensor:
-        return flatten(gradient(loss, theta))
+        return flatten(problem.gradient(loss))
 
     def per_entry(value: dict[str, float]) -> Tensor:
         return flatten({name: torch.full_like(p, value[name]) for name, p in theta.items()})

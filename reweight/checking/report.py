@@ -24,7 +24,8 @@ class CheckRow:
         error: the difference between hypergradient and finite difference, relative to the largest
             finite difference of all rows, so that the largest of these errors is the report's.
 
-    Where nothing could be compared, ``finite_difference`` and ``error`` are not numbers (``nan``).
+    Where nothing could be compared, all but ``hypergradient`` are not numbers (``nan``). It is then
+    the derivative at the original parameters.
     """
 
     name: str
@@ -56,6 +57,12 @@ class CheckReport:
             part in ``ok``.
         damping: what was added to the inner problem, on both sides of the comparison, because it
             could not be compared without; 0 if it could.
+        hessian_share: the difference between the exact hypergradient and the one without the
+            Hessian, relative to the exact one, along the directions compared. Weight decay and
+            damping remain in place of the Hessian, or the best multiple of the identity where there
+            are none. Not a number where nothing was compared.
+        unlisted: tensors that require a gradient and that the losses depend on, but that are
+            neither inner parameters nor the weighter's, nor left out by ``inner_params``.
     """
 
     rows: tuple[CheckRow, ...]
@@ -68,11 +75,21 @@ class CheckReport:
     advice: str
     position: str
     damping: float = 0.0
+    hessian_share: float = math.nan
+    unlisted: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
         """Whether the hypergradient agrees with finite differences to ``rtol``."""
         return self.error <= self.rtol
+
+    @property
+    def setup_ok(self) -> bool:
+        """Whether all but the solver's own truncation is right, which a truncated solver is not.
+
+        That is, the exact solve agrees to ``rtol``, and no tensor is ``unlisted``.
+        """
+        return (self.ok or self.exact_error <= self.rtol) and not self.unlisted
 
     def __str__(self) -> str:
         return "\n".join(
@@ -81,6 +98,8 @@ class CheckReport:
                 *self._table(),
                 *_paragraph("advice:", self.advice),
                 *(_paragraph("damping:", self._damped) if self.damping else ()),
+                *(_paragraph("hessian:", self._hessian) if self.damping or self._hidden else ()),
+                *(_paragraph("unlisted:", self._others) if self.unlisted else ()),
                 *_paragraph("position:", self.position),
             ]
         )
@@ -88,9 +107,40 @@ class CheckReport:
     @property
     def _damped(self) -> str:
         return (
-            f"{self.damping:g} was added to the inner problem, on both sides, since without it "
-            "the problem has no minimum to be found here. Your own outer steps go without it, so "
-            "heed the verdict of each in its info.message"
+            f"{self.damping:g} was added to the inner problem, on both sides, with its centre "
+            "where it makes your parameters the minimum: without it, the check found none. Your "
+            "own outer steps go without it, so heed the verdict of each in its info.message"
+        )
+
+    @property
+    def _agreement(self) -> float:
+        return self.error if self.ok else self.exact_error
+
+    @property
+    def _hidden(self) -> bool:
+        """Whether a Hessian that is wrong by a tenth could agree as well."""
+        return self.hessian_share < 10.0 * self._agreement
+
+    @property
+    def _hessian(self) -> str:
+        said = f"without it the exact hypergradient differs by {self.hessian_share:.2g} of its size"
+        if not self._hidden:
+            return said
+        return (
+            f"{said}, and agreement is to {self._agreement:.1g}, so it means little: a Hessian "
+            "that is wrong by a tenth or more would agree as well. Take a slice with less weight "
+            "decay or damping relative to its curvature, or a smaller rtol and a solver that "
+            "goes further"
+        )
+
+    @property
+    def _others(self) -> str:
+        return (
+            f"the losses depend on {', '.join(self.unlisted[:5])}"
+            + f" and {len(self.unlisted) - 5} more" * (len(self.unlisted) > 5)
+            + ", which require a gradient and are no inner parameters. If training moves them, the "
+            "hypergradient leaves that out: make them parameters of the model, or pass wrap the "
+            "optimizer that moves them. If not, freeze them by requires_grad_(False)"
         )
 
     def _table(self) -> list[str]:
@@ -106,7 +156,7 @@ class CheckReport:
             f"{'parameter':<{width}}{columns}",
             *(
                 f"{shortened(row.name, width):<{width}}  {row.hypergradient:>14.6e}"
-                f"  {row.exact:>14.6e}  {_number(row.finite_difference, 14, 6)}"
+                f"  {_number(row.exact, 14, 6)}  {_number(row.finite_difference, 14, 6)}"
                 f"  {_number(row.error, 8, 1)}{_MARK if row is worst else ''}"
                 for row in self.rows
             ),

@@ -173,6 +173,9 @@ def test_the_table_is_printed(
     assert lines[0] == "books → toys: 60 users"
     assert "CoNet+ours" in told.out and "CoNet-S" not in told.out
     assert lines[-1].endswith(f"everything is in {out}/")
+    # Of 60 users one epoch learns nothing that 60 rows can show.
+    assert sum("nothing was learned: AUC" in line for line in lines) == 2
+    assert sum(line.startswith("CoNet") and line.endswith("at chance") for line in lines) == 2
     assert max(map(len, lines[:-1])) <= 80
 
 

@@ -104,6 +104,10 @@ def test_each_command(
     title = (out / "table.md").read_text().splitlines()[0].removeprefix("## ")
     assert f"<title>{title}</title>" in page and title in printed.out.splitlines()
     assert (out / "table.csv").read_text().count("\n") > 1
+    # Every study tells of trainings that have learned nothing, whether it has a table or not.
+    remarks = {line["key"]: line["remark"] for line in lines}  # rows may share a training
+    told = f"Nothing was learned in {sum(map(bool, remarks.values()))} of {len(remarks)} trainings"
+    assert (told in (out / "table.md").read_text()) == any(remarks.values())
 
 
 @pytest.mark.usefixtures("small")

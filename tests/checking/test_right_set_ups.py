@@ -247,10 +247,10 @@ class _Newton:
         return EXACT(matvec, b)
 
 
-def test_a_solver_that_holds_the_model_gets_the_copy_that_is_checked() -> None:
+def test_a_solver_that_holds_the_model_sees_it_in_the_type_of_the_check() -> None:
     model = network("mlp").float()
     train, dev = (tuple(t.float() for t in batch) for batch in (TRAIN, DEV))
     solver = _Newton(model)
     rw = make(model, hypergradient=ImplicitHypergradient(solver))
     assert check_hypergradient(rw, train, dev).ok
-    assert not solver.seen  # the solver itself was copied, and left alone
+    assert not solver.seen  # a copy of the solver saw it, with the same model

@@ -10,6 +10,7 @@ from cdr.data.batches import Batches, Candidates, History, PairBatch, Past, Wind
 from cdr.data.cache import sha256
 from cdr.data.dataset import Dataset, Pair, Published
 from cdr.data.generator import generate
+from cdr.data.hidden import Hidden
 from cdr.data.leaks import audit
 from cdr.data.manifest import Check, agrees, check, source_reading
 from cdr.data.registry import DATASETS, complete, find_dataset, load, require
@@ -32,6 +33,7 @@ __all__ = [
     "Check",
     "CrossDomainData",
     "Dataset",
+    "Hidden",
     "Histories",
     "History",
     "Interactions",

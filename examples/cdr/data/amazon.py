@@ -72,6 +72,9 @@ def load(
         for kind, read in (("reviews", reviews), ("metadata", metadata))
         for domain in files
     ]
+    bad += [
+        BadLines.of(metadata[d]).sentence_on_repeated(f.metadata.name) for d, f in files.items()
+    ]
     log, catalogue = _joined(_of_common_users(reviews, target)), _joined(metadata)
     log = tables.replace(log, "label", pc.greater(log["rating"], tables.POSITIVE_ABOVE))
     log = tables.replace(log, "time", pc.cast(log["time"], pa.float64()))
@@ -80,6 +83,7 @@ def load(
         tables.interactions(log, sources, catalogue),
         tables.interactions(log, (target,), catalogue),
         source_cut=source_cut,
+        merge_lines=True,
     )
     return replace(data, notes=(*filter(None, bad), *data.notes))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import html
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,10 +26,10 @@ def load(
 ) -> CrossDomainData:
     """One or several domains of Amazon as the source for another.
 
-    Rows without a label are dropped. Categories of Beauty bear the name at the third level of
-    their paths ("others" where there is none), those of Toys_and_Games the number in the file;
-    Baby and Office_Products have none ("others"). With several sources, items and categories have
-    their domain's name in front ("Beauty/Nails").
+    Rows without a label are left out and counted in a note. Categories of Beauty bear the name at
+    the third level of their paths ("others" where there is none), those of Toys_and_Games the
+    number in the file; Baby and Office_Products have none ("others"). With several sources, items
+    and categories have their domain's name in front ("Beauty/Nails").
 
     Args:
         root: The folder that holds amazon5/ with interactions.csv.gz (user, item, label,
@@ -39,7 +39,7 @@ def load(
         source_cut: See :func:`cdr.data.split.build`.
 
     Returns:
-        The scenario; its notes say which times were missing and what was done.
+        The scenario; its notes say which times and labels were missing and what was done.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -49,7 +49,10 @@ def load(
     table = tables.read(path, ("user", "item", "label", "timestamp", "order", "domain"))
     sources = tables.domains(table, source, target, path)
     wanted = pc.is_in(table["domain"], value_set=pa.array([*sources, target]))
-    table = table.filter(pc.and_(wanted, pc.not_equal(table["label"], "")))
+    table = table.filter(wanted)
+    unlabelled = pc.equal(table["label"], "")
+    dropped = table["domain"].filter(unlabelled)
+    num_rows, table = len(table), table.filter(pc.invert(unlabelled))
     table = tables.replace(table, "label", pc.equal(table["label"], "1"))
     table = tables.replace(table, "time", tables.numbers(table, "timestamp", path))
     table = tables.replace(table, "order", tables.numbers(table, "order", path))
@@ -61,7 +64,19 @@ def load(
         tables.interactions(table, sources, catalogue),
         tables.interactions(table, (target,), catalogue),
         source_cut=source_cut,
+        merge_lines=True,
+        notes=tuple(_note_on_labels(dropped, num_rows)),
     )
+
+
+def _note_on_labels(dropped: pa.ChunkedArray, num_rows: int) -> Iterator[str]:
+    """How many rows of each domain had no label."""
+    if len(dropped):
+        counts = sorted(
+            (row["values"], row["counts"]) for row in dropped.value_counts().to_pylist()
+        )
+        told = ", ".join(f"{count:,} of {domain}" for domain, count in counts)
+        yield f"{len(dropped):,} of {num_rows:,} rows have no label and are left out: {told}."
 
 
 def _named(catalogue: pa.Table) -> pa.Table:

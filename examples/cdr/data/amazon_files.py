@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeGuard
@@ -75,7 +76,8 @@ def categories(path: Path) -> pa.Table:
         table = _read(path, _parse_items, "an item's metadata (a python dict with asin)")
     numbered = table.append_column("place", pa.array(np.arange(len(table))))
     first = numbered.group_by("item", use_threads=False).aggregate([("place", "first")])
-    return table.take(first["place_first"])
+    kept = table.take(first["place_first"])
+    return replace(BadLines.of(table), repeated=len(table) - len(kept)).beside(kept)
 
 
 def titles(path: Path, items: Collection[str]) -> dict[str, str]:

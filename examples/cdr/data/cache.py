@@ -13,7 +13,7 @@ import pyarrow.parquet
 
 from cdr.common import new_file
 
-VERSION = 1  # to be raised with every change of what is kept
+VERSION = 2  # to be raised with every change of what is kept
 
 
 def cached(path: Path, folder: Path, read: Callable[[Path], pa.Table]) -> pa.Table:

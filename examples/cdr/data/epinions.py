@@ -59,6 +59,7 @@ def load(
         tables.interactions(table, sources),
         tables.interactions(table, (target,)),
         source_cut=source_cut,
+        merge_lines=True,
     )
 
 

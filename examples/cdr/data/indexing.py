@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from cdr.data.repeats import repeated_lines
 from cdr.data.schema import OTHERS, Behaviors, Interactions, Items
+from cdr.data.spellings import unicode_forms
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,38 @@ class IndexedRows:
         return Behaviors(as_long(self.user), as_long(self.item), label)
 
 
+@dataclass(frozen=True)
+class Users:
+    """The users of two domains.
+
+    Args:
+        source: Those of the source, sorted.
+        target: Those of the target, sorted.
+        forms: What those are read as that are written in several Unicode forms.
+    """
+
+    source: np.ndarray
+    target: np.ndarray
+    forms: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One domain with its ids as indices.
+
+    Args:
+        rows: The rows of the common users.
+        items: Their items.
+        repeated: How many rows were left out because they repeat another one.
+        respelled: How many rows have a user or an item that is read in another Unicode form.
+    """
+
+    rows: IndexedRows
+    items: Items
+    repeated: int
+    respelled: int
+
+
 def as_long(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
@@ -48,29 +83,59 @@ def encode(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return unique[order], rank[encoded.indices.to_numpy()]
 
 
+def users_of(source: np.ndarray, target: np.ndarray) -> Users:
+    """The users of two domains, given that of each row."""
+    source, target = encode(source)[0], encode(target)[0]
+    if any(users.dtype.kind in "iu" for users in (source, target)):
+        return Users(source, target, {})
+    forms = unicode_forms(np.concatenate([source, target]))
+    if not forms:
+        return Users(source, target, {})
+    source, target = (encode(_read_as(users, forms))[0] for users in (source, target))
+    return Users(source, target, forms)
+
+
 def common_users(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    both = [encode(users)[0] for users in (source, target)]
+    """The users that are in both domains, given those of each."""
+    both = (source, target)
     numeric = [users.dtype.kind in "iu" for users in both]
     # Without this check, numpy would compare 1 and "1" as objects and fail, or find them unequal.
-    common = np.intersect1d(both[0], both[1]) if numeric[0] == numeric[1] else both[0][:0]
+    common = np.intersect1d(source, target) if numeric[0] == numeric[1] else source[:0]
     if not len(common):
         examples = [", ".join(repr(user) for user in users[:3].tolist()) for users in both]
         raise ValueError(
-            f"No user is in both domains: the source has {len(both[0]):,} users (such as "
-            f"{examples[0] or 'none'}), the target {len(both[1]):,} (such as "
+            f"No user is in both domains: the source has {len(source):,} users (such as "
+            f"{examples[0] or 'none'}), the target {len(target):,} (such as "
             f"{examples[1] or 'none'}). Both domains must name a user by the same id, of the "
-            "same type."
+            "same type and written in the same way."
         )
     return common
 
 
-def index_rows(rows: Interactions, user_ids: np.ndarray) -> tuple[IndexedRows, Items]:
-    unique, code = encode(rows.user)
+def index_rows(
+    rows: Interactions, user_ids: np.ndarray, forms: Mapping[str, str], merge: bool
+) -> Domain:
+    """The rows of some users.
+
+    Args:
+        rows: A domain.
+        user_ids: The users, sorted.
+        forms: What some users are read as.
+        merge: Whether to leave out rows that repeat another one.
+    """
+    written, code = encode(rows.user)
+    unique = _read_as(written, forms)
     place = np.searchsorted(user_ids, unique)
     place[place == len(user_ids)] = 0
     user = np.where(user_ids[place] == unique, place, -1)[code]
+    respelled = (unique != written)[code][user >= 0] if forms else np.zeros((), dtype=bool)
     rows, user = rows.select(user >= 0), user[user >= 0]
-    item_ids, item = encode(rows.item)
+    item_ids, item, item_respelled = _items(rows.item)
+    respelled = respelled | item_respelled
+    repeated = repeated_lines(rows, user, item) if merge else np.zeros(len(rows), dtype=bool)
+    num_repeated = int(repeated.sum())
+    if num_repeated:
+        rows, user, item = rows.select(~repeated), user[~repeated], item[~repeated]
 
     first_row = np.unique(item, return_index=True)[1]
     if rows.category is None:
@@ -82,14 +147,20 @@ def index_rows(rows: Interactions, user_ids: np.ndarray) -> tuple[IndexedRows, I
     time = np.full(len(user), np.nan) if rows.time is None else rows.time.astype(np.float64)
     order = np.arange(len(user)) if rows.order is None else rows.order
     indexed = IndexedRows(user, item, rows.label.astype(bool), time, rows.relevant)
-    return indexed.select(_chronological(user, time, order)), items
+    indexed = indexed.select(_chronological(user, time, order))
+    return Domain(indexed, items, num_repeated, int(respelled.sum()))
 
 
 def index_target(
-    target: Interactions, extra: Interactions | None, user_ids: np.ndarray
-) -> tuple[IndexedRows, Items, IndexedRows | None]:
+    target: Interactions,
+    extra: Interactions | None,
+    user_ids: np.ndarray,
+    forms: Mapping[str, str],
+    merge: bool,
+) -> tuple[Domain, IndexedRows | None]:
+    """The same of the target, and of further test behaviours."""
     if extra is None:
-        return *index_rows(target, user_ids), None
+        return index_rows(target, user_ids, forms, merge), None
     # Both in one go, so that they share the index of items, and then apart again: `relevant` has
     # no meaning in a target and carries the difference. The chronology of `extra` is of no use.
     columns = {"user": extra.user, "item": extra.item, "label": extra.label}
@@ -102,9 +173,27 @@ def index_target(
         columns["category"] = unknown if extra.category is None else extra.category
     joined = {k: np.concatenate([getattr(target, k), column]) for k, column in columns.items()}
     is_extra = np.repeat([False, True], [len(target), len(extra)])
-    rows, items = index_rows(Interactions(**joined, relevant=is_extra), user_ids)
-    is_extra = np.asarray(rows.relevant)
-    return rows.select(~is_extra), items, rows.select(is_extra)
+    domain = index_rows(Interactions(**joined, relevant=is_extra), user_ids, forms, merge)
+    is_extra = np.asarray(domain.rows.relevant)
+    target_rows, extra_rows = domain.rows.select(~is_extra), domain.rows.select(is_extra)
+    return replace(domain, rows=target_rows), extra_rows
+
+
+def _items(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The items, sorted; the place of each row's item; which rows are read in another form."""
+    written, code = encode(ids)
+    forms = {} if written.dtype.kind in "iu" else unicode_forms(written)
+    if not forms:
+        return written, code, np.zeros(len(code), dtype=bool)
+    read = _read_as(written, forms)
+    unique, place = encode(read)
+    return unique, place[code], (read != written)[code]
+
+
+def _read_as(ids: np.ndarray, forms: Mapping[str, str]) -> np.ndarray:
+    if not forms:
+        return ids
+    return np.array([forms.get(text, text) for text in ids], dtype=object)
 
 
 def _chronological(user: np.ndarray, time: np.ndarray, order: np.ndarray) -> np.ndarray:

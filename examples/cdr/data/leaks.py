@@ -7,18 +7,24 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from cdr.data.hidden import Hidden, audit_hidden
 from cdr.data.schema import Behaviors, CrossDomainData, Histories
 
 
-def audit(data: CrossDomainData) -> None:
+def audit(data: CrossDomainData) -> Hidden:
     """Check that no source row and no history holds anything later than its candidate.
 
     Everything is checked from the tensors themselves, against the times where they are known:
     the split's chronology, the cut of the source, and for each history that it holds positives
-    of the same user only, none of them the candidate, later than it, or outside training.
+    of the same user only, none of them the candidate, later than it, or outside training. Where a
+    user meets an item again, the item stands in the history beside it: there, batches are made and
+    must hide it.
 
     Args:
         data: A scenario, on any device.
+
+    Returns:
+        How many histories have the item of their candidate, hidden.
 
     Raises:
         ValueError: Naming the rule that is broken and the first row that breaks it.
@@ -56,6 +62,7 @@ def audit(data: CrossDomainData) -> None:
         ("test", data.test, past.test),
     ):
         _audit_past(name, rows, now, data)
+    return audit_hidden(data)
 
 
 def _refuse(broken: Tensor, message: str) -> None:

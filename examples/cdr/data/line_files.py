@@ -27,18 +27,23 @@ class BadLines:
         count: How many.
         first: Numbers of the first few; the first line of a file is line 1.
         lines: How many lines the file has, blank ones included.
+        repeated: How many good lines were left out as well, for an earlier line on the same item.
     """
 
     count: int = 0
     first: tuple[int, ...] = ()
     lines: int = 0
+    repeated: int = 0
 
     def __add__(self, later: BadLines) -> BadLines:
         first = (*self.first, *(number + self.lines for number in later.first))
-        return BadLines(self.count + later.count, first[:_SHOWN], self.lines + later.lines)
+        repeated = self.repeated + later.repeated
+        return BadLines(
+            self.count + later.count, first[:_SHOWN], self.lines + later.lines, repeated
+        )
 
     def sentence(self, name: str, kind: str) -> str:
-        """A sentence on the lines that were left out; "" if there are none.
+        """A sentence on the bad lines, which were left out; "" if there are none.
 
         Args:
             name: Name of the file.
@@ -54,6 +59,15 @@ class BadLines:
             f"not {kind} and left out ({lines})."
         )
 
+    def sentence_on_repeated(self, name: str) -> str:
+        """A sentence on the lines that were left out for an earlier one; "" if there are none."""
+        if not self.repeated:
+            return ""
+        return (
+            f"{self.repeated:,} of {self.lines:,} lines of {name} "
+            f"{'are' if self.repeated > 1 else 'is'} on an item with a line above, which counts."
+        )
+
     def beside(self, table: pa.Table) -> pa.Table:
         """The table with this written into its metadata, where `of` finds it."""
         return table.replace_schema_metadata({_KEY: json.dumps(vars(self))})
@@ -62,7 +76,7 @@ class BadLines:
     def of(table: pa.Table) -> BadLines:
         """The value that `beside` has written."""
         known = json.loads(table.schema.metadata[_KEY])
-        return BadLines(known["count"], tuple(known["first"]), known["lines"])
+        return BadLines(**{**known, "first": tuple(known["first"])})
 
 
 def map_blocks(

@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from cdr.data import tables
+from cdr.data.catalogue import notes_on_catalogue
 from cdr.data.dataset import Dataset, Pair
 from cdr.data.schema import CrossDomainData
 from cdr.data.split import build
+from cdr.data.time_columns import times
 
 _COLUMNS = ("user", "item", "rating", "timestamp", "domain")
 
@@ -26,8 +28,9 @@ def load(
 
     Args:
         path: A csv (.csv, .csv.gz) or parquet file with the columns user, item, rating (a
-            number; positive above 3), timestamp (a number, in one unit for both domains, or a
-            parquet timestamp; empty where unknown) and domain. Other columns are ignored.
+            number; positive above 3), timestamp (a number in one unit for both domains, an ISO
+            8601 date or time, or a parquet timestamp; empty where unknown) and domain. Other
+            columns are ignored.
         source: Domain to transfer from, or several (a sequence, or joined with "+"); the items
             of several carry the domain's name.
         target: Domain to recommend in.
@@ -42,8 +45,8 @@ def load(
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If a file cannot be read or is empty, a column is missing, a user, item or
-            domain is empty, a rating or timestamp is not a number, a domain is unknown, or no
-            user is in both domains.
+            domain is empty, a rating is not a number, a timestamp not a time, a domain is
+            unknown, times cannot be compared, or no user is in both domains.
     """
     table = tables.read(path, _COLUMNS)
     for column in ("user", "item", "domain"):
@@ -51,7 +54,8 @@ def load(
     table = tables.replace(
         table, "label", tables.numbers(table, "rating", path, required=True) > tables.POSITIVE_ABOVE
     )
-    table = tables.replace(table, "time", tables.numbers(table, "timestamp", path))
+    read = times(table, "timestamp", path)
+    table = tables.replace(table, "time", read.values)
     if items is not None:
         catalogue = tables.read(items, ("item", "category"), optional=("domain",))
         for column in catalogue.column_names:
@@ -59,11 +63,16 @@ def load(
             column_text = tables.text(catalogue, column, items, required=filled)
             catalogue = tables.replace(catalogue, column, column_text)
     sources = tables.domains(table, source, target, path)
+    notes = [read.note] if read.note else []
+    if items is not None:
+        notes += notes_on_catalogue(table, catalogue, (*sources, target), Path(items).name)
     return build(
         f"{'+'.join(sources)} → {target}",
         tables.interactions(table, sources, None if items is None else catalogue),
         tables.interactions(table, (target,), None if items is None else catalogue),
         source_cut=source_cut,
+        merge_lines=True,
+        notes=notes,
     )
 
 

@@ -11,9 +11,11 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from cdr.data import tables
+from cdr.data.catalogue import notes_on_catalogue
 from cdr.data.dataset import Dataset, Pair, split_domains
 from cdr.data.schema import CrossDomainData
 from cdr.data.split import build
+from cdr.data.time_columns import times
 
 _CATEGORY = ("category", "categories", "class")
 
@@ -36,10 +38,10 @@ def load(
 
     The interactions of a domain are tab-separated, with a header that names columns and types:
     user_id:token, item_id:token, rating:float (positive above 3) and timestamp:float (in one unit
-    for all domains, empty where unknown), in any order; further columns are ignored. Items may
-    have a file NAME.item beside them with item_id:token and category:token, categories:token_seq
-    or class:token_seq; of a sequence the first token counts. Without one, a single domain has one
-    category, "others", and several domains are each other's categories.
+    for all domains, or ISO 8601; empty where unknown), in any order; further columns are ignored.
+    Items may have a file NAME.item beside them with item_id:token and category:token,
+    categories:token_seq or class:token_seq; of a sequence the first token counts. Without one, a
+    single domain has one category, "others", and several domains are each other's categories.
 
     Args:
         root: The folder that holds NAME/NAME.inter, RecBole's layout, or NAME.inter.
@@ -54,18 +56,25 @@ def load(
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If a file cannot be read, lacks a column or has an empty or wrong entry, a
-            domain is named twice, or no user is in both domains.
+            domain is named twice, times cannot be compared, or no user is in both domains.
     """
     sources = tables.named_once(source, target)
     files = find(root, (*sources, target))
-    table = pa.concat_tables(_interactions(f.interactions, name) for name, f in files.items())
+    read = {name: _interactions(f.interactions, name) for name, f in files.items()}
+    table = pa.concat_tables(part for part, _ in read.values())
     catalogues = [_items(f.items, name) for name, f in files.items() if f.items is not None]
     catalogue = pa.concat_tables(catalogues) if catalogues else None
+    notes = [note for _, note in read.values() if note]
+    if catalogue is not None:
+        described = [name for name, f in files.items() if f.items is not None]
+        notes += notes_on_catalogue(table, catalogue, described, "the .item files")
     return build(
         f"{'+'.join(map(_stem, sources))} → {_stem(target)}",
         tables.interactions(table, sources, catalogue),
         tables.interactions(table, (target,), catalogue),
         source_cut=source_cut,
+        merge_lines=True,
+        notes=notes,
     )
 
 
@@ -105,18 +114,19 @@ def _find(root: Path, name: str) -> Path:
     )
 
 
-def _interactions(path: Path, domain: str) -> pa.Table:
+def _interactions(path: Path, domain: str) -> tuple[pa.Table, str]:
+    """The interactions of a domain, and a note on its times or ""."""
     table, columns = _read(path, ("user_id", "item_id", "rating", "timestamp"))
     rating = tables.numbers(table, columns["rating"], path, required=True)
-    return pa.table(
-        {
-            "user": tables.text(table, columns["user_id"], path),
-            "item": tables.text(table, columns["item_id"], path),
-            "label": rating > tables.POSITIVE_ABOVE,
-            "time": tables.numbers(table, columns["timestamp"], path),
-            "domain": pa.repeat(domain, len(table)),
-        }
-    )
+    time = times(table, columns["timestamp"], path)
+    interactions = {
+        "user": tables.text(table, columns["user_id"], path),
+        "item": tables.text(table, columns["item_id"], path),
+        "label": rating > tables.POSITIVE_ABOVE,
+        "time": time.values,
+        "domain": pa.repeat(domain, len(table)),
+    }
+    return pa.table(interactions), time.note
 
 
 def _items(path: Path, domain: str) -> pa.Table:

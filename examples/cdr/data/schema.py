@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ class Interactions:
         user: User ids, [n], strings or integers.
         item: Item ids, [n], strings or integers.
         label: Whether the behaviour is positive (rating > 3), bool [n].
-        time: Times in any unit both domains share, float64 [n], NaN where unknown; None if the
-            domain has no times.
+        time: Times, float64 [n], NaN where unknown; None if the domain has no times. Seconds since
+            1970, or any unit that both domains share; see :func:`cdr.data.clock.on_one_clock`.
         order: Position in the chronology of the user, int64 [n]; it breaks ties in time and
             stands in for times that are missing. None: the file order does.
         category: Category of each row's item, strings [n]; None: every item is "others".
@@ -221,6 +222,8 @@ class CrossDomainData:
             if every source behaviour was kept.
         statistics: Counts by name; see :func:`cdr.data.split.build`.
         notes: Sentences that a table of results on this data must print.
+        repaired: Of rows that were not taken as they stand in the log: how many, by what was done.
+            Trainings are kept under it too.
     """
 
     name: str
@@ -240,6 +243,7 @@ class CrossDomainData:
     source_cut: str
     statistics: dict[str, int]
     notes: tuple[str, ...]
+    repaired: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_users(self) -> int:

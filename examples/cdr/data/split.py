@@ -7,19 +7,25 @@ only if they are strictly earlier than the latter.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
+from cdr.data.clock import on_one_clock
 from cdr.data.histories import PastFinder, source_histories, target_histories
 from cdr.data.indexing import (
+    Domain,
     IndexedRows,
     as_long,
     common_users,
     index_rows,
     index_target,
     last_known_time,
+    users_of,
 )
-from cdr.data.schema import CrossDomainData, Interactions, Items, Times
+from cdr.data.row_notes import notes_on_ids, notes_on_repeats
+from cdr.data.schema import CrossDomainData, Interactions, Times
 from cdr.data.split_notes import notes_on
 
 
@@ -30,6 +36,8 @@ def build(
     *,
     source_cut: str = "time",
     extra_test: Interactions | None = None,
+    merge_lines: bool = False,
+    notes: Sequence[str] = (),
 ) -> CrossDomainData:
     """Split two domains by time and index what the perceptron may see of each user.
 
@@ -51,6 +59,11 @@ def build(
       all of the user's training positives;
     - the time of one training target behaviour: it is left out of the target histories.
 
+    What else `notes` count: times that were converted to one unit (:mod:`cdr.data.clock`), ids that
+    were read as equal because Unicode calls them so, lines that were merged, and behaviours that
+    repeat an item. The latter stay: a user may rate an item again. The item is hidden from the
+    histories that batches show beside it, and :func:`cdr.data.leaks.audit` counts where it is.
+
     Args:
         name: Name of the scenario.
         source: The source domain.
@@ -58,6 +71,10 @@ def build(
         source_cut: "time", or "all" to keep every source behaviour.
         extra_test: Further target behaviours to test on; they enter nothing else. Rows of users
             who are not common are dropped; their items count among the target's items.
+        merge_lines: Leave out rows that repeat an earlier one, as readers of files do: of a domain,
+            with equal user, item, label and time, and `order` where there is one. Not together
+            with `extra_test`.
+        notes: What a reader has to say on the files, to stand behind the others.
 
     Returns:
         The scenario. Its `statistics` count: users; source, target, source_items, target_items
@@ -69,13 +86,21 @@ def build(
 
     Raises:
         ValueError: If no user is common, no behaviour is left to train on in one of the domains,
-            or `source_cut` is unknown.
+            times cannot be compared, or `source_cut` is unknown.
     """
     if source_cut not in ("time", "all"):
         raise ValueError(f'source_cut must be "time" or "all", not {source_cut!r}.')
-    user_ids = common_users(source.user, target.user)
-    all_src, source_items = index_rows(source, user_ids)
-    tgt, target_items, extra = index_target(target, extra_test, user_ids)
+    if merge_lines and extra_test is not None:
+        raise ValueError(
+            "merge_lines=True does not go with extra_test, which has no times that tell a repeated "
+            "line from a repeated behaviour; leave one of them out."
+        )
+    clock = on_one_clock(source, target)
+    users = users_of(clock.source.user, clock.target.user)
+    user_ids = common_users(users.source, users.target)
+    from_source = index_rows(clock.source, user_ids, users.forms, merge_lines)
+    from_target, extra = index_target(clock.target, extra_test, user_ids, users.forms, merge_lines)
+    all_src, tgt = from_source.rows, from_target.rows
 
     counts = np.bincount(tgt.user, minlength=len(user_ids))
     ends = np.cumsum(counts)
@@ -90,19 +115,24 @@ def build(
         raise _nothing_before_the_cut(all_src, tgt, len(user_ids))
     src = all_src.select(kept)
     statistics = {
-        **_sizes(len(user_ids), all_src, tgt, source_items, target_items),
+        **_sizes(len(user_ids), from_source, from_target),
         "source_train": len(src.user),
         **cut_counts,
         **_training_sizes(src, train, valid, test, counts),
     }
     offsets = np.concatenate([[0], np.cumsum(np.bincount(src.user, minlength=len(user_ids)))])
+    repaired = {
+        **clock.repaired,
+        "repeated lines": from_source.repeated + from_target.repeated,
+        "ids in another Unicode form": from_source.respelled + from_target.respelled,
+    }
     past = PastFinder(src, train, timed)
     known = last_known_time(tgt.user, tgt.time)
     return CrossDomainData(
         name=name,
         user_ids=user_ids,
-        source_items=source_items,
-        target_items=target_items,
+        source_items=from_source.items,
+        target_items=from_target.items,
         source=src.behaviors(),
         source_offsets=as_long(offsets),
         train=past.beside(train, known[from_end > 2], np.arange(len(train.user))),
@@ -115,7 +145,14 @@ def build(
         times=Times(*(torch.from_numpy(rows.time.copy()) for rows in (src, train, valid, test))),
         source_cut="time" if cut_by_time else "all",
         statistics=statistics,
-        notes=tuple(notes_on(statistics, src, source_cut, timed)),
+        notes=(
+            *notes_on(statistics, src, source_cut, timed),
+            *clock.notes,
+            *notes_on_ids(users, from_source, from_target),
+            *notes_on_repeats(from_source, from_target, from_end),
+            *notes,
+        ),
+        repaired={what: count for what, count in repaired.items() if count},
     )
 
 
@@ -138,16 +175,14 @@ def _nothing_before_the_cut(src: IndexedRows, tgt: IndexedRows, num_users: int) 
     )
 
 
-def _sizes(
-    num_users: int, src: IndexedRows, tgt: IndexedRows, source_items: Items, target_items: Items
-) -> dict[str, int]:
+def _sizes(num_users: int, source: Domain, target: Domain) -> dict[str, int]:
     """Statistics of the common users before any cut by time."""
     return {
         "users": num_users,
-        "source": len(src.user),
-        "target": len(tgt.user),
-        "source_items": source_items.num,
-        "target_items": target_items.num,
+        "source": len(source.rows.user),
+        "target": len(target.rows.user),
+        "source_items": source.items.num,
+        "target_items": target.items.num,
     }
 
 

@@ -71,9 +71,13 @@ def text(
     """A column as strings, "" where it is empty.
 
     Raises:
-        ValueError: If `required` and an entry is empty, naming the first such row.
+        ValueError: If `required` and an entry is empty, naming the first such row, or if floating-
+            point numbers are so large that not every integer is one of them.
     """
-    values = pc.fill_null(pc.cast(table[column], pa.string()), "")
+    values = table[column]
+    if pa.types.is_floating(values.type):
+        values = _integers(values, column, path)
+    values = pc.fill_null(pc.cast(values, pa.string()), "")
     empty = pc.index(values, "").as_py()
     if required and empty >= 0:
         raise ValueError(
@@ -83,20 +87,55 @@ def text(
     return values
 
 
+def _integers(values: pa.ChunkedArray, column: str, path: Path | str) -> pa.ChunkedArray:
+    """Floating-point ids as the integers they were before a missing one made them floats."""
+    values = pc.if_else(pc.is_nan(values), None, values)
+    known = values.drop_null().to_numpy()
+    too_large = np.abs(known) >= 2.0 ** (np.finfo(known.dtype).nmant + 1)
+    if too_large.any():
+        raise ValueError(
+            f"{path}: column {column!r} holds floating-point numbers, {int(too_large.sum()):,} of "
+            f"which, such as {known[too_large][0]:.0f}, are so large that different integers "
+            "become equal. Write the ids as text or as integers."
+        )
+    return pc.cast(values, pa.int64()) if (known == np.floor(known)).all() else values
+
+
 def numbers(
-    table: pa.Table, column: str, path: Path | str, *, required: bool = False
+    table: pa.Table,
+    column: str,
+    path: Path | str,
+    *,
+    required: bool = False,
+    kind: str = "a number",
 ) -> np.ndarray:
     """A column as float64, NaN where it is empty; parquet timestamps become seconds.
+
+    Args:
+        table: The table.
+        column: Its column.
+        path: Of the file, for messages.
+        required: Whether an empty entry is an error.
+        kind: What an entry has to be, for messages.
 
     Raises:
         ValueError: If an entry is not a finite number, or `required` and empty, naming the first
             such row and its value.
     """
     values = table[column]
-    if pa.types.is_temporal(values.type):
+    if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
         zone = getattr(values.type, "tz", None)
-        microseconds = pc.cast(pc.cast(values, pa.timestamp("us", zone)), pa.int64())
-        values = pc.divide(pc.cast(microseconds, pa.float64(), safe=False), 1e6)
+        # A float64 cannot tell apart less than a microsecond.
+        to_microseconds = pc.CastOptions(pa.timestamp("us", zone), allow_time_truncate=True)
+        microseconds = pc.cast(values, options=to_microseconds)
+        values = pc.divide(
+            pc.cast(pc.cast(microseconds, pa.int64()), pa.float64(), safe=False), 1e6
+        )
+    elif pa.types.is_temporal(values.type):
+        raise ValueError(
+            f"{path}: column {column!r} is of type {values.type}, which is no date: write it as a "
+            "timestamp, or as seconds since 1970."
+        )
     elif not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         strings = pc.utf8_trim_whitespace(pc.cast(values, pa.string()))
         values = pc.if_else(pc.equal(strings, ""), None, strings)
@@ -110,7 +149,7 @@ def numbers(
         row = int(wrong.argmax())
         raise ValueError(
             f"{path}: {column!r} is {table[column][row].as_py()!r} in row {row + 1} (the first "
-            f"below the header is row 1), not a number; {int(wrong.sum()):,} of {len(wrong):,} "
+            f"below the header is row 1), not {kind}; {int(wrong.sum()):,} of {len(wrong):,} "
             "rows are like this. Correct or drop them."
         )
     return parsed

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cdr.data import OTHERS, CrossDomainData
 from cdr.paper.learned_weights import Floats
@@ -70,8 +71,8 @@ def cases(data: CrossDomainData, weights: NDArray[np.float32], titles: Titles) -
     """
     own = user_specific(data, weights)
     rows = torch.arange(len(data.source))
-    filled = [h.gather(rows, SHOWN)[1].sum(1) for h in (data.source_history, data.target_history)]
-    length = torch.minimum(*filled).numpy()
+    source, target = (mask.sum(1) for _, mask in _histories(data, rows))
+    length = torch.minimum(source, target).numpy()
     rich = np.flatnonzero(length >= min(_LEAST, int(length.max())))
     ranked = rich[np.argsort(own[rich], kind="stable")].tolist()
     chosen: dict[int, str] = {}
@@ -107,11 +108,8 @@ def _shown(data: CrossDomainData, row: int) -> tuple[list[tuple[str, str]], ...]
     """Id and category of a source behaviour's item, and of those of its user's two histories."""
     behaviour = data.source.item[row : row + 1]
     parts = [(data.source_items, behaviour)]
-    for items, history in (
-        (data.source_items, data.source_history),
-        (data.target_items, data.target_history),
-    ):
-        found, mask = history.gather(torch.tensor([row]), SHOWN)
+    histories = _histories(data, torch.tensor([row]))
+    for items, (found, mask) in zip((data.source_items, data.target_items), histories, strict=True):
         parts.append((items, found[mask]))
     return tuple(
         [
@@ -120,6 +118,15 @@ def _shown(data: CrossDomainData, row: int) -> tuple[list[tuple[str, str]], ...]
         ]
         for items, found in parts
     )
+
+
+def _histories(data: CrossDomainData, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The items of both histories of some source behaviours, as the weighter sees them."""
+    candidate = data.source.item[rows]
+    return [
+        data.source_history.gather(rows, SHOWN, exclude=candidate),
+        data.target_history.gather(rows, SHOWN),
+    ]
 
 
 def _bare(name: str) -> str:

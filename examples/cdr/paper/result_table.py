@@ -17,6 +17,7 @@ from cdr.report import (
     Sheet,
     Summary,
     mean_auc,
+    meanings,
     p_value,
     paired,
     paired_p_value,
@@ -119,6 +120,8 @@ class Table:
     def legend(self) -> tuple[str, ...]:
         """The meaning of the columns that are present."""
         legend = [text for text, of in _EXPLAINED if any(of(entry) for entry in self.entries)]
+        remarks = [entry for entry in self.entries if entry.remark]
+        legend += [f"Nothing was learned: {meanings(remarks)}"] if remarks else []
         return (" ".join(legend),) if legend else ()
 
     def values(self) -> tuple[dict[str, object], ...]:
@@ -147,6 +150,7 @@ def _values(e: Entry) -> dict[str, object]:
         "best_baseline": e.best and e.best.name,
         "p_best": e.best and e.best.p_value,
         "star": "*" if e.star else None,
+        "remark": e.remark or None,
         "paper_auc": printed and printed.auc,
         "paper_rela_impr": printed and printed.improvement,
     }
@@ -220,6 +224,7 @@ def _columns(entries: Sequence[Entry]) -> dict[str, Callable[[Entry], str]]:
         "±": lambda e: "" if e.std is None else short(e.std),
         "RelaImpr": lambda e: percent(None if e.improvement is None else 100 * e.improvement),
         "LogLoss": lambda e: f"{e.log_loss:.4f}",
+        "remark": lambda e: e.remark,
         "weight AUC": lambda e: "" if e.weight_auc is None else f"{e.weight_auc:.3f}",
         "paper AUC": lambda e: e.printed.text if e.printed else "",
         "paper RelaImpr": lambda e: percent(e.printed.improvement if e.printed else None),

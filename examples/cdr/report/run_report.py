@@ -13,6 +13,7 @@ from cdr.report.summary import (
     SPREAD,
     Summary,
     Trained,
+    nothing_learned,
     recovered,
     summarize,
     weight_aucs,
@@ -41,8 +42,8 @@ class Report:
         return Document(self.title, (sheet(head, body),), notes=self.notes)
 
     def _cells(self) -> list[list[str]]:
-        # 80 columns wide at most.
-        head = ["model", "AUC", "±", "LogLoss", "RelaImpr", "vs base", "p", "95 % CI"]
+        # 80 columns wide at most, without remarks.
+        head = ["model", "AUC", "±", "LogLoss", "RelaImpr", "vs base", "p", "95 % CI", "remark"]
         cells = [head]
         for row in self.rows.values():
             spread = "–" if row.std is None else short(row.std)
@@ -57,6 +58,7 @@ class Report:
                     "–" if c is None else signed(c.difference),
                     "–" if c is None or c.p_value is None else p_value(c.p_value),
                     "–" if c is None else f"[{signed(c.low)}, {signed(c.high)}]",
+                    row.remark or "–",
                 ]
             )
         # A column that says nothing for any row is left out.
@@ -99,6 +101,8 @@ def _notes(rows: Mapping[str, Summary], data: CrossDomainData, num_seeds: int) -
             "AUC and LogLoss are on the generator's further test behaviours, ten a user; those on "
             "each user's last behaviour are in metrics.json."
         )
+    if told := nothing_learned(list(rows.values())):
+        notes.append(told)
     base, oracle = rows.get("base"), rows.get("oracle")
     learned = [rows[name] for name in ("ours", "retrain") if name in rows]
     if base and oracle and learned:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from cdr.report.comparison import Comparison, compare
-from cdr.training import Scores, improvement_over
+from cdr.training import MEANING, Scores, counted, improvement_over, in_a_cell, remark
 
 SPREAD = "±: standard deviation over seeds."
 RELA_IMPR = "RelaImpr: what AUC lies above 0.5, relative to that of -S."
@@ -42,6 +42,7 @@ class Summary:
         gauc: Likewise; NaN where each user has one row.
         improvement: RelaImpr; None without the single-domain model, or where that is at chance.
         weight_aucs: Of each seed; empty where no flags are known or no weights learned.
+        remarks: Of each seed whether nothing was learned, see :func:`cdr.training.remark`.
         comparison: With the reference, over the seeds that both have.
     """
 
@@ -51,6 +52,7 @@ class Summary:
     gauc: float
     improvement: float | None
     weight_aucs: tuple[float, ...]
+    remarks: tuple[str, ...]
     comparison: Comparison | None
 
     @property
@@ -62,6 +64,11 @@ class Summary:
     def std(self) -> float | None:
         """Standard deviation of the AUC over seeds; None for a single seed."""
         return float(np.std(self.auc, ddof=1)) if len(self.auc) > 1 else None
+
+    @property
+    def remark(self) -> str:
+        """Whether nothing was learned, for a cell of a table."""
+        return in_a_cell(self.remarks)
 
     @property
     def weight_auc(self) -> float | None:
@@ -90,8 +97,22 @@ def summarize(
         gauc=float(np.mean([m["gauc"] for m in metrics])),
         improvement=improvement_over(float(np.mean(auc)), mean_auc(single) if single else None),
         weight_aucs=tuple(r.weight_auc for r in seeds.values() if r.weight_auc is not None),
+        remarks=tuple(remark(run.scores) for run in seeds.values()),
         comparison=compare([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None,
     )
+
+
+def nothing_learned(summaries: Sequence[Summary]) -> str:
+    """In how many trainings of which method nothing was learned; "" if something was in all."""
+    named = [f"{one.label} {counted(one.remarks)}" for one in summaries if any(one.remarks)]
+    return f"Nothing was learned in {'; '.join(named)}. {meanings(summaries)}" if named else ""
+
+
+def meanings(summaries: Sequence[Summary]) -> str:
+    """What the remarks on some methods mean; "" if there are none."""
+    found = {one for summary in summaries for one in summary.remarks}
+    told = [f"{one}: {meaning}" for one, meaning in MEANING.items() if one in found]
+    return f"{'; '.join(told)}." if told else ""
 
 
 def mean_auc(seeds: Seeds) -> float:

@@ -15,6 +15,7 @@ from cdr.data import (
     Check,
     CrossDomainData,
     Dataset,
+    Hidden,
     agrees,
     audit,
     check,
@@ -160,7 +161,7 @@ def _wrapped(text: str) -> str:
 def _audited(data: CrossDomainData) -> bool:
     """Print what the leak audit finds; whether there is a leak."""
     try:
-        audit(data)
+        hidden = audit(data)
     except ValueError as error:
         print(_wrapped(f"Leak audit: FAILED. {error}"))
         return True
@@ -169,9 +170,19 @@ def _audited(data: CrossDomainData) -> bool:
         _wrapped(
             f"Leak audit: passed. No history of {len(data.source):,} source and {seen:,} target "
             "behaviours holds its candidate, anything later, or a validation or test behaviour."
+            + _hidden(hidden)
         )
     )
     return False
+
+
+def _hidden(hidden: Hidden) -> str:
+    if not any(hidden):
+        return ""
+    return (
+        f" The user had met the candidate's item before in {hidden.source:,} source and "
+        f"{hidden.target:,} target histories, where it is hidden."
+    )
 
 
 def _scenarios(config: DataCommand, dataset: Dataset) -> Sequence[tuple[str | None, str | None]]:

@@ -41,6 +41,7 @@ class Fingerprints:
                 "spec": Path(source.spec).name,
                 "options": {k: v for k, v in source.options if k not in _PLACES},
                 "content": self._content(dataset, dict(source.options)),
+                **_repairs(dataset, source),
             }
         return self._of[source]
 
@@ -55,6 +56,21 @@ class Fingerprints:
         if options.get("items") is not None:
             files["items"] = Path(options["items"])
         return {name: sha256(path, folder) for name, path in files.items()}
+
+
+def _repairs(dataset: Dataset, source: Source) -> dict[str, Any]:
+    """What was done to rows of the data; nothing of data that are read as they stand.
+
+    Without it, a training on the rows as they stand in the same files, kept by a version that did
+    nothing to them, would be taken for one on the data of today.
+    """
+    if dataset.generated:
+        return {}
+    try:
+        repaired = dict(source.repaired)
+    except ValueError:  # the training will report it
+        return {}
+    return {"repaired": repaired} if repaired else {}
 
 
 @lru_cache

@@ -22,7 +22,7 @@ from cdr.runs.logs import log_history
 from cdr.runs.machine import environment
 from cdr.runs.progress import progress_bar
 from cdr.runs.runner import Task, run
-from cdr.training import HOLDS_OUT, Result, Scores, plan
+from cdr.training import HOLDS_OUT, Result, Scores, plan, warning
 
 logger = logging.getLogger("cdr")
 
@@ -270,6 +270,8 @@ def _report_run(bar: Any, name: str, run: Run) -> None:
         f"{name}: valid AUC {run.valid_auc:.4f}, test AUC {auc:.4f}{weight} "
         f"({epochs} epoch{'s' * (epochs > 1)}, {run.seconds:.0f} s)"
     )
+    if told := warning(run.scores):
+        bar.write(told)
 
 
 def _read(key: str, folder: Path) -> Run:

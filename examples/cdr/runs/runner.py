@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from queue import Empty
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,9 +41,18 @@ class Source:
     @property
     def notes(self) -> tuple[str, ...]:
         """The notes of the data of seed 0, which are loaded if this process has not yet done so."""
-        if self not in _notes:
+        return self._told.notes
+
+    @property
+    def repaired(self) -> Mapping[str, int]:
+        """Of which rows of the same data were not taken as they stand in the log."""
+        return self._told.repaired
+
+    @property
+    def _told(self) -> _Told:
+        if self not in _told:
             self.load(0)
-        return _notes[self]
+        return _told[self]
 
 
 @dataclass(frozen=True)
@@ -204,7 +213,14 @@ def _train(group: tuple[Task, ...], weights: Weights | None, progress: Progress)
     return train_side_by_side(task.variant, data, task.options, seeds, on_step=on_step)
 
 
-_notes: dict[Source, tuple[str, ...]] = {}
+class _Told(NamedTuple):
+    """What data tell of themselves; small, so that it is kept when the data are let go."""
+
+    notes: tuple[str, ...]
+    repaired: Mapping[str, int]
+
+
+_told: dict[Source, _Told] = {}
 
 
 @lru_cache(maxsize=1)
@@ -214,7 +230,7 @@ def _load(source: Source, seed: int) -> CrossDomainData:
         options["seed"] = seed
     data = datasets.load(source.spec, **options)
     if seed == 0:
-        _notes[source] = data.notes
+        _told[source] = _Told(data.notes, data.repaired)
     return data
 
 
@@ -227,7 +243,7 @@ def clear_loaded() -> None:
     """Let go of the data that this process keeps."""
     _load.cache_clear()
     _on_device.cache_clear()
-    _notes.clear()
+    _told.clear()
 
 
 _messages: Any = None

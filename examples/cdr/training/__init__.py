@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cdr.training.chance import MEANING, counted, in_a_cell, remark, warning
 from cdr.training.evaluation import NUM_SOURCE, Scores, score
 from cdr.training.graphs import CapturedStep
 from cdr.training.learner import Learner, pair_sampler
@@ -34,6 +35,7 @@ __all__ = [
     "InnerOptions",
     "LazyAdam",
     "Learner",
+    "MEANING",
     "NUM_SOURCE",
     "Options",
     "OuterOptions",
@@ -49,15 +51,19 @@ __all__ = [
     "WEIGHT_AUC",
     "auc",
     "check_variants",
+    "counted",
     "grouped_auc",
+    "in_a_cell",
     "improvement_over",
     "log_loss",
     "pair_sampler",
     "plan",
     "preset",
+    "remark",
     "relative_improvement",
     "score",
     "train",
     "train_side_by_side",
     "variant_label",
+    "warning",
 ]

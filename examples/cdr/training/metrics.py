@@ -29,6 +29,31 @@ def auc(scores: NDArray[np.floating], labels: NDArray[np.generic]) -> float:
     return float((rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
 
 
+def auc_error(
+    scores: NDArray[np.floating], labels: NDArray[np.generic], groups: NDArray[np.integer]
+) -> float:
+    """Standard error of the AUC over groups (users), whose rows need not be independent.
+
+    The variance of DeLong et al. with the terms of a group added up (Obuchowski, 1997): each row
+    moves the AUC by what its own share of won comparisons differs from the mean. NaN where one
+    class is missing.
+    """
+    positive = np.asarray(labels).astype(bool)
+    mean = auc(scores, labels)
+    if np.isnan(mean):
+        return float("nan")
+    values = np.asarray(scores, dtype=np.float64)
+    rank = _midranks(values)
+    share = np.empty(len(values))
+    for own in (positive, ~positive):
+        # How many rows of the other class lie below, ties half, as a share of that class.
+        below = (rank[own] - _midranks(values[own])) / (~own).sum()
+        share[own] = (below if own is positive else 1.0 - below) - mean
+        share[own] /= own.sum()
+    _, group = np.unique(groups, return_inverse=True)
+    return float(np.sqrt((np.bincount(group, share) ** 2).sum()))
+
+
 def grouped_auc(
     scores: NDArray[np.floating], labels: NDArray[np.generic], groups: NDArray[np.integer]
 ) -> float:

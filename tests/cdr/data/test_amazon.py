@@ -92,6 +92,7 @@ def test_bad_lines_are_told(root: Path) -> None:
     assert books_to_toys(root).notes == (
         "3 of 39 lines of reviews_Books_5.json.gz are not reviews and left out (lines 3, 10, 39).",
         "1 of 10 lines of meta_Books.json.gz is not metadata and left out (line 10).",
+        "1 of 10 lines of meta_Books.json.gz is on an item with a line above, which counts.",
     )
 
 

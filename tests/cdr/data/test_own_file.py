@@ -86,6 +86,27 @@ def test_categories_come_from_a_table_of_items(csv: Path) -> None:
     ]
 
 
+def test_a_table_of_items_that_lacks_or_repeats_some_is_noted(csv: Path) -> None:
+    items = csv.parent / "items.csv"
+
+    def notes() -> list[str]:
+        data = load(str(csv), source="books", target="films", items=items)
+        return [note for note in data.notes if "items.csv" in note]
+
+    # Of a, b, x, y and z; "0a" is another item than "a".
+    items.write_text("item,category\n0a,novel\nx,\nx,crime\ny,\nz,\nb,\n")
+    repeated, missing = notes()
+    assert repeated.startswith("1 of 6 rows") and missing.startswith("1 of 5 items")
+    assert "'a'" in missing
+    items.write_text("item,category\na,\nb,\nx,\ny,\nz,\n")
+    assert notes() == []
+    # Rows of other domains are of no interest.
+    rows = ["a,,books", "b,,books", "x,,films", "y,,films", "a,,toys", "a,,toys"]
+    items.write_text("\n".join(["item,category,domain", *rows]))
+    (missing,) = notes()
+    assert missing.startswith("1 of 5 items") and "'films/z'" in missing
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="gone.csv"):
         load("gone.csv", tmp_path, "books", "films")

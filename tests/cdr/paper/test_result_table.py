@@ -57,6 +57,22 @@ def test_the_star_is_of_ours_against_the_best_baseline(table: Table) -> None:
     assert lost.best.p_value is not None and lost.best.p_value < 0.05
 
 
+def test_a_method_that_learns_nothing_is_named_in_its_cell() -> None:
+    assert "remark" not in assemble(TABLE1, runs(TABLE1, STRENGTHS)).sheets()[0].heads
+    made = runs(TABLE1, {**STRENGTHS, "S": 0.0})
+    base = next(cell for cell in made if cell.method.name == "base")
+    one = made[base][0]
+    equal = replace(one.test, probability=np.full(300, 0.6, dtype=np.float32))
+    made[base][0] = replace(one, test=equal)
+    table = assemble(TABLE1, made)
+    main = table.sheets()[0]
+    place = main.heads.index("G1 remark")
+    assert [row[place] for row in main.rows] == ["at chance", "", "collapsed 1/3", ""]
+    (legend,) = table.legend()
+    assert "Nothing was learned: collapsed: all scores are equal; at chance: the AUC" in legend
+    assert [line["remark"] for line in table.values()] == ["at chance", None, "collapsed 1/3", None]
+
+
 def test_it_is_laid_out_as_in_the_paper() -> None:
     made = {**runs(TABLE1, STRENGTHS), **runs(TABLE1, STRENGTHS, BOOKS_TOYS)}
     made |= runs(TABLE1, STRENGTHS, BOOKS_TOYS, "minet")

@@ -134,6 +134,33 @@ def test_nothing_is_relative_to_a_model_at_chance(data: CrossDomainData) -> None
     assert table.rows["base"].improvement is None and "RelaImpr" not in str(table)
 
 
+def collapsed(seed: int) -> Result:
+    constant = result(seed, 1.0)
+    constant.test = replace(constant.test, probability=np.full(200, 0.6, dtype=np.float32))
+    return constant
+
+
+def test_a_collapsed_model_is_named_in_its_row(data: CrossDomainData) -> None:
+    rows = {"base": results(2)["base"], "ours": [collapsed(0), results(2)["ours"][1]]}
+    table = report(rows, data, "CoNet", "default")
+    base, ours = (line for line in str(table).splitlines() if line.startswith("CoNet"))
+    assert ours.endswith("collapsed 1/2") and not base.endswith("2")
+    (note,) = (note for note in table.notes if note.startswith("Nothing was learned"))
+    assert "CoNet+ours collapsed 1/2" in note and "all scores are equal" in note
+    assert "| collapsed 1/2 |" in table.markdown()
+    table = report({"S": [collapsed(0)]}, data, "CoNet", "default")
+    assert "0.5000" in str(table) and table.rows["S"].remark == "collapsed"
+
+
+def test_rows_at_chance_say_so(data: CrossDomainData) -> None:
+    table = report({"S": [result(seed, 0.0) for seed in (0, 1)]}, data, "CoNet", "default")
+    assert "at chance" in str(table).splitlines()[4]
+    assert any("Nothing was learned in CoNet-S at chance 2/2" in note for note in table.notes)
+    learned = report({"S": [result(0, 2.0)]}, data, "CoNet", "default")
+    assert "remark" not in str(learned)
+    assert not any("Nothing was learned" in note for note in learned.notes)
+
+
 def test_further_test_rows_are_used_where_there_are_some(tiny: CrossDomainData) -> None:
     last, further = result(0, 1.0), result(1, 1.0)
     last.extra_test = further.test

@@ -304,6 +304,22 @@ def test_data_are_known_by_their_content(
     assert key(elsewhere) != first
 
 
+def test_rows_that_are_not_read_as_they_stand_are_in_the_key(tmp_path: Path, ratings: Path) -> None:
+    def kept(path: Path) -> dict[str, Any]:
+        source = Source(str(path), (("source", "books"), ("target", "toys")))
+        runner.clear_loaded()
+        return grid.Fingerprints(tmp_path / "grid").of(source)
+
+    assert "repaired" not in kept(ratings)
+    again = tmp_path / "ratings.csv"
+    lines = ratings.read_text().splitlines()
+    again.write_text("\n".join([*lines, lines[1], lines[-1]]))
+    assert kept(again)["repaired"] == {"repeated lines": 2}
+    # What cannot be loaded has a key as well, for its training to fail with a word on it.
+    again.write_text("\n".join([lines[0], *(line for line in lines if "books" in line)]))
+    assert "repaired" not in kept(again)
+
+
 def test_missing_data_are_told(tmp_path: Path) -> None:
     for spec, words in (("log.csv", "There is no file"), ("epinions", "no .csv.gz files in")):
         options = (("root", tmp_path), ("source", "3"), ("target", "4"))
