@@ -70,27 +70,27 @@ def outcome_after_exceptions(habit: Habit, evaluations: Sequence[int]) -> Outcom
     """
     situation = habit.build(False)
     situation.install()
-    count, at = [0], [0]
-    situation.losses = _raising(situation.losses, count, at)
-    situation.outer_loss = _raising(situation.outer_loss, count, at)
-    with warnings.catch_warnings(), situation.around():
-        warnings.simplefilter("ignore")
+    alarm = _Alarm()
+    situation.losses = alarm.in_front_of(situation.losses)
+    situation.outer_loss = alarm.in_front_of(situation.outer_loss)
+    with warnings.catch_warnings(record=True) as caught, situation.around():
+        warnings.simplefilter("always")
         try:
             rw = wrapped(situation)
             if situation.later is not None:
                 rw.hypergradient(*(situation.early or (situation.train, situation.dev)))
                 situation.later()
             seeded()
-            state = State(roots(situation))
+            state = State(roots(situation) if situation.pure else {})
             first = rw.hypergradient(situation.train, situation.dev)
-        except Exception as error:  # refused: nothing to interrupt
-            return Outcome(REFUSED, str(error))
+        except Exception as error:  # there is nothing to interrupt
+            return _Run(habit, situation, None, caught).refusal(error)
         for n in evaluations:
             for ask in (
                 lambda: rw.hypergradient(situation.train, situation.dev),
                 lambda: rw.weights(situation.train),
             ):
-                count[0], at[0] = 0, n
+                alarm.count, alarm.at = 0, n
                 try:
                     ask()
                 except Stop:
@@ -100,24 +100,30 @@ def outcome_after_exceptions(habit: Habit, evaluations: Sequence[int]) -> Outcom
                         return Outcome(WRONG, f"after Stop at {n}: {error!r}")
                 if changed := state.differences():
                     return Outcome(WRONG, f"an error at evaluation {n} changed {changed[:3]}")
-        at[0] = 0
+        alarm.at = 0
         again = rw.hypergradient(situation.train, situation.dev)
     if not torch.equal(first.influence, again.influence):
         return Outcome(WRONG, f"after an error, off by {_apart(again.influence, first.influence)}")
     return Outcome(RIGHT, f"{len(evaluations)} errors")
 
 
-def _raising(
-    loss: Callable[[Any, Any], Any], count: list[int], at: list[int]
-) -> Callable[[Any, Any], Any]:
-    def evaluate(model: Any, batch: Any) -> Any:
-        count[0] += 1
-        value = loss(model, batch)
-        if count[0] == at[0]:
-            raise Stop(f"at evaluation {at[0]}")
-        return value
+class _Alarm:
+    """Counts the evaluations of losses, and raises an error at one of them."""
 
-    return evaluate
+    unwatched = True  # a State does not look into it
+
+    def __init__(self) -> None:
+        self.count, self.at = 0, 0
+
+    def in_front_of(self, loss: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        def evaluate(model: Any, batch: Any) -> Any:
+            self.count += 1
+            value = loss(model, batch)
+            if self.count == self.at:
+                raise Stop(f"at evaluation {self.at}")
+            return value
+
+        return evaluate
 
 
 def _caused_by_stop(error: BaseException | None) -> bool:
@@ -164,13 +170,16 @@ def roots(situation: Situation) -> dict[str, Any]:
 class _Run:
     """One run of the library on an input."""
 
-    def __init__(self, habit: Habit, situation: Situation, truth: Truth, caught: list[Any]) -> None:
+    def __init__(
+        self, habit: Habit, situation: Situation, truth: Truth | None, caught: list[Any]
+    ) -> None:
         self.habit, self.situation, self.truth = habit, situation, truth
         self._caught = caught
         self._state: State | None = None
 
     def outcome(self) -> Outcome:
         situation, truth = self.situation, self.truth
+        assert truth is not None
         try:
             rw = wrapped(situation)
             if situation.later is not None:
@@ -193,7 +202,7 @@ class _Run:
             seeded()
             loss = float(rw.loss(situation.train).detach())
         except Exception as error:
-            return self._refusal(error)
+            return self.refusal(error)
         tolerance = self._tolerance(found)
         said = self._said(found)
         if self.habit.named and not _has(self.habit.named, said):
@@ -223,7 +232,7 @@ class _Run:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         return ", ".join(changed[:3]) + more
 
-    def _refusal(self, error: Exception) -> Outcome:
+    def refusal(self, error: Exception) -> Outcome:
         text = f"{type(error).__name__}: {error}"
         frames = traceback.extract_tb(error.__traceback__)
         own = bool(frames) and frames[-1].filename.startswith(_PACKAGE)

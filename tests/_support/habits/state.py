@@ -125,6 +125,8 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     whole = (Tensor, np.ndarray, torch.Generator, np.random.Generator, random.Random)
     if isinstance(value, (*_PLAIN, *whole, type, types.ModuleType)):
         return
+    if getattr(type(value), "unwatched", False):
+        return
     if isinstance(value, types.FunctionType):
         names = value.__code__.co_freevars
         for name, cell in zip(names, value.__closure__ or (), strict=True):
