@@ -189,7 +189,8 @@ def _in_region(hvp: Map, grad: Tree, radius: float) -> tuple[Tree, float]:
 def extreme_curvatures(problem: Problem, objective: Callable[[], Tensor]) -> tuple[float, float]:
     """The lowest and the highest curvature at this point, estimated by Lanczos' method."""
     hvp, like = problem.hessian(objective), problem.theta
-    basis = [flatten(unit_direction(like, torch.Generator().manual_seed(0)))]
+    start = flatten(problem.free(unit_direction(like, torch.Generator().manual_seed(0))))
+    basis = [start / start.norm()]
     diagonal, beside = [], []
     for _ in range(min(problem.size, 30)):
         v = flatten(hvp(unflatten(basis[-1], like)))

@@ -153,7 +153,7 @@ def _broken(problem: Problem, link: _Link, count: int, generator: torch.Generato
             "needs a function of parameters and batch"
         )
     grad = problem.gradient(value, link.params)
-    pairs = [_both(link, grad, generator) for _ in range(2)]
+    pairs = [_both(problem, link, grad, generator) for _ in range(2)]
     noise = _NOISE * abs(float(value.detach()))
     if all(abs(g - s) <= max(noise, _AGREES * max(abs(g), abs(s))) for g, s in pairs):
         return None
@@ -170,9 +170,13 @@ def _broken(problem: Problem, link: _Link, count: int, generator: torch.Generato
     )
 
 
-def _both(link: _Link, grad: Tree, generator: torch.Generator) -> tuple[float, float]:
+def _both(
+    problem: Problem, link: _Link, grad: Tree, generator: torch.Generator
+) -> tuple[float, float]:
     """The derivative along one direction, by the gradient and by differences."""
     direction = unit_direction(link.params, generator)
+    if link.params is problem.theta:
+        direction = problem.free(direction)
     if size := norm(grad):  # a random direction alone is nearly orthogonal to the gradient
         direction = axpy(1.0 / size, grad, direction)
 

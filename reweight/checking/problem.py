@@ -278,8 +278,11 @@ class Problem:
 
     def _entries(self, grads: Iterable[Tensor | None]) -> Tree:
         """A gradient or a product by θ, dense; zero for entries that a hook freezes."""
-        found = filled(grads, self.theta)
-        return found | {name: found[name] * mask for name, mask in self._free.items()}
+        return self.free(filled(grads, self.theta))
+
+    def free(self, v: Tree) -> Tree:
+        """A vector over θ without the entries that a hook freezes."""
+        return v | {name: v[name] * mask for name, mask in self._free.items()}
 
     def _graph(self) -> Graph:
         """The graph of the losses."""
@@ -291,7 +294,8 @@ class Problem:
     def nearby(self) -> Tree:
         """Parameters near the origin at which no training has converged."""
         generator = torch.Generator().manual_seed(0)
-        return {name: p * (1.0 + 0.01 * random(p, generator)) for name, p in self.origin.items()}
+        apart = {name: 0.01 * p * random(p, generator) for name, p in self.origin.items()}
+        return axpy(1.0, self.free(apart), self.origin)
 
     def move_to(self, params: Tree) -> None:
         """Give the inner parameters these values."""
