@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Real
 from typing import Literal
 
@@ -34,6 +34,8 @@ from reweight._tensors import (
     check_finite,
     check_loss,
     check_tree,
+    counted,
+    described,
     filled,
     new_leaves,
     of_all_samples,
@@ -43,10 +45,13 @@ from reweight.preconditioning import Preconditioner, SecondMoments
 from reweight.solvers import Neumann
 from reweight.verdict import SolveInfo
 
+# What a printed result names.
+_SHOWN_PARAMETERS, _SHOWN_SAMPLES = 5, 3
+
 
 @dataclass(frozen=True)
 class Hypergradient:
-    """The result of one outer step.
+    """The result of one outer step, for ``print``.
 
     Attributes:
         grads: gradient of the outer loss per weighter parameter, by name.
@@ -57,7 +62,30 @@ class Hypergradient:
 
     grads: dict[str, Tensor]
     info: SolveInfo
-    influence: Tensor = field(repr=False)
+    influence: Tensor
+
+    def __repr__(self) -> str:
+        grads, influence = described(self.grads), described(self.influence)
+        return f"Hypergradient(grads={grads}, info={self.info!r}, influence={influence})"
+
+    def __str__(self) -> str:
+        sizes = {name: float(g.detach().double().norm()) for name, g in self.grads.items()}
+        lines = [f"hypergradient of norm {math.hypot(*sizes.values()):.3g}"]
+        width = max(map(len, sizes), default=0)
+        for name, size in list(sizes.items())[:_SHOWN_PARAMETERS]:
+            lines.append(f"  {name:<{width}}  {size:.2e}  {described(self.grads[name])}")
+        if len(sizes) > _SHOWN_PARAMETERS:
+            lines.append(f"  and {len(sizes) - _SHOWN_PARAMETERS} more")
+        values = self.influence.detach().double()
+        if len(values):
+            strongest = values.abs().argsort(descending=True, stable=True)[:_SHOWN_SAMPLES]
+            named = ", ".join(f"{values[i]:+.2e} (sample {i})" for i in strongest.tolist())
+            helpful = int((values < 0.0).sum())
+            lines.append(
+                f"{helpful} of {counted(len(values), 'sample')} help the dev loss (influence below "
+                f"zero); the strongest: {named}"
+            )
+        return "\n".join([*lines, str(self.info)])
 
 
 @dataclass(frozen=True)
@@ -103,7 +131,13 @@ class ImplicitHypergradient:
     preconditioner: Preconditioner | None = None
 
     def __post_init__(self) -> None:
-        if not callable(self.solver) or isinstance(self.solver, type):
+        if isinstance(self.solver, type):
+            name = self.solver.__name__
+            raise TypeError(
+                f"ImplicitHypergradient(solver={name}): {name} is a class, and a solver is an "
+                f"instance: write ImplicitHypergradient({name}())"
+            )
+        if not callable(self.solver):
             raise TypeError(
                 f"ImplicitHypergradient(solver={self.solver!r}): a solver is a value such as "
                 "Neumann(num_terms=3), or any callable (matvec, b) -> Solution"

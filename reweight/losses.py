@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reweight._tensors import can_read
+from reweight._tensors import can_read, described, spread
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,19 @@ class Losses:
                 f"losses.fixed has shape {tuple(fixed.shape)}, expected a scalar: reduce it with "
                 ".mean() or .sum(), or put losses that get weights into losses.weighted"
             )
+
+    def __repr__(self) -> str:
+        parts = (
+            f"{name}={described(getattr(self, name))}" for name in ("weighted", "fixed", "inputs")
+        )
+        return f"Losses({', '.join(parts)})"
+
+    def __str__(self) -> str:
+        fixed = spread(torch.as_tensor(self.fixed)) or described(self.fixed)
+        weighted = ": ".join(
+            filter(None, (f"{self.weighted.numel()} weighted losses", spread(self.weighted)))
+        )
+        return f"{weighted}\nfixed: {fixed}; inputs: {described(self.inputs)}"
 
     def check_finite(self) -> None:
         """Raise on a NaN or infinite loss. A weight of zero would not mask it: 0·NaN is NaN."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from reweight.solvers import Status
@@ -37,14 +38,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class SolveInfo:
-    """The verdict on one solve, measured independently of the solver.
+    """The verdict on one solve, measured independently of the solver; for ``print``.
 
     Attributes:
         relative_residual: ``‖v − (H + damping)u‖/‖v‖``, computed from the solution. With finite
             differences, their uncertainty is added.
         num_hvps: Hessian-vector products that the solver used. The verdict uses one more for the
             residual, and up to three more if the residual is small enough to be trusted.
-        status: how the solve ended; ``str(status)`` is the advice.
+        status: how the solve ended; ``str(status)`` is a sentence on it.
         curvature: the largest curvature met, damping included: a lower bound of λmax where the
             Hessian is positive definite. ``None`` if no product was made.
         hvp_mode: ``"autograd"``, ``"func"`` or ``"finite_difference"``; ``"none"`` if nothing had
@@ -90,31 +91,67 @@ class SolveInfo:
 
     @property
     def message(self) -> str:
-        """One sentence: what was reached; if the solution is not trusted, why and what to do."""
+        """One sentence: the kind of step, what was reached, and what to do where it is not that."""
+        return f"{self._kind}: {'; '.join(self._clauses())}"
+
+    def __str__(self) -> str:
+        if self.hvp_mode == "none":
+            return self.message
+        numbers = [f"products by {self.hvp_mode}"]
+        if self.curvature is not None:
+            least = self.curvature if self.smallest_curvature is None else self.smallest_curvature
+            numbers.append(f"curvatures met from {least:.3g} to {self.curvature:.3g}")
+        if self.error_estimate is not None and math.isfinite(self.error_estimate):
+            numbers.append(f"estimated error {self.error_estimate:.2g}")
+        return f"{self.message}\n{', '.join(numbers)}"
+
+    @property
+    def _kind(self) -> str:
+        if self.hvp_mode == "none" or self.trustworthy:
+            return "trustworthy"
+        if self.caveat:
+            return "not a hypergradient"
+        if self._unexamined and self.relative_residual <= TRUSTED_RESIDUAL:
+            return "not examined"
+        return (
+            f"{self.status.design}, as chosen" if self._as_chosen else "not an exact hypergradient"
+        )
+
+    def _clauses(self) -> list[str]:
+        """The parts of the message after its kind."""
         if self.hvp_mode == "none":
             reason = self.detail or (self.status if self.status.alarming else "")
-            return f"trustworthy: {reason or 'nothing had to be solved'}"
+            return [str(reason) or "nothing had to be solved"]
         numbers = f"relative residual {self.relative_residual:.2g} after {self.num_hvps} HVPs"
-        compared = f"; {self.comparison}" if self.comparison else ""
+        compared = [str(self.comparison)] if self.comparison else []
         if self.trustworthy:
-            return f"trustworthy: {numbers}{compared}"
+            return [numbers, *compared]
         if self.caveat:
-            return f"not a hypergradient: {self.caveat}"
+            return [self.caveat]
         if self._unexamined and self.relative_residual <= TRUSTED_RESIDUAL:
-            return f"not examined: {numbers}{compared}"
-        status, detail = self.status, self.detail
+            return [numbers, *compared]
+        detail = f" ({self.detail})" if self.detail else ""
+        if self._as_chosen:
+            clauses = [numbers + detail, str(self.status)]
+            if self.curves_down:
+                clauses.append(
+                    "the Hessian is not positive definite, like that of most networks (curvature "
+                    f"{self.smallest_curvature:.3g}): only its inverse would need damping"
+                )
+            return [*clauses, *compared]
         if self.curves_down:
-            status = Status.NEGATIVE_CURVATURE
             met = f"a curvature of {self.smallest_curvature:.3g} was met"
-            detail = f"{detail}; {met}" if detail else met
-        elif self.relative_residual <= TRUSTED_RESIDUAL:
-            status = Status.ILL_CONDITIONED
+            detail = f" ({self.detail}; {met})" if self.detail else f" ({met})"
+            return [numbers, f"{Status.NEGATIVE_CURVATURE}{detail}", *compared]
+        if self.relative_residual <= TRUSTED_RESIDUAL:
             numbers += f", estimated error {self.error_estimate:.2g}"
-        detail = f" ({detail})" if detail else ""
-        kind = "not an exact hypergradient"
-        if status.by_design:
-            kind += ", by choice of solver"
-        return f"{kind}: {numbers}; {status}{detail}{compared}"
+            return [numbers, f"{Status.ILL_CONDITIONED}{detail}", *compared]
+        return [numbers, f"{self.status}{detail}", *compared]
+
+    @property
+    def _as_chosen(self) -> bool:
+        """Whether the choice of the solver explains that the system is not solved."""
+        return self.status.by_design and self.relative_residual > TRUSTED_RESIDUAL
 
     @property
     def curves_down(self) -> bool:

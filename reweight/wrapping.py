@@ -87,13 +87,22 @@ def wrap(
     """
     if hypergradient is not None and not isinstance(hypergradient, ImplicitHypergradient):
         raise TypeError(
-            f"hypergradient must be an ImplicitHypergradient, got {type(hypergradient).__name__}; "
-            "a solver goes inside: ImplicitHypergradient(solver=...)"
+            f"hypergradient must be an ImplicitHypergradient, got {_named(hypergradient)}; a "
+            "solver goes inside: hypergradient=ImplicitHypergradient(solver=Neumann(num_terms=3))"
         )
     problem = BilevelProblem(
         model, weighter, losses, outer_loss, optimizer, inner_params, reduction
     )
     return Reweighted(problem, hypergradient or ImplicitHypergradient())
+
+
+def _named(value: object) -> str:
+    """What was passed, for an error."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, SampleWeighter):
+        return f"the weighter {type(value).__name__} (the second argument of wrap)"
+    return type(value).__name__
 
 
 class Reweighted:
@@ -107,6 +116,26 @@ class Reweighted:
     def __init__(self, problem: BilevelProblem, strategy: ImplicitHypergradient) -> None:
         self.problem = problem
         self.strategy = strategy
+
+    def __repr__(self) -> str:
+        problem = self.problem
+        theta = problem.theta()
+        inner = sum(p.numel() for p in theta.values())
+        total = sum(p.numel() for p in self.model.parameters())
+        decay = sorted({d for d in problem.weight_decay(theta).values() if d})
+        optimizer = "none: weight decay is not part of the inner problem"
+        if problem.optimizers:
+            names = ", ".join(type(each).__name__ for each in problem.optimizers)
+            optimizer = f"{names}, weight decay "
+            optimizer += ", ".join(f"{d:.3g}" for d in decay) or "0"
+        lines = [
+            f"model: {type(self.model).__name__}, {inner} of {total} parameters are inner",
+            f"weighter: {self.weighter!s}",
+            f"optimizer: {optimizer}",
+            f"hypergradient: {self.strategy!r}",
+            f"outer steps so far: {problem.progress.steps}",
+        ]
+        return "\n  ".join(["Reweighted", *lines])
 
     @property
     def model(self) -> nn.Module:
@@ -171,9 +200,15 @@ class Reweighted:
         """Accumulate :meth:`hypergradient` into the ``.grad`` of the weighter's parameters.
 
         Clipping, the optimizer's step and ``zero_grad`` are yours, as after any ``backward()``.
+
+        Every call counts as an outer step. A warning is given once where outer steps lead nowhere:
+        all weights at a bound, a mean weight that moves in one direction only, or a weighter whose
+        parameters have not changed after 20 calls.
         """
         result = hypergradient(self.problem, batch, dev_batch, self.strategy, batches)
-        for name, parameter in self.problem.phi().items():
+        phi = self.problem.phi()
+        self.problem.progress.step(type(self.weighter).__name__, phi, result.grads)
+        for name, parameter in phi.items():
             grad = result.grads[name]
             if parameter.grad is None:
                 parameter.grad = grad.clone()

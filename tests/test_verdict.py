@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -77,14 +79,47 @@ def test_a_maximum_of_the_inner_loss_is_told() -> None:
 def test_messages_are_sentences_with_numbers() -> None:
     problem = ridge()
     cut = hypergradient(problem, ImplicitHypergradient(Neumann())).info
-    assert "3 HVPs" in cut.message and "num_terms" in cut.message
-    assert "step size" in cut.message
+    assert cut.message.startswith("a truncated step, as chosen")
+    assert f"{cut.relative_residual:.2g} after 3 HVPs" in cut.message
+    assert "step size" in cut.message and str(Status.TRUNCATED) in cut.message
     exact = hypergradient(problem, ImplicitHypergradient(EXACT)).info
     assert f"{exact.relative_residual:.2g}" in exact.message
     identity = hypergradient(problem, ImplicitHypergradient(Identity(0.1))).info
-    assert identity.num_hvps == 0 and "identity" in identity.message
+    assert identity.num_hvps == 0 and "identity as Hessian, as chosen" in identity.message
     diverging = hypergradient(problem, ImplicitHypergradient(Neumann(10, 5.0))).info
     assert "grow" in diverging.message
+
+
+SHORT = SolveInfo(0.31, 3, Status.TRUNCATED, 4.0, "autograd", 0.1, "step size 0.25")
+
+
+def test_a_step_that_was_chosen_does_not_read_like_a_failure() -> None:
+    """Nothing is to be done, so there is no advice; the numbers say what it is."""
+    for info in (SHORT, replace(SHORT, smallest_curvature=-0.1)):
+        assert not info.trustworthy and not info.alarming
+        assert "as chosen" in info.message and "not an exact" not in info.message
+        assert not re.search(r"\b(raise|lower|use|add|train)\b", info.message)
+    assert "-0.1" in replace(SHORT, smallest_curvature=-0.1).message
+
+
+def test_a_choice_of_solver_explains_no_other_fault() -> None:
+    wrong = replace(SHORT, caveat="second derivatives are wrong")
+    assert wrong.message == "not a hypergradient: second derivatives are wrong"
+    # A series that has converged, but along a flat direction: the choice was not to truncate it.
+    flat = replace(SHORT, relative_residual=1e-4, error_estimate=0.5)
+    assert "as chosen" not in flat.message and str(Status.ILL_CONDITIONED) in flat.message
+    downwards = replace(SHORT, status=Status.NEGATIVE_CURVATURE, smallest_curvature=-1.0)
+    assert "as chosen" not in downwards.message and "damping" in downwards.message
+
+
+def test_a_printed_verdict_has_its_numbers_and_no_field_names() -> None:
+    printed = str(replace(SHORT, error_estimate=0.4)).splitlines()
+    assert printed[0] == SHORT.message
+    assert re.search("autograd.*0.1 to 4.*0.4", printed[1]) and len(printed) == 2
+    assert "inf" not in str(replace(SHORT, error_estimate=math.inf))
+    nothing = SolveInfo(0.0, 0, Status.CONVERGED, None, "none")
+    assert str(nothing) == nothing.message
+    assert "status=Status.TRUNCATED," in repr(SHORT)
 
 
 def test_the_curvature_is_bounded_by_the_largest_eigenvalue() -> None:

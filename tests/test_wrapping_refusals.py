@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from _support.problems import mean_squared_error, squared_errors
 from _support.wrapping import DEV, EXACT, SIZE, TRAIN, make, shared, weighter
-from reweight import Losses, SampleWeighter
+from reweight import (
+    GroupWeighter,
+    ImplicitHypergradient,
+    Losses,
+    LossWeighter,
+    Neumann,
+    SampleWeighter,
+)
 
 
 @pytest.mark.parametrize("state", [{}, {"version": 2, "weighter": {}}, weighter().state_dict(), 3])
@@ -96,6 +103,61 @@ def test_what_can_not_be_wrapped_is_refused_at_once(
     changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
+        make(**changes)
+
+
+def stepped() -> Any:
+    return torch.optim.lr_scheduler.StepLR(foreign_optimizer(), 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mistake", "line"),
+    [
+        ({"weighter": LossWeighter}, "weighter is the class", r"LossWeighter\(\)"),
+        (
+            {"weighter": GroupWeighter},
+            "weighter is the class",
+            r"GroupWeighter\(num_groups=\.\.\.\)",
+        ),
+        (
+            {"model": nn.Linear},
+            "model is the class",
+            r"Linear\(in_features=\.\.\., out_features=\.\.\.",
+        ),
+        ({"weighter": squared_errors}, "weighter .*function", r"SampleWeighter.*LossWeighter\(\)"),
+        (
+            {"model": weighter(), "weighter": linear()},
+            "model is a weighter, LossWeighter, and weighter is a Linear",
+            r"wrap\(model, weighter, losses",
+        ),
+        ({"losses": torch.ones(6)}, r"losses is a tensor of shape \(6,\)", "losses=losses"),
+        ({"losses": Losses(torch.ones(6))}, "losses is a Losses", "losses=losses"),
+        ({"losses": Losses}, r"losses is Losses\b", "lambda model, batch"),
+        ({"losses": nn.MSELoss(reduction="none")}, "losses is MSELoss", "lambda model, batch"),
+        ({"losses": nn.functional.mse_loss}, "losses is mse_loss", "lambda model, batch"),
+        (
+            {"outer_loss": torch.ones(())},
+            r"outer_loss is a tensor of shape \(\)",
+            "outer_loss=outer",
+        ),
+        ({"outer_loss": nn.MSELoss()}, "outer_loss is MSELoss", "lambda model, batch"),
+        ({"inner_params": ["weight"]}, "inner_params.*list", "lambda name"),
+        (
+            {"optimizer": torch.optim.Adam},
+            "optimizer is the class Adam",
+            r"Adam\(model\.parameters",
+        ),
+        ({"optimizer": stepped()}, "optimizer is a StepLR", r"scheduler\.optimizer"),
+        ({"optimizer": linear().parameters()}, "optimizer .*generator", "your loop steps"),
+        ({"hypergradient": weighter()}, "weighter LossWeighter.*second argument", "solver="),
+        ({"hypergradient": ImplicitHypergradient}, "class ImplicitHyper", "=ImplicitHypergradient"),
+        ({"hypergradient": Neumann}, "class Neumann", r"ImplicitHypergradient\(solver=Neumann\("),
+    ],
+)
+def test_a_slip_is_refused_with_the_line_to_write(
+    changes: dict[str, Any], mistake: str, line: str
+) -> None:
+    with pytest.raises(TypeError, match=rf"{mistake}.*{line}"):
         make(**changes)
 
 

@@ -10,19 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from reweight._problem.arguments import as_optimizers, check_arguments
 from reweight._problem.audit import Audit
 from reweight._problem.companions import companions
 from reweight._problem.hooks import GradientHooks
 from reweight._problem.inner_parameters import InnerParameters, held
 from reweight._problem.isolation import parts_of
 from reweight._problem.notices import Notices, Silent
-from reweight._problem.statement import (
-    as_optimizers,
-    check_arguments,
-    check_modules,
-    check_optimizers,
-    check_parameters,
-)
+from reweight._problem.progress import Progress
+from reweight._problem.statement import check_modules, check_optimizers, check_parameters
 from reweight._problem.weights import weigh
 from reweight._problem.writes import Guard
 from reweight._tensors import Tree, check_loss, tensors_in
@@ -60,6 +56,7 @@ class BilevelProblem:
         self.reduction: Reduction = reduction
         self.audit, self.guard = Audit(), Guard()
         self.notices = Notices()
+        self.progress = Progress(self.notices)
         self.hooks: GradientHooks | None = None
         # Leaves outside of all modules that were seen to outlive a pass.
         self.elsewhere: dict[int, Tensor] = {}
@@ -80,6 +77,7 @@ class BilevelProblem:
         """
         twin, theta = copy.copy(self), self.theta()
         twin.audit, twin.guard, twin.notices = Audit(), Guard(), Silent()
+        twin.progress = Progress(twin.notices)
         twin.hooks = GradientHooks(theta)  # the check takes them off before the problem sees them
         decay = self.weight_decay(theta)
         groups = [{"params": [p], "weight_decay": decay.get(n, 0.0)} for n, p in theta.items()]

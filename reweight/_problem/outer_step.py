@@ -129,7 +129,13 @@ class _OuterStep:
         influence = _influence(solved)
         name = type(problem.weighter).__name__
         indirect = through_weighter(
-            problem.weighter, self._phi, weights, influence, direct, problem.notices
+            problem.weighter,
+            self._phi,
+            weights,
+            influence,
+            direct,
+            problem.notices,
+            problem.progress,
         )
         why = f"the weights of {name} have no finite derivative here"
         return Hypergradient(assembled(direct, indirect, self._phi, why), solved.info, influence)

@@ -1,56 +1,14 @@
-"""Checks of what a user passes to ``wrap``, when it is passed and at every outer step."""
+"""Checks of modules and parameters, when they are passed to ``wrap`` and at every outer step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reweight._tensors import some
-
-
-def check_arguments(
-    model: Any, weighter: Any, losses: Any, outer_loss: Any, optimizer: Any, inner_params: Any
-) -> None:
-    """Raise TypeError for an argument of the wrong kind."""
-    for name, value in (("model", model), ("weighter", weighter)):
-        if not isinstance(value, nn.Module):
-            raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
-    if optimizer is not None:
-        as_optimizers(optimizer)
-    for name, function, takes in (
-        ("losses", losses, "(model, batch)"),
-        ("outer_loss", outer_loss, "(model, batch)"),
-        ("inner_params", inner_params, "(name)"),
-    ):
-        if function is not None and not callable(function):
-            raise TypeError(f"{name} must be a function of {takes}, got {type(function).__name__}")
-    if losses is None and not callable(getattr(model, "losses", None)):
-        raise TypeError(
-            f"losses is missing and {type(model).__name__} has no method losses(batch): pass "
-            "losses=lambda model, batch: ... that returns one loss per sample"
-        )
-
-
-def as_optimizers(given: Any) -> tuple[Optimizer, ...]:
-    """One optimizer or several, as a tuple."""
-    optimizers = (given,) if isinstance(given, Optimizer) else given
-    if not isinstance(optimizers, Iterable) or isinstance(optimizers, (str, Mapping)):
-        raise TypeError(
-            "optimizer must be a torch.optim.Optimizer or several of them, got "
-            f"{type(given).__name__}"
-        )
-    optimizers = tuple(optimizers)
-    for entry in optimizers:
-        if not isinstance(entry, Optimizer):
-            raise TypeError(
-                "optimizer must hold torch.optim.Optimizer objects only, got "
-                f"{type(entry).__name__}"
-            )
-    return optimizers
 
 
 def check_optimizers(

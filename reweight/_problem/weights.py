@@ -9,9 +9,10 @@ from torch import Tensor
 
 from reweight._curvature import Partial
 from reweight._problem.notices import Notices
+from reweight._problem.progress import Progress
 from reweight._tensors import Tree, can_read, filled, map_tensors, norm
 from reweight.losses import Losses
-from reweight.weighters import SampleWeighter
+from reweight.weighters import SampleWeighter, stated_bounds
 
 # A hypergradient below this share of the influences means that the weights do not respond.
 _SATURATED = 1e-6
@@ -50,6 +51,7 @@ def through_weighter(
     influence: Tensor,
     direct: Partial,
     notices: Notices,
+    progress: Progress,
 ) -> Partial:
     """``Σ_i influence_i · ∂weights_i/∂φ`` by one backward pass of the weighter.
 
@@ -60,6 +62,7 @@ def through_weighter(
         influence: ``[B]``.
         direct: ``∂outer/∂φ``; a parameter that only the outer loss uses is not worth a warning.
         notices: takes the warnings about parameters without influence and about saturated weights.
+        progress: notes the weights.
 
     Raises:
         ValueError: the weights depend on no parameter of the weighter.
@@ -87,7 +90,8 @@ def through_weighter(
             f"{name}: {', '.join(unused[:3])} took no part in the weights of this batch, so their "
             "hypergradient is zero.",
         )
-    if norm(filled(grads, phi)) < _SATURATED * norm(influence):
+    at_bound = progress.meet(name, weights, stated_bounds(weighter))
+    if not at_bound and norm(filled(grads, phi)) < _SATURATED * norm(influence):
         _warn_if_saturated(name, phi, pulled, influence, notices)
     return dict(zip(phi, grads, strict=True))
 

@@ -4,6 +4,7 @@ Nothing here knows about models, losses or solvers.
 """
 
 from reweight._tensors.checks import can_read, check_finite, check_loss, check_tree, some
+from reweight._tensors.describe import counted, described, spread
 from reweight._tensors.differences import central_difference
 from reweight._tensors.float64 import InFloat64, widened_in_place
 from reweight._tensors.nested import doubled, map_tensors, tensors_in
@@ -40,7 +41,9 @@ __all__ = [
     "check_loss",
     "check_tree",
     "cosine",
+    "counted",
     "dense",
+    "described",
     "detached",
     "dot",
     "doubled",
@@ -56,6 +59,7 @@ __all__ = [
     "rounding",
     "scale",
     "some",
+    "spread",
     "stored",
     "tensors_in",
     "unflatten",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reweight.solvers import Status
 from reweight.verdict import TRUSTED_RESIDUAL
 
 if TYPE_CHECKING:
@@ -44,6 +45,15 @@ def plot_rows(rows: Rows, path: str | Path | None) -> Figure:
     return figure
 
 
+def as_chosen(row: dict[str, Any]) -> bool:
+    """Whether the choice of the solver explains that a solve is not exact."""
+    return Status[row["status"]].by_design and not row["trustworthy"]
+
+
+def _kind(row: dict[str, Any]) -> str:
+    return "exact" if row["trustworthy"] else "as chosen" if as_chosen(row) else "not exact"
+
+
 def _series(rows: Rows, name: str) -> tuple[list[int], list[float]]:
     kept = [(row["step"], row[name]) for row in rows if row[name] is not None]
     return [step for step, _ in kept], [value for _, value in kept]
@@ -79,14 +89,15 @@ def _residuals(axes: Axes, rows: Rows) -> None:
     if any(value > 0.0 for value in residuals):
         axes.set_yscale("log")
     axes.plot(steps, residuals, color=_GREY, lw=0.8, zorder=1)
-    for trusted, marker, color, label in (
-        (True, "o", _GREEN, "exact"),
-        (False, "x", _ORANGE, "not exact"),
+    for kind, marker, color in (
+        ("exact", "o", _GREEN),
+        ("as chosen", "o", _BLUE),
+        ("not exact", "x", _ORANGE),
     ):
-        part = [row for row in rows if row["trustworthy"] == trusted]
+        part = [row for row in rows if _kind(row) == kind]
         if part:
             x, y = _series(part, "relative_residual")
-            label = f"{label} ({len(part)})"
+            label = f"{kind} ({len(part)})"
             axes.scatter(x, y, s=14, marker=marker, color=color, lw=1, label=label, zorder=2)
     axes.axhline(TRUSTED_RESIDUAL, color=_GREY, ls="--", lw=1.0, label="limit")
     _legend(axes)

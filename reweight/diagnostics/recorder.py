@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from torch import Tensor
 
 from reweight._tensors import cosine, norm
-from reweight.diagnostics._plot import plot_rows
+from reweight.diagnostics._plot import as_chosen, plot_rows
 from reweight.diagnostics.weights import WeightSummary
 from reweight.hypergradient import Hypergradient
 
@@ -100,17 +100,19 @@ class Recorder:
         if not self.rows:
             return "no outer steps were recorded"
         first, last = self.rows[0], self.rows[-1]
-        trusted = sum(row["trustworthy"] for row in self.rows)
         counts: dict[str, int] = {}
         for row in self.rows:
             counts[row["status"]] = counts.get(row["status"], 0) + 1
         endings = ", ".join(
             f"{count} {name.lower().replace('_', ' ')}" for name, count in counts.items()
         )
+        if all(map(as_chosen, self.rows)):
+            endings += ", as chosen"
+        else:
+            endings += f"; {sum(row['trustworthy'] for row in self.rows)} of them exact"
         angles = [c for row in self.rows if (c := row["cosine_with_previous"]) is not None]
         lines = [
-            f"{len(self.rows)} outer steps, {first['step']} to {last['step']}; solves: {endings}; "
-            f"{trusted} of them exact",
+            f"{len(self.rows)} outer steps, {first['step']} to {last['step']}; solves: {endings}",
             f"hypergradient norm {first['hypergradient_norm']:.3g} in the first step, "
             f"{last['hypergradient_norm']:.3g} in the last",
         ]

@@ -11,8 +11,7 @@ class Status(str, Enum):
 
     CONVERGED = "the linear system is solved to the tolerance"
     TRUNCATED = (
-        "the series was truncated before it converged: a regularised direction, not the inverse; "
-        "for the inverse raise num_terms or use ConjugateGradient"
+        "a regularised direction and not the inverse, because the series ends before it converges"
     )
     MAX_STEPS = (
         "the step limit was reached before the tolerance; raise max_steps, or add damping to make "
@@ -46,8 +45,8 @@ class Status(str, Enum):
         "add damping"
     )
     APPROXIMATED = (
-        "the Hessian was replaced by a multiple of the identity: the direction is accurate "
-        "only if all curvatures are similar; use Neumann or ConjugateGradient for more"
+        "the Hessian was replaced by a multiple of the identity: the direction is accurate only if "
+        "all curvatures are similar"
     )
     LOW_RANK = (
         "the Hessian was replaced by a low-rank matrix plus damping: the direction is accurate "
@@ -58,13 +57,16 @@ class Status(str, Enum):
     def __str__(self) -> str:
         return self.value
 
+    def __repr__(self) -> str:
+        return f"Status.{self.name}"
+
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
         # By name: the sentence of a member may change between versions.
         return getattr, (type(self), self.name)
 
     @property
     def design(self) -> str:
-        """What the solver computes in the place of the inverse, or ``""`` if it aims at that."""
+        """The step that the choice of the solver explains, or ``""`` if the solver aims at more."""
         return _DESIGNS.get(self, "")
 
     @property
@@ -84,7 +86,7 @@ class Status(str, Enum):
 
 
 _DESIGNS = {
-    Status.TRUNCATED: "a truncated, regularised direction",
-    Status.LOW_RANK: "the solution for a low-rank matrix plus damping",
-    Status.APPROXIMATED: "the solution for a multiple of the identity",
+    Status.TRUNCATED: "a truncated step",
+    Status.LOW_RANK: "a step with a low-rank Hessian",
+    Status.APPROXIMATED: "a step with a multiple of the identity as Hessian",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reweight.weighters.base import SampleWeighter
+from reweight.weighters.base import SampleWeighter, stated_bounds
 from reweight.weighters.constant import ConstantWeighter
 from reweight.weighters.lookup import GroupWeighter, TableWeighter
 from reweight.weighters.loss import LossWeighter
@@ -16,4 +16,5 @@ __all__ = [
     "LossWeighter",
     "SampleWeighter",
     "TableWeighter",
+    "stated_bounds",
 ]

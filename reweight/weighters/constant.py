@@ -51,3 +51,6 @@ class ConstantWeighter(SampleWeighter):
             Weights, shape [B], all equal.
         """
         return positive(self.raw).expand(losses.shape)
+
+    def _own_weights(self) -> Tensor:
+        return positive(self.raw.detach())

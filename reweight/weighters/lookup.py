@@ -48,6 +48,9 @@ class _LookupWeighter(SampleWeighter):
         """The size of the table, as the constructor argument."""
         return f"num_{self._counted}s={self.raw.shape[0]}"
 
+    def _own_weights(self) -> Tensor:
+        return positive(self.raw.detach())
+
     def _check(self, losses: Tensor, ids: Tensor) -> None:
         name, counted, size = type(self).__name__, self._counted, self.raw.shape[0]
         if not isinstance(ids, Tensor) or ids.dtype != torch.int64:

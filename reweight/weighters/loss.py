@@ -32,6 +32,8 @@ class LossWeighter(SampleWeighter):
         [1.0, 1.0]
     """
 
+    bounds = (0.0, 2.0)
+
     def __init__(self, hidden: int = 100) -> None:
         super().__init__()
         if hidden < 1:
@@ -50,3 +52,7 @@ class LossWeighter(SampleWeighter):
         """
         dtype = next(self.mlp.parameters()).dtype
         return 2.0 * torch.sigmoid(self.mlp(losses.to(dtype).unsqueeze(-1)).squeeze(-1))
+
+    def extra_repr(self) -> str:
+        """The constructor argument."""
+        return f"hidden={self.mlp[0].out_features}"

@@ -156,6 +156,11 @@ class BehavioralPerceptron(SampleWeighter):
         """The global scalar γ of Eq. 8, shape []."""
         return positive(self.raw_gamma) if self.gamma_map == "softplus" else self.raw_gamma.relu()
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:  # type: ignore[override]
+        """``(0, 2γ)``; ``None`` with ``"softmax"``, where the batch size is part of the bound."""
+        return None if self.normalization == "softmax" else (0.0, 2.0 * float(self.gamma.detach()))
+
     def forward(self, losses: Tensor, inputs: BehaviorInputs) -> Tensor:
         """Weight every source behaviour.
 
@@ -216,6 +221,10 @@ class BehavioralPerceptron(SampleWeighter):
             score = local if score is None else score * local
         assert score is not None
         return score
+
+    def extra_repr(self) -> str:
+        """The constructor arguments that decide about its inputs and its weights."""
+        return f"dim={self.dim}, normalization={self.normalization!r}"
 
     def _check(self, inputs: BehaviorInputs) -> None:
         if not isinstance(inputs, BehaviorInputs):

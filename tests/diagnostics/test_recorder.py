@@ -133,7 +133,9 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_a_summary_counts_the_verdicts() -> None:
     recorder, _ = recorded()
-    assert re.search(r"\b4 .*\b0 to 30\b.*\b4 truncated\b.*\b0\b.*exact", recorder.summary())
+    assert re.search(r"\b4 .*\b0 to 30\b.*\b4 truncated, as chosen", recorder.summary())
+    recorder.rows[0] |= {"status": "MAX_STEPS"}
+    assert re.search(r"\b1 max steps, 3 truncated; 0 of them exact", recorder.summary())
     last = recorder.rows[-1]
     assert f"{last['weight_mean']:.3g}" in recorder.summary().splitlines()[-1]
     assert re.search(r"\bno\b.*steps", Recorder().summary())
