@@ -43,6 +43,14 @@ FOREIGN = {
     "_replace": "public, of a named tuple",
     "_asdict": "public, of a named tuple",
     "_fields": "public, of a named tuple",
+    "_schema": "of an operator: which of its arguments it writes",
+    "_version": "of a tensor: whether it was written in place",
+    "_C": "torch has no public way to put a version counter back",
+    "_autograd": "torch has no public way to put a version counter back",
+    "_unsafe_set_version_counter": "torch has no public way to put a version counter back",
+    "_cdata": "of a storage: its address, which is the identity of the memory",
+    "_cache": "of parametrize: weights cached before parameters moved",
+    "_cache_enabled": "of parametrize: weights cached before parameters moved",
 }
 SAVED = "_saved_"  # autograd nodes show by these names what they keep for the backward pass
 

@@ -6,8 +6,9 @@ put back bit for bit.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -17,6 +18,16 @@ from reweight._problem.inner import InnerProblem
 from reweight._problem.isolation import is_compiled, twice_differentiable
 from reweight._tables import Graph, GraphInputs, SubstituteRows, Table, looked_up, pick
 from reweight._tensors import Tree, dense, filled, new_leaves
+
+logger = logging.getLogger("reweight")
+
+
+class _MissedError(Exception):
+    """Look-ups ignore the rows that were put in the place of some tables."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(f"look-ups of {names} ignore substituted rows")
+        self.names = names
 
 
 class InnerInPlace:
@@ -73,24 +84,43 @@ class InnerInPlace:
         return filled((product.get(name) for name in params), params)
 
     def _differentiated(self, params: Tree, hparams: Tree) -> tuple[float, Tree, Partial]:
-        weights = hparams.get("weights", self._inner.weights).detach().requires_grad_(True)
-        with self._at(params) as leaves, twice_differentiable():
-            loss = self._loss(weights)
-            graph = Graph(loss)
-            if self._proved or self._follows(graph):
-                self._proved = True
-                inputs = GraphInputs(leaves, self._looked_up(graph))
-                grads = torch.autograd.grad(loss, [*inputs.inputs, weights], allow_unused=True)
-                gradient = inputs.gradient(grads[:-1])
         if not self._proved:
-            return self._differentiated(params, hparams)
+            self._prove(params)
+        weights = hparams.get("weights", self._inner.weights).detach().requires_grad_(True)
+        value, gradient, by_weights = self._evaluated(params, weights)
         found = {
             name: pick(entry, self.rows[name])
             if name in self.rows and name not in self._tables
             else dense(entry)
             for name, entry in gradient.items()
         }
-        return float(loss.detach()), found, {name: grads[-1] for name in hparams}
+        return value, found, dict.fromkeys(hparams, by_weights)
+
+    def _evaluated(self, params: Tree, weights: Tensor) -> tuple[float, Tree, Tensor | None]:
+        # Around the backward pass too: a checkpointed module runs again in it.
+        with self._at(params) as leaves, twice_differentiable():
+            loss = self._loss(weights)
+            graph = Graph(loss)
+            if not self._proved:
+                self._follow(graph)
+            inputs = GraphInputs(leaves, self._looked_up(graph))
+            grads = torch.autograd.grad(loss, [*inputs.inputs, weights], allow_unused=True)
+            return float(loss.detach()), inputs.gradient(grads[:-1]), grads[-1]
+
+    def _prove(self, params: Tree) -> None:
+        """Evaluate once to see which look-ups can be substituted; other tables move in place."""
+        weights = self._inner.weights
+        try:
+            self._evaluated(params, weights)
+        except _MissedError as missed:
+            self._tables = {n: t for n, t in self._tables.items() if n not in missed.names}
+        except Exception as error:
+            if not self._tables:
+                raise
+            logger.info("tables are moved in place; by rows they raise: %s", str(error))
+            self._tables = {}
+            self._evaluated(params, weights)
+        self._proved = True
 
     def _loss(self, weights: Tensor) -> Tensor:
         self._inner.isolation.restore()
@@ -101,12 +131,8 @@ class InnerInPlace:
         tables = {name: self._theta[name] for name in self.rows if name not in self._tables}
         return looked_up(graph, tables)
 
-    def _follows(self, graph: Graph) -> bool:
-        """Whether the loss was made with the values of θ; if not, others are moved in place.
-
-        Raises:
-            RuntimeError: the loss is made of values that were computed before θ was moved.
-        """
+    def _follow(self, graph: Graph) -> None:
+        """Raise where the loss was not made with the values of θ that it was to be made with."""
         old = graph.shared(self._inner.graph)
         if old and graph.leads_to(old, self._inner.leaves):
             raise RuntimeError(
@@ -114,9 +140,8 @@ class InnerInPlace:
                 "does not follow when parameters are moved: a weight that is computed once and "
                 "kept, as a cache does. Compute it inside the losses"
             )
-        missed = graph.reached({name: self._inner.leaves[name] for name in self._tables})
-        self._tables = {n: table for n, table in self._tables.items() if n not in missed}
-        return not missed
+        if missed := graph.reached({name: self._inner.leaves[name] for name in self._tables}):
+            raise _MissedError(missed)
 
     @contextmanager
     def _at(self, params: Tree) -> Iterator[Tree]:
@@ -128,7 +153,8 @@ class InnerInPlace:
         moved = {name: p for name, p in self._theta.items() if name not in self._tables}
         leaves = new_leaves({name: params[name] for name in self._tables})
         before = self.params()
-        with self._inner.isolation.aside(), SubstituteRows(self._tables, leaves):
+        rows = SubstituteRows(self._tables, leaves) if self._tables else nullcontext()
+        with self._inner.isolation.aside(), rows:
             try:
                 self._write(moved, params)
                 yield {name: leaves.get(name, p) for name, p in self._theta.items()}

@@ -89,7 +89,8 @@ class InnerParameters:
                 names[id(tensor)] = prefix + name
         found: Tree = {}
         for tensor in tensors:
-            found[names.get(id(tensor)) or f"a tensor of shape {tuple(tensor.shape)}"] = tensor
+            name = names.get(id(tensor)) or f"a tensor of shape {tuple(tensor.shape)}"
+            found[f"{name} (no. {len(found) + 1})" if name in found else name] = tensor
         return found
 
 

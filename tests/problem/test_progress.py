@@ -65,7 +65,8 @@ HIGH, LOW = [1.91, 1.99, 1.99, 2.0, 2.0, 1.99], [0.02, 0.0, 0.08, 0.0, 0.01, 0.0
         (HIGH, None, ""),
         (HIGH, (0.0, math.inf), ""),
         (HIGH, (0.0, 4.0), ""),
-        ([1.95] * 6, (0.0, 2.0), ""),  # where the weights of a good run may still turn back
+        ([1.91] * 6, (0.0, 2.0), r"within 5 %.*1\.91 of at most 2"),
+        ([1.89] * 6, (0.0, 2.0), ""),
         ([1.89, *HIGH[1:]], (0.0, 2.0), ""),
         (HIGH[:3] + LOW[:3], (0.0, 2.0), ""),  # samples told apart: what weights are for
     ],
