@@ -85,10 +85,10 @@ COLUMNS = torch.tensor([1.0, 0.0, 1.0])
 
 REFUSED = (
     *("hvp=", "follow", "substitut", "in the place", "own copy", "backward()", "in place"),
-    *("finite_difference", "writes", "written"),
+    *("finite_difference", "writes", "written", "in its place"),
 )
 CAUSES = (
-    *("follow", "substitut", "in the place", "in their place", "own copy", "second derivative"),
+    *("follow", "substitut", "in the place", "in its place", "own copy", "second derivative"),
     *("not compared", "could not be compared", "finite difference", "no optimizer", "writes"),
 )
 

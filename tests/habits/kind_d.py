@@ -404,7 +404,7 @@ for _kind in ("LazyLinear", "LazyBatchNorm1d", "own"):
         f"an outer step before the first pass of a lazy model, {_kind}",
         functools.partial(_lazy, _kind),
         refused=("lazy", "initialized", "initialised", "first pass", "forward pass"),
-        causes=("lazy", "initialized", "initialised", "parameter"),
+        causes=("lazy", "initialized", "initialised", "require a gradient"),
     )
 
 
@@ -530,12 +530,12 @@ for _what in (
     "namespace",
     "list",
 ):
-    for _hvp in ("auto", "finite_difference"):
+    for _hvp in ("auto", "autograd", "finite_difference"):
         register(
             "D",
             f"the batch is written in place, {_what}, hvp={_hvp}",
             functools.partial(_in_place, _what, _hvp),
-            refused=("batch",),
+            refused=("batch", "hvp="),
             causes=("batch",),
             slow=not quick(_hvp),
         )
@@ -714,24 +714,36 @@ for _hvp in ("auto", "autograd", "func", "finite_difference"):
     )
 
 
-@habit("D", "an optimizer steps in hooks of the backward pass, and the losses call backward()")
-def _stepping(twin: bool) -> Situation:
-    made = _adversarial("backward", "auto", twin)
-    plain = made.install
+@habit("D", "the losses train an adversary themselves", refused=STATE, causes=STATE)
+def _adversary(twin: bool) -> Situation:
+    model, adversary = Net(), filled(nn.Linear(1, 1), seed=33)
+    optimizer = SGD(adversary.parameters(), lr=0.1, momentum=0.9)
 
-    def install() -> None:
-        plain()
-        for p in made.model.parameters():
-            optimizer = SGD([p], lr=0.5)
+    def losses(model: Any, batch: Any) -> Tensor:
+        x, y = batch
+        out = model(x)
+        slope, offset = (p.detach().clone() for p in adversary.parameters())
+        found = (out - y).square() + 0.2 * torch.tanh(out * slope[0, 0] + offset[0])
+        with torch.enable_grad():
+            (adversary(out.detach()[:, None]).squeeze(1) - y).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return found
 
-            def step(p: Tensor, optimizer: SGD = optimizer) -> None:
-                optimizer.step()
-                optimizer.zero_grad()
+    put = put_back(*adversary.parameters())
 
-            p.register_post_accumulate_grad_hook(step)
+    def refresh() -> None:
+        put()
+        optimizer.state.clear()
 
-    made.install = install
-    return made
+    return situation(
+        model,
+        losses=losses,
+        outer_loss=lambda m, b: losses(m, b).mean(),
+        refresh=refresh,
+        watched=(adversary, optimizer),
+        optimizer=SGD(model.parameters(), lr=0.1),
+    )
 
 
 @habit("D", "an optimizer with momentum steps in hooks of the backward pass")
