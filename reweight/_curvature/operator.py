@@ -60,6 +60,8 @@ class Operator:
         Raises:
             FloatingPointError: a counted product is not finite.
         """
+        if self._free is not None:
+            v = v * self._free
         product = self.shifted(self._hvp(unflatten(v, self._like)), v)
         if not counted:
             return product

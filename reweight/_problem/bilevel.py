@@ -184,7 +184,7 @@ class BilevelProblem:
 
     def _notice_one_loss(self, batch: Any) -> None:
         """Warn where the one loss of a batch seems to be an average of shape ``[1]``."""
-        rows = [len(x) for x in tensors_in(batch) if x.ndim]
+        rows = [x.size(0) for x in tensors_in(batch) if x.ndim]
         if rows and min(rows) > 1:
             self.notices.warn(
                 "one loss",

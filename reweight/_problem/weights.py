@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from reweight._curvature import Partial
 from reweight._problem.notices import Notices
 from reweight._problem.progress import Progress
-from reweight._tensors import Tree, can_read, filled, map_tensors, norm
+from reweight._tensors import Tree, can_read, filled, map_tensors, norm, tensors_in
 from reweight.losses import Losses
 from reweight.weighters import SampleWeighter, stated_bounds
 
@@ -21,8 +22,8 @@ _SATURATED = 1e-6
 def weigh(weighter: SampleWeighter, losses: Losses) -> Tensor:
     """The weights ``[B]`` for detached losses and inputs, checked."""
     weighted = losses.weighted.detach()
-    weights = weighter(weighted, map_tensors(Tensor.detach, losses.inputs))
     name = type(weighter).__name__
+    weights = weighter(weighted, _detached(losses.inputs, name))
     if not isinstance(weights, Tensor) or weights.shape != weighted.shape:
         got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
         raise ValueError(
@@ -42,6 +43,22 @@ def weigh(weighter: SampleWeighter, losses: Losses) -> Tensor:
             "or clip the gradient"
         )
     return weights
+
+
+def _detached(inputs: Any, weighter: str) -> Any:
+    """The inputs of a weighter without their graph."""
+    uncopied: list[Any] = []
+    detached = map_tensors(Tensor.detach, inputs, uncopied)
+    for value in uncopied:
+        if any(x.requires_grad for x in tensors_in(value)):
+            kind = type(value).__name__
+            raise ValueError(
+                f"losses.inputs holds a {kind} whose tensors require a gradient and can't be "
+                f"detached: no copy of a {kind} can be made, because it owns a resource or a base "
+                "class of it is written in C. Detach its tensors yourself, or pass those that "
+                f"{weighter} reads in a tuple or a dict"
+            )
+    return detached
 
 
 def through_weighter(

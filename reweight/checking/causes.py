@@ -152,7 +152,7 @@ def _solver(problem: Problem, comparison: Comparison, rtol: float) -> tuple[str,
     beside = f"off by {error:.2g} here, at a cosine of {cosine:.4f} with the exact hypergradient"
     if info.status.by_design:
         return (
-            f"the set-up is right; {name} gives {info.status.design}, as chosen",
+            f"the set-up is right; {name}: {info.status.design}, as chosen",
             f"{advice}{name} is {beside}. Its verdict: {info.message}",
         )
     if info.trustworthy:

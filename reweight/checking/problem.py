@@ -255,6 +255,7 @@ class Problem:
 
                 def hvp(v: Tree) -> Tree:
                     self.budget.spend()
+                    v = self.free(v)
                     product = linearisation.hvp({name: v[name] for name in linearisation.params})
                     return self._entries(product.get(name) for name in self.theta)
 
@@ -268,7 +269,7 @@ class Problem:
             return self.gradient(objective())
 
         def differences(v: Tree) -> Tree:
-            here = copied(self.theta)
+            here, v = copied(self.theta), self.free(v)
             step = 1e-5 * (1.0 + norm(here)) / max(norm(v), 1e-300)
             product = central_difference(gradient_at, here, v, step)
             self.move_to(here)
