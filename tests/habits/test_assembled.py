@@ -17,7 +17,7 @@ def check(spec: Spec) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 # A failure is not shrunk here, which takes minutes; the slow test below does.
-@settings(max_examples=25, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=15, phases=(Phase.explicit, Phase.generate))
 @given(specs)
 def test_an_assembled_model_is_right_or_refused_or_not_trusted(spec: Spec) -> None:
     check(spec)
