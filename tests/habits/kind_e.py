@@ -39,7 +39,6 @@ from habits.parts import (
 from reweight import Losses, SampleWeighter
 
 SECOND = ("second derivative", "not compared", "could not be compared", "finite differences")
-DETACHED = ("detach",)
 
 
 class Reader(SampleWeighter):
@@ -362,7 +361,8 @@ def _container(name: str, single: bool, twin: bool) -> Situation:
         return Losses((model.act(hidden) @ model.v - y).square(), inputs=make(hidden, y))
 
     weighter = Reader(read, dtype)
-    weighter.strict = not twin
+    # What a function gives, and what a module computes with, is left as it is.
+    weighter.strict = not twin and name not in ("a function", "a module with a buffer")
     return Situation(
         model,
         losses,
@@ -376,14 +376,11 @@ def _container(name: str, single: bool, twin: bool) -> Situation:
 
 for _name in CONTAINERS:
     for _single in (False, True):
-        # A function or a generator can't be looked into: what the weighter reads by it is refused.
-        closed = _name == "a function"
         register(
             "E",
             f"{_name}{', float32 and a wrong activation' * _single}",
             functools.partial(_container, _name, _single),
             causes=SECOND,
-            refused=DETACHED if closed else (),
             slow=not _single,
         )
 

@@ -145,7 +145,8 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield ".args", value.args
         yield ".keywords", value.keywords
         return
-    if isinstance(value, Mapping):
+    # Another mapping may compute what it gives; its attributes are followed below.
+    if isinstance(value, (dict, types.MappingProxyType)):
         for key in value:
             yield f"[{key!r}]" if isinstance(key, str) else f"[{id(key)}]", value[key]
     elif isinstance(value, (list, tuple, deque)):
