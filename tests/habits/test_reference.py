@@ -15,6 +15,16 @@ from _support.habits.outcome import NOT_TRUSTED, REFUSED, RIGHT, WRONG
 from habits.parts import Detached, Net, Tanh, mean_squared, pair, squared
 
 
+class Holder:
+    __slots__ = ("inside",)
+
+    def __init__(self, inside: Any) -> None:
+        self.inside = inside
+
+
+COUNTER = Holder(0)  # a number that nothing but the losses refers to
+
+
 def plain(twin: bool = True, act: Callable[[Tensor], Tensor] = torch.tanh) -> Situation:
     model = Net(torch.tanh if twin else act)
     optimizer = SGD(model.parameters(), lr=0.1, weight_decay=0.3)
@@ -90,26 +100,19 @@ def test_a_refusal_names_what_is_expected() -> None:
     assert outcome(Habit("test", "reduced", build, refused=("other",))).kind == WRONG
 
 
+def counted(model: Any, batch: Any) -> Tensor:
+    COUNTER.inside += 1
+    return squared(model, batch)
+
+
 def test_an_impure_call_is_wrong() -> None:
     def build(twin: bool) -> Situation:
-        made, count = plain(twin), torch.zeros(())
-
-        def counted(model: Any, batch: Any) -> Tensor:
-            count.add_(1)
-            return squared(model, batch)
-
-        made.losses, made.watched = counted, count
+        made = plain(twin)
+        made.losses, made.watched = counted, COUNTER
         return made
 
     found = outcome(Habit("test", "impure", build))
     assert found.kind == WRONG and "changed" in found.text
-
-
-class Holder:
-    __slots__ = ("inside",)
-
-    def __init__(self, inside: Any) -> None:
-        self.inside = inside
 
 
 def test_a_state_sees_every_change() -> None:
