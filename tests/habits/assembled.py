@@ -336,7 +336,7 @@ def assembled(spec: Spec) -> Habit:
         "assembled",
         str(spec),
         functools.partial(assemble, spec),
-        refused=REFUSED if spec.hvp != "auto" or spec.backward else (),
+        refused=REFUSED if spec.hvp != "auto" or spec.backward or "views" in spec.holder else (),
         causes=CAUSES,
         named=UNHELD if unheld else (),
     )
