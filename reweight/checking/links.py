@@ -17,7 +17,9 @@ from torch import Tensor
 from reweight._tensors import Tree, axpy, central_difference, dot, norm
 from reweight.checking.problem import Problem, copied, move, random, unit_direction
 
-_STEP = 1e-5
+_STEPS = (1e-5, 1e-7)
+# Differences with two steps that agree to this share are believed.
+_SAME = 0.01
 # In float64, derivatives and gradients of smooth functions agree to about 1e-9.
 _AGREES = 1e-4
 # Relative to the value, whose rounding error is divided by the step.
@@ -68,22 +70,31 @@ def rounding(problem: Problem) -> str | None:
     finally:
         problem.move_to(here)
     return what and (
-        f"{what} are rounded by more than float64 explains: a part of them is computed in a "
+        f"{what} {_verb(what, 'is', 'are')} rounded by more than float64 explains: a part of them is computed in a "
         "smaller type, by numpy or by an extension"
     )
+
+
+def _verb(what: str, one: str, many: str) -> str:
+    return one if what.endswith("loss") else many
 
 
 def _rough(link: _Link, generator: torch.Generator) -> bool:
     if not torch.equal(link.value(), link.value()):
         return False  # noise of another kind
     here, direction = copied(link.params), unit_direction(link.params, generator)
-    values = []
-    for count in range(5):
-        move(link.params, axpy(count * _CLOSE * (1.0 + norm(here)), direction, here))
-        values.append(float(link.value().detach()))
-    move(link.params, here)
-    bends = [abs(a - 2.0 * b + c) for a, b, c in zip(values, values[1:], values[2:], strict=False)]
-    return max(bends) > _ROUGH * max(map(abs, values))
+
+    def bend(distance: float) -> float:
+        values = []
+        for count in range(5):
+            move(link.params, axpy(count * distance * (1.0 + norm(here)), direction, here))
+            values.append(float(link.value().detach()))
+        move(link.params, here)
+        triples = zip(values, values[1:], values[2:], strict=False)
+        return max(abs(a - 2.0 * b + c) for a, b, c in triples) / max(map(abs, values))
+
+    # A steep curve is straight from nearby, and rounding is as rough as before.
+    return all(bend(distance) > _ROUGH for distance in (_CLOSE, 0.01 * _CLOSE))
 
 
 def common_factor(values: Sequence[float], others: Sequence[float], rtol: float) -> float | None:
@@ -148,8 +159,8 @@ def _broken(problem: Problem, link: _Link, count: int, generator: torch.Generato
     value = link.value()
     if not torch.equal(value, link.value()):
         return (
-            f"{link.what} differ from call to call: noise from another source than the generators "
-            "of torch, numpy and Python, or a state that changes with every call. A hypergradient "
+            f"{link.what} {_verb(link.what, 'differs', 'differ')} from call to call: noise from "
+            "another source than the generators of torch, numpy and Python, or a state that changes with every call. A hypergradient "
             "needs a function of parameters and batch"
         )
     grad = problem.gradient(value, link.params)
@@ -173,7 +184,10 @@ def _broken(problem: Problem, link: _Link, count: int, generator: torch.Generato
 def _both(
     problem: Problem, link: _Link, grad: Tree, generator: torch.Generator
 ) -> tuple[float, float]:
-    """The derivative along one direction, by the gradient and by differences."""
+    """The derivative along one direction, by the gradient and by differences.
+
+    Where differences with two steps disagree, the gradient itself stands for the second.
+    """
     direction = unit_direction(link.params, generator)
     if link.params is problem.theta:
         direction = problem.free(direction)
@@ -184,7 +198,10 @@ def _both(
         move(link.params, params)
         return float(link.value().detach())
 
-    here = copied(link.params)
-    slope = central_difference(value_at, here, direction, _STEP)
+    here, along = copied(link.params), dot(grad, direction)
+    far, near = (central_difference(value_at, here, direction, step) for step in _STEPS)
     move(link.params, here)
-    return dot(grad, direction), slope
+    if abs(far - near) > _SAME * max(abs(far), abs(near)):
+        # The value bends too much for one of the steps, so that the other shows nothing.
+        return along, along
+    return along, near if abs(near - along) < abs(far - along) else far

@@ -18,7 +18,7 @@ from torch.nn.utils import prune, weight_norm
 
 from _support.checking import DEV, NOT_COMPARED, SIZE, TRAIN, make, network
 from _support.problems import mean_squared_error, squared_errors
-from reweight import Reweighted, check_hypergradient
+from reweight import LossWeighter, Reweighted, check_hypergradient, wrap
 
 
 class Restless(nn.Module):
@@ -249,3 +249,29 @@ def test_a_batch_that_requires_gradients_is_known() -> None:
     report = check_hypergradient(make(), batch, DEV)
     assert report.setup_ok and not report.unlisted
     assert mean_squared_error(network(), batch).requires_grad
+
+
+def test_a_deep_network_that_bends_is_not_accused() -> None:
+    """Sixteen layers with BatchNorm: a step of 1e-5 is too long for their slopes."""
+    torch.manual_seed(1)
+    layers = [
+        layer
+        for _ in range(16)
+        for layer in (nn.Linear(16, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU())
+    ]
+    model = nn.Sequential(*layers, nn.Linear(16, 4))
+
+    def losses(model: nn.Module, b: Any) -> Tensor:
+        return nn.functional.cross_entropy(model(b[0]), b[1], reduction="none")
+
+    def draw(count: int) -> Any:
+        return torch.randn(count, 16), torch.randint(4, (count,))
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    rw = wrap(model, LossWeighter(4), losses, lambda m, b: losses(m, b).mean(), optimizer)
+    for _ in range(60):
+        optimizer.zero_grad()
+        rw.loss(draw(16)).backward()
+        optimizer.step()
+    report = check_hypergradient(rw, draw(4), draw(4))
+    assert report.setup_ok, str(report)
