@@ -70,8 +70,8 @@ def rounding(problem: Problem) -> str | None:
     finally:
         problem.move_to(here)
     return what and (
-        f"{what} {_verb(what, 'is', 'are')} rounded by more than float64 explains: a part of them is computed in a "
-        "smaller type, by numpy or by an extension"
+        f"{what} {_verb(what, 'is', 'are')} rounded by more than float64 explains: a part is "
+        "computed in a smaller type, by numpy or by an extension"
     )
 
 
@@ -160,8 +160,8 @@ def _broken(problem: Problem, link: _Link, count: int, generator: torch.Generato
     if not torch.equal(value, link.value()):
         return (
             f"{link.what} {_verb(link.what, 'differs', 'differ')} from call to call: noise from "
-            "another source than the generators of torch, numpy and Python, or a state that changes with every call. A hypergradient "
-            "needs a function of parameters and batch"
+            "another source than the generators of torch, numpy and Python, or a state that "
+            "changes with every call. A hypergradient needs a function of parameters and batch"
         )
     grad = problem.gradient(value, link.params)
     pairs = [_both(problem, link, grad, generator) for _ in range(2)]
