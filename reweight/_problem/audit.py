@@ -123,7 +123,7 @@ class Audit:
             auto: whether another mode may be used instead of a wrong one.
         """
         now, graph = self.findings, inner.graph
-        reached = graph.reached(inner.leaves)
+        reached = graph.reached(inner.theta)
         size = len(graph.nodes)
         joined = not (now.kinds >= graph.kinds and now.leaves.issuperset(reached))
         # Graphs of ragged batches have many sizes, so these are compared less and less often.

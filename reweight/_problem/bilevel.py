@@ -17,7 +17,7 @@ from reweight._problem.hooks import GradientHooks
 from reweight._problem.inner_parameters import InnerParameters, held
 from reweight._problem.isolation import parts_of
 from reweight._problem.notices import Notices, Silent
-from reweight._problem.objects import holds_numbers
+from reweight._problem.objects import holds_numbers, inside, of_modules
 from reweight._problem.progress import Progress
 from reweight._problem.statement import check_modules, check_optimizers, check_parameters
 from reweight._problem.weights import weigh
@@ -118,6 +118,10 @@ class BilevelProblem:
     def parts(self) -> list[nn.Module]:
         """Every module that an evaluation may use."""
         return parts_of(self.model, self.weighter, *self._companions.values())
+
+    def mutable(self, *batches: Any) -> list[Any]:
+        """Lists, dicts, arrays and generators that a pass over some batches may change."""
+        return [*of_modules(self.parts()), *self.objects, *inside(batches)]
 
     def settled(self) -> set[int]:
         """The ``id`` of every tensor of which ``wrap`` was told whether it is inner.

@@ -102,7 +102,7 @@ class InnerInDouble:
 
     def _prove(self, graph: Graph) -> None:
         """Raise where the loss depends on a parameter that was to be substituted."""
-        if missed := graph.reached(self._inner.leaves):
+        if missed := graph.reached(self._inner.theta):
             names = some(dict.fromkeys(missed))
             raise RuntimeError(f"the losses compute with {names} itself, in its own type")
         self._proved = True

@@ -132,13 +132,13 @@ class InnerInPlace:
     def _follow(self, graph: Graph) -> None:
         """Raise where the loss was not made with the values of θ that it was to be made with."""
         old = graph.shared(self._inner.graph)
-        if old and graph.leads_to(old, self._inner.leaves):
+        if old and graph.leads_to(old, self._inner.theta):
             raise RuntimeError(
                 f"the losses use a value of an earlier evaluation again ({old[0].name()}), which "
                 "does not follow when parameters are moved: a weight that is computed once and "
                 "kept, as a cache does. Compute it inside the losses"
             )
-        if missed := graph.reached({name: self._inner.leaves[name] for name in self._tables}):
+        if missed := graph.reached({name: self._theta[name] for name in self._tables}):
             raise _MissedError(missed)
 
     @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from reweight._curvature import Function
 from reweight._problem.functional import FunctionalModel
 from reweight._problem.isolation import Isolation, is_compiled, twice_differentiable
-from reweight._tables import Graph, GraphInputs, Leaves, looked_up
+from reweight._tables import Graph, GraphInputs, looked_up
 from reweight._tensors import Tree, new_leaves, some
 
 logger = logging.getLogger("reweight")
@@ -33,7 +33,6 @@ class InnerProblem:
         weights: ``[B]``, a leaf.
         loss: the value of the inner loss, with its graph.
         theta: the inner parameters.
-        leaves: their nodes in graphs.
         tables: the embedding tables among them, which the rows that are read may represent.
         isolation: in which the model is evaluated.
     """
@@ -46,13 +45,12 @@ class InnerProblem:
         weights: Tensor,
         loss: Tensor,
         theta: Tree,
-        leaves: Leaves,
         tables: Tree,
         isolation: Isolation,
     ) -> None:
         self.evaluate, self.batch, self.weights, self.loss = evaluate, batch, weights, loss
         self.isolation = isolation
-        self.theta, self.leaves = theta, leaves
+        self.theta = theta
         self.graph = Graph(loss)
         self.tables = looked_up(self.graph, tables)
         self.parts = parts
@@ -64,7 +62,7 @@ class InnerProblem:
         Raises:
             ValueError: there are none.
         """
-        found = self.graph.reached(self.leaves)
+        found = self.graph.reached(self.theta)
         if not found:
             raise ValueError(UNTOUCHED)
         return {name: self.theta[name] for name in found}
@@ -142,7 +140,7 @@ class InnerProblem:
             loss = self._objective(model)(values, {"weights": self.weights})
             # A checkpointed part runs again here.
             torch.autograd.grad(loss, list(values.values()), allow_unused=True)
-        return Graph(loss).reached(self.leaves)
+        return Graph(loss).reached(self.theta)
 
     def _objective(self, model: FunctionalModel) -> Callable[[Tree, Tree], Tensor]:
         inside = {id(p) for p in model.theta.values()}

@@ -51,14 +51,19 @@ class InnerParameters:
         if not self._optimizers:
             return own if self._keep is None else {n: p for n, p in own.items() if self._keep(n)}
         moved = _moved(self._optimizers)
-        known = {id(p) for p in (*own.values(), *self._weighter.parameters())}
-        elsewhere = [entry for entry in moved.values() if id(entry) not in known]
-        further: Tree = {}
-        for name, p in (self.named(elsewhere) if elsewhere else {}).items():
-            further[f"{name} (outside of the model)" if name in own else name] = p
+        inside = {id(p) for p in own.values()}
+        further = self._elsewhere([p for key, p in moved.items() if key not in inside], own)
         if self._keep is not None:
             return {n: p for n, p in (own | further).items() if self._keep(n)}
         return {n: p for n, p in own.items() if id(p) in moved} | further
+
+    def _elsewhere(self, moved: Sequence[Tensor], own: Tree) -> Tree:
+        """Those of some tensors that are not the weighter's, by names that are not in ``own``."""
+        if not moved:
+            return {}
+        weighters = {id(p) for p in self._weighter.parameters()}
+        named = self.named(p for p in moved if id(p) not in weighters)
+        return {f"{n} (outside of the model)" if n in own else n: p for n, p in named.items()}
 
     def weight_decay(self, theta: Tree) -> dict[str, float]:
         """The curvature that the optimizers' weight decay gives each inner parameter, by name.
@@ -120,9 +125,13 @@ def _place(optimizer: int | None, group: int, index: int) -> str:
 
 def _moved(optimizers: Sequence[Optimizer]) -> dict[int, Tensor]:
     """What the optimizers hold and move, by ``id``."""
-    trained = [(group, p) for group, p in _entries(optimizers) if p.requires_grad]
-    moving = [(group, p) for group, p in trained if _rate(group) > 0.0]
-    return {id(p): p for _, p in moving or trained}
+    moving: dict[int, Tensor] = {}
+    resting: dict[int, Tensor] = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            into = moving if _rate(group) > 0.0 else resting
+            into.update((id(p), p) for p in group["params"] if p.requires_grad)
+    return moving or resting
 
 
 def _rate(group: dict[str, Any]) -> float:

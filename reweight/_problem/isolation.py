@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
-from reweight._problem.objects import Objects, of_modules
+from reweight._problem.objects import Objects
 from reweight._problem.writes import Guard, Writes, all_of, memory
 from reweight._tensors import Tree
 
@@ -44,11 +44,10 @@ class Isolation:
         guard: what passes are known to write into.
         batches: tensors of the batches.
         watch: whether to find out what passes write, and tell ``guard``.
-        objects: lists, dicts, arrays and generators that passes may change, besides those that are
-            attributes of the modules.
+        objects: lists, dicts, arrays and generators that passes may change.
 
     Attributes:
-        lost: names of what was written although nothing was known of it, after :meth:`close`.
+        lost: what was written although nothing was known of it, after :meth:`close`.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class Isolation:
         objects: Iterable[Any] = (),
     ) -> None:
         theta = theta or {}
-        self._objects = Objects((*of_modules(parts), *objects))
+        self._objects = Objects(objects)
         self._writes = Writes() if watch else None
         self._modules = [(part, dict(vars(part)), dict(part._buffers)) for part in parts]
         inner = {id(p) for p in theta.values()}
@@ -78,32 +77,28 @@ class Isolation:
         self._start = self._outside = self._random_state()
         self._copy_buffers()
         self._install_copies()
-        parameters = {
-            id(p): (f"{type(part).__name__}.{name}", p)
-            for part in parts
-            for name, p in part._parameters.items()
-            if p is not None
-        } | {id(p): (name, p) for name, p in theta.items()}
-        self._leaves = [
-            (p, p.grad, p.requires_grad, _storage_of(p)) for _, p in parameters.values()
-        ]
+        parameters: dict[int, Tensor] = {
+            id(p): p for part in parts for p in part._parameters.values() if p is not None
+        }
+        parameters.update((id(p), p) for p in theta.values())
+        self._leaves = [_Leaf(p) for p in parameters.values()]
         self._guard, self._batches = guard or Guard(), list(batches)
         self._theta = theta
         self._guarded: dict[int | None, tuple[Tensor, Tensor]] = {
             key: (x, x.clone()) for key, x in self._guard.state.items()
         }
-        self._versions = [(name, p, p._version) for name, p in parameters.values()]
+        self._versions = [(p, p._version) for p in parameters.values()]
         self.include(self._batches)
-        self.lost: list[str] = []
+        self.lost: list[Tensor] = []
         self._clear_gradients()
 
     def include(self, batch: Iterable[Tensor]) -> None:
         """Guard the tensors of a batch."""
         for x in batch:
             if not x.is_inference():
-                self._versions.append(("the batch", x, x._version))
+                self._versions.append((x, x._version))
             if x.is_leaf:
-                self._leaves.append((x, x.grad, x.requires_grad, _storage_of(x)))
+                self._leaves.append(_Leaf(x))
             if not self._guard.batches:
                 continue
             key = memory(x)
@@ -129,9 +124,8 @@ class Isolation:
             self._copy_buffers()
         self._install_copies()
         self._objects.restore()
-        for p, _, _, data in self._leaves:
-            if _is_replaced(p, data):
-                p.data = data  # type: ignore[assignment]
+        for leaf in self._leaves:
+            leaf.restore_data()
         for key, (whole, value) in self._known_writes().items():
             if key not in self._of_theta:
                 whole.copy_(value)
@@ -145,7 +139,7 @@ class Isolation:
         the context was opened.
         """
         now = [(whole, whole.clone()) for whole, _ in self._known_writes().values()]
-        versions = [(x, x._version) for _, x, _ in self._versions] if now else []
+        versions = [(x, x._version) for x, _ in self._versions] if now else []
         try:
             yield
         finally:
@@ -166,7 +160,7 @@ class Isolation:
 
     def rewrites(self, theta: Tree) -> list[str]:
         """The inner parameters to which a pass has given other values."""
-        replaced = {id(p) for p, _, _, data in self._leaves if _is_replaced(p, data)}
+        replaced = {id(leaf.tensor) for leaf in self._leaves if leaf.is_replaced}
         changed = {
             key
             for key, (whole, value) in self._known_writes().items()
@@ -186,23 +180,18 @@ class Isolation:
         written = self._known_writes()
         for whole, value in written.values():
             whole.copy_(value)
-        for name, x, version in self._versions:
+        for x, version in self._versions:
             if x._version == version:
                 continue
             if memory(x) in written:
                 # The values are those from before, so a graph that saved the tensor is valid.
                 _set_version(x, version)
             else:
-                self.lost.append(name)
+                self.lost.append(x)
         if self._writes is not None:
             self._guard.learn(self._writes, self._batches)
-        for p, grad, requires_grad, data in self._leaves:
-            if _is_replaced(p, data):
-                p.data = data  # type: ignore[assignment]
-            if p.requires_grad is not requires_grad:
-                p.requires_grad_(requires_grad)
-            if p.grad is not grad:
-                p.grad = grad
+        for leaf in self._leaves:
+            leaf.restore()
 
     def rewind(self) -> None:
         """Restore the random state only, so that the next pass draws the same numbers."""
@@ -229,9 +218,9 @@ class Isolation:
         return {memory(p) for p in self._theta.values()}
 
     def _clear_gradients(self) -> None:
-        for p, _, _, _ in self._leaves:
-            if p.grad is not None:
-                p.grad = None
+        for leaf in self._leaves:
+            if leaf.tensor.grad is not None:
+                leaf.tensor.grad = None
 
     def _copy_buffers(self) -> None:
         self._copies = {key: value.clone() for key, (_, value) in self._values.items()}
@@ -263,13 +252,31 @@ class Isolation:
             torch.cuda.set_rng_state(cuda_state, index)
 
 
-def _storage_of(x: Tensor) -> Tensor | None:
-    """An alias of ``x``, by which a pass that replaces ``x.data`` is found out."""
-    return x.data if x.layout is torch.strided else None
+class _Leaf:
+    """A leaf with its gradient, its flag, and the memory of its values."""
 
+    __slots__ = ("_at", "_data", "_grad", "_requires_grad", "tensor")
 
-def _is_replaced(x: Tensor, data: Tensor | None) -> bool:
-    return data is not None and x.data_ptr() != data.data_ptr()
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self._grad, self._requires_grad = tensor, tensor.grad, tensor.requires_grad
+        # An alias, by which a pass that replaces tensor.data is found out.
+        self._data = tensor.data if tensor.layout is torch.strided else None
+        self._at = 0 if self._data is None else self._data.data_ptr()
+
+    @property
+    def is_replaced(self) -> bool:
+        return self._data is not None and self.tensor.data_ptr() != self._at
+
+    def restore_data(self) -> None:
+        if self.is_replaced:
+            self.tensor.data = self._data  # type: ignore[assignment]
+
+    def restore(self) -> None:
+        self.restore_data()
+        if self.tensor.requires_grad is not self._requires_grad:
+            self.tensor.requires_grad_(self._requires_grad)
+        if self.tensor.grad is not self._grad:
+            self.tensor.grad = self._grad
 
 
 def _set_version(x: Tensor, version: int) -> None:

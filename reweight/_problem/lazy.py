@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,12 +13,12 @@ from torch.nn.parameter import is_lazy
 from reweight._problem.bilevel import BilevelProblem
 
 
-def build(problem: BilevelProblem, batch: Any) -> None:
+def build(problem: BilevelProblem, parts: Iterable[nn.Module], batch: Any) -> None:
     """Let lazy modules of the model make their parameters, from a batch, if they have not yet.
 
     The parameters are drawn as in the model's first pass. Buffers keep their initial values.
     """
-    unbuilt = [part for part in problem.parts() if _is_unbuilt(part)]
+    unbuilt = [part for part in parts if _is_unbuilt(part)]
     if not unbuilt:
         return
     fresh: list[tuple[Tensor, Tensor]] = []

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reweight._curvature import Partial, Slope, Solved, System, solve
 from reweight._problem.bilevel import BilevelProblem
@@ -22,7 +22,7 @@ from reweight._problem.objects import inside
 from reweight._problem.statement import check_batch, check_memory
 from reweight._problem.unheld import caveat_of, unheld
 from reweight._problem.weights import through_weighter
-from reweight._tables import Graph, leaf_nodes, looked_up, tables_of
+from reweight._tables import Graph, looked_up, tables_of
 from reweight._tensors import Tree, some, tensors_in
 from reweight.hypergradient import (
     Hypergradient,
@@ -49,8 +49,9 @@ def hypergradient(
     """
     for name, value in (("batch", batch), ("dev_batch", dev_batch)):
         check_batch(name, value)
-    build(problem, batch)
-    step = _OuterStep(problem, batch, dev_batch, strategy)
+    parts = problem.parts()
+    build(problem, parts, batch)
+    step = _OuterStep(problem, parts, batch, dev_batch, strategy)
     with step.isolated() as isolation:
         result = step.run(isolation, batches)
     return step.judged(result, isolation)
@@ -59,13 +60,13 @@ def hypergradient(
 def weights(problem: BilevelProblem, batch: Any) -> Tensor:
     """The weights ``[B]`` of a batch, without gradient and without side effects."""
     check_batch("batch", batch)
-    build(problem, batch)
     theta, parts = problem.theta(), problem.parts()
+    build(problem, parts, batch)
     watch = problem.guard.is_new(tuple(part.training for part in parts))
     given = tensors_in(batch)
     watch = watch and not is_compiled(parts)
     guard, devices = problem.guard, problem.devices()
-    objects = [*problem.objects, *inside(batch)]
+    objects = problem.mutable(batch)
     with (
         isolated(parts, devices, theta, guard, given, watch=watch, objects=objects) as isolation,
         isolation.watched(),
@@ -78,18 +79,24 @@ class _OuterStep:
 
     Args:
         problem: the problem.
+        parts: every module that an evaluation may use.
         batch: the train batch.
         dev_batch: the dev batch.
         strategy: how to solve.
     """
 
     def __init__(
-        self, problem: BilevelProblem, batch: Any, dev_batch: Any, strategy: ImplicitHypergradient
+        self,
+        problem: BilevelProblem,
+        parts: list[nn.Module],
+        batch: Any,
+        dev_batch: Any,
+        strategy: ImplicitHypergradient,
     ) -> None:
         self._problem, self._strategy = problem, strategy
         self._batch, self._dev_batch = batch, dev_batch
         self._theta, self._phi = problem.parameters()
-        self._parts = problem.parts()
+        self._parts = parts
         self._given = [*tensors_in(batch), *tensors_in(dev_batch)]
         # Whether to look at the problem, or to rely on what was found in earlier steps.
         self._look = problem.audit.begin(self._fingerprint())
@@ -104,7 +111,9 @@ class _OuterStep:
         """A context without side effects."""
         devices = {p.device for p in (*self._theta.values(), *self._phi.values())}
         watch = self._look and not is_compiled(self._parts)
-        objects = [*self._problem.objects, *inside((self._batch, self._dev_batch))]
+        if self._look:
+            self._problem.guard.objects = self._problem.mutable()
+        objects = [*self._problem.guard.objects, *inside((self._batch, self._dev_batch))]
         return isolated(
             self._parts,
             devices,
@@ -127,7 +136,7 @@ class _OuterStep:
             outer = problem.outer_loss(self._dev_batch)
         outer_graph = Graph(outer)
         rhs, direct = self._outer_gradients(outer, outer_graph, tables)
-        leaves = outer_graph.leaves()
+        leaves = outer_graph.leaves
         del outer, outer_graph
         isolation.restore()
         # Around the backward passes too: a checkpointed module runs again in them.
@@ -157,7 +166,9 @@ class _OuterStep:
         audit, findings, mode = self._problem.audit, self._findings, result.info.hvp_mode
         if isolation.lost:
             audit.forget()
-            names = some(dict.fromkeys(isolation.lost))
+            given = {id(x) for x in self._given}
+            lost = self._problem.named(x for x in isolation.lost if id(x) not in given)
+            names = some(lost) if lost else "the batch"
             self._caveats.append(
                 f"the losses wrote into {names}, which they had not done in earlier steps, so its "
                 "values could not be put back this once"
@@ -170,7 +181,7 @@ class _OuterStep:
         caveat = "; ".join(filter(None, caveats))
         info = dataclasses.replace(result.info, caveat=caveat, comparison=comparison)
         self._notify(info)
-        return dataclasses.replace(result, info=info)
+        return Hypergradient(result.grads, info, result.influence)
 
     def _fingerprint(self) -> object:
         """Equal for problems of which one comparison of second derivatives serves all."""
@@ -223,28 +234,26 @@ class _OuterStep:
             weights=leaf,
             loss=problem.inner_loss(losses, leaf),
             theta=self._theta,
-            leaves=leaf_nodes(self._theta),
             tables=tables,
             isolation=isolation,
         )
 
-    def _look_at(self, inner: InnerProblem, leaves: list[Any]) -> None:
+    def _look_at(self, inner: InnerProblem, leaves: dict[int, Any]) -> None:
         """Look for what makes the formula wrong: in the graph, and in what the pass changed."""
         problem, graph, findings = self._problem, inner.graph, self._findings
         if not inner.weights.numel():
             return
         graph.refuse_reentrant("losses")
-        of_phi = leaf_nodes(self._phi)
-        for name in graph.reached(of_phi):
+        for name in graph.reached(self._phi):
             raise ValueError(
                 f"the losses depend on the weighter's {name} in another way than through the "
                 "weights: a module that the weighter shares with the model, or a penalty in "
                 "Losses(fixed=...). Freeze it, give the weighter a copy, or put the penalty "
                 "into outer_loss"
             )
-        own = leaf_nodes({"": inner.weights})
-        known = {*inner.leaves.values(), *of_phi.values(), *own.values()}
-        rest = [node for node in (*leaves, *graph.leaves()) if node not in known]
+        own = (*self._theta.values(), *self._phi.values(), inner.weights)
+        known = {id(p) for p in own}
+        rest = [n for key, n in (*leaves.items(), *graph.leaves.items()) if key not in known]
         if rest:
             again = self._again(inner) if self._look else None
             found = unheld(problem, rest, self._given, again)

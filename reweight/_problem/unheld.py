@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from reweight._problem.bilevel import BilevelProblem
-from reweight._tables import Graph
+from reweight._tables import Graph, leaf_of
 from reweight._tensors import Tree, some
 
 
@@ -28,21 +27,16 @@ def unheld(
         again: evaluates the losses once more, to tell a leaf that is made in every pass from one
             that stays; ``None`` where that was found out in an earlier step.
     """
-    leaves: list[Tensor] = [_leaf(node) for node in dict.fromkeys(rest)]
+    leaves: list[Tensor] = [leaf_of(node) for node in dict.fromkeys(rest)]
     settled = problem.settled() | {id(x) for x in batches}
     leaves = [leaf for leaf in leaves if id(leaf) not in settled]
     unsure = [x for x in leaves if not (isinstance(x, nn.Parameter) or id(x) in problem.elsewhere)]
     if unsure and again is not None:
-        lasting = {id(_leaf(node)) for node in again().leaves()}
+        lasting = again().leaves.keys()
         problem.elsewhere |= {id(x): x for x in unsure if id(x) in lasting}
     return problem.named(
         x for x in leaves if isinstance(x, nn.Parameter) or id(x) in problem.elsewhere
     )
-
-
-def _leaf(node: Any) -> Tensor:
-    leaf: Tensor = node.variable
-    return leaf
 
 
 def caveat_of(leaves: Tree, *, with_optimizers: bool) -> str:

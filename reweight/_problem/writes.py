@@ -102,11 +102,13 @@ class Guard:
     Attributes:
         state: memory that lives longer than a batch.
         batches: whether passes write into their batch.
+        objects: lists, dicts, arrays and generators that passes may change.
     """
 
     def __init__(self) -> None:
         self.state: dict[int | None, Tensor] = {}
         self.batches = False
+        self.objects: list[Any] = []
         self._seen: set[object] = set()
 
     def is_new(self, kind: object) -> bool:

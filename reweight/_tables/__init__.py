@@ -4,7 +4,7 @@ The cost of an outer step does not grow with the number of rows of a table: vect
 parameters hold the rows that the batch looks up in the place of the table.
 """
 
-from reweight._tables.graph import Graph, Leaves, leaf_nodes
+from reweight._tables.graph import Graph, leaf_of
 from reweight._tables.inputs import GraphInputs
 from reweight._tables.lookups import looked_up
 from reweight._tables.substitute import SubstituteRows
@@ -13,10 +13,9 @@ from reweight._tables.table import Table, pick, tables_of
 __all__ = [
     "Graph",
     "GraphInputs",
-    "Leaves",
     "SubstituteRows",
     "Table",
-    "leaf_nodes",
+    "leaf_of",
     "looked_up",
     "pick",
     "tables_of",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from torch.autograd.graph import Node, get_gradient_edge
 
 from reweight._tensors import Tree
 
-Leaves = Mapping[str, Node]
 _LEAF: type = type(get_gradient_edge(torch.zeros((), requires_grad=True)).node)
 
 
@@ -25,6 +24,7 @@ class Graph:
     Attributes:
         nodes: every operation and every leaf, with the nodes that it takes.
         kinds: the kinds of the operations.
+        leaves: the nodes of the leaves, by the ``id`` of the leaf.
     """
 
     def __init__(self, loss: Tensor) -> None:
@@ -38,6 +38,7 @@ class Graph:
             nodes[node] = taken = [before for before, _ in node.next_functions]
             waiting += taken
         self.kinds = frozenset(map(type, nodes))
+        self.leaves = {id(leaf_of(node)): node for node in nodes if type(node) is _LEAF}
 
     def is_all_alive(self, loss: Tensor, inputs: list[Any]) -> bool:
         """Whether the gradient of ``loss`` is nonzero at every operation that it passes.
@@ -62,31 +63,29 @@ class Graph:
                 hook.remove()
         return not dead
 
-    def leaves(self) -> list[Node]:
-        """The leaves, as nodes."""
-        return [node for node in self.nodes if type(node) is _LEAF]
-
     def shared(self, other: Graph) -> list[Node]:
         """The operations that are also part of another graph."""
         return [n for n in self.nodes if n in other.nodes and type(n) is not _LEAF]
 
-    def reached(self, leaves: Leaves) -> list[str]:
-        """The names of the leaves that the loss was computed from."""
-        return [name for name, node in leaves.items() if node in self.nodes]
+    def reached(self, params: Tree) -> list[str]:
+        """The names of those entries of ``params``, all leaves, that the loss was made with."""
+        return [name for name, p in params.items() if id(p) in self.leaves]
 
-    def consumers(self, leaves: Leaves) -> dict[str, list[Node]]:
-        """The operations that take a leaf, by the names of the leaves."""
-        names: dict[Node | None, str] = {node: name for name, node in leaves.items()}
-        found: dict[str, list[Node]] = {name: [] for name in leaves}
+    def consumers(self, params: Tree) -> dict[str, list[Node]]:
+        """The operations that take an entry of ``params``, all leaves, by its name."""
+        names: dict[Node | None, str] = {
+            self.leaves[id(p)]: name for name, p in params.items() if id(p) in self.leaves
+        }
+        found: dict[str, list[Node]] = {name: [] for name in params}
         for node, inputs in self.nodes.items():
             for taken in inputs:
                 if taken in names:
                     found[names[taken]].append(node)
         return found
 
-    def leads_to(self, nodes: Iterable[Node], leaves: Leaves) -> bool:
-        """Whether a leaf takes part in the values of some operations."""
-        targets = set(leaves.values())
+    def leads_to(self, nodes: Iterable[Node], params: Tree) -> bool:
+        """Whether an entry of ``params`` takes part in the values of some operations."""
+        targets = {self.leaves[id(p)] for p in params.values() if id(p) in self.leaves}
         waiting: list[Node | None] = list(nodes)
         seen: set[Node] = set()
         while waiting:
@@ -123,6 +122,7 @@ class Graph:
             )
 
 
-def leaf_nodes(params: Tree) -> Leaves:
-    """The nodes of leaves, by name; they are the same in every graph."""
-    return {name: get_gradient_edge(p).node for name, p in params.items()}
+def leaf_of(node: Any) -> Tensor:
+    """The leaf of a leaf's node."""
+    leaf: Tensor = node.variable
+    return leaf

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from reweight._tables.graph import Graph, leaf_nodes
+from reweight._tables.graph import Graph
 from reweight._tables.table import LookUp, MaximumLookUp, Table
 from reweight._tensors import Tree
 
@@ -30,7 +30,7 @@ def looked_up(graph: Graph, tables: Tree) -> dict[str, Table]:
     """
     if not tables:
         return {}
-    uses = graph.consumers(leaf_nodes(tables))
+    uses = graph.consumers(tables)
     found = {}
     for name, nodes in uses.items():
         if not nodes:

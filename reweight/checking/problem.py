@@ -21,7 +21,7 @@ from reweight._problem import (
     twice_differentiable,
     unheld,
 )
-from reweight._tables import Graph, leaf_nodes
+from reweight._tables import Graph
 from reweight._tensors import Tree, axpy, central_difference, filled, map_tensors, norm, tensors_in
 from reweight.checking.borrowed import Borrowed, Watching, default_double
 from reweight.checking.budget import Budget
@@ -112,7 +112,12 @@ class Problem:
             devices = self.bilevel.devices()
             with (
                 isolated(
-                    self._parts, devices, self.theta, batches=given, watch=True
+                    self._parts,
+                    devices,
+                    self.theta,
+                    batches=given,
+                    watch=True,
+                    objects=self.bilevel.mutable(self.batch, self.dev_batch),
                 ) as self._isolation,
                 twice_differentiable(),
                 self._precision,
@@ -134,8 +139,8 @@ class Problem:
                 self._free = self.bilevel.hooks.effect().free
             self.outer_loss()
             graph = self._graph()
-        known = {*leaf_nodes(self.theta).values(), *leaf_nodes(self.phi).values()}
-        rest = [node for node in graph.leaves() if node not in known]
+        known = {id(p) for p in (*self.theta.values(), *self.phi.values())}
+        rest = [node for key, node in graph.leaves.items() if key not in known]
         given = tensors_in((self._as_given, self.batch, self.dev_batch))
         self.strangers = unheld(self.bilevel, rest, given, self._graph)
         self._widened.enter_context(self._borrowed.also_in_double(self.strangers.values()))
