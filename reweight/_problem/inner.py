@@ -70,7 +70,11 @@ class InnerProblem:
     def is_all_alive(self) -> bool:
         """Whether every operation of the loss takes part in its gradient now."""
         inputs = [*GraphInputs(self.theta, self.tables).inputs, self.weights]
-        return self.graph.is_all_alive(self.loss, inputs)
+        try:
+            return self.graph.is_all_alive(self.loss, inputs)
+        except RuntimeError as error:  # compiled parts can be differentiated only once
+            logger.info("no gradient to look at: %s", str(error))
+            return True
 
     def padding(self, by_rows: Container[str]) -> dict[str, int]:
         """Rows of tables that are padding, which are constants; of tables that are used whole."""
@@ -143,20 +147,19 @@ class InnerProblem:
         return Graph(loss).reached(self.theta)
 
     def _objective(self, model: FunctionalModel) -> Callable[[Tree, Tree], Tensor]:
-        inside = {id(p) for p in model.theta.values()}
-        others = [
+        frozen = [
             p
             for part in self.parts
             for p in part._parameters.values()
-            if p is not None and id(p) not in inside
+            if p is not None and not p.requires_grad
         ]
 
         def inner(params: Tree, hparams: Tree) -> Tensor:
             # The same dropout mask in every evaluation.
             self.isolation.restore(copies=False)
-            # New tensors with the memory of the other parameters: a pass may assign to p.data a
+            # New tensors with the memory of frozen parameters: a pass may assign to p.data a
             # tensor of a transform, and a parameter that held it would crash the process later.
-            constants = {id(p): p.data for p in others}
+            constants = {id(p): p.data for p in frozen}
             # Copies of buffers: torch.func can't update captured tensors in place.
             with model.at(params, constants, self.isolation.saved), twice_differentiable():
                 return self.evaluate(self.batch, hparams["weights"])
