@@ -319,7 +319,9 @@ def test_a_weighter_that_never_moves_is_told_once(arguments: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize(
-    ("loop", "times"), [(right, 30), (only_looked_at, 30), (accumulated, 2)], ids=str
+    ("loop", "times"),
+    [(right, 30), (only_looked_at, 30), (accumulated, 2)],
+    ids=["right", "only_looked_at", "accumulated"],
 )
 def test_a_weighter_that_moves_or_is_not_asked_to_is_not_told(loop: Loop, times: int) -> None:
     assert not outer_steps(loop, times)
