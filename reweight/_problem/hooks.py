@@ -107,6 +107,8 @@ def _through(p: Tensor, hooks: list[_Hook], after: list[_Hook], grad: Tensor) ->
         changed = hook(grad)
         if changed is not None:
             grad = changed
+    if not after:
+        return grad
     own = p.grad
     try:
         p.grad = grad
