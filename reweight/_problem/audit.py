@@ -23,6 +23,8 @@ logger = logging.getLogger("reweight")
 _AGAIN_AFTER = 100
 # Comparisons because of the number of operations alone, per doubling of the number of steps.
 _LOOKS = 4
+# Kinds of problems that are remembered, the oldest ones being forgotten.
+_MOST = 100
 
 
 @dataclass
@@ -40,8 +42,9 @@ class Findings:
         hidden: whether a part of them showed nothing, because its gradient was zero.
         looks: how often was looked.
         looked: the outer step of the last look.
-        hooked: what gradient hooks do.
-        remarks: what else is wrong with the problem, by kind, in words.
+        hooks: which gradient hooks there were.
+        hooked: what they do.
+        remarks: what else is wrong with the problem, in words.
     """
 
     ruled_out: dict[Mode, BaseException] = field(default_factory=dict)
@@ -54,8 +57,9 @@ class Findings:
     hidden: bool = False
     looks: int = 0
     looked: int = 0
+    hooks: tuple[int, ...] = ()
     hooked: Hooked = field(default_factory=Hooked)
-    remarks: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
 
 class Audit:
@@ -85,6 +89,8 @@ class Audit:
         self._step += 1
         known = self._findings.get(fingerprint)
         if known is None:
+            if len(self._findings) == _MOST:
+                del self._findings[next(iter(self._findings))]
             known = self._findings[fingerprint] = Findings()
         age = self._step - known.looked
         # Where something was hidden, soon again: in steps 2, 4, 8 and so on.

@@ -103,7 +103,11 @@ class _OuterStep:
         self._findings = problem.audit.findings
         self._caveats: list[str] = []
         # Collected now: while the losses are isolated, there are none.
-        self._hooks = problem.hooks or GradientHooks(self._theta if self._look else {})
+        self._hooks: GradientHooks | None = None
+        hooks = hooks_of(self._theta)
+        if self._look or self._findings.hooks != hooks:
+            self._findings.hooks = hooks
+            self._hooks = problem.hooks or GradientHooks(self._theta)
         if self._look:
             check_memory(self._theta)
 
@@ -130,7 +134,7 @@ class _OuterStep:
         # The rows that one batch reads are not those that further batches read.
         tables = tables_of(self._parts, theta) if batches is None else {}
         with isolation.watched():
-            if self._look:
+            if self._hooks is not None:
                 self._findings.hooked = self._hooks.effect()
                 isolation.restore()
             outer = problem.outer_loss(self._dev_batch)
@@ -173,7 +177,8 @@ class _OuterStep:
                 f"the losses wrote into {names}, which they had not done in earlier steps, so its "
                 "values could not be put back this once"
             )
-        caveats = [*self._caveats, *findings.remarks.values()]
+        caveats = [*self._caveats, *findings.remarks]
+        caveats += [_about_hook(name, fault) for name, fault in findings.hooked.strange.items()]
         comparison = None
         if mode != "none":
             comparison = audit.comparison(mode)  # type: ignore[arg-type]
@@ -192,7 +197,6 @@ class _OuterStep:
             frozenset(p.device for p in theta),
             torch.get_default_dtype(),
             tuple(part.training for part in self._parts),
-            hooks_of(self._theta),
             self._strategy.hvp,
         )
 
@@ -265,7 +269,7 @@ class _OuterStep:
                 "step, or as an operation on the parameter"
             )
         if self._look:
-            findings.remarks = _remarks(self._theta, graph, findings.hooked.strange)
+            findings.remarks = _remarks(self._theta, graph)
 
     def _again(self, inner: InnerProblem) -> Callable[[], Graph]:
         def evaluated() -> Graph:
@@ -345,23 +349,23 @@ class _OuterStep:
             notices.warn(info.status.name, info.message)
 
 
-def _remarks(theta: Tree, graph: Graph, strange: dict[str, str]) -> dict[str, str]:
+def _about_hook(name: str, fault: str) -> str:
+    return (
+        f"a gradient hook on {name} {fault}, so that training does not stop where the gradient of "
+        "the inner loss is zero, which the formula assumes"
+    )
+
+
+def _remarks(theta: Tree, graph: Graph) -> list[str]:
     """What is wrong with the problem for as long as it is of this kind."""
-    remarks = {
-        f"hook {name}": (
-            f"a gradient hook on {name} {fault}, so that training does not stop where the gradient "
-            "of the inner loss is zero, which the formula assumes"
-        )
-        for name, fault in strange.items()
-    }
     narrow, own = graph.narrowest(), max((p.dtype for p in theta.values()), key=_eps)
-    if narrow is not None and _eps(narrow) > max(_eps(own), _eps(torch.float32)):
-        remarks["precision"] = (
-            f"a part of the losses is computed in {narrow} (autocast inside the forward method), "
-            "and products with the Hessian have errors of percents: leave autocast to the caller, "
-            "who opens it around the call; outer steps then turn it off"
-        )
-    return remarks
+    if narrow is None or _eps(narrow) <= max(_eps(own), _eps(torch.float32)):
+        return []
+    return [
+        f"a part of the losses is computed in {narrow} (autocast inside the forward method), and "
+        "products with the Hessian have errors of percents: leave autocast to the caller, who "
+        "opens it around the call; outer steps then turn it off"
+    ]
 
 
 def _eps(dtype: torch.dtype) -> float:
