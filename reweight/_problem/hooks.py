@@ -37,6 +37,15 @@ class Hooked:
     free: Tree = field(default_factory=dict)
     strange: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong with a formula that knows nothing of these hooks."""
+        return [
+            f"a gradient hook on {name} {fault}, so that training does not stop where the gradient "
+            "of the inner loss is zero, which the formula assumes"
+            for name, fault in self.strange.items()
+        ]
+
 
 class GradientHooks:
     """The hooks on inner parameters, collected before they are taken off.

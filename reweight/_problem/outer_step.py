@@ -177,8 +177,7 @@ class _OuterStep:
                 f"the losses wrote into {names}, which they had not done in earlier steps, so its "
                 "values could not be put back this once"
             )
-        caveats = [*self._caveats, *findings.remarks]
-        caveats += [_about_hook(name, fault) for name, fault in findings.hooked.strange.items()]
+        caveats = [*self._caveats, *findings.remarks, *findings.hooked.faults]
         comparison = None
         if mode != "none":
             comparison = audit.comparison(mode)  # type: ignore[arg-type]
@@ -347,13 +346,6 @@ class _OuterStep:
             notices.warn("comparison", info.message)
         if info.alarming:
             notices.warn(info.status.name, info.message)
-
-
-def _about_hook(name: str, fault: str) -> str:
-    return (
-        f"a gradient hook on {name} {fault}, so that training does not stop where the gradient of "
-        "the inner loss is zero, which the formula assumes"
-    )
 
 
 def _remarks(theta: Tree, graph: Graph) -> list[str]:
