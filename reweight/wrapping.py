@@ -208,12 +208,14 @@ class Reweighted:
         result = hypergradient(self.problem, batch, dev_batch, self.strategy, batches)
         phi = self.problem.phi()
         self.problem.progress.step(type(self.weighter).__name__, phi, result.grads)
-        for name, parameter in phi.items():
-            grad = result.grads[name]
-            if parameter.grad is None:
-                parameter.grad = grad.clone()
-            else:
-                parameter.grad += grad
+        # An optimizer could not use a .grad that was made in inference mode.
+        with torch.inference_mode(False), torch.no_grad():
+            for name, parameter in phi.items():
+                grad = result.grads[name]
+                if parameter.grad is None:
+                    parameter.grad = grad.clone()
+                else:
+                    parameter.grad += grad
         return result
 
     def state_dict(self) -> dict[str, Any]:
