@@ -23,6 +23,9 @@ logger = logging.getLogger("reweight")
 _AGAIN_AFTER = 100
 # Comparisons because of the number of operations alone, per doubling of the number of steps.
 _LOOKS = 4
+# So many kinds of problems are remembered: a hook that is registered anew in every step makes a new
+# kind each time.
+_KINDS = 32
 
 
 @dataclass
@@ -86,6 +89,8 @@ class Audit:
         known = self._findings.get(fingerprint)
         if known is None:
             known = self._findings[fingerprint] = Findings()
+            if len(self._findings) > _KINDS:
+                del self._findings[next(iter(self._findings))]
         age = self._step - known.looked
         # Where something was hidden, soon again: in steps 2, 4, 8 and so on.
         due = known.looked if known.hidden else max(_AGAIN_AFTER, self._step // 2)
