@@ -33,9 +33,9 @@ class Isolation:
 
     The state is the buffers and the attributes of some modules (``training``, a cached attention
     map), the gradients of parameters, the random state of some devices, and memory that ``guard``
-    knows to be written. Until :meth:`close` the modules use copies of their buffers, and new copies
-    after every :meth:`restore`. So a graph that saved a buffer keeps its values, whatever the next
-    pass writes.
+    knows to be written. From :meth:`open` to :meth:`close` the modules use copies of their buffers,
+    and new copies after every :meth:`restore`. So a graph that saved a buffer keeps its values,
+    whatever the next pass writes.
 
     Args:
         parts: every module that a pass uses, see :func:`parts_of`.
@@ -76,8 +76,6 @@ class Isolation:
         }
         self._cuda = sorted(d.index or 0 for d in devices if d.type == "cuda")
         self._start = self._outside = self._random_state()
-        self._copy_buffers()
-        self._install_copies()
         parameters = {
             id(p): (f"{type(part).__name__}.{name}", p)
             for part in parts
@@ -95,6 +93,11 @@ class Isolation:
         self._versions = [(name, p, p._version) for name, p in parameters.values()]
         self.include(self._batches)
         self.lost: list[str] = []
+
+    def open(self) -> None:
+        """Give the modules their copies. Not before :meth:`close` is sure to be called."""
+        self._copy_buffers()
+        self._install_copies()
         self._clear_gradients()
 
     def include(self, batch: Iterable[Tensor]) -> None:
@@ -310,6 +313,7 @@ def isolated(
         stack.enter_context(_no_cached_parametrizations())
         isolation = Isolation(parts, devices, theta, guard, batches, watch=watch, objects=objects)
         stack.callback(isolation.close)
+        isolation.open()
         stack.enter_context(torch.enable_grad())
         for kind in {device.type for device in devices}:
             # Products in half precision have errors of about one percent.

@@ -16,6 +16,7 @@ from _support.problems import squared_errors
 from _support.restless import MODES, Averaging, assert_same, batches, every_mode, make, untouched
 from benchmarks.catalogue.operations import Bag
 from reweight import SampleWeighter
+from reweight._problem.isolation import Isolation
 
 
 @every_mode
@@ -178,3 +179,17 @@ def test_an_error_in_the_weighter_leaves_no_trace(spoil: str) -> None:
     train, dev = batches()
     with untouched(rw.model, rw.weighter), pytest.raises(ValueError, match="weighter Bad"):
         rw.outer_backward(train, dev)
+
+
+def test_an_interrupt_while_the_copies_are_made_leaves_no_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(self: Isolation) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Isolation, "_clear_gradients", interrupted)
+    rw = make()
+    before = list(rw.model.buffers())
+    with pytest.raises(KeyboardInterrupt):
+        rw.hypergradient(*batches())
+    assert all(a is b for a, b in zip(before, rw.model.buffers(), strict=True))
