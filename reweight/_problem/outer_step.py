@@ -19,7 +19,7 @@ from reweight._problem.inner import UNTOUCHED, InnerProblem
 from reweight._problem.isolation import Isolation, is_compiled, isolated, twice_differentiable
 from reweight._problem.lazy import build
 from reweight._problem.objects import inside
-from reweight._problem.statement import check_batch, check_memory
+from reweight._problem.statement import check_batch, check_memory, check_optimizers
 from reweight._problem.unheld import caveat_of, unheld
 from reweight._problem.weights import through_weighter
 from reweight._tables import Graph, leaf_nodes, looked_up, tables_of
@@ -200,6 +200,7 @@ class _OuterStep:
                 "computed in an earlier pass, such as a weight in a cache, compute it anew"
             ) from error
         if rhs is None:
+            check_optimizers(self._problem.model, self._problem.optimizers, self._theta)
             raise ValueError(
                 "the outer loss does not depend on any inner parameter: losses(model, batch) has "
                 "no fixed part to take it from (pass outer_loss=), or it is computed under "
