@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 
 from reweight._problem.objects import Objects, of_modules
 from reweight._problem.writes import Guard, Writes, all_of, memory
-from reweight._tensors import Tree
+from reweight._tensors import Tree, map_tensors, tensors_in
 
 _RandomState = tuple[Tensor, tuple[Any, ...], Any, list[Tensor]]
 
@@ -88,7 +88,7 @@ class Isolation:
         self._guard, self._batches = guard or Guard(), list(batches)
         self._theta = theta
         self._guarded: dict[int | None, tuple[Tensor, Tensor]] = {
-            key: (x, x.clone()) for key, x in self._guard.state.items()
+            memory(x): (x, x.clone()) for x in self._guard.known()
         }
         self._versions = [(name, p, p._version) for name, p in parameters.values()]
         self.include(self._batches)
@@ -198,7 +198,13 @@ class Isolation:
             else:
                 self.lost.append(name)
         if self._writes is not None:
-            self._guard.learn(self._writes, self._batches)
+            tensors = [
+                (part, name, x)
+                for part, before, _ in self._modules
+                for name, x in before.items()
+                if isinstance(x, Tensor)
+            ]
+            self._guard.learn(self._writes, self._batches, tensors)
         for p, grad, requires_grad, data in self._leaves:
             if _is_replaced(p, data):
                 p.data = data  # type: ignore[assignment]
@@ -380,6 +386,14 @@ def twice_differentiable() -> Iterator[None]:
     """Use the unfused attention kernel: the fused ones have no second derivative."""
     with sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+def differentiable(batch: Any) -> Any:
+    """A batch without inference tensors, which no graph can save: these are copied."""
+    if not any(x.is_inference() for x in tensors_in(batch)):
+        return batch
+    with torch.inference_mode(False):
+        return map_tensors(lambda x: x.clone() if x.is_inference() else x, batch)
 
 
 def parts_of(*modules: nn.Module) -> list[nn.Module]:

@@ -16,7 +16,13 @@ from reweight._problem.fresh import FreshBatches
 from reweight._problem.hooks import GradientHooks, hooks_of
 from reweight._problem.in_place import InnerInPlace
 from reweight._problem.inner import UNTOUCHED, InnerProblem
-from reweight._problem.isolation import Isolation, is_compiled, isolated, twice_differentiable
+from reweight._problem.isolation import (
+    Isolation,
+    differentiable,
+    is_compiled,
+    isolated,
+    twice_differentiable,
+)
 from reweight._problem.lazy import build
 from reweight._problem.objects import inside
 from reweight._problem.statement import check_batch, check_memory, check_optimizers
@@ -49,6 +55,7 @@ def hypergradient(
     """
     for name, value in (("batch", batch), ("dev_batch", dev_batch)):
         check_batch(name, value)
+    batch, dev_batch = differentiable(batch), differentiable(dev_batch)
     build(problem, batch)
     step = _OuterStep(problem, batch, dev_batch, strategy)
     with step.isolated() as isolation:
@@ -59,6 +66,7 @@ def hypergradient(
 def weights(problem: BilevelProblem, batch: Any) -> Tensor:
     """The weights ``[B]`` of a batch, without gradient and without side effects."""
     check_batch("batch", batch)
+    batch = differentiable(batch)
     build(problem, batch)
     theta, parts = problem.theta(), problem.parts()
     watch = problem.guard.is_new(tuple(part.training for part in parts))
@@ -308,6 +316,7 @@ class _OuterStep:
         """Makes the system of a further batch."""
 
         def system(batch: Any) -> System:
+            batch = differentiable(batch)
             inner.isolation.include(tensors_in(batch))
             inner.isolation.restore()
             losses = self._problem.losses(batch)
