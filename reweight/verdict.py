@@ -107,6 +107,8 @@ class SolveInfo:
 
     @property
     def _kind(self) -> str:
+        if self.hvp_mode == "none" and self.status.alarming:
+            return "a hypergradient of zero"
         if self.hvp_mode == "none" or self.trustworthy:
             return "trustworthy"
         if self.caveat:

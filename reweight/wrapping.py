@@ -173,10 +173,11 @@ class Reweighted:
 
         A pure function: it changes no ``.grad``, parameter, buffer or attribute of the modules, no
         global random state (torch, numpy, Python), and no tensor that existed before, such as the
-        batch or a codebook that a list holds. Of lists and dicts it restores the tensors, not the
-        entries, and ``batches`` advance the random state as usual. Entries that a gradient hook
-        always sets to zero are constants; hooks that scale or clip change nothing, since training
-        stops at the same point; other hooks are named, and the result is not trusted.
+        batch or a codebook that a list holds. Of lists and dicts that the functions given to
+        ``wrap`` refer to, it restores the tensors, not the entries. ``batches`` advance the random
+        state as usual. Entries that a gradient hook always sets to zero are constants; hooks that
+        scale or clip change nothing, since training stops at the same point; other hooks are named,
+        and the result is not trusted.
 
         Args:
             batch: a train batch, as for :meth:`loss`; the gradient is taken through its weights.
@@ -208,12 +209,14 @@ class Reweighted:
         result = hypergradient(self.problem, batch, dev_batch, self.strategy, batches)
         phi = self.problem.phi()
         self.problem.progress.step(type(self.weighter).__name__, phi, result.grads)
-        for name, parameter in phi.items():
-            grad = result.grads[name]
-            if parameter.grad is None:
-                parameter.grad = grad.clone()
-            else:
-                parameter.grad += grad
+        # An optimizer could not use a .grad that was made in inference mode.
+        with torch.inference_mode(False), torch.no_grad():
+            for name, parameter in phi.items():
+                grad = result.grads[name]
+                if parameter.grad is None:
+                    parameter.grad = grad.clone()
+                else:
+                    parameter.grad += grad
         return result
 
     def state_dict(self) -> dict[str, Any]:

@@ -112,6 +112,13 @@ def test_a_choice_of_solver_explains_no_other_fault() -> None:
     assert "as chosen" not in downwards.message and "damping" in downwards.message
 
 
+def test_losses_without_a_common_parameter_are_not_announced_as_trustworthy() -> None:
+    """The zero is exact, so it is trusted, but the message is a warning."""
+    info = SolveInfo(0.0, 0, Status.DISJOINT, None, "none")
+    assert info.trustworthy and info.alarming
+    assert info.message.startswith("a hypergradient of zero: the outer loss uses no parameter")
+
+
 def test_a_printed_verdict_has_its_numbers_and_no_field_names() -> None:
     printed = str(replace(SHORT, error_estimate=0.4)).splitlines()
     assert printed[0] == SHORT.message

@@ -182,6 +182,15 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
         make(linear(), optimizer=optimizer)
 
 
+def test_parameters_that_were_replaced_after_wrap_are_named() -> None:
+    model = linear()
+    rw = make(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    values = {name: p.clone() for name, p in model.state_dict().items()}
+    model.load_state_dict(values, assign=True)
+    with pytest.raises(ValueError, match="does not hold.*weight, bias.*were replaced"):
+        rw.hypergradient(TRAIN, DEV)
+
+
 def test_a_weighter_that_shares_parameters_with_the_model_is_refused() -> None:
     model = linear()
     with pytest.raises(ValueError, match=r"borrowed\.weight.*inputs="):

@@ -23,8 +23,8 @@ logger = logging.getLogger("reweight")
 _AGAIN_AFTER = 100
 # Comparisons because of the number of operations alone, per doubling of the number of steps.
 _LOOKS = 4
-# Kinds of problems that are remembered, the oldest ones being forgotten.
-_MOST = 100
+# So many kinds of problems are remembered, the oldest ones being forgotten.
+_KINDS = 32
 
 
 @dataclass
@@ -89,9 +89,9 @@ class Audit:
         self._step += 1
         known = self._findings.get(fingerprint)
         if known is None:
-            if len(self._findings) == _MOST:
-                del self._findings[next(iter(self._findings))]
             known = self._findings[fingerprint] = Findings()
+            if len(self._findings) > _KINDS:
+                del self._findings[next(iter(self._findings))]
         age = self._step - known.looked
         # Where something was hidden, soon again: in steps 2, 4, 8 and so on.
         due = known.looked if known.hidden else max(_AGAIN_AFTER, self._step // 2)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from reweight._problem.companions import refers_to
+from reweight._problem.companions import referred, refers_to
+from reweight._problem.objects import Objects, is_mutable
 from reweight._tensors import Tree
 
 _Hook = Callable[[Any], Any]
@@ -62,7 +63,19 @@ class GradientHooks:
                 self._of[name] = p, _callables(p._backward_hooks), _callables(after)
 
     def effect(self) -> Hooked:
-        """Call the hooks on made-up gradients and look at what they return."""
+        """Call the hooks on made-up gradients and look at what they return.
+
+        Lists, dicts and arrays that the hooks refer to are put back: norms of made-up gradients are
+        nothing to record.
+        """
+        every = [hook for _, hooks, after in self._of.values() for hook in (*hooks, *after)]
+        recorded = Objects(referred(every, is_mutable))
+        try:
+            return self._effect()
+        finally:
+            recorded.restore()
+
+    def _effect(self) -> Hooked:
         free: Tree = {}
         strange: dict[str, str] = {}
         for name, (p, hooks, after) in self._of.items():
@@ -78,12 +91,15 @@ class GradientHooks:
 
 
 def hooks_of(theta: Tree) -> tuple[int, ...]:
-    """Identifies the hooks on leaves: other hooks, another value."""
+    """Identifies the hooks on leaves: other hooks, another value.
+
+    By the numbers that torch gives them: once a hook is gone, its ``id`` goes to another one.
+    """
     found: list[int] = []
     for p in theta.values():
         for hooks in (p._backward_hooks, getattr(p, "_post_accumulate_grad_hooks", None)):
             if hooks:
-                found += [id(p), *map(id, hooks.values())]
+                found += [id(p), *hooks]
     return tuple(found)
 
 
@@ -124,10 +140,21 @@ def _through(p: Tensor, hooks: list[_Hook], after: list[_Hook], grad: Tensor) ->
         for hook in after:
             # One that steps an optimizer is the user's step, and must not be taken now.
             if not refers_to(hook, Optimizer):
-                hook(p)
+                _without_step(p, hook)
         return torch.zeros_like(grad) if p.grad is None else p.grad
     finally:
         p.grad = own
+
+
+def _without_step(p: Tensor, hook: _Hook) -> None:
+    """Call a hook; where it moves the parameter, it is an optimizer's step, which is taken back."""
+    values = p.detach().clone()
+    grad = None if p.grad is None else p.grad.clone()
+    hook(p)
+    if not torch.equal(p.detach(), values):
+        p.data.copy_(values)
+        # The step used the gradient up, by setting it to None or zero.
+        p.grad = grad
 
 
 def _callables(hooks: Any) -> list[_Hook]:

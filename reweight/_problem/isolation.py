@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 
 from reweight._problem.objects import Objects
 from reweight._problem.writes import Guard, Writes, all_of, memory
-from reweight._tensors import Tree
+from reweight._tensors import Tree, map_tensors, tensors_in
 
 _RandomState = tuple[Tensor, tuple[Any, ...], Any, list[Tensor]]
 
@@ -33,9 +33,9 @@ class Isolation:
 
     The state is the buffers and the attributes of some modules (``training``, a cached attention
     map), the gradients of parameters, the random state of some devices, and memory that ``guard``
-    knows to be written. Until :meth:`close` the modules use copies of their buffers, and new copies
-    after every :meth:`restore`. So a graph that saved a buffer keeps its values, whatever the next
-    pass writes.
+    knows to be written. From :meth:`open` to :meth:`close` the modules use copies of their buffers,
+    and new copies after every :meth:`restore`. So a graph that saved a buffer keeps its values,
+    whatever the next pass writes.
 
     Args:
         parts: every module that a pass uses, see :func:`parts_of`.
@@ -75,8 +75,6 @@ class Isolation:
         }
         self._cuda = sorted(d.index or 0 for d in devices if d.type == "cuda")
         self._start = self._outside = self._random_state()
-        self._copy_buffers()
-        self._install_copies()
         parameters: dict[int, Tensor] = {
             id(p): p for part in parts for p in part._parameters.values() if p is not None
         }
@@ -85,11 +83,16 @@ class Isolation:
         self._guard, self._batches = guard or Guard(), list(batches)
         self._theta = theta
         self._guarded: dict[int | None, tuple[Tensor, Tensor]] = {
-            key: (x, x.clone()) for key, x in self._guard.state.items()
+            memory(x): (x, x.clone()) for x in self._guard.known()
         }
         self._versions = [(p, p._version) for p in parameters.values()]
         self.include(self._batches)
         self.lost: list[Tensor] = []
+
+    def open(self) -> None:
+        """Give the modules their copies. Not before :meth:`close` is sure to be called."""
+        self._copy_buffers()
+        self._install_copies()
         self._clear_gradients()
 
     def include(self, batch: Iterable[Tensor]) -> None:
@@ -189,7 +192,13 @@ class Isolation:
             else:
                 self.lost.append(x)
         if self._writes is not None:
-            self._guard.learn(self._writes, self._batches)
+            tensors = [
+                (part, name, x)
+                for part, before, _ in self._modules
+                for name, x in before.items()
+                if isinstance(x, Tensor)
+            ]
+            self._guard.learn(self._writes, self._batches, tensors)
         for leaf in self._leaves:
             leaf.restore()
 
@@ -317,6 +326,7 @@ def isolated(
         stack.enter_context(_no_cached_parametrizations())
         isolation = Isolation(parts, devices, theta, guard, batches, watch=watch, objects=objects)
         stack.callback(isolation.close)
+        isolation.open()
         stack.enter_context(torch.enable_grad())
         for kind in {device.type for device in devices}:
             # Products in half precision have errors of about one percent.
@@ -383,6 +393,14 @@ def twice_differentiable() -> Iterator[None]:
     """Use the unfused attention kernel: the fused ones have no second derivative."""
     with sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+def differentiable(batch: Any) -> Any:
+    """A batch without inference tensors, which no graph can save: these are copied."""
+    if not any(x.is_inference() for x in tensors_in(batch)):
+        return batch
+    with torch.inference_mode(False):
+        return map_tensors(lambda x: x.clone() if x.is_inference() else x, batch)
 
 
 def parts_of(*modules: nn.Module) -> list[nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 # Larger ones hold data, which passes read.
-_LARGEST = 10_000
+_LARGEST, _LARGEST_ARRAY = 10_000, 1_000_000
 _CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _PLAIN = frozenset((int, float, bool, str, type(None)))
+# Loggers, classes, functions and modules hold what the whole process shares, which is not restored.
+_SHARED = sys.stdlib_module_names - {"types", "collections", "argparse"}
 # What every module has: hooks, parameters, buffers and submodules.
 _OF_ALL_MODULES = frozenset(vars(nn.Module())) | {"training"}
 
@@ -24,7 +27,8 @@ _OF_ALL_MODULES = frozenset(vars(nn.Module())) | {"training"}
 class Objects:
     """Saves the contents of mutable objects, and puts them back.
 
-    Of a container the entries are put back, not what is inside of an entry.
+    Of a container the entries are put back, not what is inside of an entry. Containers of more than
+    10 000 entries and arrays of more than a million hold data, and stay as they are.
 
     Args:
         objects: lists, dicts, sets, arrays, random generators, and optimizers for their state.
@@ -45,7 +49,8 @@ def holds_numbers(x: Any) -> bool:
     return isinstance(x, (np.ndarray, Optimizer, *_GENERATORS))
 
 
-def _mutable(x: Any) -> bool:
+def is_mutable(x: Any) -> bool:
+    """Whether an object is a container, an array or a random generator."""
     return type(x) in _CONTAINERS or isinstance(x, (np.ndarray, *_GENERATORS))
 
 
@@ -68,12 +73,14 @@ def inside(value: Any, depth: int = 3) -> Iterator[Any]:
     """The mutable objects in an object, itself included."""
     if isinstance(value, (Tensor, nn.Module, str)) or not depth:
         return
-    if _mutable(value):
+    if is_mutable(value):
         yield value
     if isinstance(value, dict):
         entries: Iterable[Any] = value.values()
     elif isinstance(value, (list, tuple, deque)):
         entries = value
+    elif type(value).__module__.split(".")[0] in _SHARED:
+        return
     else:
         entries = getattr(value, "__dict__", {}).values()
     if len(entries) <= _LARGEST:  # type: ignore[arg-type]
@@ -84,7 +91,7 @@ def inside(value: Any, depth: int = 3) -> Iterator[Any]:
 def _saved(x: Any) -> Callable[[], object] | None:
     """A function that puts the contents of ``x`` back to what they are now."""
     if isinstance(x, np.ndarray):
-        if not x.flags.writeable or x.dtype.hasobject:
+        if not x.flags.writeable or x.dtype.hasobject or x.size > _LARGEST_ARRAY:
             return None
         values = x.copy()
         return lambda: np.copyto(x, values)

@@ -16,10 +16,16 @@ from reweight._problem.fresh import FreshBatches
 from reweight._problem.hooks import GradientHooks, hooks_of
 from reweight._problem.in_place import InnerInPlace
 from reweight._problem.inner import UNTOUCHED, InnerProblem
-from reweight._problem.isolation import Isolation, is_compiled, isolated, twice_differentiable
+from reweight._problem.isolation import (
+    Isolation,
+    differentiable,
+    is_compiled,
+    isolated,
+    twice_differentiable,
+)
 from reweight._problem.lazy import build
 from reweight._problem.objects import inside
-from reweight._problem.statement import check_batch, check_memory
+from reweight._problem.statement import check_batch, check_memory, check_optimizers
 from reweight._problem.unheld import caveat_of, unheld
 from reweight._problem.weights import through_weighter
 from reweight._tables import Graph, looked_up, tables_of
@@ -49,6 +55,7 @@ def hypergradient(
     """
     for name, value in (("batch", batch), ("dev_batch", dev_batch)):
         check_batch(name, value)
+    batch, dev_batch = differentiable(batch), differentiable(dev_batch)
     parts = problem.parts()
     build(problem, parts, batch)
     step = _OuterStep(problem, parts, batch, dev_batch, strategy)
@@ -60,6 +67,7 @@ def hypergradient(
 def weights(problem: BilevelProblem, batch: Any) -> Tensor:
     """The weights ``[B]`` of a batch, without gradient and without side effects."""
     check_batch("batch", batch)
+    batch = differentiable(batch)
     theta, parts = problem.theta(), problem.parts()
     build(problem, parts, batch)
     watch = problem.guard.is_new(tuple(part.training for part in parts))
@@ -214,6 +222,7 @@ class _OuterStep:
                 "computed in an earlier pass, such as a weight in a cache, compute it anew"
             ) from error
         if rhs is None:
+            check_optimizers(self._problem.model, self._problem.optimizers, self._theta)
             raise ValueError(
                 "the outer loss does not depend on any inner parameter: losses(model, batch) has "
                 "no fixed part to take it from (pass outer_loss=), or it is computed under "
@@ -319,6 +328,7 @@ class _OuterStep:
         """Makes the system of a further batch."""
 
         def system(batch: Any) -> System:
+            batch = differentiable(batch)
             inner.isolation.include(tensors_in(batch))
             inner.isolation.restore()
             losses = self._problem.losses(batch)

@@ -55,8 +55,8 @@ def caveat_of(leaves: Tree, *, with_optimizers: bool) -> str:
         text += "wrap was given no optimizer that holds "
         move = "pass optimizer= with what trains {0}"
     it = "it" if one else "them"
-    counted = "a constant" if one else "constants"
+    counted = "it counted as a constant" if one else "they counted as constants"
     return (
-        f"{text}{it}, so {it} counted as {counted}: {move.format(it)}, or call "
+        f"{text}{it}, so {counted}: {move.format(it)}, or call "
         "requires_grad_(False) if nothing does"
     )

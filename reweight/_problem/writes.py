@@ -7,11 +7,11 @@ a tensor that a list holds. :class:`Writes` watches a pass operation by operatio
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -101,12 +101,15 @@ class Guard:
 
     Attributes:
         state: memory that lives longer than a batch.
+        places: modules and their attributes whose tensors are written. A tensor that is assigned
+            there later, as at the begin of an epoch, is written too.
         batches: whether passes write into their batch.
         objects: lists, dicts, arrays and generators that passes may change.
     """
 
     def __init__(self) -> None:
         self.state: dict[int | None, Tensor] = {}
+        self.places: set[tuple[nn.Module, str]] = set()
         self.batches = False
         self.objects: list[Any] = []
         self._seen: set[object] = set()
@@ -117,8 +120,28 @@ class Guard:
         self._seen.add(kind)
         return new
 
-    def learn(self, writes: Writes, batches: Iterable[Tensor]) -> None:
-        """Remember what a watched pass wrote."""
+    def known(self) -> Iterator[Tensor]:
+        """What the next pass is known to write into, besides its batch; flat."""
+        yield from self.state.values()
+        for part, name in self.places:
+            x = vars(part).get(name)
+            if isinstance(x, Tensor) and memory(x) is not None:
+                yield all_of(x)
+
+    def learn(
+        self,
+        writes: Writes,
+        batches: Iterable[Tensor],
+        attributes: Iterable[tuple[nn.Module, str, Tensor]],
+    ) -> None:
+        """Remember what a watched pass wrote.
+
+        Args:
+            writes: what it wrote.
+            batches: tensors of its batches.
+            attributes: the tensors that were attributes of modules when it began, by their place.
+        """
+        self.places |= {(part, name) for part, name, x in attributes if memory(x) in writes.before}
         of_batches = {memory(x) for x in batches}
         for key, (whole, _) in writes.before.items():
             if key in of_batches:

@@ -21,13 +21,16 @@ WIDER = {
     torch.bfloat16: torch.float64,
     torch.complex64: torch.complex128,
 }
+# Operations that read some entries of a tensor, which may be a large table or a data set.
+_READING = frozenset(("aten::index", "aten::index_select", "aten::embedding", "aten::gather"))
 
 
 class InFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While this mode is active, operations take and give float64 in the place of smaller types.
 
     Operands are widened, except for those that an operation writes into and those of views, which
-    share memory. Results of casts and factories are widened, and so is the default type.
+    share memory. Of a tensor that is indexed, the entries that are read are widened. Results of
+    casts and factories are widened, and so is the default type.
 
     Attributes:
         rounded_to: the smaller type that a result was written in last, if any was: the mode can't
@@ -57,6 +60,8 @@ class InFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kept = {
             a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write
         }
+        if schema.name in _READING and not kept:
+            return _widened(func(*args, **kwargs))
         # Positional arguments come in the order of the schema.
         named = zip(schema.arguments, args, strict=False)
         args = tuple(x if argument.name in kept else _widened(x) for argument, x in named)

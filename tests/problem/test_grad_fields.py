@@ -32,6 +32,17 @@ def test_an_outer_backward_accumulates_the_hypergradient_and_reaches_the_weighte
     assert all(p.grad is None for p in rw.model.parameters())
 
 
+def test_gradients_made_in_inference_mode_can_be_used_outside() -> None:
+    rw = make()
+    train, dev = batches()
+    optimizer = torch.optim.SGD(rw.weighter.parameters(), lr=0.1)
+    with torch.inference_mode():
+        rw.outer_backward(train, dev)
+    rw.outer_backward(train, dev)
+    optimizer.step()
+    assert not any(p.grad.is_inference() for p in rw.weighter.parameters())
+
+
 def test_the_result_does_not_share_memory_with_what_is_accumulated() -> None:
     rw = make()
     train, dev = batches()

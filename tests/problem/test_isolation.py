@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from _support.problems import squared_errors
 from _support.restless import MODES, Averaging, assert_same, batches, every_mode, make, untouched
 from benchmarks.catalogue.operations import Bag
-from reweight import SampleWeighter
+from reweight import LossWeighter, SampleWeighter
+from reweight._problem.isolation import Isolation
 
 
 @every_mode
@@ -178,3 +179,51 @@ def test_an_error_in_the_weighter_leaves_no_trace(spoil: str) -> None:
     train, dev = batches()
     with untouched(rw.model, rw.weighter), pytest.raises(ValueError, match="weighter Bad"):
         rw.outer_backward(train, dev)
+
+
+def test_an_interrupt_while_the_copies_are_made_leaves_no_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(self: Isolation) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Isolation, "_clear_gradients", interrupted)
+    rw = make()
+    before = list(rw.model.buffers())
+    with pytest.raises(KeyboardInterrupt):
+        rw.hypergradient(*batches())
+    assert all(a is b for a, b in zip(before, rw.model.buffers(), strict=True))
+
+
+class Counting(nn.Module):
+    """Adds to a tensor that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(3, 1).double()
+        self.usage = torch.zeros(3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.usage += x.detach().sum(0)
+        return self.out(x)
+
+
+def test_a_tensor_that_is_assigned_anew_is_put_back_as_the_one_before() -> None:
+    """As statistics that start from zero in each epoch."""
+    rw = make(Counting(), weighter=LossWeighter().double())
+    train, dev = batches()
+    for epoch in range(3):
+        rw.model.usage = torch.full((3,), float(epoch), dtype=torch.float64)
+        rw.hypergradient(train, dev)
+        rw.weights(train)
+        assert rw.model.usage.tolist() == [epoch] * 3
+
+
+def test_a_batch_that_was_made_in_inference_mode_serves_as_any_other() -> None:
+    rw = make()
+    train, dev = batches()
+    expected, weights = rw.hypergradient(train, dev), rw.weights(train)
+    with torch.inference_mode():
+        copies = [tuple(x.clone() for x in batch) for batch in (train, dev)]
+        assert_same(rw.hypergradient(*copies), expected)
+        assert torch.equal(rw.weights(copies[0]), weights)

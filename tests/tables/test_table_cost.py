@@ -23,6 +23,7 @@ from _support.tables import (
 )
 from benchmarks.catalogue.problems import relative_error
 from reweight import ConjugateGradient, ImplicitHypergradient, SecondMoments
+from reweight._problem.writes import memory
 
 MANY = 30_000
 
@@ -33,14 +34,15 @@ class _Largest(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.entries = 0
-        self.owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        # None: a tensor of a transform, whose values are seen below it.
+        self.owned = {None, *map(memory, model.parameters())}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for entry in result if isinstance(result, (tuple, list)) else (result,):
             if not isinstance(entry, Tensor) or entry.layout is not torch.strided:
                 continue
-            if entry.untyped_storage().data_ptr() not in self.owned:
+            if memory(entry) not in self.owned:
                 self.entries = max(self.entries, entry.numel())
         return result
 
