@@ -158,7 +158,9 @@ class InnerProblem:
             self.isolation.restore(copies=False)
             # New tensors with the memory of the other parameters: a pass may assign to p.data a
             # tensor of a transform, and a parameter that held it would crash the process later.
-            constants = {id(p): p.data for p in others}
+            # Made below all transforms: losses may ask for their gradient by one of them.
+            with torch._C._DisableFuncTorch():
+                constants = {id(p): nn.Parameter(p.data, p.requires_grad) for p in others}
             # Copies of buffers: torch.func can't update captured tensors in place.
             with model.at(params, constants, self.isolation.saved), twice_differentiable():
                 return self.evaluate(self.batch, hparams["weights"])
