@@ -42,8 +42,7 @@ class Findings:
         hidden: whether a part of them showed nothing, because its gradient was zero.
         looks: how often was looked.
         looked: the outer step of the last look.
-        hooks: which gradient hooks there were.
-        hooked: what they do.
+        hooked: what gradient hooks do.
         remarks: what else is wrong with the problem, in words.
     """
 
@@ -57,7 +56,6 @@ class Findings:
     hidden: bool = False
     looks: int = 0
     looked: int = 0
-    hooks: tuple[int, ...] = ()
     hooked: Hooked = field(default_factory=Hooked)
     remarks: list[str] = field(default_factory=list)
 

@@ -62,6 +62,9 @@ class GradientHooks:
             if p._backward_hooks or after:
                 self._of[name] = p, _callables(p._backward_hooks), _callables(after)
 
+    def __bool__(self) -> bool:
+        return bool(self._of)
+
     def effect(self) -> Hooked:
         """Call the hooks on made-up gradients and look at what they return.
 
@@ -88,19 +91,6 @@ class GradientHooks:
             elif mask is not None:
                 free[name] = mask
         return Hooked(free, strange)
-
-
-def hooks_of(theta: Tree) -> tuple[int, ...]:
-    """Identifies the hooks on leaves: other hooks, another value.
-
-    By the numbers that torch gives them: once a hook is gone, its ``id`` goes to another one.
-    """
-    found: list[int] = []
-    for p in theta.values():
-        for hooks in (p._backward_hooks, getattr(p, "_post_accumulate_grad_hooks", None)):
-            if hooks:
-                found += [id(p), *hooks]
-    return tuple(found)
 
 
 def _effect(p: Tensor, through: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, str]:

@@ -85,7 +85,7 @@ class Isolation:
         self._guarded: dict[int | None, tuple[Tensor, Tensor]] = {
             memory(x): (x, x.clone()) for x in self._guard.known()
         }
-        self._versions = [(p, p._version) for p in parameters.values()]
+        self._versions = {key: (p, p._version) for key, p in parameters.items()}
         self.include(self._batches)
         self.lost: list[Tensor] = []
 
@@ -99,7 +99,8 @@ class Isolation:
         """Guard the tensors of a batch."""
         for x in batch:
             if not x.is_inference():
-                self._versions.append((x, x._version))
+                # A loader may use the same memory for one batch after the other.
+                self._versions[id(x)] = x, x._version
             if x.is_leaf:
                 self._leaves.append(_Leaf(x))
             if not self._guard.batches:
@@ -142,7 +143,7 @@ class Isolation:
         the context was opened.
         """
         now = [(whole, whole.clone()) for whole, _ in self._known_writes().values()]
-        versions = [(x, x._version) for x, _ in self._versions] if now else []
+        versions = [(x, x._version) for x, _ in self._versions.values()] if now else []
         try:
             yield
         finally:
@@ -183,7 +184,7 @@ class Isolation:
         written = self._known_writes()
         for whole, value in written.values():
             whole.copy_(value)
-        for x, version in self._versions:
+        for x, version in self._versions.values():
             if x._version == version:
                 continue
             if memory(x) in written:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reweight._curvature import Partial, Slope, Solved, System, solve
 from reweight._problem.bilevel import BilevelProblem
 from reweight._problem.fresh import FreshBatches
-from reweight._problem.hooks import GradientHooks, hooks_of
+from reweight._problem.hooks import GradientHooks
 from reweight._problem.in_place import InnerInPlace
 from reweight._problem.inner import UNTOUCHED, InnerProblem
 from reweight._problem.isolation import (
@@ -112,10 +112,10 @@ class _OuterStep:
         self._caveats: list[str] = []
         # Collected now: while the losses are isolated, there are none.
         self._hooks: GradientHooks | None = None
-        hooks = hooks_of(self._theta)
-        if self._look or self._findings.hooks != hooks:
-            self._findings.hooks = hooks
-            self._hooks = problem.hooks or GradientHooks(self._theta)
+        hooks = problem.hooks or GradientHooks(self._theta)
+        # In every step, since a mask may change in place.
+        if self._look or hooks:
+            self._hooks = hooks
         if self._look:
             check_memory(self._theta)
 
