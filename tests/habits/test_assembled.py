@@ -23,7 +23,7 @@ def test_an_assembled_model_is_right_or_refused_or_not_trusted(spec: Spec) -> No
     check(spec)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=2000, suppress_health_check=list(HealthCheck))
 @given(specs)

@@ -23,20 +23,20 @@ def parameters(kinds: str, every: int = 1) -> list[Any]:
     """The inputs of some kinds, those marked that the quick tests leave out."""
     chosen = [habit for habit in HABITS if habit.kind in kinds]
     return [
-        pytest.param(habit, id=str(habit), marks=[pytest.mark.slow] * bool(habit.slow or i % every))
+        pytest.param(habit, id=str(habit), marks=[pytest.mark.long] * bool(habit.slow or i % every))
         for i, habit in enumerate(chosen)
     ]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("habit", parameters("ABCDE"))
+@pytest.mark.parametrize("habit", parameters("ABCDE", every=3))
 def test_an_input_is_right_or_refused_or_not_trusted(habit: Habit) -> None:
     found = outcome(habit)
     assert found.kind != WRONG, found.text
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("habit", parameters("D", every=3))
+@pytest.mark.parametrize("habit", parameters("D", every=9))
 def test_an_error_in_a_loss_leaves_everything_as_it_was(habit: Habit) -> None:
     found = outcome_after_exceptions(habit, EVALUATIONS)
     assert found.kind != WRONG, found.text
