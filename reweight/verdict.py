@@ -113,7 +113,7 @@ class SolveInfo:
             return "trustworthy"
         if self.caveat:
             return "not a hypergradient"
-        if self._unexamined and self.relative_residual <= TRUSTED_RESIDUAL:
+        if self.unexamined:
             return "not examined"
         return (
             f"{self.status.design}, as chosen" if self._as_chosen else "not an exact hypergradient"
@@ -130,7 +130,7 @@ class SolveInfo:
             return [numbers, *compared]
         if self.caveat:
             return [self.caveat]
-        if self._unexamined and self.relative_residual <= TRUSTED_RESIDUAL:
+        if self.unexamined:
             return [numbers, *compared]
         detail = f" ({self.detail})" if self.detail else ""
         if self._as_chosen:
@@ -167,6 +167,11 @@ class SolveInfo:
         """Whether the user is to be warned: no choice of a solver explains this ending."""
         useless = self.relative_residual > _USELESS_RESIDUAL
         return self.status.alarming or (self.status is Status.NEGATIVE_CURVATURE and useless)
+
+    @property
+    def unexamined(self) -> bool:
+        """Whether the system is solved, for products that could not be compared."""
+        return self._unexamined and self.relative_residual <= TRUSTED_RESIDUAL
 
     @property
     def _unexamined(self) -> bool:

@@ -352,7 +352,7 @@ class _OuterStep:
             )
         if info.caveat:
             notices.warn("caveat", info.message)
-        elif info.comparison is not None and info.comparison.age is None:
+        elif info.unexamined:
             notices.warn("comparison", info.message)
         if info.alarming:
             notices.warn(info.status.name, info.message)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.catalogue.operations import Bag, Detaching
 from reweight import (
+    ConjugateGradient,
     ImplicitHypergradient,
     LossWeighter,
     Neumann,
@@ -233,9 +234,13 @@ def test_what_can_not_be_compared_is_said() -> None:
         calls.append(1)  # never the same function
         return (m(b[0]).squeeze(-1) - b[1]).square() * (1.0 + 0.1 * (-1) ** len(calls))
 
-    with pytest.warns(UserWarning, match="could not be compared"):
-        info = make(nn.Linear(4, 1), losses=losses).hypergradient(batch(8, 4), batch(8, 4, 1)).info
+    info = make(nn.Linear(4, 1), losses=losses).hypergradient(batch(8, 4), batch(8, 4, 1)).info
     assert not info.trustworthy and "could not be compared" in info.message
+    exact = ImplicitHypergradient(ConjugateGradient(), damping=1.0)
+    with pytest.warns(UserWarning, match="not examined.*could not be compared"):
+        make(nn.Linear(4, 1), losses=losses, hypergradient=exact).hypergradient(
+            batch(8, 4), batch(8, 4, 1)
+        )
 
 
 def test_a_detach_in_the_losses_is_told_and_the_mode_stays() -> None:
