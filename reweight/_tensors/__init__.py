@@ -6,7 +6,7 @@ Nothing here knows about models, losses or solvers.
 from reweight._tensors.checks import can_read, check_finite, check_loss, check_tree, some
 from reweight._tensors.describe import counted, described, spread
 from reweight._tensors.differences import central_difference
-from reweight._tensors.float64 import InFloat64, widened_in_place
+from reweight._tensors.float64 import InFloat64, default_double, widened_in_place
 from reweight._tensors.nested import doubled, map_tensors, tensors_in
 from reweight._tensors.seam import all_samples, reducing
 from reweight._tensors.vectors import (
@@ -42,6 +42,7 @@ __all__ = [
     "check_tree",
     "cosine",
     "counted",
+    "default_double",
     "dense",
     "described",
     "detached",

@@ -7,8 +7,8 @@ float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Container, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -32,28 +32,40 @@ class InFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
     share memory. Of a tensor that is indexed, the entries that are read are widened. Results of
     casts and factories are widened, and so is the default type.
 
+    The mode makes operations slow, so its owner may want to know whether it does anything.
+
     Attributes:
         rounded_to: the smaller type that a result was written in last, if any was: the mode can't
             widen a tensor that an operation writes into.
+        needed: whether an operation met or was asked for a smaller type.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.rounded_to: torch.dtype | None = None
-        self._defaults: list[torch.dtype] = []
+        self.needed = False
+        self._defaults: list[AbstractContextManager[None]] = []
 
     def __enter__(self) -> InFloat64:
-        self._defaults.append(torch.get_default_dtype())
-        torch.set_default_dtype(torch.float64)
+        self._defaults.append(default_double())
+        self._defaults[-1].__enter__()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        torch.set_default_dtype(self._defaults.pop())
+        self._defaults.pop().__exit__(None, None, None)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if not _holds((args, tuple(kwargs.values())), WIDER.keys()):
+            return func(*args, **kwargs)
+        result = self._in_double(func, args, kwargs)
+        # torch.promote_types is an operation too, which gives the number of a type.
+        self.needed |= not isinstance(result, int)
+        return result
+
+    def _in_double(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func.is_view:
             return func(*args, **kwargs)
         schema = func._schema
@@ -91,10 +103,23 @@ def _widened(x: Any) -> Any:
     return x
 
 
-def _holds(x: Any, dtypes: Iterable[torch.dtype]) -> bool:
-    if isinstance(x, Tensor):
-        return x.dtype in dtypes
-    return isinstance(x, (list, tuple)) and any(_holds(entry, dtypes) for entry in x)
+def _holds(x: Any, dtypes: Container[torch.dtype]) -> bool:
+    """Whether there is a tensor of one of some types, or one of the types itself."""
+    if isinstance(x, (list, tuple)):
+        return any(_holds(entry, dtypes) for entry in x)
+    dtype = x.dtype if isinstance(x, Tensor) else x
+    return isinstance(dtype, torch.dtype) and dtype in dtypes
+
+
+@contextmanager
+def default_double() -> Iterator[None]:
+    """New tensors are float64 unless their type is given."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from reweight._tensors import InFloat64, widened_in_place
+from reweight._tensors import widened_in_place
 
 _CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
 # Attributes that every module has; parameters and buffers are found in another way.
 _OF_ALL_MODULES = vars(nn.Module()).keys()
-_SMALL = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.complex64))
 
 
 class Borrowed:
@@ -91,44 +90,3 @@ class Borrowed:
             return copy.deepcopy(solver, {id(x): x for x in shared})
         except Exception:  # it holds a lock or a graph: it is used itself
             return solver
-
-
-class Watching(InFloat64):  # type: ignore[no-untyped-call]
-    """The mode for float64, which tells whether it is needed: it makes operations slow.
-
-    Attributes:
-        needed: whether an operation met or was asked for a smaller type.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.needed = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not (_small(args) or (kwargs and _small(kwargs.values()))):
-            return func(*args, **(kwargs or {}))
-        result = super().__torch_dispatch__(func, types, args, kwargs)
-        # torch.promote_types is an operation too, which gives the number of a type.
-        self.needed |= not isinstance(result, int)
-        return result
-
-
-def _small(values: Iterable[Any]) -> bool:
-    for x in values:
-        if isinstance(x, (list, tuple)):
-            if _small(x):
-                return True
-        elif (x if isinstance(x, torch.dtype) else getattr(x, "dtype", None)) in _SMALL:
-            return True
-    return False
-
-
-@contextmanager
-def default_double() -> Iterator[None]:
-    """New tensors are float64 unless their type is given."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -22,8 +22,18 @@ from reweight._problem import (
     unheld,
 )
 from reweight._tables import Graph
-from reweight._tensors import Tree, axpy, central_difference, filled, map_tensors, norm, tensors_in
-from reweight.checking.borrowed import Borrowed, Watching, default_double
+from reweight._tensors import (
+    InFloat64,
+    Tree,
+    axpy,
+    central_difference,
+    default_double,
+    filled,
+    map_tensors,
+    norm,
+    tensors_in,
+)
+from reweight.checking.borrowed import Borrowed
 from reweight.checking.budget import Budget
 from reweight.hypergradient import Hypergradient
 from reweight.losses import Losses
@@ -82,7 +92,7 @@ class Problem:
         self.strangers: dict[str, Tensor] = {}
         self._after_model: Isolation | None = None
         self._isolation = Isolation((), set())  # of nothing until opened
-        self._mode, self._precision, self._widened = Watching(), ExitStack(), ExitStack()
+        self._mode, self._precision, self._widened = InFloat64(), ExitStack(), ExitStack()
         self._free: Tree = {}
 
     @property
