@@ -58,6 +58,11 @@ class Linearisation:
     doubt: Callable[[Tree, Tree], float] | None = None
     rows: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def everywhere(self, v: Tree) -> Tree:
+        """``H v`` over all entries of ``v``: zero outside of :attr:`params`."""
+        product = self.hvp({name: v[name] for name in self.params})
+        return filled((product.get(name) for name in v), v)
+
 
 def from_graph(
     loss: Tensor, params: Tree, hparams: Tree, tables: Mapping[str, Table] | None = None

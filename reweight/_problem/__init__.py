@@ -3,6 +3,7 @@
 from reweight._problem.bilevel import BilevelProblem, LossesFn, OuterFn, Reduction
 from reweight._problem.double import batch_in_double
 from reweight._problem.functional import swapped
+from reweight._problem.hooks import Hooked
 from reweight._problem.isolation import Isolation, isolated, parts_of, twice_differentiable
 from reweight._problem.outer_step import hypergradient, weights
 from reweight._problem.second_derivatives import disagreement
@@ -10,6 +11,7 @@ from reweight._problem.unheld import unheld
 
 __all__ = [
     "BilevelProblem",
+    "Hooked",
     "Isolation",
     "LossesFn",
     "OuterFn",

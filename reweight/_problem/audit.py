@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from reweight._curvature import Linearisation, Mode
 from reweight._problem.double import InnerInDouble
-from reweight._problem.hooks import Hooked
 from reweight._problem.in_place import InnerInPlace
 from reweight._problem.inner import InnerProblem
 from reweight._problem.second_derivatives import Disagreement, disagreement
@@ -42,7 +41,6 @@ class Findings:
         hidden: whether a part of them showed nothing, because its gradient was zero.
         looks: how often was looked.
         looked: the outer step of the last look.
-        hooked: what gradient hooks do.
         remarks: what else is wrong with the problem, in words.
     """
 
@@ -56,7 +54,6 @@ class Findings:
     hidden: bool = False
     looks: int = 0
     looked: int = 0
-    hooked: Hooked = field(default_factory=Hooked)
     remarks: list[str] = field(default_factory=list)
 
 

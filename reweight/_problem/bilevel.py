@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -119,9 +119,9 @@ class BilevelProblem:
         """Every module that an evaluation may use."""
         return parts_of(self.model, self.weighter, *self._companions.values())
 
-    def mutable(self, *batches: Any) -> list[Any]:
+    def mutable(self, parts: Sequence[nn.Module], *batches: Any) -> list[Any]:
         """Lists, dicts, arrays and generators that a pass over some batches may change."""
-        return [*of_modules(self.parts()), *self.objects, *inside(batches)]
+        return [*of_modules(parts), *self.objects, *inside(batches)]
 
     def settled(self) -> set[int]:
         """The ``id`` of every tensor of which ``wrap`` was told whether it is inner.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from reweight._curvature import Mode, from_graph, with_func
 from reweight._problem.inner import InnerProblem
-from reweight._problem.isolation import is_compiled, twice_differentiable
+from reweight._problem.isolation import is_compiled, parameters_of, twice_differentiable
 from reweight._tables import Graph, SubstituteRows, Table, tables_of
 from reweight._tensors import InFloat64, Tree, doubled, filled, map_tensors, some
 
@@ -45,10 +45,7 @@ class InnerInDouble:
         self._idle = {n: Table.unread(t) for n, t in tables.items() if n not in self._model.theta}
         known = (*self._model.theta.values(), *(table.weight for table in self._idle.values()))
         inside = {id(p) for p in known}
-        everything = {
-            id(p): p for part in inner.parts for p in part._parameters.values() if p is not None
-        }
-        self._others = [p for key, p in everything.items() if key not in inside]
+        self._others = [p for key, p in parameters_of(inner.parts).items() if key not in inside]
         self._proved = False
 
     def too_costly(self) -> str:
@@ -80,9 +77,7 @@ class InnerInDouble:
                 return with_func(objective, params, {}).hvp(v)
         # Installed during the backward passes too: a checkpointed module runs again in them.
         with self._installed(params), InFloat64():
-            linearisation = from_graph(self._loss(), params, {})
-            entries = linearisation.hvp({n: v[n] for n in linearisation.params})
-        return filled((entries.get(name) for name in params), params)
+            return from_graph(self._loss(), params, {}).everywhere(v)
 
     def evaluate(self, params: Tree) -> tuple[float, Tree]:
         """``θ -> (inner, ∇inner)``.

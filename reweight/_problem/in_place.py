@@ -13,11 +13,11 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from reweight._curvature import Linearisation, Mode, Partial, from_graph, with_func
+from reweight._curvature import Mode, Partial, from_graph, with_func
 from reweight._problem.inner import InnerProblem
 from reweight._problem.isolation import is_compiled, twice_differentiable
 from reweight._tables import Graph, GraphInputs, SubstituteRows, Table, looked_up, pick
-from reweight._tensors import Tree, dense, filled, new_leaves
+from reweight._tensors import Tree, dense, new_leaves
 
 logger = logging.getLogger("reweight")
 
@@ -71,17 +71,11 @@ class InnerInPlace:
             function = self._inner.function()
             known, weights = function.params, {"weights": self._inner.weights}
             found = with_func(function.objective, {n: params[n] for n in known}, weights)
-        else:
-            # Around the backward passes too: a checkpointed module runs again in them.
-            with self._at(params) as leaves, twice_differentiable():
-                loss = self._loss(self._inner.weights)
-                found = from_graph(loss, leaves, {}, self._looked_up(Graph(loss)))
-                return self._filled(found, v, params)
-        return self._filled(found, v, params)
-
-    def _filled(self, found: Linearisation, v: Tree, params: Tree) -> Tree:
-        product = found.hvp({name: v[name] for name in found.params})
-        return filled((product.get(name) for name in params), params)
+            return found.everywhere(v)
+        # Around the backward passes too: a checkpointed module runs again in them.
+        with self._at(params) as leaves, twice_differentiable():
+            loss = self._loss(self._inner.weights)
+            return from_graph(loss, leaves, {}, self._looked_up(Graph(loss))).everywhere(v)
 
     def _differentiated(self, params: Tree, hparams: Tree) -> tuple[float, Tree, Partial]:
         weights = hparams.get("weights", self._inner.weights).detach().requires_grad_(True)

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from reweight._curvature import Function
 from reweight._problem.functional import FunctionalModel
-from reweight._problem.isolation import Isolation, is_compiled, twice_differentiable
+from reweight._problem.isolation import (
+    Isolation,
+    is_compiled,
+    parameters_of,
+    twice_differentiable,
+)
 from reweight._tables import Graph, GraphInputs, looked_up
 from reweight._tensors import Tree, new_leaves, some
 
@@ -147,12 +152,7 @@ class InnerProblem:
         return Graph(loss).reached(self.theta)
 
     def _objective(self, model: FunctionalModel) -> Callable[[Tree, Tree], Tensor]:
-        frozen = [
-            p
-            for part in self.parts
-            for p in part._parameters.values()
-            if p is not None and not p.requires_grad
-        ]
+        frozen = [p for p in parameters_of(self.parts).values() if not p.requires_grad]
 
         def inner(params: Tree, hparams: Tree) -> Tensor:
             # The same dropout mask in every evaluation.

@@ -87,7 +87,7 @@ class InnerParameters:
 
     def named(self, tensors: Iterable[Tensor]) -> Tree:
         """Tensors by their names in the model or another module, or else by where they are."""
-        names = {id(p): _place(k, g, i) for k, g, i, p in _positions(self._optimizers)}
+        names = _places(self._optimizers)
         for label, module in (*self._companions.items(), ("", self._model)):
             prefix = f"{label}." if label else ""
             for name, tensor in (*module.named_buffers(), *module.named_parameters()):
@@ -111,16 +111,15 @@ def _entries(optimizers: Iterable[Optimizer]) -> Iterator[tuple[dict[str, Any], 
                 yield group, p
 
 
-def _positions(optimizers: Sequence[Optimizer]) -> Iterator[tuple[int | None, int, int, Tensor]]:
+def _places(optimizers: Sequence[Optimizer]) -> dict[int, str]:
+    """Where in the optimizers each tensor is, by its ``id``."""
+    found: dict[int, str] = {}
     for k, optimizer in enumerate(optimizers):
+        which = f"optimizer[{k}]" if len(optimizers) > 1 else "optimizer"
         for g, group in enumerate(optimizer.param_groups):
             for i, p in enumerate(group["params"]):
-                yield (k if len(optimizers) > 1 else None), g, i, p
-
-
-def _place(optimizer: int | None, group: int, index: int) -> str:
-    which = "optimizer" if optimizer is None else f"optimizer[{optimizer}]"
-    return f"{which}.param_groups[{group}]['params'][{index}]"
+                found[id(p)] = f"{which}.param_groups[{g}]['params'][{i}]"
+    return found
 
 
 def _moved(optimizers: Sequence[Optimizer]) -> dict[int, Tensor]:

@@ -75,10 +75,7 @@ class Isolation:
         }
         self._cuda = sorted(d.index or 0 for d in devices if d.type == "cuda")
         self._start = self._outside = self._random_state()
-        parameters: dict[int, Tensor] = {
-            id(p): p for part in parts for p in part._parameters.values() if p is not None
-        }
-        parameters.update((id(p), p) for p in theta.values())
+        parameters = parameters_of(parts) | {id(p): p for p in theta.values()}
         self._leaves = [_Leaf(p) for p in parameters.values()]
         self._guard, self._batches = guard or Guard(), list(batches)
         self._theta = theta
@@ -342,10 +339,7 @@ def _plain_gradients(parts: Sequence[nn.Module], theta: Tree) -> Iterator[None]:
     A sparse gradient has no second derivative; a dense one has the same values. What hooks do to
     the gradients of inner parameters is looked at elsewhere.
     """
-    leaves: dict[int, Tensor] = {
-        id(p): p for part in parts for p in part._parameters.values() if p is not None
-    }
-    leaves |= {id(p): p for p in theta.values()}
+    leaves = parameters_of(parts) | {id(p): p for p in theta.values()}
     hooks = [(leaf, leaf._backward_hooks) for leaf in leaves.values()]
     kept: list[tuple[object, str, Any]] = []
 
@@ -407,6 +401,11 @@ def differentiable(batch: Any) -> Any:
 def parts_of(*modules: nn.Module) -> list[nn.Module]:
     """The modules and all modules inside them, each once."""
     return list(dict.fromkeys(part for module in modules for part in module.modules()))
+
+
+def parameters_of(parts: Iterable[nn.Module]) -> dict[int, Tensor]:
+    """The parameters that some modules hold themselves, each once, by their ``id``."""
+    return {id(p): p for part in parts for p in part._parameters.values() if p is not None}
 
 
 def is_compiled(parts: Iterable[nn.Module]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from reweight._curvature import Partial, Slope, Solved, System, solve
 from reweight._problem.bilevel import BilevelProblem
 from reweight._problem.fresh import FreshBatches
-from reweight._problem.hooks import GradientHooks
+from reweight._problem.hooks import GradientHooks, Hooked
 from reweight._problem.in_place import InnerInPlace
 from reweight._problem.inner import UNTOUCHED, InnerProblem
 from reweight._problem.isolation import (
@@ -29,7 +30,7 @@ from reweight._problem.statement import check_batch, check_memory, check_optimiz
 from reweight._problem.unheld import caveat_of, unheld
 from reweight._problem.weights import through_weighter
 from reweight._tables import Graph, looked_up, tables_of
-from reweight._tensors import Tree, some, tensors_in
+from reweight._tensors import Tree, rounding, some, tensors_in
 from reweight.hypergradient import (
     Hypergradient,
     ImplicitHypergradient,
@@ -68,18 +69,38 @@ def weights(problem: BilevelProblem, batch: Any) -> Tensor:
     """The weights ``[B]`` of a batch, without gradient and without side effects."""
     check_batch("batch", batch)
     batch = differentiable(batch)
-    theta, parts = problem.theta(), problem.parts()
+    parts = problem.parts()
     build(problem, parts, batch)
-    watch = problem.guard.is_new(tuple(part.training for part in parts))
-    given = tensors_in(batch)
-    watch = watch and not is_compiled(parts)
-    guard, devices = problem.guard, problem.devices()
-    objects = problem.mutable(batch)
+    theta, phi = problem.theta(), problem.phi()
+    look = problem.guard.is_new(tuple(part.training for part in parts))
+    problem.guard.objects = problem.mutable(parts)
     with (
-        isolated(parts, devices, theta, guard, given, watch=watch, objects=objects) as isolation,
+        _isolated(problem, parts, theta, phi, (batch,), look=look) as isolation,
         isolation.watched(),
     ):
         return problem.weights(problem.losses(batch)).detach()
+
+
+def _isolated(
+    problem: BilevelProblem,
+    parts: list[nn.Module],
+    theta: Tree,
+    phi: Tree,
+    batches: tuple[Any, ...],
+    *,
+    look: bool,
+) -> AbstractContextManager[Isolation]:
+    """A context without side effects, which finds out what passes write if it is to look."""
+    return isolated(
+        parts,
+        {p.device for p in (*theta.values(), *phi.values())},
+        theta,
+        problem.guard,
+        tensors_in(batches),
+        # A compiled part would be compiled again to be watched.
+        watch=look and not is_compiled(parts),
+        objects=[*problem.guard.objects, *inside(batches)],
+    )
 
 
 class _OuterStep:
@@ -110,30 +131,19 @@ class _OuterStep:
         self._look = problem.audit.begin(self._fingerprint())
         self._findings = problem.audit.findings
         self._caveats: list[str] = []
-        # Collected now: while the losses are isolated, there are none.
-        self._hooks: GradientHooks | None = None
-        hooks = problem.hooks or GradientHooks(self._theta)
-        # In every step, since a mask may change in place.
-        if self._look or hooks:
-            self._hooks = hooks
+        # Collected now: while the losses are isolated, there are none. Tried in every step, since
+        # a mask may change in place.
+        self._hooks = problem.hooks or GradientHooks(self._theta)
+        self._hooked = Hooked()
         if self._look:
             check_memory(self._theta)
+            problem.guard.objects = problem.mutable(parts)
 
-    def isolated(self) -> Any:
+    def isolated(self) -> AbstractContextManager[Isolation]:
         """A context without side effects."""
-        devices = {p.device for p in (*self._theta.values(), *self._phi.values())}
-        watch = self._look and not is_compiled(self._parts)
-        if self._look:
-            self._problem.guard.objects = self._problem.mutable()
-        objects = [*self._problem.guard.objects, *inside((self._batch, self._dev_batch))]
-        return isolated(
-            self._parts,
-            devices,
-            self._theta,
-            self._problem.guard,
-            self._given,
-            watch=watch,
-            objects=objects,
+        batches = self._batch, self._dev_batch
+        return _isolated(
+            self._problem, self._parts, self._theta, self._phi, batches, look=self._look
         )
 
     def run(self, isolation: Isolation, batches: Iterable[Any] | None) -> Hypergradient:
@@ -142,8 +152,8 @@ class _OuterStep:
         # The rows that one batch reads are not those that further batches read.
         tables = tables_of(self._parts, theta) if batches is None else {}
         with isolation.watched():
-            if self._hooks is not None:
-                self._findings.hooked = self._hooks.effect()
+            if self._hooks:
+                self._hooked = self._hooks.effect()
                 isolation.restore()
             outer = problem.outer_loss(self._dev_batch)
         outer_graph = Graph(outer)
@@ -185,7 +195,7 @@ class _OuterStep:
                 f"the losses wrote into {names}, which they had not done in earlier steps, so its "
                 "values could not be put back this once"
             )
-        caveats = [*self._caveats, *findings.remarks, *findings.hooked.faults]
+        caveats = [*self._caveats, *findings.remarks, *self._hooked.faults]
         comparison = None
         if mode != "none":
             comparison = audit.comparison(mode)  # type: ignore[arg-type]
@@ -318,7 +328,7 @@ class _OuterStep:
             function=inner.function,
             slope=slope,
             tables=inner.tables,
-            constants=self._findings.hooked.free,
+            constants=self._hooked.free,
             shift={name: decay[name] + damping for name in inner.theta},
             preconditioner=self._strategy.preconditioner,
             optimizers=self._problem.optimizers,
@@ -360,18 +370,14 @@ class _OuterStep:
 
 def _remarks(theta: Tree, graph: Graph) -> list[str]:
     """What is wrong with the problem for as long as it is of this kind."""
-    narrow, own = graph.narrowest(), max((p.dtype for p in theta.values()), key=_eps)
-    if narrow is None or _eps(narrow) <= max(_eps(own), _eps(torch.float32)):
+    narrow, own = graph.narrowest(), max(rounding(theta), torch.finfo(torch.float32).eps)
+    if narrow is None or torch.finfo(narrow).eps <= own:
         return []
     return [
         f"a part of the losses is computed in {narrow} (autocast inside the forward method), and "
         "products with the Hessian have errors of percents: leave autocast to the caller, who "
         "opens it around the call; outer steps then turn it off"
     ]
-
-
-def _eps(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).eps
 
 
 def _influence(solved: Solved) -> Tensor:

@@ -253,5 +253,5 @@ def _damped(problem: Problem, rtol: float, seed: int) -> Comparison | None:
 
 def _fault(problem: Problem) -> str | None:
     found = problem.bilevel.audit.findings
-    known = (*found.caveats.values(), *found.remarks, *found.hooked.faults)
+    known = (*found.caveats.values(), *found.remarks, *problem.hooked.faults)
     return broken_link(problem) or next(iter(known), None)

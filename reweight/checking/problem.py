@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reweight._curvature import from_graph
 from reweight._problem import (
+    Hooked,
     Isolation,
     batch_in_double,
     hypergradient,
@@ -69,6 +70,7 @@ class Problem:
         proximal: terms that are added to the inner loss.
         strangers: what the losses depend on and ``wrap`` does not know of, by name.
         budget: of time.
+        hooked: what gradient hooks do.
         where: the original parameters stand in the inner problem, in words, once that is known.
     """
 
@@ -93,7 +95,7 @@ class Problem:
         self._after_model: Isolation | None = None
         self._isolation = Isolation((), set())  # of nothing until opened
         self._mode, self._precision, self._widened = InFloat64(), ExitStack(), ExitStack()
-        self._free: Tree = {}
+        self.hooked = Hooked()
 
     @property
     def size(self) -> int:
@@ -127,7 +129,7 @@ class Problem:
                     self.theta,
                     batches=given,
                     watch=True,
-                    objects=self.bilevel.mutable(self.batch, self.dev_batch),
+                    objects=self.bilevel.mutable(self._parts, self.batch, self.dev_batch),
                 ) as self._isolation,
                 twice_differentiable(),
                 self._precision,
@@ -146,7 +148,7 @@ class Problem:
         """
         with self._isolation.watched():
             if self.bilevel.hooks is not None:
-                self._free = self.bilevel.hooks.effect().free
+                self.hooked = self.bilevel.hooks.effect()
             self.outer_loss()
             graph = self._graph()
         known = {id(p) for p in (*self.theta.values(), *self.phi.values())}
@@ -270,9 +272,7 @@ class Problem:
 
                 def hvp(v: Tree) -> Tree:
                     self.budget.spend()
-                    v = self.free(v)
-                    product = linearisation.hvp({name: v[name] for name in linearisation.params})
-                    return self._entries(product.get(name) for name in self.theta)
+                    return self.free(linearisation.everywhere(self.free(v)))
 
                 hvp(self.theta)
                 return hvp
@@ -298,7 +298,7 @@ class Problem:
 
     def free(self, v: Tree) -> Tree:
         """A vector over θ without the entries that a hook freezes."""
-        return v | {name: v[name] * mask for name, mask in self._free.items()}
+        return v | {name: v[name] * mask for name, mask in self.hooked.free.items()}
 
     def _graph(self) -> Graph:
         """The graph of the losses."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.catalogue.operations import Detaching
 from reweight import LossWeighter, Reweighted, wrap
 from reweight.verdict import Comparison
 
@@ -17,19 +18,6 @@ TRAIN, DEV = (
     (torch.randn(16, 3, generator=GENERATOR), torch.randn(16, generator=GENERATOR))
     for _ in range(2)
 )
-
-
-class Detaching(torch.autograd.Function):
-    """The square; its backward pass hides the second derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.square()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return 2.0 * ctx.saved_tensors[0].detach() * grad
 
 
 class Net(nn.Module):
