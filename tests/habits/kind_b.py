@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from _support.habits import Inner, Situation, habit, register
 from _support.habits.situation import weighter
+from habits import parts
 from habits.parts import HIDDEN, SIZE, Net, filled, mean_squared, pair, randn, squared
 from reweight import Losses, SampleWeighter
 
@@ -24,18 +25,10 @@ HOOK = ("hook",)
 
 def situation(model: nn.Module, **changes: Any) -> Situation:
     """Squared errors of a network, all parameters under one SGD with decay 0.1."""
-    arguments: dict[str, Any] = {
-        "model": model,
-        "losses": squared,
-        "outer_loss": mean_squared,
-        "train": pair(1),
-        "dev": pair(3),
-        "inner": [Inner(p, decay=0.1) for p in model.parameters()],
-        **changes,
-    }
+    arguments = {"inner": [Inner(p, decay=0.1) for p in model.parameters()], **changes}
     if "optimizer" not in changes:
         arguments["optimizer"] = SGD(model.parameters(), lr=0.1, weight_decay=0.1)
-    return Situation(**arguments)
+    return parts.situation(model, **arguments)
 
 
 # -- tensors outside of the model -----------------------------------------------------------------

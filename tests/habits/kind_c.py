@@ -22,8 +22,10 @@ from torch.utils.checkpoint import checkpoint
 
 from _support.habits import Inner, Situation, habit, register
 from _support.habits.situation import weighter
+from habits import parts
 from habits.parts import (
     HIDDEN,
+    SECOND,
     SIZE,
     Detached,
     Net,
@@ -36,24 +38,18 @@ from habits.parts import (
 )
 from reweight import Losses
 
-# How a wrong second derivative is named.
-SECOND = ("second derivative", "not compared", "could not be compared", "finite differences")
 REENTRANT = ("use_reentrant", "reentrant")
 
 
 def situation(model: nn.Module, **changes: Any) -> Situation:
     dtype = changes.pop("dtype", torch.float64)
     arguments: dict[str, Any] = {
-        "model": model,
-        "losses": squared,
-        "outer_loss": mean_squared,
         "train": pair(1, dtype),
         "dev": pair(3, dtype),
         "inner": list(model.parameters()),
         "weighter": weighter(dtype),
-        **changes,
     }
-    return Situation(**arguments)
+    return parts.situation(model, **{**arguments, **changes})
 
 
 def act(twin: bool) -> Callable[[Tensor], Tensor]:

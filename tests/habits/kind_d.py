@@ -27,26 +27,13 @@ from habits.parts import (
     Net,
     Tanh,
     filled,
-    mean_squared,
     pair,
     quick,
     randn,
+    situation,
     squared,
 )
 from reweight import Losses
-
-
-def situation(model: nn.Module, **changes: Any) -> Situation:
-    arguments: dict[str, Any] = {
-        "model": model,
-        "losses": squared,
-        "outer_loss": mean_squared,
-        "train": pair(1),
-        "dev": pair(3),
-        "inner": [p for p in model.parameters() if p.requires_grad],
-        **changes,
-    }
-    return Situation(**arguments)
 
 
 def put_back(*tensors: Tensor) -> Callable[[], None]:

@@ -25,6 +25,7 @@ from _support.habits import Inner, Situation, habit, register
 from habits.parts import (
     DIM,
     HIDDEN,
+    SECOND,
     SIZE,
     Detached,
     Net,
@@ -37,8 +38,6 @@ from habits.parts import (
     squared,
 )
 from reweight import Losses, SampleWeighter
-
-SECOND = ("second derivative", "not compared", "could not be compared", "finite differences")
 
 
 class Reader(SampleWeighter):

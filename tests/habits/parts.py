@@ -11,8 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from _support.habits import Situation
+
 SIZE, DIM, HIDDEN, CLASSES = 6, 3, 4, 5
 MODES = ("auto", "autograd", "func", "finite_difference")
+
+# How a wrong second derivative is named.
+SECOND = ("second derivative", "not compared", "could not be compared", "finite differences")
 
 _forced = itertools.count()
 
@@ -44,6 +49,20 @@ def squared(model: Any, batch: Any) -> Tensor:
 
 def mean_squared(model: Any, batch: Any) -> Tensor:
     return squared(model, batch).mean()
+
+
+def situation(model: nn.Module, **changes: Any) -> Situation:
+    """Squared errors of a network, whose trainable parameters are inner."""
+    arguments: dict[str, Any] = {
+        "model": model,
+        "losses": squared,
+        "outer_loss": mean_squared,
+        "train": pair(1),
+        "dev": pair(3),
+        "inner": [p for p in model.parameters() if p.requires_grad],
+        **changes,
+    }
+    return Situation(**arguments)
 
 
 class Tanh(torch.autograd.Function):
