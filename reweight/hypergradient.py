@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Literal
 
 import torch
@@ -45,6 +45,8 @@ from reweight.preconditioning import Preconditioner, SecondMoments
 from reweight.solvers import Neumann
 from reweight.verdict import SolveInfo
 
+# Truncated solvers miss the inverse by design, so their residual is sampled this seldom.
+_SAMPLED = 20
 # What a printed result names.
 _SHOWN_PARAMETERS, _SHOWN_SAMPLES = 5, 3
 
@@ -106,6 +108,11 @@ class ImplicitHypergradient:
             :class:`SecondMoments` reads ``D`` from an adaptive optimizer; a dict of tensors, by the
             names of the parameters, is used as it is. It does not change the exact solution, but
             it changes a truncated one and the meaning of a step size.
+        verdict_every: measure the residual in the first outer step and in every n-th one, ≥ 1. It
+            takes one Hessian-vector product, which is up to half of a short step. ``None`` means 1
+            for solvers that aim at the inverse (conjugate gradients, Nyström, a Neumann series of
+            20 terms or more, a callable), and 20 for truncated ones. A solution that the solver
+            claims to be exact is always measured. Called as a function, this class always measures.
 
     Example:
         Ridge regression, differentiated by its penalty:
@@ -129,6 +136,7 @@ class ImplicitHypergradient:
     damping: float = 0.0
     hvp: Literal["auto"] | Mode = "auto"
     preconditioner: Preconditioner | None = None
+    verdict_every: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, type):
@@ -152,6 +160,14 @@ class ImplicitHypergradient:
             raise ValueError(
                 f"ImplicitHypergradient(hvp={self.hvp!r}): choose one of "
                 f"{', '.join(map(repr, ('auto', *MODES)))}"
+            )
+        every = self.verdict_every
+        whole = isinstance(every, Integral) and not isinstance(every, bool)
+        if every is not None and (not whole or every < 1):
+            raise ValueError(
+                f"ImplicitHypergradient(verdict_every={every!r}): verdict_every must be a whole "
+                "number of at least 1, or None: every step for solvers that aim at the inverse, "
+                f"every {_SAMPLED}th for truncated ones"
             )
         if not isinstance(self.preconditioner, (SecondMoments, Mapping, type(None))):
             raise TypeError(
@@ -212,6 +228,13 @@ class ImplicitHypergradient:
     def modes(self) -> tuple[Mode, ...]:
         """The modes of Hessian-vector products to try, in this order."""
         return MODES if self.hvp == "auto" else (self.hvp,)
+
+    @property
+    def interval(self) -> int:
+        """The number of outer steps from one measured residual to the next."""
+        if self.verdict_every is not None:
+            return self.verdict_every
+        return 1 if getattr(self.solver, "aims_at_inverse", True) else _SAMPLED
 
     def _system(self, inner: Objective, theta: Tree, phi: Tree) -> System:
         def checked(p: Tree, h: Tree) -> Tensor:

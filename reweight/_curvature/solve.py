@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reweight._curvature.callables import CallableSolver, Solver
 from reweight._curvature.failure import ModeFailed, guarded, record
-from reweight._curvature.judge import Answer, judged, nothing_to_solve
+from reweight._curvature.judge import Answer, Residual, judged, nothing_to_solve
 from reweight._curvature.linearise import Linearisation, Mode, Partial
 from reweight._curvature.operator import Operator
 from reweight._curvature.products import on_fresh_batches, product_by_product
@@ -53,6 +53,8 @@ def solve(
     linearisations: Iterable[tuple[Mode, Linearisation]],
     failures: dict[Mode, BaseException],
     fresh: Iterable[System] | None = None,
+    *,
+    measure: bool = True,
 ) -> Solved:
     """Solve ``A u = v`` in the first mode that works, and judge the solution.
 
@@ -65,6 +67,8 @@ def solve(
         failures: modes that do not work, with the reason; those that fail here are added.
         fresh: systems of other batches, one for each product of the solver; iterated over again
             where a mode fails.
+        measure: whether to measure the residual of every solution, or only of one that the solver
+            claims to be exact.
 
     Raises:
         FloatingPointError: a derivative that is not finite.
@@ -91,7 +95,8 @@ def solve(
         setup = _SetUp(system, linearisation, solver, like, v, hvp, free)
         try:
             solution = setup.solver.solve_flat(setup.matvec, setup.b, rounding(like))
-            answer, mixed = setup.measured(mode, solution, largest)
+            look = measure or solution.status.final
+            answer, mixed = setup.answer(mode, solution, largest if look else None)
             info = judged(answer)
         except ModeFailed as failure:
             record(failures, mode, failure)
@@ -144,17 +149,32 @@ class _SetUp:
             self._root = flatten({name: diagonal[name] for name in like}).to(v.dtype).sqrt()
             self.b, self.matvec = self._root * v, _preconditioned(self._operator, self._root)
 
-    def measured(self, mode: Mode, solution: Solution, largest: float) -> tuple[Answer, Partial]:
-        """The residual of a solution, and the mixed derivative along it."""
+    def answer(
+        self, mode: Mode, solution: Solution, largest: float | None
+    ) -> tuple[Answer, Partial]:
+        """What is known of a solution, and the mixed derivative along it.
+
+        Args:
+            mode: mode of the products.
+            solution: what the solver returned.
+            largest: the largest entry of the right-hand side; ``None`` to measure no residual.
+        """
         linearisation, operator, like = self._linearisation, self._operator, self._like
         u = solution.value
         if not math.isfinite(max_abs(u)):
             why = f"{solution.status} {solution.detail}"
             check_finite(f"the direction of {self.solver!r}", unflatten(u, like), why)
         u = u if self._root is None else self._root * u
+        residual = None
         with guarded():
-            product, mixed = linearisation.cross(unflatten(u, like))
-            doubt = linearisation.doubt(unflatten(u, like), product) if linearisation.doubt else 0.0
+            along = unflatten(u, like)
+            if largest is None:
+                mixed = linearisation.mixed(along)
+            else:
+                product, mixed = linearisation.cross(along)
+                doubt = linearisation.doubt(along, product) if linearisation.doubt else 0.0
+                left = self._v - operator.shifted(product, u)
+                residual = Residual(self._v, largest, u, product, left, doubt)
         check_finite(
             "the derivative of the inner gradient",
             {name: entry for name, entry in mixed.items() if entry is not None},
@@ -164,15 +184,10 @@ class _SetUp:
             mode=mode,
             operator=operator,
             solution=solution,
-            b=self._v,
-            u=u,
-            product=product,
-            residual=self._v - operator.shifted(product, u),
-            doubt=doubt,
             like=like,
-            largest=largest,
             preconditioned=self._root is not None,
             fresh=self._fresh,
+            residual=residual,
         )
         return answer, mixed
 

@@ -201,7 +201,12 @@ class _OuterStep:
             comparison = audit.comparison(mode)  # type: ignore[arg-type]
             caveats.append(findings.caveats.get(mode, ""))  # type: ignore[call-overload]
         caveat = "; ".join(filter(None, caveats))
-        info = dataclasses.replace(result.info, caveat=caveat, comparison=comparison)
+        last = None
+        if mode != "none":
+            last = audit.residual(self._strategy, result.info.relative_residual)
+        info = dataclasses.replace(
+            result.info, caveat=caveat, comparison=comparison, last_residual=last
+        )
         self._notify(info)
         return Hypergradient(result.grads, info, result.influence)
 
@@ -309,7 +314,10 @@ class _OuterStep:
             inner,
             auto=strategy.hvp == "auto",
         )
-        solved = solve(system, rhs, strategy.solver, linearisations, failures, fresh)
+        measure = audit.is_residual_due(strategy, strategy.interval)
+        solved = solve(
+            system, rhs, strategy.solver, linearisations, failures, fresh, measure=measure
+        )
         audit.note(failures)
         return solved
 

@@ -55,6 +55,11 @@ class LinearSolver(ABC):
 
     keeps_products: ClassVar[bool] = True
 
+    @property
+    def aims_at_inverse(self) -> bool:
+        """Whether the solver is meant to reach ``A⁻¹b``, and not a truncation of it."""
+        return True
+
     def __call__(self, matvec: Matvec, b: Any) -> Solution:
         """Solve ``A u = b``.
 

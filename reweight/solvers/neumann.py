@@ -21,6 +21,9 @@ from reweight.solvers.status import Status
 _PROBE = 8
 # The series counts as converged if its last term is below this share of b.
 _CONVERGED = 1e-6
+# From this many terms on, the series is meant to converge, and one product more for its residual
+# costs little.
+_LONG = 20
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,11 @@ class Neumann(LinearSolver):
                 )
         else:
             positive("Neumann", "step_size", self.step_size)
+
+    @property
+    def aims_at_inverse(self) -> bool:
+        """Whether the series is long; a short one is truncated on purpose."""
+        return self.num_terms >= _LONG
 
     def on_fresh_batches(self) -> LinearSolver:
         """The solver to use where every product is with another operator.
@@ -143,6 +151,11 @@ class _TermByTerm(LinearSolver):
 
     keeps_products: ClassVar[bool] = False
     neumann: Neumann
+
+    @property
+    def aims_at_inverse(self) -> bool:
+        """As the series itself."""
+        return self.neumann.aims_at_inverse
 
     def solve_scaled(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
         """Sum the series with the largest curvature met so far."""
