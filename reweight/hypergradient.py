@@ -30,6 +30,7 @@ from reweight._curvature import (
 )
 from reweight._tables import GraphInputs, Table
 from reweight._tensors import (
+    Pending,
     Tree,
     check_finite,
     check_loss,
@@ -213,7 +214,8 @@ class ImplicitHypergradient:
             system = self._system(inner, theta, phi)
             failures: dict[Mode, BaseException] = {}
             linearisations = system.linearisations(self.modes, failures)
-            solved = solve(system, rhs, self.solver, linearisations, failures)
+            pending = Pending()
+            solved = solve(system, rhs, self.solver, linearisations, failures, pending)
         indirect = solved.indirect
         unused = [name for name in phi if indirect[name] is None and direct[name] is None]
         if unused:
@@ -222,7 +224,9 @@ class ImplicitHypergradient:
                 f"{', '.join(map(repr, unused[:3]))}: a detach() between them and the losses, or "
                 "other tensors used in their place; leave out what is not used"
             )
-        return assembled(direct, indirect, hparams), solved.info
+        total = assembled(direct, indirect, hparams, pending=pending)
+        pending.read()
+        return total, solved.info
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -279,7 +283,11 @@ def outer_gradients(
 
 
 def assembled(
-    direct: Partial, indirect: Partial, hparams: Tree, why: str = "look at both losses"
+    direct: Partial,
+    indirect: Partial,
+    hparams: Tree,
+    why: str = "look at both losses",
+    pending: Pending | None = None,
 ) -> Tree:
     """The hypergradient: the direct term plus the term through θ*, summed over all processes.
 
@@ -288,6 +296,7 @@ def assembled(
         indirect: ``−∂/∂φ ⟨∇θ inner, u⟩``.
         hparams: φ; the result has its names and shapes.
         why: the likely cause, for the error.
+        pending: whether the entries are finite is looked at when this is read.
 
     Raises:
         FloatingPointError: an entry is not finite.
@@ -295,5 +304,5 @@ def assembled(
     total = filled((direct[name] for name in hparams), hparams)
     for name, entry in filled((indirect[name] for name in hparams), hparams).items():
         total[name] = total[name] + entry
-    check_finite("the hypergradient", total, why)
+    check_finite("the hypergradient", total, why, pending)
     return of_all_samples(total)

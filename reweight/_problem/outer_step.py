@@ -30,7 +30,7 @@ from reweight._problem.statement import check_batch, check_memory, check_optimiz
 from reweight._problem.unheld import caveat_of, unheld
 from reweight._problem.weights import through_weighter
 from reweight._tables import Graph, looked_up, tables_of
-from reweight._tensors import Tree, rounding, some, tensors_in
+from reweight._tensors import Pending, Tree, rounding, some, tensors_in
 from reweight.hypergradient import (
     Hypergradient,
     ImplicitHypergradient,
@@ -131,6 +131,7 @@ class _OuterStep:
         self._look = problem.audit.begin(self._fingerprint())
         self._findings = problem.audit.findings
         self._caveats: list[str] = []
+        self._pending = Pending()
         # Collected now: while the losses are isolated, there are none. Tried in every step, since
         # a mask may change in place.
         self._hooks = problem.hooks or GradientHooks(self._theta)
@@ -155,7 +156,7 @@ class _OuterStep:
             if self._hooks:
                 self._hooked = self._hooks.effect()
                 isolation.restore()
-            outer = problem.outer_loss(self._dev_batch)
+            outer = problem.outer_loss(self._dev_batch, self._pending)
         outer_graph = Graph(outer)
         rhs, direct = self._outer_gradients(outer, outer_graph, tables)
         leaves = outer_graph.leaves
@@ -164,8 +165,8 @@ class _OuterStep:
         # Around the backward passes too: a checkpointed module runs again in them.
         with twice_differentiable():
             with isolation.watched():
-                losses = problem.losses(self._batch)
-                weights = problem.weights(losses)
+                losses = problem.losses(self._batch, self._pending)
+                weights = problem.weights(losses, self._pending)
             inner = self._inner(self._batch, losses, weights, tables, isolation)
             self._look_at(inner, leaves)
             solved = self._solved(inner, rhs, batches)
@@ -179,9 +180,12 @@ class _OuterStep:
             direct,
             problem.notices,
             problem.progress,
+            self._pending,
         )
         why = f"the weights of {name} have no finite derivative here"
-        return Hypergradient(assembled(direct, indirect, self._phi, why), solved.info, influence)
+        grads = assembled(direct, indirect, self._phi, why, self._pending)
+        self._pending.read()
+        return Hypergradient(grads, solved.info, influence)
 
     def judged(self, result: Hypergradient, isolation: Isolation) -> Hypergradient:
         """The result with everything that is known against it, after the isolation is closed."""
@@ -316,7 +320,14 @@ class _OuterStep:
         )
         measure = audit.is_residual_due(strategy, strategy.interval)
         solved = solve(
-            system, rhs, strategy.solver, linearisations, failures, fresh, measure=measure
+            system,
+            rhs,
+            strategy.solver,
+            linearisations,
+            failures,
+            self._pending,
+            fresh,
+            measure=measure,
         )
         audit.note(failures)
         return solved
