@@ -27,6 +27,7 @@ from reweight._curvature import (
     System,
     gradients_of,
     solve,
+    without_solve,
 )
 from reweight._tables import GraphInputs, Table
 from reweight._tensors import (
@@ -38,9 +39,11 @@ from reweight._tensors import (
     counted,
     described,
     filled,
+    max_abs,
     new_leaves,
     of_all_samples,
     some,
+    stored,
 )
 from reweight.preconditioning import Preconditioner, SecondMoments
 from reweight.solvers import Neumann
@@ -211,11 +214,14 @@ class ImplicitHypergradient:
                     f"({some(theta)}): a detach() or no_grad() in outer, or outer uses other "
                     "tensors instead of params"
                 )
-            system = self._system(inner, theta, phi)
-            failures: dict[Mode, BaseException] = {}
-            linearisations = system.linearisations(self.modes, failures)
             pending = Pending()
-            solved = solve(system, rhs, self.solver, linearisations, failures, pending)
+            if max_abs(stored(rhs)) == 0.0:
+                solved = without_solve(phi)
+            else:
+                system = self._system(inner, theta, phi)
+                failures: dict[Mode, BaseException] = {}
+                linearisations = system.linearisations(self.modes, failures)
+                solved = solve(system, rhs, self.solver, linearisations, failures, pending)
         indirect = solved.indirect
         unused = [name for name in phi if indirect[name] is None and direct[name] is None]
         if unused:

@@ -95,7 +95,7 @@ def solve(
         of_v, of_b = map(largest_of, pending.read(ends(v), ends(setup.b)))
         if of_v == 0.0:
             if max_abs(stored(rhs)) == 0.0:
-                return Solved(zero, nothing_to_solve("the gradient of the outer loss is zero"))
+                return without_solve(system.hparams)
             return Solved(zero, nothing_to_solve("", Status.DISJOINT))
         try:
             solution = setup.solver.solve_flat(setup.matvec, setup.b, rounding(like), of_b)
@@ -107,6 +107,12 @@ def solve(
         else:
             return Solved({n: None if m is None else m.neg() for n, m in mixed.items()}, info)
     raise _no_mode_works(failures)
+
+
+def without_solve(hparams: Tree) -> Solved:
+    """What is known without a solve where the gradient of the outer loss is zero."""
+    info = nothing_to_solve("the gradient of the outer loss is zero")
+    return Solved(dict(zeros_like(hparams)), info)
 
 
 class _SetUp:
