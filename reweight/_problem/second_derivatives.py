@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from reweight._tensors import Tree, axpy, central_difference, dot, new_leaves, norm, scale
 
