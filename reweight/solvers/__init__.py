@@ -7,6 +7,7 @@ from reweight.solvers.krylov import Krylov, lanczos
 from reweight.solvers.neumann import Neumann
 from reweight.solvers.nystrom import Nystrom
 from reweight.solvers.status import Status
+from reweight.solvers.traced import TracedSolver, UntraceableError, traced
 
 __all__ = [
     "ConjugateGradient",
@@ -17,5 +18,8 @@ __all__ = [
     "Nystrom",
     "Solution",
     "Status",
+    "TracedSolver",
+    "UntraceableError",
     "lanczos",
+    "traced",
 ]

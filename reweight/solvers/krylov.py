@@ -16,7 +16,7 @@ from reweight.solvers._products import check_product
 
 # If what is left of a product after orthogonalisation is below this share of it, in units of
 # rounding, it is noise and the subspace is invariant.
-_BREAKDOWN = 64.0
+BREAKDOWN = 64.0
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,7 @@ def lanczos(matvec: Callable[[Tensor], Tensor], b: Tensor, num_products: int, ep
 
     rows, numbers = _run(scaled, flat, num_products)
     (first,), *steps = read(*numbers)
-    limits = torch.finfo(b.dtype)
-    least = limits.tiny / limits.eps**2
-    if steps[0][0] < least or not all(math.isfinite(size) for size, *_ in steps):
+    if steps[0][0] < least_square(b.dtype) or not all(math.isfinite(size) for size, *_ in steps):
         size = norm(scaled(rows[0]))
         check_product(1, size)
         if size > 0.0:
@@ -99,7 +97,7 @@ def lanczos(matvec: Callable[[Tensor], Tensor], b: Tensor, num_products: int, ep
     for step, (squared, left, *along) in enumerate(steps):
         check_product(step + 1, squared)
         matrix[: step + 1, step] = along
-        if left <= (_BREAKDOWN * eps) ** 2 * squared:
+        if left <= (BREAKDOWN * eps) ** 2 * squared:
             known = step + 1
             matrix = unit * matrix[:known, :known]
             settled = min(settled, known)
@@ -108,6 +106,12 @@ def lanczos(matvec: Callable[[Tensor], Tensor], b: Tensor, num_products: int, ep
             settled = min(settled, step + 1)
         matrix[step + 1, step] = math.sqrt(left)
     return Krylov(math.sqrt(first), rows, shape, unit * matrix, num_products, settled, False)
+
+
+def least_square(dtype: torch.dtype) -> float:
+    """The smallest squared norm of which parts at the level of rounding do not underflow."""
+    limits = torch.finfo(dtype)
+    return float(limits.tiny / limits.eps**2)
 
 
 def _run(

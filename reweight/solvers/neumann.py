@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -87,7 +87,7 @@ class Neumann(LinearSolver):
         if self.step_size != "auto":
             return self._with_fixed_step(matvec, b, float(self.step_size))
         krylov = lanczos(matvec, b, max(1, min(self.num_terms, _PROBE)), eps)
-        series = _Series(krylov.length)
+        series = Series(krylov.length)
         values = krylov.ritz_values()
         series.meet(float(np.abs(values).max()), float(values[0]))
         if series.curvature == 0.0:
@@ -111,26 +111,15 @@ class Neumann(LinearSolver):
     def _with_fixed_step(
         self, matvec: Callable[[Tensor], Tensor], b: Tensor, step_size: float
     ) -> Solution:
-        term, total = b, b.clone()
-        numbers = [inner_products((b, b))]
-        for _ in range(self.num_terms):
-            product = matvec(term)
-            met = inner_products((product, product), (term, product))
-            term = torch.add(term, product, alpha=-step_size)
-            total += term
-            numbers += [met, inner_products((term, term))]
-        total.mul_(step_size)
-        (first,), *found = read(*numbers)
-        series = _Series(math.sqrt(first))
-        for step, ((size, along), (left,)) in enumerate(zip(found[::2], found[1::2], strict=True)):
-            series.meet_product(step + 1, math.sqrt(size), along)
-            series.add(math.sqrt(left))
+        total, numbers = fixed_terms(matvec, b, self.num_terms, step_size)
+        ((first, *found),) = read(torch.cat(numbers))
+        series = Series.of_fixed_step(first, found[::3], found[1::3], found[2::3])
         return series.solution(total, step_size)
 
     def go_on(
         self,
         matvec: Callable[[Tensor], Tensor],
-        series: _Series,
+        series: Series,
         residual: Tensor,
         u: Tensor,
         done: int = 0,
@@ -168,18 +157,37 @@ class _TermByTerm(LinearSolver):
 
     def solve_scaled(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
         """Sum the series with the largest curvature met so far."""
-        series = _Series(norm(b))
+        series = Series(norm(b))
         if not self.neumann.num_terms:
             product = matvec(b)
             series.meet_product(1, norm(product), dot(b, product))
         return self.neumann.go_on(matvec, series, b, torch.zeros_like(b))
 
 
+def fixed_terms(
+    matvec: Callable[[Tensor], Tensor], b: Tensor, num_terms: int, step_size: float
+) -> tuple[Tensor, list[Tensor]]:
+    """The sum of the series with a fixed step size, and numbers on the device.
+
+    These are ``‖b‖²``, and for each term ``t`` with the next one ``t'`` the numbers ``‖At‖²``,
+    ``tᵀAt`` and ``‖t'‖²``.
+    """
+    term, total = b, b.clone()
+    numbers = [inner_products((b, b))]
+    for _ in range(num_terms):
+        product = matvec(term)
+        numbers.append(inner_products((product, product), (term, product)))
+        term = torch.add(term, product, alpha=-step_size)
+        total += term
+        numbers.append(inner_products((term, term)))
+    return total.mul_(step_size), numbers
+
+
 def _flat(b: Tensor) -> Solution:
     return Solution(b, Status.NEGATIVE_CURVATURE, None, "no curvature at all along b", 0.0)
 
 
-class _Series:
+class Series:
     """The norms of the terms, which show whether the series converges."""
 
     def __init__(self, first: float) -> None:
@@ -190,6 +198,17 @@ class _Series:
         self.floor = 1e-16 * self.first
         self.factor = 0.0
         self.growths = 0
+
+    @classmethod
+    def of_fixed_step(
+        cls, first: float, sizes: Sequence[float], along: Sequence[float], left: Sequence[float]
+    ) -> Series:
+        """The series of the numbers of :func:`fixed_terms`, the products in order."""
+        series = cls(math.sqrt(first))
+        for step, (size, curved, after) in enumerate(zip(sizes, along, left, strict=True)):
+            series.meet_product(step + 1, math.sqrt(size), curved)
+            series.add(math.sqrt(after))
+        return series
 
     def meet(self, largest: float, smallest: float) -> None:
         """Note a lower bound of the largest curvature's size, and a curvature."""
