@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from reweight._problem.arguments import as_optimizers, check_arguments
 from reweight._problem.audit import Audit
 from reweight._problem.companions import companions, referred
+from reweight._problem.compilation import Compilation
 from reweight._problem.hooks import GradientHooks
 from reweight._problem.inner_parameters import InnerParameters, held
 from reweight._problem.isolation import parts_of
@@ -57,6 +58,7 @@ class BilevelProblem:
         self.reduction: Reduction = reduction
         self.audit, self.guard = Audit(), Guard()
         self.notices = Notices()
+        self.compilation: Compilation | None = Compilation()
         self.progress = Progress(self.notices)
         self.hooks: GradientHooks | None = None
         # Leaves outside of all modules that were seen to outlive a pass.
@@ -75,13 +77,13 @@ class BilevelProblem:
         self.weight_decay(theta)  # raises now rather than at the first outer step
 
     def apart(self) -> BilevelProblem:
-        """The same problem on the same modules, which audits anew and does not warn.
+        """The same problem on the same modules, which audits anew, and neither warns nor compiles.
 
         Its optimizer holds the weight decay of the original and nothing else.
         """
         twin, theta = copy.copy(self), self.theta()
         twin.audit, twin.guard, twin.notices = Audit(), Guard(), Silent()
-        twin.progress = Progress(twin.notices)
+        twin.progress, twin.compilation = Progress(twin.notices), None
         twin.hooks = GradientHooks(theta)  # the check takes them off before the problem sees them
         decay = self.weight_decay(theta)
         groups = [{"params": [p], "weight_decay": decay.get(n, 0.0)} for n, p in theta.items()]
@@ -115,9 +117,13 @@ class BilevelProblem:
         """The devices of all parameters."""
         return {p.device for p in (*self.theta().values(), *self.phi().values())}
 
+    def roots(self) -> list[nn.Module]:
+        """The model, the weighter and the modules that the losses refer to."""
+        return [self.model, self.weighter, *self._companions.values()]
+
     def parts(self) -> list[nn.Module]:
         """Every module that an evaluation may use."""
-        return parts_of(self.model, self.weighter, *self._companions.values())
+        return parts_of(*self.roots())
 
     def mutable(self, parts: Sequence[nn.Module], *batches: Any) -> list[Any]:
         """Lists, dicts, arrays and generators that a pass over some batches may change."""

@@ -197,6 +197,11 @@ class Isolation:
         for leaf in self._leaves:
             leaf.restore()
 
+    @property
+    def has_drawn(self) -> bool:
+        """Whether the last pass drew random numbers."""
+        return self._generators.differ(self._start)
+
     def rewind(self) -> None:
         """Restore the random state only, so that the next pass draws the same numbers."""
         self._generators.put(self._start)

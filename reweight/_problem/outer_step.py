@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from reweight._curvature import Partial, Slope, Solved, System, solve
 from reweight._problem.bilevel import BilevelProblem
+from reweight._problem.compiled import CompiledStep, only_eager
 from reweight._problem.fresh import FreshBatches
 from reweight._problem.hooks import GradientHooks, Hooked
 from reweight._problem.in_place import InnerInPlace
@@ -132,6 +133,8 @@ class _OuterStep:
         self._findings = problem.audit.findings
         self._caveats: list[str] = []
         self._pending = Pending()
+        # The mode that a compiled step was compared with, if this is one.
+        self._compared = ""
         # Collected now: while the losses are isolated, there are none. Tried in every step, since
         # a mask may change in place.
         self._hooks = problem.hooks or GradientHooks(self._theta)
@@ -150,6 +153,13 @@ class _OuterStep:
     def run(self, isolation: Isolation, batches: Iterable[Any] | None) -> Hypergradient:
         """Evaluate, solve, and go through the weighter."""
         problem, theta = self._problem, self._theta
+        compiled = self._compiled(batches)
+        if compiled and not problem.audit.is_residual_due(self._strategy, self._strategy.interval):
+            found = compiled.run()
+            if found is not None:
+                self._compared = compiled.mode
+                return found
+            isolation.restore()
         # The rows that one batch reads are not those that further batches read.
         tables = tables_of(self._parts, theta) if batches is None else {}
         with isolation.watched():
@@ -185,11 +195,16 @@ class _OuterStep:
         why = f"the weights of {name} have no finite derivative here"
         grads = assembled(direct, indirect, self._phi, why, self._pending)
         self._pending.read()
-        return Hypergradient(grads, solved.info, influence)
+        result = Hypergradient(grads, solved.info, influence)
+        if compiled:
+            random = isolation.has_drawn
+            isolation.restore()
+            compiled.learn(result, inner, self._known_against(solved.info.hvp_mode), random=random)
+        return result
 
     def judged(self, result: Hypergradient, isolation: Isolation) -> Hypergradient:
         """The result with everything that is known against it, after the isolation is closed."""
-        audit, findings, mode = self._problem.audit, self._findings, result.info.hvp_mode
+        audit, mode = self._problem.audit, self._compared or result.info.hvp_mode
         if isolation.lost:
             audit.forget()
             given = {id(x) for x in self._given}
@@ -199,12 +214,10 @@ class _OuterStep:
                 f"the losses wrote into {names}, which they had not done in earlier steps, so its "
                 "values could not be put back this once"
             )
-        caveats = [*self._caveats, *findings.remarks, *self._hooked.faults]
         comparison = None
         if mode != "none":
             comparison = audit.comparison(mode)  # type: ignore[arg-type]
-            caveats.append(findings.caveats.get(mode, ""))  # type: ignore[call-overload]
-        caveat = "; ".join(filter(None, caveats))
+        caveat = "; ".join(filter(None, self._known_against(mode)))
         last = None
         if mode != "none":
             last = audit.residual(self._strategy, result.info.relative_residual)
@@ -213,6 +226,24 @@ class _OuterStep:
         )
         self._notify(info)
         return Hypergradient(result.grads, info, result.influence)
+
+    def _known_against(self, mode: str) -> list[str]:
+        """What is known against the result, in words."""
+        findings = self._findings
+        of_mode = findings.caveats.get(mode, "")  # type: ignore[call-overload]
+        return [*self._caveats, *findings.remarks, *self._hooked.faults, of_mode]
+
+    def _compiled(self, batches: Iterable[Any] | None) -> CompiledStep | None:
+        """The compiled form of this step, if it may have one."""
+        problem, strategy = self._problem, self._strategy
+        if not strategy.compile or problem.compilation is None:
+            return None
+        if only_eager(problem, batches, self._hooks):
+            return None
+        given = self._batch, self._dev_batch
+        return CompiledStep(
+            problem, problem.compilation, strategy, self._theta, self._phi, given
+        )
 
     def _fingerprint(self) -> object:
         """Equal for problems of which one comparison of second derivatives serves all."""

@@ -69,13 +69,18 @@ class Progress:
         self._drift = _Drift()
         self._movement = _Movement()
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether the weights of this outer step are read."""
+        return self.steps % _EVERY == 0
+
     def level_of(self, weights: Tensor) -> Tensor:
         """What :meth:`meet` is to know of the weights ``[B]`` of a batch: numbers on their device.
 
         There are none in most steps.
         """
         w = weights.detach()
-        if self.steps % _EVERY or not w.numel():
+        if not (self.is_reading and w.numel()):
             return w.new_empty(0)
         return torch.stack((w.mean(), *w.aminmax()))
 

@@ -67,6 +67,16 @@ class Generators:
             [torch.cuda.get_rng_state(index) for index in self._cuda],
         )
 
+    def differ(self, state: RandomState) -> bool:
+        """Whether the present state is another one."""
+        now = self.now()
+        pairs = zip((now.torch, *now.cuda), (state.torch, *state.cuda), strict=True)
+        # Another kind of numpy generator than the usual one shows no words.
+        others = now.python, now.numpy.words
+        return others != (state.python, state.numpy.words) or not all(
+            torch.equal(one, other) for one, other in pairs
+        )
+
     def put(self, state: RandomState) -> None:
         """Go back to a state."""
         torch.set_rng_state(state.torch)

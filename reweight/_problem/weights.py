@@ -27,7 +27,7 @@ from reweight.losses import Losses
 from reweight.weighters import SampleWeighter, stated_bounds
 
 # A hypergradient below this share of the influences means that the weights do not respond.
-_SATURATED = 1e-6
+SATURATED = 1e-6
 
 
 def weigh(weighter: SampleWeighter, losses: Losses, pending: Pending | None = None) -> Tensor:
@@ -131,7 +131,7 @@ def through_weighter(
     def look(found: list[float]) -> None:
         values, (size, *responses) = found[: len(level)], found[len(level) :]
         at_bound = progress.meet(name, values, stated_bounds(weighter))
-        if not at_bound and math.hypot(*responses) < _SATURATED * size:
+        if not at_bound and math.hypot(*responses) < SATURATED * size:
             _warn_if_saturated(name, phi, pulled, influence, notices)
 
     pending.add(torch.cat((level.to(sizes), sizes)), look)
@@ -149,7 +149,7 @@ def _warn_if_saturated(
     # Terms cancel at an optimum. With random positive factors they do not.
     factors = torch.rand(len(influence), generator=torch.Generator().manual_seed(0))
     apart = pulled(influence.abs() * (0.5 + factors.to(influence)))
-    if norm(filled(apart, phi)) < _SATURATED * norm(influence):
+    if norm(filled(apart, phi)) < SATURATED * norm(influence):
         notices.warn(
             "saturated",
             f"the weights of {name} hardly respond to its parameters: where they are bounded, they "

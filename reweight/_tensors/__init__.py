@@ -18,7 +18,7 @@ from reweight._tensors.reading import (
     now_or_later,
     read,
 )
-from reweight._tensors.seam import all_entries, all_samples, reducing
+from reweight._tensors.seam import all_entries, all_samples, alone, reducing
 from reweight._tensors.vectors import (
     Blocks,
     Tree,
@@ -48,6 +48,7 @@ __all__ = [
     "Tree",
     "all_entries",
     "all_samples",
+    "alone",
     "axpy",
     "can_read",
     "central_difference",

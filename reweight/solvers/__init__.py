@@ -1,6 +1,6 @@
 """Solvers of ``A u = b`` that use products with ``A`` only."""
 
-from reweight.solvers.base import LinearSolver, Solution
+from reweight.solvers.base import PLAIN, LinearSolver, Solution
 from reweight.solvers.conjugate_gradient import ConjugateGradient
 from reweight.solvers.identity import Identity
 from reweight.solvers.krylov import Krylov, lanczos
@@ -10,6 +10,7 @@ from reweight.solvers.status import Status
 from reweight.solvers.traced import TracedSolver, UntraceableError, traced
 
 __all__ = [
+    "PLAIN",
     "ConjugateGradient",
     "Identity",
     "Krylov",

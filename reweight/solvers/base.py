@@ -16,7 +16,7 @@ from reweight.solvers.status import Status
 
 Matvec = Callable[[Any], Any]
 # Right-hand sides whose largest entry is in this range have squares that every type can hold.
-_PLAIN = (1e-6, 1e6)
+PLAIN = (1e-6, 1e6)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class LinearSolver(ABC):
             )
         if largest == 0.0:
             return Solution(torch.zeros_like(b), Status.CONVERGED)
-        if _PLAIN[0] <= largest <= _PLAIN[1]:
+        if PLAIN[0] <= largest <= PLAIN[1]:
             return self.solve_scaled(matvec, b, eps)
         unit = power_of_two(b, largest)
         solution = self.solve_scaled(matvec, b * (1.0 / unit), eps)

@@ -165,21 +165,32 @@ class _TermByTerm(LinearSolver):
 
 
 def fixed_terms(
-    matvec: Callable[[Tensor], Tensor], b: Tensor, num_terms: int, step_size: float
+    matvec: Callable[[Tensor], Tensor],
+    b: Tensor,
+    num_terms: int,
+    step_size: float,
+    products: Callable[..., Tensor] = inner_products,
 ) -> tuple[Tensor, list[Tensor]]:
     """The sum of the series with a fixed step size, and numbers on the device.
 
     These are ``‖b‖²``, and for each term ``t`` with the next one ``t'`` the numbers ``‖At‖²``,
     ``tᵀAt`` and ``‖t'‖²``.
+
+    Args:
+        matvec: ``v -> A v``.
+        b: the right-hand side.
+        num_terms: the number of products.
+        step_size: of the series.
+        products: computes inner products, see :func:`inner_products`.
     """
     term, total = b, b.clone()
-    numbers = [inner_products((b, b))]
+    numbers = [products((b, b))]
     for _ in range(num_terms):
         product = matvec(term)
-        numbers.append(inner_products((product, product), (term, product)))
+        numbers.append(products((product, product), (term, product)))
         term = torch.add(term, product, alpha=-step_size)
         total += term
-        numbers.append(inner_products((term, term)))
+        numbers.append(products((term, term)))
     return total.mul_(step_size), numbers
 
 
@@ -233,7 +244,7 @@ class Series:
         self.growths = self.growths + 1 if self.factor > 1.0 else 0
         self.size = size
 
-    def solution(self, value: Tensor, step_size: float) -> Solution:
+    def solution(self, value: Tensor | None, step_size: float) -> Solution:
         """The sum ``value`` with the status that the sizes of the terms imply."""
         curvature = self.curvature or None
         if self.size <= _CONVERGED * self.first:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reweight._tensors import inner_products
 from reweight.solvers.base import Matvec, Solution
 from reweight.solvers.identity import Identity
 from reweight.solvers.krylov import BREAKDOWN, least_square
@@ -37,21 +36,21 @@ class TracedSolver:
     Attributes:
         num_products: the number of products with ``A``.
         solve: ``(matvec, b) -> (u, numbers)`` for flat vectors; ``numbers`` is ``[n]`` float64.
-        solution: ``(u, numbers) -> Solution`` with the values of these numbers; ``None`` where the
-            solver itself would have done something else than ``solve``.
+        solution: ``numbers -> Solution`` with the values of these numbers, and ``None`` for ``u``;
+            ``None`` where the solver itself would have done something else than ``solve``.
     """
 
     num_products: int
     solve: Callable[[Matvec, Tensor], tuple[Tensor, Tensor]]
-    solution: Callable[[Tensor, Sequence[float]], Solution | None]
+    solution: Callable[[Sequence[float]], Solution | None]
 
 
-def traced(solver: Any, eps: float) -> TracedSolver:
+def traced(solver: Any, dtype: torch.dtype) -> TracedSolver:
     """The solver as a function of tensors, with the same result up to rounding.
 
     Args:
         solver: as the user stated it.
-        eps: the relative rounding error of products.
+        dtype: of the right-hand side, and of products.
 
     Raises:
         UntraceableError: there is no such function for this solver.
@@ -60,7 +59,7 @@ def traced(solver: Any, eps: float) -> TracedSolver:
         return TracedSolver(
             0,
             functools.partial(_scaled, solver.step_size),
-            lambda u, _: Solution(u, Status.APPROXIMATED),
+            lambda _: Solution(None, Status.APPROXIMATED),
         )
     if type(solver) is not Neumann:
         raise UntraceableError(
@@ -74,7 +73,7 @@ def traced(solver: Any, eps: float) -> TracedSolver:
         return TracedSolver(
             max(1, solver.num_terms),
             functools.partial(_krylov_terms, solver.num_terms),
-            functools.partial(_krylov_solution, solver.num_terms, eps),
+            functools.partial(_krylov_solution, solver.num_terms, dtype),
         )
     step_size = float(solver.step_size)
     return TracedSolver(
@@ -84,18 +83,24 @@ def traced(solver: Any, eps: float) -> TracedSolver:
     )
 
 
+def _products(*pairs: tuple[Tensor, Tensor]) -> Tensor:
+    """Inner products in one process: a compiler can't follow how several reduce them."""
+    return torch.stack([torch.dot(x, y) for x, y in pairs])
+
+
 def _scaled(step_size: float, matvec: Matvec, b: Tensor) -> tuple[Tensor, Tensor]:
     return step_size * b, b.new_zeros(0, dtype=torch.float64)
 
 
 def _fixed(num_terms: int, step_size: float, matvec: Matvec, b: Tensor) -> tuple[Tensor, Tensor]:
-    u, numbers = fixed_terms(matvec, b, num_terms, step_size)
+    u, numbers = fixed_terms(matvec, b, num_terms, step_size, _products)
     return u, torch.cat(numbers).double()
 
 
-def _fixed_solution(step_size: float, u: Tensor, numbers: Sequence[float]) -> Solution:
+def _fixed_solution(step_size: float, numbers: Sequence[float]) -> Solution:
     first, *rest = numbers
-    return Series.of_fixed_step(first, rest[::3], rest[1::3], rest[2::3]).solution(u, step_size)
+    series = Series.of_fixed_step(first, rest[::3], rest[1::3], rest[2::3])
+    return series.solution(None, step_size)
 
 
 def _krylov_terms(num_terms: int, matvec: Matvec, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,16 +110,16 @@ def _krylov_terms(num_terms: int, matvec: Matvec, b: Tensor) -> tuple[Tensor, Te
     smallest Ritz value and the largest size of one; the norms of the terms after the first.
     """
     tiny = torch.finfo(b.dtype).tiny
-    squared = inner_products((b, b))
+    squared = _products((b, b))
     rows = [b * squared.rsqrt()]
     numbers, columns = [squared], []
     num_products = max(1, num_terms)
     for count in range(1, num_products + 1):
         before, product = torch.stack(rows), matvec(rows[-1])
-        size = inner_products((product, product))
+        size = _products((product, product))
         along = before @ product
         product = product - along @ before
-        left = inner_products((product, product))
+        left = _products((product, product))
         rows.append(product * left.clamp(min=tiny).rsqrt())
         columns.append(torch.cat((along, left.sqrt(), b.new_zeros(num_products - count))).double())
         numbers += [size, left]
@@ -138,7 +143,7 @@ def _krylov_terms(num_terms: int, matvec: Matvec, b: Tensor) -> tuple[Tensor, Te
 
 
 def _krylov_solution(
-    num_terms: int, eps: float, u: Tensor, numbers: Sequence[float]
+    num_terms: int, dtype: torch.dtype, numbers: Sequence[float]
 ) -> Solution | None:
     count = 2 * max(1, num_terms)
     first, steps, (smallest, curvature, *terms) = (
@@ -149,8 +154,9 @@ def _krylov_solution(
     sizes, lefts = steps[::2], steps[1::2]
     # Where the space is invariant or the basis no longer orthonormal, the solver goes on in
     # another way; so it does where squares leave the range of the type.
+    eps = torch.finfo(dtype).eps
     share = max(eps, (BREAKDOWN * eps) ** 2)
-    if curvature == 0.0 or sizes[0] < least_square(u.dtype):
+    if curvature == 0.0 or sizes[0] < least_square(dtype):
         return None
     if any(left <= share * size for size, left in zip(sizes, lefts, strict=True)):
         return None
@@ -158,4 +164,4 @@ def _krylov_solution(
     series.meet(curvature, smallest)
     for size in terms:
         series.add(size)
-    return series.solution(u, 1.0 / curvature)
+    return series.solution(None, 1.0 / curvature)

@@ -1,0 +1,296 @@
+"""The compiled form of an outer step: when it is used, and when it is not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reweight._problem.bilevel import BilevelProblem
+from reweight._problem.compilation import MOST_PROGRAMS, Compilation, LimitError
+from reweight._problem.inner import InnerProblem
+from reweight._problem.isolation import twice_differentiable
+from reweight._problem.pure_step import PureStep
+from reweight._problem.weights import SATURATED
+from reweight._tensors import Tree, alone, read, some
+from reweight.hypergradient import Hypergradient, ImplicitHypergradient
+from reweight.solvers import PLAIN, Neumann, TracedSolver, UntraceableError, traced
+from reweight.verdict import SolveInfo
+from reweight.weighters import stated_bounds
+
+# A compiled table is a dense vector, whatever rows are read, and so costs time in its size.
+_LARGEST_TABLE = 100_000
+
+
+class _RefusedError(Exception):
+    """A step that can't be compiled; the message says why."""
+
+
+class CompiledStep:
+    """The compiled form of one outer step.
+
+    Args:
+        problem: the problem.
+        compilation: what was compiled in earlier steps.
+        strategy: how to solve.
+        theta: the inner parameters.
+        phi: the parameters of the weighter.
+        batches: the train batch and the dev batch.
+    """
+
+    def __init__(
+        self,
+        problem: BilevelProblem,
+        compilation: Compilation,
+        strategy: ImplicitHypergradient,
+        theta: Tree,
+        phi: Tree,
+        batches: tuple[Any, Any],
+    ) -> None:
+        self._problem, self._compilation, self._strategy = problem, compilation, strategy
+        self._theta, self._phi, self._batches = theta, phi, batches
+        self._owners = (strategy, *problem.roots(), *theta.values(), *phi.values())
+
+    @property
+    def mode(self) -> str:
+        """The mode of the products that the result is known to agree with."""
+        return self._compilation.mode
+
+    def run(self) -> Hypergradient | None:
+        """The result of a compiled program, if there is one for this step."""
+        if not self._compilation.is_of(self._owners):
+            return None
+        outputs = self._outputs(compiling=False)
+        if outputs is None:
+            return None
+        self._compilation.age += 1
+        return self._result(*outputs)
+
+    def learn(
+        self, eager: Hypergradient, inner: InnerProblem, caveats: Iterable[str], *, random: bool
+    ) -> None:
+        """Compare a program with what the eager step gave, and compile one if there is none.
+
+        Args:
+            eager: the result of the same step.
+            inner: its inner problem.
+            caveats: what is known against the result.
+            random: whether a pass drew random numbers.
+        """
+        compilation = self._compilation
+        if not compilation.is_of(self._owners):
+            try:
+                compilation.take(self._owners, self._pure(inner))
+            except _RefusedError as refused:
+                self._refuse(str(refused))
+        if compilation.refusal or not eager.influence.numel():
+            return
+        try:
+            self._check(eager, inner, caveats, random)
+            outputs, new = self._outputs(compiling=False), False
+            if outputs is None:
+                outputs, new = self._outputs(compiling=True), True
+            self._compare(eager, outputs, new)
+        except _RefusedError as refused:
+            self._refuse(str(refused))
+
+    def _refuse(self, reason: str) -> None:
+        self._compilation.refuse(self._owners, reason)
+        say_not_compiled(self._problem, reason)
+
+    def _outputs(self, *, compiling: bool) -> Any:
+        """What a program returns; without ``compiling``, ``None`` if there is none that fits."""
+        compilation, pure = self._compilation, self._compilation.pure
+        if pure is None:
+            return None
+        decay, damping = self._problem.weight_decay(self._theta), self._strategy.damping
+        shift = {name: decay[name] + damping for name in self._theta}
+        args = pure.arguments(self._theta, self._phi, shift, *self._batches)
+        with torch.no_grad(), twice_differentiable():
+            if not compiling:
+                return compilation.run(*args)
+            try:
+                return compilation.compiled(*args)
+            except LimitError:
+                return None
+            except Exception as error:  # whatever a compiler or the user's code raises in it
+                said = (str(error).strip() or repr(error)).splitlines()[0]
+                raise _RefusedError(f"{type(error).__name__}: {said}") from error
+
+    def _pure(self, inner: InnerProblem) -> PureStep:
+        """The step as a function.
+
+        Raises:
+            _RefusedError: it is none that can be compiled.
+        """
+        kinds = {(p.dtype, p.device) for p in self._theta.values()}
+        if len(kinds) > 1 or next(iter(kinds))[0] not in (torch.float32, torch.float64):
+            raise _RefusedError(
+                "the inner parameters have several types or devices, or another type than float32 "
+                "and float64"
+            )
+        if self._strategy.preconditioner is not None:
+            raise _RefusedError("a preconditioner is read from outside of the step")
+        names = [*inner.reached()]
+        pure = PureStep(self._problem, self._solver(), self._theta, self._phi, names)
+        if pure.missing:
+            raise _RefusedError(
+                f"the inner parameters {some(dict.fromkeys(pure.missing))} are in no module that "
+                "the losses refer to, so a function can't replace them"
+            )
+        try:
+            inner.functional_model()
+        except RuntimeError as error:
+            raise _RefusedError(str(error)) from error
+        return pure
+
+    def _solver(self) -> TracedSolver:
+        dtype = next(iter(self._theta.values())).dtype
+        try:
+            return traced(self._strategy.solver, dtype)
+        except UntraceableError as error:
+            raise _RefusedError(str(error)) from error
+
+    def _check(
+        self, eager: Hypergradient, inner: InnerProblem, caveats: Iterable[str], random: bool
+    ) -> None:
+        """Look at what only an eager step shows.
+
+        Raises:
+            _RefusedError: a compiled step would give something else.
+        """
+        if eager.info.hvp_mode == "finite_difference":
+            raise _RefusedError("there are no exact products with the Hessian for this model")
+        if found := "; ".join(filter(None, caveats)):
+            raise _RefusedError(f"only an eager step shows that {found}")
+        if random:
+            raise _RefusedError(
+                "the losses draw random numbers (dropout), and a compiled step draws others, so "
+                "its result can't be compared"
+            )
+        size = sum(inner.theta[name].numel() for name in inner.tables)
+        if size > _LARGEST_TABLE:
+            raise _RefusedError(
+                f"the embedding tables {some(inner.tables)} have {size} entries, and a compiled "
+                f"step works on all rows, not on those that are read (limit {_LARGEST_TABLE})"
+            )
+        solver = self._strategy.solver
+        if inner.tables and isinstance(solver, Neumann) and solver.step_size == "auto":
+            raise _RefusedError(
+                f"the embedding tables {some(inner.tables)} are used by all their rows in a "
+                'compiled step, which changes step_size="auto": give a number'
+            )
+
+    def _compare(self, eager: Hypergradient, outputs: Any, new: bool) -> None:
+        """Compare with the eager step.
+
+        Raises:
+            _RefusedError: the results differ, or there is none to compare.
+        """
+        compilation = self._compilation
+        if outputs is None:
+            self._problem.notices.warn(
+                "compile limit",
+                f"outer steps were compiled for {MOST_PROGRAMS} kinds of batches; batches of other "
+                "shapes run eagerly. Keep the batch size (drop_last=True in the loader).",
+            )
+            return
+        result = self._result(*outputs)
+        if result is None:
+            if new:
+                raise _RefusedError(
+                    "the solver goes another way than its compiled form (a Krylov space that ends, "
+                    "a gradient of the outer loss outside of 1e-6 to 1e6, saturated weights)"
+                )
+            return
+        pairs = [(result.influence, eager.influence)]
+        pairs += [(result.grads[name], grad) for name, grad in eager.grads.items()]
+        share = _difference(pairs[:1]), _difference(pairs[1:])
+        # Operations in another order give other rounding errors. Sums over parameters and samples
+        # in which terms cancel enlarge them; a formula that is wrong differs by more than this.
+        if not max(share) <= math.sqrt(torch.finfo(eager.influence.dtype).eps):
+            raise _RefusedError(
+                f"its result differs from the eager step by {max(share):.2g} of its size: does the "
+                "step draw random numbers, or depend on what a compiler does not follow?"
+            )
+        compilation.age = 0
+        compilation.mode = eager.info.hvp_mode  # type: ignore[assignment]
+        if new:
+            self._problem.notices.warn(
+                "compiled",
+                f"the outer step was compiled in {compilation.seconds:.1f} s for batches of these "
+                f"shapes; at most {MOST_PROGRAMS} are compiled. Steps that measure the residual "
+                "stay eager, and compiled ones are compared with them.",
+            )
+
+    def _result(self, grads: Tree, influence: Tensor, numbers: Tensor) -> Hypergradient | None:
+        """The result, unless numbers show something that the eager step treats in another way."""
+        problem = self._problem
+        (found,) = read(numbers)
+        if not all(map(math.isfinite, found)):
+            return None
+        (*_, mean, smallest, largest), of_v, size = found[:6], found[6], found[7]
+        responses, rest = found[8 : 8 + len(self._phi)], found[8 + len(self._phi) :]
+        solver = self._solver()
+        solution = solver.solution(rest)
+        if solution is None or solution.status.final or not PLAIN[0] <= of_v <= PLAIN[1]:
+            return None
+        level = (mean, smallest, largest) if problem.progress.is_reading else ()
+        weighter = problem.weighter
+        at_bound = problem.progress.meet(type(weighter).__name__, level, stated_bounds(weighter))
+        if not at_bound and math.hypot(*responses) < SATURATED * size:
+            return None
+        info = SolveInfo(
+            relative_residual=None,
+            num_hvps=solver.num_products,
+            status=solution.status,
+            curvature=solution.curvature,
+            hvp_mode="func",
+            smallest_curvature=solution.smallest_curvature,
+            detail=f"{solution.detail}, {self._said()}".removeprefix(", "),
+        )
+        return Hypergradient(grads, info, influence)
+
+    def _said(self) -> str:
+        age = self._compilation.age
+        when = "one step" if age == 1 else f"{age} steps"
+        return f"compiled, compared with an eager step {when} ago"
+
+
+def only_eager(problem: BilevelProblem, batches: object, hooks: object) -> bool:
+    """Whether this step can't be compiled whatever the problem is; says why.
+
+    Args:
+        problem: the problem.
+        batches: further train batches, or ``None``.
+        hooks: gradient hooks on inner parameters.
+    """
+    reason = ""
+    if batches is not None:
+        reason = "batches= gives every product another batch"
+    elif hooks:
+        reason = "gradient hooks on inner parameters are tried in every step"
+    elif not alone():
+        reason = "several processes share the samples"
+    if reason:
+        say_not_compiled(problem, reason)
+    return bool(reason)
+
+
+def say_not_compiled(problem: BilevelProblem, reason: str) -> None:
+    """Warn once for this reason."""
+    problem.notices.warn(
+        f"compile: {reason}", f"outer steps run eagerly, although compile=True: {reason}."
+    )
+
+
+def _difference(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """How far the first of each pair is from the second, as a share of the norm of all seconds."""
+    apart, size = (
+        math.hypot(*(float(torch.linalg.vector_norm(x.double())) for x in tensors))
+        for tensors in ([one - other for one, other in pairs], [other for _, other in pairs])
+    )
+    return apart / size if size else apart
