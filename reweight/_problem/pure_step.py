@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vjp
 
 from reweight._problem.bilevel import BilevelProblem
-from reweight._problem.weights import weigh
 from reweight._tensors import Pending, Tree
 from reweight.solvers import TracedSolver
 
@@ -133,7 +132,8 @@ class PureStep:
             losses = call(theta, phi, problem.evaluated, batch)
 
             def weighed(ph: Tree) -> Tensor:
-                return call(theta, ph, weigh, problem.weighter, losses, Pending())  # type: ignore[no-any-return]
+                # Nothing to detach: the losses are values here, not functions of θ or φ.
+                return call(theta, ph, problem.weighter, losses.weighted, losses.inputs)  # type: ignore[no-any-return]
 
             weights, pull_weights = vjp(weighed, phi)
 
