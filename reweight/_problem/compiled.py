@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reweight._curvature import Mode
 from reweight._problem.bilevel import BilevelProblem
 from reweight._problem.compilation import MOST_PROGRAMS, Compilation, LimitError
 from reweight._problem.inner import InnerProblem
@@ -55,7 +56,7 @@ class CompiledStep:
         self._owners = (strategy, *problem.roots(), *theta.values(), *phi.values())
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> Mode:
         """The mode of the products that the result is known to agree with."""
         return self._compilation.mode
 
@@ -90,10 +91,9 @@ class CompiledStep:
             return
         try:
             self._check(eager, inner, caveats, random)
-            outputs, new = self._outputs(compiling=False), False
-            if outputs is None:
-                outputs, new = self._outputs(compiling=True), True
-            self._compare(eager, outputs, new)
+            outputs = self._outputs(compiling=False)
+            new = outputs is None
+            self._compare(eager, self._outputs(compiling=True) if new else outputs, new)
         except _RefusedError as refused:
             self._refuse(str(refused))
 
@@ -194,8 +194,10 @@ class CompiledStep:
         if outputs is None:
             self._problem.notices.warn(
                 "compile limit",
-                f"outer steps were compiled for {MOST_PROGRAMS} kinds of batches; batches of other "
-                "shapes run eagerly. Keep the batch size (drop_last=True in the loader).",
+                f"outer steps were compiled {MOST_PROGRAMS} times, and what fits none of these "
+                "programs runs eagerly: batches of other shapes, modules whose Python attributes "
+                "changed. Keep the batch size (drop_last=True in the loader), and let what changes "
+                "from step to step be a tensor.",
             )
             return
         result = self._result(*outputs)
@@ -222,8 +224,8 @@ class CompiledStep:
             self._problem.notices.warn(
                 "compiled",
                 f"the outer step was compiled in {compilation.seconds:.1f} s for batches of these "
-                f"shapes; at most {MOST_PROGRAMS} are compiled. Steps that measure the residual "
-                "stay eager, and compiled ones are compared with them.",
+                f"shapes; other shapes take as long again, up to {MOST_PROGRAMS} in all. Steps "
+                "that measure the residual stay eager, and compiled ones are compared with them.",
             )
 
     def _result(self, grads: Tree, influence: Tensor, numbers: Tensor) -> Hypergradient | None:
@@ -257,7 +259,7 @@ class CompiledStep:
     def _said(self) -> str:
         age = self._compilation.age
         when = "one step" if age == 1 else f"{age} steps"
-        return f"compiled, compared with an eager step {when} ago"
+        return f"compiled, last compared with an eager step {when} ago"
 
 
 def only_eager(problem: BilevelProblem, batches: object, hooks: object) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reweight._curvature import Partial, Slope, Solved, System, solve
+from reweight._curvature import Mode, Partial, Slope, Solved, System, solve
 from reweight._problem.bilevel import BilevelProblem
 from reweight._problem.compiled import CompiledStep, only_eager
 from reweight._problem.fresh import FreshBatches
@@ -134,7 +134,7 @@ class _OuterStep:
         self._caveats: list[str] = []
         self._pending = Pending()
         # The mode that a compiled step was compared with, if this is one.
-        self._compared = ""
+        self._compared: Mode | None = None
         # Collected now: while the losses are isolated, there are none. Tried in every step, since
         # a mask may change in place.
         self._hooks = problem.hooks or GradientHooks(self._theta)

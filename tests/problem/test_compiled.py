@@ -1,0 +1,464 @@
+"""Compiled outer steps give what eager ones give, and say when they are eager."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from _support.compiling import (
+    assert_same,
+    backend,
+    batches,
+    is_compiled,
+    mean_error,
+    network,
+    pair,
+    squares,
+    steps,
+    weighter,
+)
+from reweight import (
+    ConjugateGradient,
+    Identity,
+    ImplicitHypergradient,
+    Losses,
+    Neumann,
+    SecondMoments,
+    Solution,
+    Status,
+    check_hypergradient,
+    wrap,
+)
+from reweight.diagnostics import agreement
+
+SOLVERS = [Identity(0.3), Neumann(3, 0.05), Neumann(3), Neumann(0), Neumann(0, 0.1)]
+SAME = [batches(6, seed) for seed in (0, 10, 20)]
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    with backend("eager"):
+        yield
+
+
+# -- the same numbers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_a_compiled_step_gives_what_an_eager_one_gives(solver: Any) -> None:
+    model = network()
+    groups = [
+        {"params": [*model[0].parameters()], "weight_decay": 0.3},
+        {"params": [*model[1:].parameters()]},
+    ]
+    one, two = pair(solver, model, optimizer=torch.optim.SGD(groups, lr=0.1))
+    found, _ = steps(one, SAME)
+    expected, _ = steps(two, SAME)
+    assert [is_compiled(each) for each in found] == [False, True, True]
+    assert not any(is_compiled(each) for each in expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_same(ours, theirs)
+        if theirs.info.curvature is not None:
+            # Products of float64 in another order.
+            assert ours.info.curvature == pytest.approx(theirs.info.curvature, rel=1e-9)
+            assert ours.info.smallest_curvature == pytest.approx(
+                theirs.info.smallest_curvature, rel=1e-9
+            )
+
+
+def test_a_sum_over_samples_and_an_outer_loss_of_the_weighter_are_compiled_too() -> None:
+    own = weighter()
+
+    def outer(model: nn.Module, batch: Any) -> Tensor:
+        return mean_error(model, batch) + 0.1 * own.mlp[0].weight.square().sum()
+
+    one, two = pair(Neumann(2), weighter=own, outer_loss=outer, reduction="sum")
+    found, _ = steps(one, SAME)
+    assert is_compiled(found[-1])
+    assert_same(found[-1], two.hypergradient(*SAME[-1]))
+
+
+def test_two_names_for_one_module_and_tied_weights_are_put_back() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = self.two = nn.Linear(3, 3)
+            self.tied = nn.Linear(3, 3)
+            self.tied.weight = self.one.weight
+            self.head = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.tied(torch.tanh(self.two(torch.tanh(self.one(x))))))
+
+    torch.manual_seed(0)
+    model = Twice().double()
+    before = {name: p for name, p in model.named_parameters(remove_duplicate=False)}
+    one, two = pair(Neumann(2), model)
+    found, _ = steps(one, SAME)
+    assert is_compiled(found[-1])
+    assert_same(found[-1], two.hypergradient(*SAME[-1]))
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert after.keys() == before.keys()
+    assert all(after[name] is p for name, p in before.items())
+
+
+def test_compiled_steps_follow_parameters_weight_decay_and_modes() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.1)
+    one, two = pair(Neumann(2, 0.1), model, optimizer=optimizer)
+    steps(one, SAME[:1])
+    for number, batch in enumerate(SAME[1:]):
+        one.loss(batch[0]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        optimizer.param_groups[0]["weight_decay"] = 0.2 * number
+        found = one.hypergradient(*batch)
+        assert is_compiled(found)
+        assert_same(found, two.hypergradient(*batch))
+    assert one.problem.compilation.programs == 1
+    model.eval()
+    (first, second), _ = steps(one, SAME[:2])
+    assert not is_compiled(first) and is_compiled(second)
+    assert_same(second, two.hypergradient(*SAME[1]))
+
+
+def test_new_parameters_are_compiled_anew() -> None:
+    model = network()
+    one, two = pair(Neumann(2), model)
+    steps(one, SAME)
+    model[0] = nn.Linear(3, 4).double()
+    (first, second), _ = steps(one, SAME[:2])
+    assert not is_compiled(first) and is_compiled(second)
+    assert_same(second, two.hypergradient(*SAME[1]))
+
+
+def test_small_tables_are_used_whole_with_a_fixed_step_size() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(20, 3, padding_idx=0), nn.Flatten(), nn.Linear(6, 1))
+
+    def losses(model: nn.Module, batch: Tensor) -> Losses:
+        return Losses(model(batch).reshape(-1).square())
+
+    def outer(model: nn.Module, batch: Tensor) -> Tensor:
+        return losses(model, batch).weighted.mean()
+
+    optimizer = torch.optim.SGD(model.double().parameters(), lr=0.1, weight_decay=0.1)
+    one, two = pair(
+        Neumann(2, 0.1), model, losses=losses, outer_loss=outer, optimizer=optimizer
+    )
+    ids = torch.arange(24).remainder(12).reshape(2, 6, 2)
+    found, _ = steps(one, [(ids[0], ids[1])] * 2)
+    assert is_compiled(found[1])
+    assert_same(found[1], two.hypergradient(ids[0], ids[1]))
+
+
+# -- when --------------------------------------------------------------------------------------------
+
+
+def test_steps_that_measure_the_residual_are_eager_and_compared() -> None:
+    one, _ = pair(Neumann(2), strategy={"verdict_every": 3})
+    found, warned = steps(one, SAME * 2)
+    assert [is_compiled(each) for each in found] == [False, True, True, False, True, True]
+    assert [each.info.relative_residual is None for each in found] == [
+        is_compiled(each) for each in found
+    ]
+    assert "compared with an eager step 2 steps ago" in found[2].info.message
+    assert "compared with an eager step one step ago" in found[4].info.message
+    assert found[2].info.last_residual.age == 2 and found[2].info.comparison.age == 2
+    assert found[2].info.hvp_mode == "func"
+    assert sum("was compiled in" in each for each in warned) == 1
+
+
+def test_each_shape_is_compiled_up_to_a_limit() -> None:
+    one, two = pair(Identity())
+    shapes = [batches(size, 0) for size in (4, 5, 6, 7, 8)]
+    found, warned = steps(one, shapes + shapes)
+    assert [is_compiled(each) for each in found] == [False] * 5 + [True] * 4 + [False]
+    assert sum("drop_last" in each for each in warned) == 1
+    assert sum("was compiled in" in each for each in warned) == 1
+    for ours, batch in zip(found[5:], shapes, strict=True):
+        assert_same(ours, two.hypergradient(*batch))
+
+
+def test_wrapped_objects_do_not_share_a_limit() -> None:
+    for _ in range(3):
+        one, _ = pair(Identity())
+        found, _ = steps(one, [batches(size, 0) for size in (4, 5, 6, 7)] * 2)
+        assert is_compiled(found[-1])
+
+
+def test_a_compiled_step_changes_nothing() -> None:
+    model = network()
+    one, _ = pair(Neumann(2), model)
+    one.outer_backward(*SAME[0])
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    buffers, random = dict(model.named_buffers()), torch.get_rng_state()
+    batch = [x.clone() for pair in SAME[1] for x in pair]
+    model[0].weight.grad = kept = torch.ones_like(model[0].weight)
+    assert is_compiled(one.hypergradient(*SAME[1]))
+    assert all(torch.equal(before[name], x) for name, x in model.state_dict().items())
+    assert all(buffers[name] is x for name, x in model.named_buffers())
+    assert all(p.requires_grad for p in model.parameters())
+    assert model[0].weight.grad is kept and torch.equal(kept, torch.ones_like(kept))
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(map(torch.equal, batch, (x for pair in SAME[1] for x in pair)))
+
+
+def test_a_check_compiles_nothing() -> None:
+    one, _ = pair(Neumann(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda *_, **__: pytest.fail("it compiles"))
+        check_hypergradient(one, *SAME[0], max_seconds=5.0)
+    agreement(one, *SAME[0])
+    assert one.problem.compilation.programs == 1
+
+
+# -- what stays eager ------------------------------------------------------------------------------
+
+
+class Dropping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.body(x), 0.5)
+
+
+def reading(model: nn.Module, batch: Any) -> Losses:
+    losses = squares(model, batch)
+    return losses if float(losses.weighted.sum()) > 0 else Losses(losses.weighted)
+
+
+def cheating(model: nn.Module, batch: Any) -> Losses:
+    losses = squares(model, batch)
+    return Losses(losses.weighted * (1.01 if torch.compiler.is_compiling() else 1.0))
+
+
+def outside(_: nn.Module, batch: Any) -> Losses:
+    return Losses((batch[0] @ OUTSIDE - batch[1]).square())
+
+
+OUTSIDE = torch.ones(3, dtype=torch.float64, requires_grad=True)
+FALLBACKS = {
+    "conjugate gradients": ({"solver": ConjugateGradient()}, "decides by values"),
+    "a callable": (
+        {"solver": lambda matvec, b: Solution(b, Status.APPROXIMATED)},
+        "decides by values",
+    ),
+    "a long series": ({"solver": Neumann(9)}, "more than 8 terms"),
+    "a preconditioner": ({"strategy": {"preconditioner": SecondMoments()}}, "preconditioner"),
+    "random numbers": ({"model": Dropping}, "draw random numbers"),
+    "losses that read values": ({"losses": reading}, "run eagerly"),
+    "what differs": ({"losses": cheating}, "differs from the eager step by"),
+    "no module holds it": (
+        {
+            "losses": outside,
+            "outer_loss": lambda model, batch: outside(model, batch).weighted.mean(),
+            "optimizer": lambda: torch.optim.SGD([OUTSIDE], lr=0.1),
+        },
+        "in no module",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FALLBACKS)
+def test_what_cannot_be_compiled_runs_eagerly_and_says_why(name: str) -> None:
+    changes, reason = FALLBACKS[name]
+    changes = {"solver": Neumann(2), **changes}
+    if "model" in changes:
+        changes["model"] = changes["model"]()
+    if "optimizer" in changes:
+        changes["optimizer"] = changes["optimizer"]()
+    if "preconditioner" in changes.get("strategy", {}):
+        model = changes["model"] = network()
+        changes["optimizer"] = optimizer = torch.optim.Adam(model.parameters())
+        squares(model, SAME[0][0]).weighted.mean().backward()
+        optimizer.step()
+    one, two = pair(**changes)
+    found, warned = steps(one, SAME)
+    reasons = [each for each in warned if "although compile=True" in each]
+    assert len(reasons) == 1 and reason in reasons[0]
+    torch.manual_seed(0)
+    ours = one.hypergradient(*SAME[0])
+    torch.manual_seed(0)
+    theirs = two.hypergradient(*SAME[0])
+    assert not any(map(is_compiled, (*found, ours)))
+    assert_same(ours, theirs)
+
+
+def test_gradient_hooks_are_tried_in_eager_steps() -> None:
+    model = network()
+    one, two = pair(Neumann(2), model)
+    steps(one, SAME[:2])
+    hook = model[0].weight.register_hook(lambda g: g * (torch.arange(3) > 0))
+    (found,), warned = steps(one, SAME[:1])
+    assert not is_compiled(found) and any("gradient hooks" in each for each in warned)
+    assert_same(found, two.hypergradient(*SAME[0]))
+    hook.remove()
+    assert is_compiled(one.hypergradient(*SAME[0]))
+
+
+def test_fresh_batches_are_products_of_eager_steps() -> None:
+    one, _ = pair(Neumann(2, 0.1))
+    steps(one, SAME)
+    with pytest.warns(UserWarning, match=r"batches= gives every product another batch"):
+        found = one.hypergradient(*SAME[0], batches=iter([SAME[1][0], SAME[2][0]]))
+    assert not is_compiled(found)
+
+
+@pytest.mark.parametrize(("solver", "limit"), [(Neumann(2), 1000), (Neumann(2, 0.1), 10)])
+def test_tables_by_rows_stay_eager(
+    solver: Any, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reweight._problem import compiled
+
+    monkeypatch.setattr(compiled, "_LARGEST_TABLE", limit)
+    model = nn.Embedding(20, 1).double()
+
+    def losses(model: nn.Module, batch: Tensor) -> Losses:
+        return Losses((model(batch).reshape(-1) - 1.0).square())
+
+    one, _ = pair(
+        solver,
+        model,
+        losses=losses,
+        outer_loss=lambda model, batch: losses(model, batch).weighted.mean(),
+    )
+    ids = torch.arange(6)
+    found, warned = steps(one, [(ids, ids)] * 2)
+    assert not any(map(is_compiled, found)) and any("embedding tables" in each for each in warned)
+
+
+def test_a_compiled_result_that_goes_wrong_later_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = pair(Neumann(2), strategy={"verdict_every": 3})
+    steps(one, SAME[:2])
+    compilation = one.problem.compilation
+    run = compilation.run
+
+    def wrong(*args: Any) -> Any:
+        grads, influence, numbers = run(*args)
+        return grads, 1.01 * influence, numbers
+
+    monkeypatch.setattr(compilation, "run", wrong)
+    found, warned = steps(one, SAME)
+    assert [is_compiled(each) for each in found] == [True, False, False]
+    assert any("differs from the eager step by 0.01" in each for each in warned)
+    assert_same(found[1], two.hypergradient(*SAME[1]))
+
+
+def test_values_that_are_not_finite_raise_as_in_eager_steps() -> None:
+    one, two = pair(Neumann(2))
+    steps(one, SAME[:2])
+    (x, y), dev = SAME[2]
+    bad = x, y.clone().index_fill_(0, torch.tensor([3]), math.nan)
+    texts = []
+    for rw in (one, two):
+        with pytest.raises(ValueError, match=r"losses.weighted is nan for sample 3") as caught:
+            rw.hypergradient(bad, dev)
+        texts.append(str(caught.value))
+    assert texts[0] == texts[1]
+    assert is_compiled(one.hypergradient(*SAME[0]))
+
+
+def test_weights_at_their_bound_are_told_in_compiled_runs_too() -> None:
+    own = weighter()
+    one, _ = pair(Neumann(2), weighter=own)
+    steps(one, SAME[:2])
+    nn.init.constant_(own.mlp[-1].bias, 60.0)
+    with pytest.warns(UserWarning, match=r"bound"):
+        for batch in SAME * 2:
+            one.outer_backward(*batch)
+
+
+def test_a_compiler_that_fails_is_named() -> None:
+    def failing(*_: Any) -> Any:
+        raise OSError("no compiler here")
+
+    one, two = pair(Neumann(2))
+    with backend(failing):  # type: ignore[arg-type]
+        found, warned = steps(one, SAME)
+    assert not any(map(is_compiled, found))
+    assert sum("no compiler here" in each for each in warned) == 1
+    assert_same(found[-1], two.hypergradient(*SAME[-1]))
+
+
+# -- refusals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [1, "inductor", None, {"mode": "max-autotune"}])
+def test_compile_is_true_or_false(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"compile=.*True or False"):
+        ImplicitHypergradient(compile=value)
+
+
+@pytest.mark.parametrize("hvp", ["autograd", "finite_difference"])
+def test_a_mode_that_is_not_compiled_is_refused(hvp: Any) -> None:
+    with pytest.raises(ValueError, match=rf"compile=True, hvp='{hvp}'.*func"):
+        ImplicitHypergradient(compile=True, hvp=hvp)
+
+
+def test_a_verdict_in_every_step_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"verdict_every=1.*raise verdict_every"):
+        ImplicitHypergradient(compile=True, verdict_every=1)
+
+
+def test_a_call_as_a_function_is_refused() -> None:
+    params = {"w": torch.ones(2)}
+    with pytest.raises(ValueError, match=r"compile=True.*only the outer steps of wrap"):
+        ImplicitHypergradient(compile=True)(
+            lambda p, h: (h["w"] * p["w"]).square().sum(), lambda p, h: p["w"].sum(), params, params
+        )
+
+
+# -- other backends --------------------------------------------------------------------------------
+
+
+def test_ahead_of_time_graphs_hold_no_hidden_state() -> None:
+    with backend("aot_eager"):
+        one, two = pair(Neumann(2))
+        found, _ = steps(one, SAME)
+        assert is_compiled(found[-1])
+        assert_same(found[-1], two.hypergradient(*SAME[-1]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_inductor_gives_what_an_eager_step_gives() -> None:
+    with backend("inductor"):
+        model = nn.Linear(3, 1).double()
+        one, two = pair(Neumann(2), model)
+        found, _ = steps(one, SAME)
+        assert is_compiled(found[-1])
+        assert_same(found[-1], two.hypergradient(*SAME[-1]))
+
+
+def test_a_losses_method_of_the_model_is_compiled() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network()
+
+        def losses(self, batch: Any) -> Losses:
+            return squares(self.body, batch)
+
+        def outer_loss(self, batch: Any) -> Tensor:
+            return mean_error(self.body, batch)
+
+    one, two = (
+        wrap(
+            model,
+            weighter(),
+            hypergradient=ImplicitHypergradient(Neumann(2), damping=0.1, compile=compile),
+        )
+        for compile, model in ((True, Own()), (False, Own()))
+    )
+    found, _ = steps(one, SAME)
+    assert is_compiled(found[-1])
+    assert_same(found[-1], two.hypergradient(*SAME[-1]))
