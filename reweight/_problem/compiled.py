@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,6 +22,8 @@ from reweight.hypergradient import Hypergradient, ImplicitHypergradient
 from reweight.solvers import PLAIN, Neumann, TracedSolver, UntraceableError, traced
 from reweight.verdict import SolveInfo
 from reweight.weighters import stated_bounds
+
+logger = logging.getLogger("reweight")
 
 # A compiled table is a dense vector, whatever rows are read, and so costs time in its size.
 _LARGEST_TABLE = 100_000
@@ -117,8 +120,13 @@ class CompiledStep:
             except LimitError:
                 return None
             except Exception as error:  # whatever a compiler or the user's code raises in it
-                said = (str(error).strip() or repr(error)).splitlines()[0]
-                raise _RefusedError(f"{type(error).__name__}: {said}") from error
+                logger.info("the outer step can't be compiled: %s", str(error))
+                first, *rest = (str(error).strip() or repr(error)).splitlines()
+                said = f"{first} {rest[0]}" if first.endswith(":") and rest else first
+                raise _RefusedError(
+                    f"it can't be compiled ({type(error).__name__}: {said.rstrip('.')}); the log "
+                    "of reweight at level INFO has all that the compiler said"
+                ) from error
 
     def _pure(self, inner: InnerProblem) -> PureStep:
         """The step as a function.

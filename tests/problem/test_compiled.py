@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 
 from _support.compiling import (
@@ -176,7 +177,7 @@ def test_steps_that_measure_the_residual_are_eager_and_compared() -> None:
 
 
 def test_each_shape_is_compiled_up_to_a_limit() -> None:
-    one, two = pair(Identity())
+    one, two = pair(Identity(), nn.Linear(3, 1).double())
     shapes = [batches(size, 0) for size in (4, 5, 6, 7, 8)]
     found, warned = steps(one, shapes + shapes)
     assert [is_compiled(each) for each in found] == [False] * 5 + [True] * 4 + [False]
@@ -187,10 +188,12 @@ def test_each_shape_is_compiled_up_to_a_limit() -> None:
 
 
 def test_wrapped_objects_do_not_share_a_limit() -> None:
-    for _ in range(3):
-        one, _ = pair(Identity())
-        found, _ = steps(one, [batches(size, 0) for size in (4, 5, 6, 7)] * 2)
-        assert is_compiled(found[-1])
+    # torch.compile keeps programs by code, eight of one code by default.
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for _ in range(4):
+            one, _ = pair(Identity(), nn.Linear(3, 1).double())
+            found, _ = steps(one, SAME[:2])
+            assert is_compiled(found[-1])
 
 
 def test_a_compiled_step_changes_nothing() -> None:
@@ -241,8 +244,15 @@ def cheating(model: nn.Module, batch: Any) -> Losses:
     return Losses(losses.weighted * (1.01 if torch.compiler.is_compiling() else 1.0))
 
 
-def outside(_: nn.Module, batch: Any) -> Losses:
-    return Losses((batch[0] @ OUTSIDE - batch[1]).square())
+def outside(model: nn.Module, batch: Any) -> Losses:
+    return Losses((model(batch[0]).reshape(-1) + batch[0] @ OUTSIDE - batch[1]).square())
+
+
+def adam(model: nn.Module) -> torch.optim.Adam:
+    optimizer = torch.optim.Adam(model.parameters())
+    mean_error(model, SAME[0][0]).backward()
+    optimizer.step()
+    return optimizer
 
 
 OUTSIDE = torch.ones(3, dtype=torch.float64, requires_grad=True)
@@ -253,7 +263,10 @@ FALLBACKS = {
         "decides by values",
     ),
     "a long series": ({"solver": Neumann(9)}, "more than 8 terms"),
-    "a preconditioner": ({"strategy": {"preconditioner": SecondMoments()}}, "preconditioner"),
+    "a preconditioner": (
+        {"strategy": {"preconditioner": SecondMoments()}, "optimizer": adam},
+        "preconditioner",
+    ),
     "random numbers": ({"model": Dropping}, "draw random numbers"),
     "losses that read values": ({"losses": reading}, "run eagerly"),
     "what differs": ({"losses": cheating}, "differs from the eager step by"),
@@ -261,7 +274,7 @@ FALLBACKS = {
         {
             "losses": outside,
             "outer_loss": lambda model, batch: outside(model, batch).weighted.mean(),
-            "optimizer": lambda: torch.optim.SGD([OUTSIDE], lr=0.1),
+            "optimizer": lambda model: torch.optim.SGD([OUTSIDE, *model.parameters()], lr=0.1),
         },
         "in no module",
     ),
@@ -271,16 +284,10 @@ FALLBACKS = {
 @pytest.mark.parametrize("name", FALLBACKS)
 def test_what_cannot_be_compiled_runs_eagerly_and_says_why(name: str) -> None:
     changes, reason = FALLBACKS[name]
-    changes = {"solver": Neumann(2), **changes}
-    if "model" in changes:
-        changes["model"] = changes["model"]()
+    model = changes.get("model", network)()
+    changes = {"solver": Neumann(2), **changes, "model": model}
     if "optimizer" in changes:
-        changes["optimizer"] = changes["optimizer"]()
-    if "preconditioner" in changes.get("strategy", {}):
-        model = changes["model"] = network()
-        changes["optimizer"] = optimizer = torch.optim.Adam(model.parameters())
-        squares(model, SAME[0][0]).weighted.mean().backward()
-        optimizer.step()
+        changes["optimizer"] = changes["optimizer"](model)
     one, two = pair(**changes)
     found, warned = steps(one, SAME)
     reasons = [each for each in warned if "although compile=True" in each]
