@@ -28,8 +28,8 @@ SOLVERS = {
     "Neumann(3)": Neumann(3),
 }
 LEGEND = """\
-ms        of the fastest call once all is warm, its residual not measured; x: how many times as long as
-          the eager step, the median over rounds in which every method ran once.
+ms        of the fastest call once all is warm, its residual not measured; x: how many times as
+          long as the eager step, the median over rounds in which every method ran once.
 compile   seconds of the first outer step, in which the program is compiled.
 apart     relative difference from the eager step, float32."""
 

@@ -241,9 +241,7 @@ class _OuterStep:
         if only_eager(problem, batches, self._hooks):
             return None
         given = self._batch, self._dev_batch
-        return CompiledStep(
-            problem, problem.compilation, strategy, self._theta, self._phi, given
-        )
+        return CompiledStep(problem, problem.compilation, strategy, self._theta, self._phi, given)
 
     def _fingerprint(self) -> object:
         """Equal for problems of which one comparison of second derivatives serves all."""

@@ -128,7 +128,8 @@ class PureStep:
             def outer(th: Tree, ph: Tree) -> Tensor:
                 return call(th, ph, problem.outer_loss, dev_batch, Pending())  # type: ignore[no-any-return]
 
-            (gradient, direct), outer_loss = grad_and_value(outer, argnums=(0, 1))(theta, phi)
+            slopes, outer_loss, *_ = grad_and_value(outer, argnums=(0, 1))(theta, phi)
+            gradient, direct = slopes
             losses = call(theta, phi, problem.evaluated, batch)
 
             def weighed(ph: Tree) -> Tensor:

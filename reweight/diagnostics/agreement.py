@@ -93,9 +93,7 @@ def agreement(rw: Reweighted, batch: Any, dev_batch: Any, other_dev_batch: Any =
         1.0
     """
     ours = rw.hypergradient(batch, dev_batch)
-    plain = dataclasses.replace(
-        rw.strategy, solver=Identity(), preconditioner=None, compile=False
-    )
+    plain = dataclasses.replace(rw.strategy, solver=Identity(), preconditioner=None, compile=False)
     identity = Reweighted(rw.problem, plain).hypergradient(batch, dev_batch)
     other: tuple[float | None, float | None] = (None, None)
     if other_dev_batch is not None:

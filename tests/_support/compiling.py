@@ -42,9 +42,7 @@ def batches(size: int, seed: int) -> tuple[Any, Any]:
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)
-    ).double()
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).double()
 
 
 def squares(model: nn.Module, batch: Any) -> Losses:

@@ -150,16 +150,14 @@ def test_small_tables_are_used_whole_with_a_fixed_step_size() -> None:
         return losses(model, batch).weighted.mean()
 
     optimizer = torch.optim.SGD(model.double().parameters(), lr=0.1, weight_decay=0.1)
-    one, two = pair(
-        Neumann(2, 0.1), model, losses=losses, outer_loss=outer, optimizer=optimizer
-    )
+    one, two = pair(Neumann(2, 0.1), model, losses=losses, outer_loss=outer, optimizer=optimizer)
     ids = torch.arange(24).remainder(12).reshape(2, 6, 2)
     found, _ = steps(one, [(ids[0], ids[1])] * 2)
     assert is_compiled(found[1])
     assert_same(found[1], two.hypergradient(ids[0], ids[1]))
 
 
-# -- when --------------------------------------------------------------------------------------------
+# -- when ------------------------------------------------------------------------------------------
 
 
 def test_steps_that_measure_the_residual_are_eager_and_compared() -> None:
