@@ -194,8 +194,8 @@ class ImplicitHypergradient:
             )
         if self.compile and self.hvp not in ("auto", "func"):
             raise ValueError(
-                f"ImplicitHypergradient(compile=True, hvp={self.hvp!r}): compiled steps multiply by "
-                'torch.func; leave hvp at "auto", or choose "func"'
+                f"ImplicitHypergradient(compile=True, hvp={self.hvp!r}): a compiled step has "
+                'products by torch.func; leave hvp at "auto", or choose "func"'
             )
         if self.compile and self.verdict_every == 1:
             raise ValueError(

@@ -85,7 +85,7 @@ class Compilation:
         try:
             with torch.compiler.set_stance("fail_on_recompile"):
                 return self._function(*args)
-        except RuntimeError as error:
+        except Exception as error:  # of torch where none fits; of the losses, which the user sees
             logger.debug("no compiled program for this outer step: %s", str(error))
             return None
 

@@ -14,10 +14,10 @@ from reweight._curvature import Mode
 from reweight._problem.bilevel import BilevelProblem
 from reweight._problem.compilation import MOST_PROGRAMS, Compilation, LimitError
 from reweight._problem.inner import InnerProblem
-from reweight._problem.isolation import twice_differentiable
+from reweight._problem.isolation import is_compiled, twice_differentiable
 from reweight._problem.pure_step import PureStep
 from reweight._problem.weights import SATURATED
-from reweight._tensors import Tree, alone, read, some
+from reweight._tensors import Tree, alone, can_read, read, some
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient
 from reweight.solvers import PLAIN, Neumann, TracedSolver, UntraceableError, traced
 from reweight.verdict import SolveInfo
@@ -57,6 +57,8 @@ class CompiledStep:
         self._problem, self._compilation, self._strategy = problem, compilation, strategy
         self._theta, self._phi, self._batches = theta, phi, batches
         self._owners = (strategy, *problem.roots(), *theta.values(), *phi.values())
+        self._found: Any = None
+        self._is_run = False
 
     @property
     def mode(self) -> Mode:
@@ -67,11 +69,11 @@ class CompiledStep:
         """The result of a compiled program, if there is one for this step."""
         if not self._compilation.is_of(self._owners):
             return None
-        outputs = self._outputs(compiling=False)
-        if outputs is None:
+        self._is_run, self._found = True, self._outputs(compiling=False)
+        if self._found is None:
             return None
         self._compilation.age += 1
-        return self._result(*outputs)
+        return self._result(*self._found)
 
     def learn(
         self, eager: Hypergradient, inner: InnerProblem, caveats: Iterable[str], *, random: bool
@@ -90,11 +92,11 @@ class CompiledStep:
                 compilation.take(self._owners, self._pure(inner))
             except _RefusedError as refused:
                 self._refuse(str(refused))
-        if compilation.refusal or not eager.influence.numel():
+        if compilation.refusal or eager.info.hvp_mode == "none":
             return
         try:
             self._check(eager, inner, caveats, random)
-            outputs = self._outputs(compiling=False)
+            outputs = self._found if self._is_run else self._outputs(compiling=False)
             new = outputs is None
             self._compare(eager, self._outputs(compiling=True) if new else outputs, new)
         except _RefusedError as refused:
@@ -139,6 +141,11 @@ class CompiledStep:
             raise _RefusedError(
                 "the inner parameters have several types or devices, or another type than float32 "
                 "and float64"
+            )
+        if is_compiled(inner.parts):
+            raise _RefusedError(
+                "a part of the model is compiled already, and a program inside another one gets no "
+                "other parameters: wrap the model as it was before torch.compile"
             )
         if self._strategy.preconditioner is not None:
             raise _RefusedError("a preconditioner is read from outside of the step")
@@ -270,11 +277,12 @@ class CompiledStep:
         return f"compiled, last compared with an eager step {when} ago"
 
 
-def only_eager(problem: BilevelProblem, batches: object, hooks: object) -> bool:
+def only_eager(problem: BilevelProblem, theta: Tree, batches: object, hooks: object) -> bool:
     """Whether this step can't be compiled whatever the problem is; says why.
 
     Args:
         problem: the problem.
+        theta: the inner parameters.
         batches: further train batches, or ``None``.
         hooks: gradient hooks on inner parameters.
     """
@@ -285,6 +293,8 @@ def only_eager(problem: BilevelProblem, batches: object, hooks: object) -> bool:
         reason = "gradient hooks on inner parameters are tried in every step"
     elif not alone():
         reason = "several processes share the samples"
+    elif not all(map(can_read, theta.values())):
+        reason = "a CUDA graph is captured, in which no number of a compiled step can be looked at"
     if reason:
         say_not_compiled(problem, reason)
     return bool(reason)

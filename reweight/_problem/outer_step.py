@@ -238,7 +238,7 @@ class _OuterStep:
         problem, strategy = self._problem, self._strategy
         if not strategy.compile or problem.compilation is None:
             return None
-        if only_eager(problem, batches, self._hooks):
+        if only_eager(problem, self._theta, batches, self._hooks):
             return None
         given = self._batch, self._dev_batch
         return CompiledStep(problem, problem.compilation, strategy, self._theta, self._phi, given)

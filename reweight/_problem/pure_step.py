@@ -128,15 +128,16 @@ class PureStep:
             def outer(th: Tree, ph: Tree) -> Tensor:
                 return call(th, ph, problem.outer_loss, dev_batch, Pending())  # type: ignore[no-any-return]
 
-            slopes, outer_loss, *_ = grad_and_value(outer, argnums=(0, 1))(theta, phi)
-            gradient, direct = slopes
+            slopes: Any = grad_and_value(outer, argnums=(0, 1))(theta, phi)
+            (gradient, direct), outer_loss = slopes
             losses = call(theta, phi, problem.evaluated, batch)
 
             def weighed(ph: Tree) -> Tensor:
                 # Nothing to detach: the losses are values here, not functions of θ or φ.
                 return call(theta, ph, problem.weighter, losses.weighted, losses.inputs)  # type: ignore[no-any-return]
 
-            weights, pull_weights = vjp(weighed, phi)
+            weighing: Any = vjp(weighed, phi)
+            weights, pull_weights = weighing
 
             def inner(part: Tree, w: Tensor) -> Tensor:
                 return problem.inner_loss(call({**theta, **part}, phi, problem.evaluated, batch), w)
@@ -150,7 +151,7 @@ class PureStep:
                 return _flat([product[n] + shift[i] * along[n] for i, n in enumerate(names)])
 
             v = _flat([gradient[name] for name in names])
-            u, found = solver.solve(matvec, v)
+            u, of_solver = solver.solve(matvec, v)
             influence = -pull(_unflat(u, params))[1]
             (indirect,) = pull_weights(influence)
             numbers = [
@@ -166,7 +167,7 @@ class PureStep:
             ]
             known = torch.stack([x.to(v.device, torch.float64) for x in numbers])
             grads = {name: direct[name] + indirect[name] for name in phi}
-            return grads, influence, torch.cat((known, found))
+            return grads, influence, torch.cat((known, of_solver))
 
         return step  # type: ignore[return-value]
 

@@ -33,6 +33,7 @@ from reweight import (
     SecondMoments,
     Solution,
     Status,
+    TableWeighter,
     check_hypergradient,
     wrap,
 )
@@ -265,6 +266,7 @@ FALLBACKS = {
         {"strategy": {"preconditioner": SecondMoments()}, "optimizer": adam},
         "preconditioner",
     ),
+    "a compiled model": ({"model": lambda: torch.compile(network())}, "compiled already"),
     "random numbers": ({"model": Dropping}, "draw random numbers"),
     "losses that read values": ({"losses": reading}, "run eagerly"),
     "what differs": ({"losses": cheating}, "differs from the eager step by"),
@@ -356,6 +358,45 @@ def test_a_compiled_result_that_goes_wrong_later_is_found(monkeypatch: pytest.Mo
     assert [is_compiled(each) for each in found] == [True, False, False]
     assert any("differs from the eager step by 0.01" in each for each in warned)
     assert_same(found[1], two.hypergradient(*SAME[1]))
+
+
+def test_a_step_with_nothing_to_solve_neither_compiles_nor_refuses() -> None:
+    def losses(model: nn.Module, batch: Any) -> Losses:
+        return Losses((model(batch[0]).reshape(-1) - batch[1]).square())
+
+    model = nn.Linear(3, 1).double()
+    one, two = pair(Neumann(2), model, losses=losses)
+    x, dev_x = SAME[0][0][0], SAME[0][1][0]
+    empty = (x[:0], x[:0, 0]), SAME[0][1]
+    with torch.no_grad():
+        solved = SAME[0][0], (dev_x, model(dev_x).reshape(-1))
+    found, _ = steps(one, [empty, solved, *SAME])
+    assert [each.info.hvp_mode for each in found[:2]] == ["none", "none"]
+    assert [is_compiled(each) for each in found[2:]] == [False, True, True]
+    (again,), _ = steps(one, [solved])
+    assert_same(again, two.hypergradient(*solved))
+    assert is_compiled(one.hypergradient(*SAME[0]))
+
+
+def test_ids_out_of_range_raise_as_in_eager_steps() -> None:
+    own = TableWeighter(6).double()
+
+    def losses(model: nn.Module, batch: Any) -> Losses:
+        return Losses(squares(model, batch[0]).weighted, inputs=batch[1])
+
+    one, _ = pair(
+        Identity(),
+        nn.Linear(3, 1).double(),
+        weighter=own,
+        losses=losses,
+        outer_loss=lambda model, batch: losses(model, batch).weighted.mean(),
+    )
+    ids = torch.arange(6)
+    train, dev = (SAME[0][0], ids), (SAME[0][1], ids[:5])
+    found, _ = steps(one, [(train, dev)] * 2)
+    assert is_compiled(found[1])
+    with pytest.raises(ValueError, match=r"sample id 6 at position 3"):
+        one.hypergradient((train[0], ids + 3), dev)
 
 
 def test_values_that_are_not_finite_raise_as_in_eager_steps() -> None:
