@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -113,7 +114,8 @@ class CompiledStep:
             return None
         decay, damping = self._problem.weight_decay(self._theta), self._strategy.damping
         shift = {name: decay[name] + damping for name in self._theta}
-        args = pure.arguments(self._theta, self._phi, shift, *self._batches)
+        preconditioner = self._strategy.preconditioner
+        args = pure.arguments(self._theta, self._phi, shift, preconditioner, *self._batches)
         with torch.no_grad(), twice_differentiable():
             if not compiling:
                 return compilation.run(*args)
@@ -147,8 +149,6 @@ class CompiledStep:
                 "a part of the model is compiled already, and a program inside another one gets no "
                 "other parameters: wrap the model as it was before torch.compile"
             )
-        if self._strategy.preconditioner is not None:
-            raise _RefusedError("a preconditioner is read from outside of the step")
         names = [*inner.reached()]
         pure = PureStep(self._problem, self._solver(), self._theta, self._phi, names)
         if pure.missing:
@@ -249,11 +249,16 @@ class CompiledStep:
         (found,) = read(numbers)
         if not all(map(math.isfinite, found)):
             return None
-        (*_, mean, smallest, largest), of_v, size = found[:6], found[6], found[7]
-        responses, rest = found[8 : 8 + len(self._phi)], found[8 + len(self._phi) :]
+        numbers_left = iter(found)
+        *_, mean, smallest, largest, of_b, size = itertools.islice(numbers_left, 8)
+        responses = [*itertools.islice(numbers_left, len(self._phi))]
         solver = self._solver()
-        solution = solver.solution(rest)
-        if solution is None or solution.status.final or not PLAIN[0] <= of_v <= PLAIN[1]:
+        met = None
+        if self._strategy.preconditioner is not None:
+            products = [*itertools.islice(numbers_left, 2 * solver.num_products)]
+            met = [y / x for x, y in zip(products[::2], products[1::2], strict=True) if x > 0.0]
+        solution = solver.solution([*numbers_left])
+        if solution is None or solution.status.final or not PLAIN[0] <= of_b <= PLAIN[1]:
             return None
         level = (mean, smallest, largest) if problem.progress.is_reading else ()
         weighter = problem.weighter
@@ -264,9 +269,12 @@ class CompiledStep:
             relative_residual=None,
             num_hvps=solver.num_products,
             status=solution.status,
-            curvature=solution.curvature,
+            # With a preconditioner, the solver's estimates are of another matrix.
+            curvature=solution.curvature if met is None else max(met, default=None),
             hvp_mode="func",
-            smallest_curvature=solution.smallest_curvature,
+            smallest_curvature=(
+                solution.smallest_curvature if met is None else min(met, default=None)
+            ),
             detail=f"{solution.detail}, {self._said()}".removeprefix(", "),
         )
         return Hypergradient(grads, info, influence)

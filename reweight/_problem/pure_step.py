@@ -12,6 +12,7 @@ from torch.func import functional_call, grad_and_value, vjp
 
 from reweight._problem.bilevel import BilevelProblem
 from reweight._tensors import Pending, Tree
+from reweight.preconditioning import Preconditioner, diagonal_of
 from reweight.solvers import TracedSolver
 
 Slots = dict[str, str]
@@ -82,7 +83,13 @@ class PureStep:
         self.missing = [name for name in theta if name not in held]
 
     def arguments(
-        self, theta: Tree, phi: Tree, shift: Mapping[str, float], batch: Any, dev_batch: Any
+        self,
+        theta: Tree,
+        phi: Tree,
+        shift: Mapping[str, float],
+        preconditioner: Preconditioner | None,
+        batch: Any,
+        dev_batch: Any,
     ) -> tuple[Any, ...]:
         """The arguments of :meth:`function`: tensors as they are now.
 
@@ -90,16 +97,23 @@ class PureStep:
             theta: the inner parameters.
             phi: the parameters of the weighter.
             shift: curvature by name that the inner loss does not have.
+            preconditioner: as the user stated it.
             batch: the train batch.
             dev_batch: the dev batch.
         """
         like = theta[self._names[0]]
+        params = {name: theta[name] for name in self._names}
+        diagonal = diagonal_of(preconditioner, self._problem.optimizers, params, {})
+        root = None
+        if diagonal is not None:
+            root = _flat([diagonal[name] for name in self._names]).to(like.dtype).sqrt()
         return (
             {name: p.detach() for name, p in theta.items()},
             {name: p.detach() for name, p in phi.items()},
             self._holder.buffers_now({**self._inner, **self._outer}),
             # A tensor, since a number would be compiled into the program.
             torch.tensor([shift[n] for n in self._names], dtype=like.dtype, device=like.device),
+            root,
             batch,
             dev_batch,
         )
@@ -109,14 +123,21 @@ class PureStep:
 
         It returns the hypergradient by name, the influence ``[B]``, and numbers ``[n]`` in float64:
         the outer loss, the fixed part, the largest loss, the mean, the smallest and the largest
-        weight, the largest entry of ``v``, the norm of the influence, the norms of the term through
-        the minimiser, and those of the solver.
+        weight, the largest entry of the right-hand side, the norm of the influence, the norms of
+        the term through the minimiser; where there is a preconditioner, ``vᵀv`` and ``vᵀAv`` of
+        each product; and those of the solver.
         """
         problem, solver, names = self._problem, self._solver, self._names
         holder, inner_slots, outer_slots = self._holder, self._inner, self._outer
 
         def step(
-            theta: Tree, phi: Tree, buffers: Tree, shift: Tensor, batch: Any, dev_batch: Any
+            theta: Tree,
+            phi: Tree,
+            buffers: Tree,
+            shift: Tensor,
+            root: Tensor | None,
+            batch: Any,
+            dev_batch: Any,
         ) -> tuple[Tree, Tensor, Tensor]:
             def call(th: Tree, ph: Tree, function: Callable[..., Any], *args: Any) -> Any:
                 values = {slot: th[name] for slot, name in inner_slots.items()}
@@ -150,8 +171,21 @@ class PureStep:
                 product = pull(along)[0]
                 return _flat([product[n] + shift[i] * along[n] for i, n in enumerate(names)])
 
-            v = _flat([gradient[name] for name in names])
-            u, of_solver = solver.solve(matvec, v)
+            b = _flat([gradient[name] for name in names])
+            met: list[Tensor] = []
+            if root is None:
+                u, of_solver = solver.solve(matvec, b)
+            else:
+
+                def preconditioned(v: Tensor) -> Tensor:
+                    along = root * v
+                    product = matvec(along)
+                    met.extend((torch.dot(along, along), torch.dot(along, product)))
+                    return root * product
+
+                b = root * b
+                u, of_solver = solver.solve(preconditioned, b)
+                u = root * u
             influence = -pull(_unflat(u, params))[1]
             (indirect,) = pull_weights(influence)
             numbers = [
@@ -161,11 +195,12 @@ class PureStep:
                 weights.mean(),
                 weights.min(),
                 weights.max(),
-                v.abs().max(),
+                b.abs().max(),
                 torch.linalg.vector_norm(influence),
                 *map(torch.linalg.vector_norm, indirect.values()),
+                *met,
             ]
-            known = torch.stack([x.to(v.device, torch.float64) for x in numbers])
+            known = torch.stack([x.to(b.device, torch.float64) for x in numbers])
             grads = {name: direct[name] + indirect[name] for name in phi}
             return grads, influence, torch.cat((known, of_solver))
 
