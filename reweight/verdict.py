@@ -70,7 +70,8 @@ class SolveInfo:
             to be solved, because the dev gradient was zero or the batch had no weighted samples.
         smallest_curvature: the smallest Rayleigh quotient ``vᵀHv/vᵀv`` met, damping included; with
             ``Nystrom`` also the curvature it assumes outside of its columns' span.
-        detail: numbers that belong to the status.
+        detail: numbers that belong to the status; and of a compiled step, when it was last compared
+            with an eager one.
         caveat: why the operator is not the Hessian of the inner loss, or ``""``: finite differences
             contradict a second derivative.
         error_estimate: ``‖residual‖/(smallest_curvature·‖u‖)``, the relative error of ``u`` that

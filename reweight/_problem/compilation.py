@@ -55,6 +55,10 @@ class Compilation:
         self._owners: tuple[object, ...] = ()
         self._function: Callable[..., Any] | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Programs hold the modules that they were made of, so a copy has none.
+        return Compilation, ()
+
     def is_of(self, owners: Sequence[object]) -> bool:
         """Whether what is compiled was made of the very same objects."""
         return len(owners) == len(self._owners) and all(map(is_, owners, self._owners))
@@ -62,16 +66,7 @@ class Compilation:
     def take(self, owners: Sequence[object], pure: Pure) -> None:
         """Compile another function from now on, made of some objects."""
         self.pure, self.refusal, self._owners = pure, "", tuple(owners)
-        function = pure.function()
-        # Its own code: torch.compile keeps and counts programs by code, not by function.
-        own = types.FunctionType(
-            function.__code__.replace(),
-            function.__globals__,
-            function.__name__,
-            function.__defaults__,
-            function.__closure__,
-        )
-        self._function = torch.compile(own, fullgraph=True, dynamic=False)
+        self._function = None
 
     def refuse(self, owners: Sequence[object], reason: str) -> None:
         """Compile nothing that is made of these objects."""
@@ -80,7 +75,7 @@ class Compilation:
 
     def run(self, *args: Any) -> Any | None:
         """The result of a program that fits the arguments; ``None`` if there is none."""
-        if self._function is None or not self.programs:
+        if self._function is None:
             return None
         try:
             with torch.compiler.set_stance("fail_on_recompile"):
@@ -96,11 +91,25 @@ class Compilation:
             LimitError: there are as many programs as there may be.
             Exception: the function can't be compiled, or raises.
         """
-        if self._function is None or self.programs >= MOST_PROGRAMS:
+        if self.pure is None or self.programs >= MOST_PROGRAMS:
             raise LimitError
         self.programs += 1
         start = time.perf_counter()
+        if self._function is None:
+            own = _with_own_code(self.pure.function())
+            self._function = torch.compile(own, fullgraph=True, dynamic=False)
         result = self._function(*args)
         self.seconds = time.perf_counter() - start
         logger.info("outer step compiled in %.1f s (program %d)", self.seconds, self.programs)
         return result
+
+
+def _with_own_code(function: types.FunctionType) -> types.FunctionType:
+    """The same function; torch.compile keeps and counts programs by code, not by function."""
+    return types.FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )

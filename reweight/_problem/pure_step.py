@@ -16,7 +16,6 @@ from reweight.preconditioning import Preconditioner, diagonal_of
 from reweight.solvers import TracedSolver
 
 Slots = dict[str, str]
-Step = Callable[..., tuple[Tree, Tensor, Tensor]]
 
 
 class Holder(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 from collections.abc import Iterator
@@ -230,6 +231,18 @@ def test_a_compiled_step_changes_nothing() -> None:
     assert all(map(torch.equal, batch, (x for pair in SAME[1] for x in pair)))
 
 
+def test_a_copy_does_not_use_the_programs_of_the_original() -> None:
+    one, _ = pair(Neumann(2))
+    one.model[0].requires_grad_(False)
+    steps(one, SAME)
+    two = copy.deepcopy(one)
+    nn.init.ones_(two.model[0].weight)
+    (first, second), _ = steps(two, SAME[:2])
+    assert not is_compiled(first) and is_compiled(second)
+    two.problem.compilation = None
+    assert_same(second, two.hypergradient(*SAME[1]))
+
+
 def test_a_check_compiles_nothing() -> None:
     one, _ = pair(Neumann(2))
     with pytest.MonkeyPatch.context() as patch:
@@ -439,6 +452,18 @@ def test_a_compiler_that_fails_is_named() -> None:
         found, warned = steps(one, SAME)
     assert not any(map(is_compiled, found))
     assert sum("no compiler here" in each for each in warned) == 1
+    assert_same(found[-1], two.hypergradient(*SAME[-1]))
+
+
+def test_a_platform_without_a_compiler_is_named() -> None:
+    def missing(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("not supported on this version of Python")
+
+    one, two = pair(Neumann(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", missing)
+        found, warned = steps(one, SAME)
+    assert sum("not supported on this version" in each for each in warned) == 1
     assert_same(found[-1], two.hypergradient(*SAME[-1]))
 
 
