@@ -106,6 +106,12 @@ class ImplicitHypergradient:
             :class:`SecondMoments` reads ``D`` from an adaptive optimizer; a dict of tensors, by the
             names of the parameters, is used as it is. It does not change the exact solution, but
             it changes a truncated one and the meaning of a step size.
+        curvature: the matrix ``H``. ``"hessian"``: of the inner loss. ``"gauss_newton"``: ``Jᵀ H_out
+            J``, the Hessian without the curvature of the model, with ``J`` the derivative of the
+            model's outputs and ``H_out`` the Hessian of the loss by these outputs; weight decay and
+            damping are added to either. It is positive semi-definite where the loss is convex in
+            the outputs, and its products cost less. The mixed derivative stays exact. Under
+            :func:`reweight.wrap` only, where ``losses`` returns :meth:`Losses.of`.
 
     Example:
         Ridge regression, differentiated by its penalty:
@@ -129,6 +135,7 @@ class ImplicitHypergradient:
     damping: float = 0.0
     hvp: Literal["auto"] | Mode = "auto"
     preconditioner: Preconditioner | None = None
+    curvature: Literal["hessian", "gauss_newton"] = "hessian"
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, type):
@@ -158,6 +165,11 @@ class ImplicitHypergradient:
                 f"ImplicitHypergradient(preconditioner={self.preconditioner!r}): choose "
                 "SecondMoments(), or a dict of positive tensors by the names of the parameters"
             )
+        if self.curvature not in ("hessian", "gauss_newton"):
+            raise ValueError(
+                f"ImplicitHypergradient(curvature={self.curvature!r}): choose one of 'hessian', "
+                "'gauss_newton'"
+            )
 
     def __call__(
         self,
@@ -180,9 +192,15 @@ class ImplicitHypergradient:
 
         Raises:
             ValueError: a loss that is not a finite scalar, or that does not depend on what it is
-                differentiated by.
+                differentiated by; ``curvature="gauss_newton"``.
             FloatingPointError: a gradient or Hessian-vector product that is not finite.
         """
+        if self.curvature != "hessian":
+            raise ValueError(
+                f"curvature={self.curvature!r} needs the outputs of a model, and inner(params, "
+                "hparams) is a number: use reweight.wrap, with losses that return Losses.of("
+                'outputs, loss_fn), or curvature="hessian"'
+            )
         for name, tree in (("params", params), ("hparams", hparams)):
             check_tree(name, tree)
         with torch.enable_grad():

@@ -158,19 +158,10 @@ def with_finite_difference(gradients: Gradients, params: Tree, hparams: Tree) ->
     in float32.
     """
     params = detached(params)
-    eps = max(torch.finfo(p.dtype).eps for p in params.values())
 
     def difference(u: Tree, share: float) -> tuple[Tree, Partial]:
-        length = norm(u)
-        if length == 0.0:
+        if (step := step_along(params, u, share)) is None:
             return zeros_like(params), dict(zeros_like(hparams))
-        if not math.isfinite(length):
-            raise FloatingPointError(
-                f"a direction for finite differences has norm {length}: the series diverges; lower "
-                "the solver's step size, or add damping"
-            )
-        moved = {name: p * (u[name] != 0) for name, p in params.items()}
-        step = share * (1.0 + norm(moved)) * eps ** (1.0 / 3.0) / length
         return central_difference(lambda p: gradients(p, hparams), params, u, step)
 
     def cross(u: Tree) -> tuple[Tree, Partial]:
@@ -184,3 +175,22 @@ def with_finite_difference(gradients: Gradients, params: Tree, hparams: Tree) ->
         return norm(axpy(-1.0, difference(u, 0.5)[0], product))
 
     return Linearisation(tuple(params), hvp, cross, doubt)
+
+
+def step_along(params: Tree, v: Tree, share: float) -> float | None:
+    """The step of a central difference along ``v``; ``None`` where ``v`` is zero.
+
+    Raises:
+        FloatingPointError: ``v`` is not finite.
+    """
+    length = norm(v)
+    if length == 0.0:
+        return None
+    if not math.isfinite(length):
+        raise FloatingPointError(
+            f"a direction for finite differences has norm {length}: the series diverges; lower "
+            "the solver's step size, or add damping"
+        )
+    eps = max(torch.finfo(p.dtype).eps for p in params.values())
+    moved = {name: p * (v[name] != 0) for name, p in params.items()}
+    return share * (1.0 + norm(moved)) * float(eps ** (1.0 / 3.0)) / length

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from reweight._curvature.failure import ModeFailed, guarded, record
+from reweight._curvature.gauss_newton import Stated
 from reweight._curvature.linearise import (
     Gradients,
     Linearisation,
@@ -71,6 +72,8 @@ class System:
             optimizer's weight decay.
         preconditioner: as the user stated it.
         optimizers: the inner optimizers, which a preconditioner may read.
+        outputs: the loss as a function of the model's outputs. Where it is given, ``H`` is the
+            Gauss-Newton matrix.
     """
 
     params: Tree
@@ -83,9 +86,12 @@ class System:
     shift: Mapping[str, float] = field(default_factory=dict)
     preconditioner: Preconditioner | None = None
     optimizers: Sequence[Optimizer] = ()
+    outputs: Stated | None = None
 
     def linearise(self, mode: Mode) -> Linearisation:
         """The second derivatives of the inner loss, in this mode."""
+        if self.outputs is not None:
+            return self.outputs.linearise(mode, self.params, self.hparams, self.tables)
         if mode == "autograd":
             return from_graph(self.loss(), self.params, self.hparams, self.tables)
         if mode == "func":

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from reweight._curvature import Linearisation, Mode
 from reweight._problem.double import InnerInDouble
 from reweight._problem.in_place import InnerInPlace
 from reweight._problem.inner import InnerProblem
+from reweight._problem.outputs import GaussNewtonAt
 from reweight._problem.second_derivatives import Disagreement, disagreement
 from reweight.verdict import Comparison
 
@@ -192,15 +193,19 @@ class _NotComparedError(Exception):
 def _disagreement(mode: Mode, inner: InnerProblem, names: list[str]) -> Disagreement | None:
     """Compare in float64, or else in the precision that the problem has."""
     reasons: dict[str, None] = {}
-    for precision, make in (("float64", _in_double), ("its own precision", InnerInPlace)):
+    makers: tuple[tuple[str, Callable[..., InnerInDouble | InnerInPlace]], ...]
+    makers = ("float64", _in_double), ("its own precision", InnerInPlace)
+    for precision, make in makers:
         try:
-            problem = make(inner, names)
+            made = make(inner, names)
+            problem: GaussNewtonAt | InnerInDouble | InnerInPlace
+            problem = made if inner.outputs is None else GaussNewtonAt(made)
             # Differences of gradients are compared with nothing, but have to be derivatives.
             product = None
             if mode != "finite_difference":
                 product = functools.partial(problem.product, mode)
-            constant = inner.padding(problem.rows)
-            return disagreement(product, problem.evaluate, problem.params(), constant)
+            constant = inner.padding(made.rows)
+            return disagreement(product, problem.evaluate, made.params(), constant)
         except Exception as error:  # whatever an operation raises in a type it was not made for
             logger.info("hvp mode %r is not compared in %s: %s", mode, precision, str(error))
             said = (str(error).strip() or repr(error)).splitlines()[0]

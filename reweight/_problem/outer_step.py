@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reweight._curvature import Partial, Slope, Solved, System, solve
+from reweight._curvature import Partial, Slope, Solved, Stated, System, solve
 from reweight._problem.bilevel import BilevelProblem
 from reweight._problem.fresh import FreshBatches
 from reweight._problem.hooks import GradientHooks, Hooked
@@ -26,6 +26,7 @@ from reweight._problem.isolation import (
 )
 from reweight._problem.lazy import build
 from reweight._problem.objects import inside
+from reweight._problem.outputs import ModelOutputs
 from reweight._problem.statement import check_batch, check_memory, check_optimizers
 from reweight._problem.unheld import caveat_of, unheld
 from reweight._problem.weights import through_weighter
@@ -215,6 +216,7 @@ class _OuterStep:
             torch.get_default_dtype(),
             tuple(part.training for part in self._parts),
             self._strategy.hvp,
+            self._strategy.curvature,
         )
 
     def _outer_gradients(self, loss: Tensor, graph: Graph, tables: Tree) -> tuple[Tree, Partial]:
@@ -246,18 +248,26 @@ class _OuterStep:
         problem = self._problem
         leaf = weights.detach().requires_grad_(True)
 
-        def evaluate(batch: Any, weights: Tensor) -> Tensor:
-            return problem.inner_loss(problem.evaluated(batch), weights)
+        def both(batch: Any, weights: Tensor) -> tuple[Losses, Tensor]:
+            found = problem.evaluated(batch)
+            return found, problem.inner_loss(found, weights)
 
+        def evaluate(batch: Any, weights: Tensor) -> Tensor:
+            return both(batch, weights)[1]
+
+        loss, outputs = problem.inner_loss(losses, leaf), None
+        if self._strategy.curvature == "gauss_newton" and leaf.numel():
+            outputs = ModelOutputs(losses, loss, self._theta, both)
         return InnerProblem(
             parts=self._parts,
             evaluate=evaluate,
             batch=batch,
             weights=leaf,
-            loss=problem.inner_loss(losses, leaf),
+            loss=loss,
             theta=self._theta,
             tables=tables,
             isolation=isolation,
+            outputs=outputs,
         )
 
     def _look_at(self, inner: InnerProblem, leaves: dict[int, Any]) -> None:
@@ -332,6 +342,18 @@ class _OuterStep:
             shift={name: decay[name] + damping for name in inner.theta},
             preconditioner=self._strategy.preconditioner,
             optimizers=self._problem.optimizers,
+            outputs=self._stated(inner),
+        )
+
+    def _stated(self, inner: InnerProblem) -> Stated | None:
+        """The inner loss as a function of the model's outputs, for Gauss-Newton products."""
+        if inner.outputs is None:
+            return None
+        return Stated(
+            outputs=inner.outputs.values,
+            loss=inner.loss,
+            function=inner.forward,
+            moved=lambda: InnerInPlace(inner, inner.reached()).moved(),
         )
 
     def _fresh(self, inner: InnerProblem) -> Callable[[Any], System]:
