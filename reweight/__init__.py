@@ -16,6 +16,7 @@ from reweight.solvers import (
     Identity,
     Neumann,
     Nystrom,
+    SampleSpace,
     Solution,
     Status,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "Nystrom",
     "ReorderReuseSampler",
     "Reweighted",
+    "SampleSpace",
     "SampleWeighter",
     "SecondMoments",
     "Solution",

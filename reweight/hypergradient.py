@@ -42,7 +42,7 @@ from reweight._tensors import (
     some,
 )
 from reweight.preconditioning import Preconditioner, SecondMoments
-from reweight.solvers import Neumann
+from reweight.solvers import Neumann, SampleSpace
 from reweight.verdict import SolveInfo
 
 # What a printed result names.
@@ -170,6 +170,25 @@ class ImplicitHypergradient:
                 f"ImplicitHypergradient(curvature={self.curvature!r}): choose one of 'hessian', "
                 "'gauss_newton'"
             )
+        if isinstance(self.solver, SampleSpace):
+            self._check_sample_space()
+
+    def _check_sample_space(self) -> None:
+        if self.curvature != "gauss_newton":
+            raise ValueError(
+                f"SampleSpace() solves the Gauss-Newton system, and curvature={self.curvature!r}: "
+                'pass ImplicitHypergradient(SampleSpace(), damping=..., curvature="gauss_newton")'
+            )
+        if self.hvp not in ("auto", "autograd"):
+            raise ValueError(
+                f"SampleSpace() reads the layers from the gradient graph, and hvp={self.hvp!r}: "
+                'leave hvp at "auto"'
+            )
+        if self.preconditioner is not None:
+            raise ValueError(
+                "SampleSpace() solves exactly, so a preconditioner would change nothing: leave it "
+                "out"
+            )
 
     def __call__(
         self,
@@ -229,6 +248,8 @@ class ImplicitHypergradient:
     @property
     def modes(self) -> tuple[Mode, ...]:
         """The modes of Hessian-vector products to try, in this order."""
+        if isinstance(self.solver, SampleSpace):
+            return ("autograd",)
         return MODES if self.hvp == "auto" else (self.hvp,)
 
     def _system(self, inner: Objective, theta: Tree, phi: Tree) -> System:

@@ -5,7 +5,6 @@ from reweight._curvature.gauss_newton import (
     Forward,
     OutputHessian,
     Outputs,
-    Stated,
     gauss_newton,
     jacobian_by_func,
     jacobian_of_graph,
@@ -24,6 +23,7 @@ from reweight._curvature.linearise import (
     with_func,
 )
 from reweight._curvature.solve import Solved, solve
+from reweight._curvature.stated import Stated
 from reweight._curvature.system import Function, Slope, System
 
 __all__ = [

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from reweight._curvature.linearise import Linearisation, Mode, Partial, step_along
+from reweight._curvature.linearise import Linearisation, Partial, step_along
 from reweight._tables import GraphInputs, Table
 from reweight._tensors import Tree, axpy, central_difference, detached, norm
 
@@ -137,6 +137,8 @@ def jacobian_of_graph(
 
     def push(v: Tree) -> Outputs:
         along = list(itertools.compress(inputs.spread(v), alive))
+        if not live:
+            return tuple(map(torch.zeros_like, outputs))
         found = torch.autograd.grad(live, weights, along, retain_graph=True, allow_unused=True)
         return tuple(
             torch.zeros_like(z) if g is None else g for g, z in zip(found, outputs, strict=True)
@@ -223,35 +225,3 @@ def jacobian_by_differences(
         return tuple(axpy(-1.0, half, whole) for whole, half in pairs)
 
     return Jacobian(tuple(params), push, pull, doubt, forward.rows)
-
-
-@dataclass(frozen=True)
-class Stated:
-    """The inner loss as a function of the model's outputs, as the user stated it.
-
-    Attributes:
-        outputs: as they were evaluated, with their graph.
-        loss: the inner loss, with its graph from them.
-        function: gives the outputs as a pure function; called by mode ``"func"``.
-        moved: gives the outputs at other values of θ, without a graph; called by mode
-            ``"finite_difference"``.
-    """
-
-    outputs: Outputs
-    loss: Tensor
-    function: Callable[[], Forward]
-    moved: Callable[[], Forward]
-
-    def linearise(
-        self, mode: Mode, params: Tree, hparams: Tree, tables: Mapping[str, Table]
-    ) -> Linearisation:
-        """The Gauss-Newton matrix, in this mode."""
-        if mode == "autograd":
-            jacobian = jacobian_of_graph(self.outputs, params, tables)
-        elif mode == "func":
-            jacobian = jacobian_by_func(self.function())
-        else:
-            moved = self.moved()
-            inputs = GraphInputs({name: params[name] for name in moved.params}, tables)
-            jacobian = jacobian_by_differences(moved, pull_of_graph(self.outputs, inputs))
-        return gauss_newton(jacobian, OutputHessian(self.loss, self.outputs, hparams))

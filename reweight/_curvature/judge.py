@@ -82,7 +82,7 @@ def judged(answer: Answer) -> SolveInfo:
         # The solver's estimates are of A itself, so they count like products.
         largest = _extreme(max, largest, solution.curvature)
         smallest = _extreme(min, smallest, solution.smallest_curvature)
-    if not answer.fresh and 0.0 < measured <= TRUSTED_RESIDUAL * size:
+    if solution.least is None and not answer.fresh and 0.0 < measured <= TRUSTED_RESIDUAL * size:
         # A small residual along directions of small curvature is a large error of u. A few more
         # products measure the curvature there.
         along = operator.smallest_along(residual * (1.0 / measured))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from reweight._curvature.failure import ModeFailed, guarded, record
-from reweight._curvature.gauss_newton import Stated
+from reweight._curvature.stated import Stated
 from reweight._curvature.linearise import (
     Gradients,
     Linearisation,

@@ -39,6 +39,7 @@ from reweight.hypergradient import (
     outer_gradients,
 )
 from reweight.losses import Losses
+from reweight.solvers import SampleSpace
 from reweight.verdict import SolveInfo
 
 logger = logging.getLogger("reweight")
@@ -354,6 +355,7 @@ class _OuterStep:
             loss=inner.loss,
             function=inner.forward,
             moved=lambda: InnerInPlace(inner, inner.reached()).moved(),
+            by_layers=isinstance(self._strategy.solver, SampleSpace),
         )
 
     def _fresh(self, inner: InnerProblem) -> Callable[[Any], System]:

@@ -116,6 +116,11 @@ class Table:
         """The outputs of the look-ups, as ``torch.autograd.grad`` takes them."""
         return [GradientEdge(look_up.node, 0) for look_up in self._look_ups]
 
+    @property
+    def look_ups(self) -> list[tuple[LookUp | MaximumLookUp, Tensor]]:
+        """The operations that read rows, each with the positions of these in :attr:`rows`."""
+        return list(zip(self._look_ups, self._at, strict=True))
+
     def values(self) -> Tensor:
         """The rows, ``[r, D]``."""
         return self.weight.detach().index_select(0, self.rows)

@@ -8,7 +8,7 @@ from reweight._tensors.describe import counted, described, spread
 from reweight._tensors.differences import central_difference
 from reweight._tensors.float64 import InFloat64, default_double, widened_in_place
 from reweight._tensors.nested import doubled, map_tensors, tensors_in
-from reweight._tensors.seam import all_samples, reducing
+from reweight._tensors.seam import all_samples, alone, reducing
 from reweight._tensors.vectors import (
     Tree,
     axpy,
@@ -34,6 +34,7 @@ __all__ = [
     "InFloat64",
     "Tree",
     "all_samples",
+    "alone",
     "axpy",
     "can_read",
     "central_difference",
