@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -11,10 +10,12 @@ from torch import Tensor
 from reweight._curvature.gauss_newton import Jacobian, OutputHessian, Outputs
 from reweight._curvature.layer_graph import layers_of, unit_outputs
 from reweight._tables import Table
-from reweight._tensors import Tree, alone, axpy, dot, norm
+from reweight._tensors import Tree, alone, dot, norm
 
 # Rounding errors of what is compared, in units of rounding. Both sides are sums of products.
 _ROUNDING = 1e4
+# A solution is refined where rounding errors would grow to this share of it.
+_AMPLIFIED = 3e-7
 
 
 class LayeredJacobian:
@@ -42,9 +43,11 @@ class LayeredJacobian:
         self.layers = layers_of(outputs, loss, params, tables)
         self.rows = {name: tables[name].rows for name in self.layers if name in tables}
 
-    def push(self, v: Tree) -> Tensor:
-        """``J v``, ``[C, B]``."""
+    def push(self, v: Tree, shift: Mapping[str, float] | None = None) -> Tensor:
+        """``J v``, ``[C, B]``; ``J Λ⁻¹ v`` where a shift is given."""
         parts = [layer.push(v[name]) for name, layer in self.layers.items()]
+        if shift is not None:
+            parts = [part / shift[name] for part, name in zip(parts, self.layers, strict=True)]
         return torch.stack(parts).sum(0)
 
     def pull(self, w: Tensor) -> Tree:
@@ -52,11 +55,11 @@ class LayeredJacobian:
         return {name: layer.pull(w) for name, layer in self.layers.items()}
 
     def kernel(self, shift: Mapping[str, float]) -> Tensor:
-        """``J Λ⁻¹ Jᵀ``, ``[C, B, C, B]``, in float64."""
-        total: Tensor | float = 0.0
-        for name, layer in self.layers.items():
-            total = total + layer.kernel().double() / shift[name]
-        assert isinstance(total, Tensor)
+        """``J Λ⁻¹ Jᵀ``, ``[C, B, C, B]``."""
+        first, *others = self.layers.items()
+        total = first[1].kernel().div_(shift[first[0]])
+        for name, layer in others:
+            total.add_(layer.kernel(), alpha=1.0 / shift[name])
         return total
 
     def split(self, w: Tensor) -> Outputs:
@@ -110,20 +113,51 @@ def solved_in_sample_space(
             "set ImplicitHypergradient(damping=...) above 0"
         )
     eps = max(torch.finfo(x.dtype).eps for x in b.values())
-    root = _root(_blocks(layered, curvature, outputs, eps), eps)
-    scaled = {name: x / shift[name] for name, x in b.items()}
-    along = layered.push(scaled)
-    count = along.numel()
-    matrix = torch.einsum("bxr,xbyd,dys->brds", root, layered.kernel(shift), root)
-    matrix = matrix.reshape(count, count)
-    matrix.diagonal().add_(1.0)
-    right = torch.einsum("bxr,xb->br", root, along.double()).reshape(count, 1)
-    found = torch.cholesky_solve(right, torch.linalg.cholesky(matrix)).view(root.shape[:2])
-    weights = torch.einsum("bxr,br->xb", root, found).to(along.dtype)
+    blocks = _blocks(layered, curvature, outputs, eps)
+    reduced = _Reduced(_root(blocks, eps), layered.kernel(shift).double())
+    along = layered.push(b, shift)
+    weights = reduced.solve(along.double())
     pulled = pull(layered.split(weights))
-    _check_rows(layered, weights, along, pulled, scaled, eps)
-    u = {name: axpy(-1.0 / shift[name], pulled[name], x) for name, x in scaled.items()}
-    return u, min(shift[name] for name in b) * float(matrix.diagonal().max())
+    _check_rows(weights.to(along), along, pulled, b, shift, eps)
+    u = {name: torch.sub(x, pulled[name]).mul_(1.0 / shift[name]) for name, x in b.items()}
+    if reduced.amplification * eps > _AMPLIFIED:
+        # b and what is subtracted from it cancel: one step of iterative refinement. The residual
+        # is Jᵀ(weights − H_out J u), so it is known in the space of the samples.
+        missing = torch.einsum("bxy,yb->xb", blocks, layered.push(u).double()) - weights
+        for name, x in layered.pull(reduced.corrected(missing).to(along.dtype)).items():
+            u[name].sub_(x, alpha=1.0 / shift[name])
+    return u, min(shift[name] for name in b) * reduced.amplification
+
+
+class _Reduced:
+    """The system ``(I + H_out K) q = right`` of the size of the outputs, in float64.
+
+    Args:
+        root: ``R`` with ``R Rᵀ = H_out``, ``[B, C, C]``.
+        kernel: ``K``, ``[C, B, C, B]``.
+
+    Attributes:
+        amplification: a lower bound of the largest eigenvalue of ``I + Rᵀ K R``.
+    """
+
+    def __init__(self, root: Tensor, kernel: Tensor) -> None:
+        self._root, self._kernel = root, kernel
+        size = root.shape[0] * root.shape[1]
+        matrix = torch.einsum("bxr,xbyd,dys->brds", root, kernel, root).reshape(size, size)
+        matrix.diagonal().add_(1.0)
+        self._factor = torch.linalg.cholesky(matrix)
+        self.amplification = float(matrix.diagonal().max())
+
+    def solve(self, along: Tensor) -> Tensor:
+        """``q`` for ``right = H_out along``."""
+        root = self._root
+        right = torch.einsum("bxr,xb->br", root, along).reshape(-1, 1)
+        found = torch.cholesky_solve(right, self._factor).view(root.shape[:2])
+        return torch.einsum("bxr,br->xb", root, found)
+
+    def corrected(self, right: Tensor) -> Tensor:
+        """``q`` for any right-hand side: ``right − H_out (I + K H_out)⁻¹ K right``."""
+        return right - self.solve(torch.einsum("xbyd,yd->xb", self._kernel, right))
 
 
 def _blocks(
@@ -164,22 +198,21 @@ def _root(blocks: Tensor, eps: float) -> Tensor:
 
 
 def _check_rows(
-    layered: LayeredJacobian,
-    weights: Tensor,
-    along: Tensor,
-    pulled: Tree,
-    v: Tree,
-    eps: float,
+    weights: Tensor, along: Tensor, pulled: Tree, b: Tree, shift: Mapping[str, float], eps: float
 ) -> None:
     """Raise where the layers' ``J`` is not the transpose of the backward pass.
 
-    ``⟨w, J v⟩ = ⟨Jᵀ w, v⟩``, with both products made already.
+    ``⟨w, J Λ⁻¹ b⟩ = ⟨Jᵀ w, Λ⁻¹ b⟩``, with both products made already.
     """
-    inside, outside = dot(weights.double().flatten(), along.double().flatten()), dot(pulled, v)
-    sizes = norm(weights) * norm(along) + norm(pulled) * norm(v)
-    if not math.isfinite(inside - outside):
-        return  # reported with the names of the parameters by whoever looks at the solution
-    if abs(inside - outside) > _ROUNDING * eps * sizes:
+    inside = dot(weights.double().flatten(), along.double().flatten())
+    outside = sum(dot(pulled[name], x) / shift[name] for name, x in b.items())
+    apart = abs(inside - outside)
+    # Not finite: reported with the names of the parameters by whoever looks at the solution.
+    if not apart > _ROUNDING * eps * norm(weights) * norm(along):
+        return
+    # The exact size of rounding errors takes more than the comparison.
+    sizes = sum(norm(pulled[name]) * norm(x) / shift[name] for name, x in b.items())
+    if apart > _ROUNDING * eps * sizes:
         raise ValueError(
             "SampleSpace() needs layers whose rows are those of the samples, one after the other, "
             "and here outputs of one sample depend on rows of another: BatchNorm in training "
