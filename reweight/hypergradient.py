@@ -43,7 +43,7 @@ from reweight._tensors import (
 )
 from reweight.preconditioning import Preconditioner, SecondMoments
 from reweight.solvers import Neumann, SampleSpace
-from reweight.verdict import SolveInfo
+from reweight.verdict import Matrix, SolveInfo
 
 # What a printed result names.
 _SHOWN_PARAMETERS, _SHOWN_SAMPLES = 5, 3
@@ -106,12 +106,13 @@ class ImplicitHypergradient:
             :class:`SecondMoments` reads ``D`` from an adaptive optimizer; a dict of tensors, by the
             names of the parameters, is used as it is. It does not change the exact solution, but
             it changes a truncated one and the meaning of a step size.
-        curvature: the matrix ``H``. ``"hessian"``: of the inner loss. ``"gauss_newton"``: ``Jᵀ H_out
-            J``, the Hessian without the curvature of the model, with ``J`` the derivative of the
-            model's outputs and ``H_out`` the Hessian of the loss by these outputs; weight decay and
-            damping are added to either. It is positive semi-definite where the loss is convex in
-            the outputs, and its products cost less. The mixed derivative stays exact. Under
-            :func:`reweight.wrap` only, where ``losses`` returns :meth:`Losses.of`.
+        curvature: the matrix ``H``. ``"hessian"``: that of the inner loss. ``"gauss_newton"``:
+            ``Jᵀ H_out J``, the Hessian without the curvature of the model, with ``J`` the
+            derivative of the model's outputs and ``H_out`` the Hessian of the loss by these
+            outputs; weight decay and damping are added to either. It is positive semi-definite
+            where the loss is convex in the outputs, and its products cost less. The mixed
+            derivative stays exact. Under :func:`reweight.wrap` only, where ``losses`` returns
+            :meth:`Losses.of`.
 
     Example:
         Ridge regression, differentiated by its penalty:
@@ -135,7 +136,7 @@ class ImplicitHypergradient:
     damping: float = 0.0
     hvp: Literal["auto"] | Mode = "auto"
     preconditioner: Preconditioner | None = None
-    curvature: Literal["hessian", "gauss_newton"] = "hessian"
+    curvature: Matrix = "hessian"
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, type):

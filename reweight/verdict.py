@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from reweight.solvers import Status
 
+Matrix = Literal["hessian", "gauss_newton"]
 # A solution is trusted if its true relative residual is at most this ...
 TRUSTED_RESIDUAL = 1e-3
 # ... and the error estimated from the smallest curvature met is at most this.
@@ -60,6 +62,8 @@ class SolveInfo:
             is small, the curvature along the residual is measured too.
         comparison: the last comparison of second derivatives with differences of gradients;
             ``None`` where the problem is given as functions, which are not compared.
+        matrix: ``H``: ``"hessian"``, or ``"gauss_newton"``, which leaves out the curvature of the
+            model; then everything here is about that matrix.
     """
 
     relative_residual: float
@@ -72,6 +76,8 @@ class SolveInfo:
     caveat: str = ""
     error_estimate: float | None = None
     comparison: Comparison | None = field(default=None, compare=False)
+
+    matrix: Matrix = "hessian"
 
     @property
     def trustworthy(self) -> bool:
@@ -92,7 +98,7 @@ class SolveInfo:
     @property
     def message(self) -> str:
         """One sentence: the kind of step, what was reached, and what to do where it is not that."""
-        return f"{self._kind}: {'; '.join(self._clauses())}"
+        return f"{self._kind}: {'; '.join([*self._clauses(), *self._other_matrix()])}"
 
     def __str__(self) -> str:
         if self.hvp_mode == "none":
@@ -149,6 +155,11 @@ class SolveInfo:
             numbers += f", estimated error {self.error_estimate:.2g}"
             return [numbers, f"{Status.ILL_CONDITIONED}{detail}", *compared]
         return [numbers, f"{self.status}{detail}", *compared]
+
+    def _other_matrix(self) -> list[str]:
+        if self.matrix == "hessian" or self.hvp_mode == "none":
+            return []
+        return ["with the Gauss-Newton matrix in the place of the Hessian"]
 
     @property
     def _as_chosen(self) -> bool:

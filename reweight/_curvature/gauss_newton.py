@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,9 +85,7 @@ class OutputHessian:
         pulled = self._pulled(along, (*self._outputs, *self._hparams.values()))
         return pulled[:count], dict(zip(self._hparams, pulled[count:], strict=True))
 
-    def _pulled(
-        self, along: Sequence[Tensor], inputs: Sequence[Tensor]
-    ) -> Sequence[Tensor | None]:
+    def _pulled(self, along: Sequence[Tensor], inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
         if not self._grads:
             return (None,) * len(inputs)
         weights = list(itertools.compress(along, self._alive))
@@ -132,7 +131,7 @@ def jacobian_of_graph(
             outputs, inputs.inputs, weights, create_graph=True, allow_unused=True
         )
     alive = [g is not None and g.requires_grad for g in pulled]
-    live = list(itertools.compress(pulled, alive))
+    live: list[Any] = list(itertools.compress(pulled, alive))
     touched = inputs.reached(pulled)
 
     def push(v: Tree) -> Outputs:
@@ -173,7 +172,7 @@ def pull_of_graph(
 def jacobian_by_func(forward: Forward) -> Jacobian:
     """The Jacobian by ``torch.func``: forward mode, or two backward passes where that fails."""
     params = detached(forward.params)
-    values, pull_params = torch.func.vjp(forward.outputs, params)
+    values, pull_params = torch.func.vjp(forward.outputs, params)[:2]
 
     def forward_mode(v: Tree) -> Outputs:
         found: Outputs = torch.func.jvp(forward.outputs, (params,), (v,))[1]
@@ -191,6 +190,8 @@ def jacobian_by_func(forward: Forward) -> Jacobian:
     def push(v: Tree) -> Outputs:
         try:
             return forward_mode(v)
+        except torch.OutOfMemoryError:
+            raise  # backward passes need more memory
         except (RuntimeError, NotImplementedError):
             return backward_mode(v)
 

@@ -103,9 +103,7 @@ def _uses(name: str, parameter: Tensor, graph: Graph, takers: Takers) -> Iterato
             yield _product(name, node, place, "transposed")
 
 
-def _product(
-    name: str, node: Any, place: int, kind: Literal["linear", "transposed"]
-) -> _Use:
+def _product(name: str, node: Any, place: int, kind: Literal["linear", "transposed"]) -> _Use:
     """A parameter as the second factor of a matrix product."""
     operation = node.name(), place
     if operation == ("MmBackward0", 1):
@@ -162,7 +160,7 @@ def _signals(outputs: Sequence[Tensor], nodes: list[Node]) -> dict[Node, Tensor 
 
 
 def unit_outputs(outputs: Sequence[Tensor]) -> list[Tensor]:
-    """``[C, B, ...]`` for each output: 1 at one of its ``C`` entries per sample, for all samples."""
+    """``[C, B, ...]`` for each output: 1 at one of the ``C`` entries of every sample."""
     sizes = [z[0].numel() for z in outputs]
     units = torch.eye(sum(sizes), dtype=outputs[0].dtype, device=outputs[0].device)
     parts = torch.split(units, sizes, 1)
@@ -195,7 +193,7 @@ def _layer(
         total = torch.zeros((), device=parameter.device, dtype=parameter.dtype)
         for rows, signal, _ in pieces:
             signal = signal if rows is None else signal * rows
-            total = total + signal.unflatten(1, (count, -1)).sum(2)
+            total = total + signal.reshape(len(signal), count, -1, signal.shape[-1]).sum(2)
         return PerSample(total, parameter.shape)
     inputs = torch.cat([rows for rows, _, _ in pieces if rows is not None])
     joined, samples = _joined([(signal, sample) for _, signal, sample in pieces])

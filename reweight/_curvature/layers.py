@@ -1,8 +1,8 @@
 """The derivatives of outputs by the parameters of layers, as products of what layers keep.
 
 For a sample ``b`` and an output ``c``, the derivative by the weight of a linear layer is
-``Σ_n d[c, n] ⊗ a[n]`` over the rows ``n`` of the layer that belong to ``b``, with ``a`` its input and
-``d[c]`` the derivative of output ``c`` by its output. So products with the Jacobian, and the
+``Σ_n d[c, n] ⊗ a[n]`` over the rows ``n`` of the layer that belong to ``b``, with ``a`` its input
+and ``d[c]`` the derivative of output ``c`` by its output. So products with the Jacobian, and the
 products of its rows with each other, need ``a`` and ``d`` only.
 """
 

@@ -166,8 +166,7 @@ def _blocks(
     """``H_out`` as one block per sample, ``[B, C, C]``, in float64."""
     units = unit_outputs(outputs)
     columns = [
-        layered.joined(curvature.product([unit[i] for unit in units]))
-        for i in range(len(units[0]))
+        layered.joined(curvature.product([unit[i] for unit in units])) for i in range(len(units[0]))
     ]
     blocks = torch.stack(columns).double().permute(2, 1, 0)
     generator = torch.Generator().manual_seed(0)
@@ -194,7 +193,8 @@ def _root(blocks: Tensor, eps: float) -> Tensor:
             f"outputs of a sample has an eigenvalue of {lowest:.3g}: a negative weight, or a loss "
             "such as a bounded one; use ConjugateGradient() with damping"
         )
-    return vectors * values.clamp_min(0.0).sqrt().unsqueeze(1)
+    root: Tensor = vectors * values.clamp_min(0.0).sqrt().unsqueeze(1)
+    return root
 
 
 def _check_rows(

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from reweight._curvature.failure import ModeFailed, guarded, record
-from reweight._curvature.stated import Stated
 from reweight._curvature.linearise import (
     Gradients,
     Linearisation,
@@ -20,6 +19,7 @@ from reweight._curvature.linearise import (
     with_finite_difference,
     with_func,
 )
+from reweight._curvature.stated import Stated
 from reweight._tables import Table, pick
 from reweight._tensors import Tree
 from reweight.preconditioning import Preconditioner, diagonal_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from reweight._curvature import Linearisation, Mode
@@ -193,12 +193,9 @@ class _NotComparedError(Exception):
 def _disagreement(mode: Mode, inner: InnerProblem, names: list[str]) -> Disagreement | None:
     """Compare in float64, or else in the precision that the problem has."""
     reasons: dict[str, None] = {}
-    makers: tuple[tuple[str, Callable[..., InnerInDouble | InnerInPlace]], ...]
-    makers = ("float64", _in_double), ("its own precision", InnerInPlace)
-    for precision, make in makers:
+    for precision, make in (("float64", _in_double), ("its own precision", InnerInPlace)):
         try:
-            made = make(inner, names)
-            problem: GaussNewtonAt | InnerInDouble | InnerInPlace
+            made: InnerInDouble | InnerInPlace = make(inner, names)
             problem = made if inner.outputs is None else GaussNewtonAt(made)
             # Differences of gradients are compared with nothing, but have to be derivatives.
             product = None

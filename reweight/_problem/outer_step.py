@@ -203,7 +203,9 @@ class _OuterStep:
             comparison = audit.comparison(mode)  # type: ignore[arg-type]
             caveats.append(findings.caveats.get(mode, ""))  # type: ignore[call-overload]
         caveat = "; ".join(filter(None, caveats))
-        info = dataclasses.replace(result.info, caveat=caveat, comparison=comparison)
+        info = dataclasses.replace(
+            result.info, caveat=caveat, comparison=comparison, matrix=self._strategy.curvature
+        )
         self._notify(info)
         return Hypergradient(result.grads, info, result.influence)
 

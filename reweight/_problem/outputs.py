@@ -60,7 +60,7 @@ class ModelOutputs:
         self._alive = [z.requires_grad for z in found]
         self._evaluate = evaluate
         self.values = self._chosen(losses)
-        around = Graph(loss, until={z.grad_fn for z in self.values}).reached(theta)
+        around = Graph(loss, until={z.grad_fn for z in self.values if z.grad_fn}).reached(theta)
         if around:
             raise ValueError(
                 f"the losses depend on {some(dict.fromkeys(around))} in another way than through "
@@ -92,9 +92,7 @@ class Evaluation(Protocol):
     def evaluate(self, params: Tree) -> tuple[float, Tree]:
         """``θ -> (inner, ∇inner)``."""
 
-    def recorded(
-        self, params: Tree
-    ) -> AbstractContextManager[tuple[Outputs, Tensor, GraphInputs]]:
+    def recorded(self, params: Tree) -> AbstractContextManager[tuple[Outputs, Tensor, GraphInputs]]:
         """The outputs and the loss at θ, with their graph, and what it is differentiated by."""
 
     def forward(self, params: Tree) -> AbstractContextManager[Forward]:

@@ -42,8 +42,8 @@ class SampleSpace(LinearSolver):
         ...     outer_loss=lambda model, batch: losses(model, batch).weighted.mean(),
         ...     hypergradient=reweight.ImplicitHypergradient(
         ...         SampleSpace(), damping=0.1, curvature="gauss_newton"))
-        >>> batch, dev_batch = (torch.randn(8, 3), torch.randn(8)), (torch.randn(8, 3), torch.randn(8))
-        >>> rw.hypergradient(batch, dev_batch).info.trustworthy
+        >>> batch = torch.randn(8, 3), torch.randn(8)
+        >>> rw.hypergradient(batch, batch).info.trustworthy
         True
     """
 
