@@ -60,6 +60,11 @@ class ModelOutputs:
         self._alive = [z.requires_grad for z in found]
         self._evaluate = evaluate
         self.values = self._chosen(losses)
+        if not self.values:
+            raise ValueError(
+                "the outputs in Losses.of(outputs, loss_fn) do not depend on any inner parameter: "
+                "a detach() or no_grad() in losses, or inner_params leaves out what they use"
+            )
         around = Graph(loss, until={z.grad_fn for z in self.values if z.grad_fn}).reached(theta)
         if around:
             raise ValueError(

@@ -228,7 +228,7 @@ class Problem:
 
         Args:
             added: to the damping.
-            solver: instead of its own.
+            solver: instead of its own, for the Hessian itself.
             decay: whether weight decay is part of the linear system.
             damping: whether the damping of the strategy is.
         """
@@ -238,6 +238,7 @@ class Problem:
             solver=own.solver if solver is None else solver,
             damping=(own.damping if damping else 0.0) + added,
             preconditioner=own.preconditioner if solver is None else None,
+            curvature=own.curvature if solver is None else "hessian",
         )
         (optimizer,) = self.bilevel.optimizers  # of the check
         kept = [group["weight_decay"] for group in optimizer.param_groups]
