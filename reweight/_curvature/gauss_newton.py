@@ -85,6 +85,11 @@ class OutputHessian:
         pulled = self._pulled(along, (*self._outputs, *self._hparams.values()))
         return pulled[:count], dict(zip(self._hparams, pulled[count:], strict=True))
 
+    def mixed(self, along: Sequence[Tensor]) -> Partial:
+        """The second of these alone."""
+        pulled = self._pulled(along, tuple(self._hparams.values()))
+        return dict(zip(self._hparams, pulled, strict=True))
+
     def _pulled(self, along: Sequence[Tensor], inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
         if not self._grads:
             return (None,) * len(inputs)
@@ -107,12 +112,15 @@ def gauss_newton(jacobian: Jacobian, curvature: OutputHessian) -> Linearisation:
         product, mixed = curvature.cross(jacobian.push(u))
         return jacobian.pull(product), mixed
 
+    def mixed(u: Tree) -> Partial:
+        return curvature.mixed(jacobian.push(u))
+
     def doubt(u: Tree, product: Tree) -> float:
         assert jacobian.doubt is not None
         return norm(jacobian.pull(curvature.product(jacobian.doubt(u))))
 
     approximate = doubt if jacobian.doubt is not None else None
-    return Linearisation(jacobian.params, hvp, cross, approximate, jacobian.rows)
+    return Linearisation(jacobian.params, hvp, cross, mixed, approximate, jacobian.rows)
 
 
 def jacobian_of_graph(

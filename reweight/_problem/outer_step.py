@@ -31,7 +31,7 @@ from reweight._problem.statement import check_batch, check_memory, check_optimiz
 from reweight._problem.unheld import caveat_of, unheld
 from reweight._problem.weights import through_weighter
 from reweight._tables import Graph, looked_up, tables_of
-from reweight._tensors import Tree, rounding, some, tensors_in
+from reweight._tensors import Pending, Tree, rounding, some, tensors_in
 from reweight.hypergradient import (
     Hypergradient,
     ImplicitHypergradient,
@@ -133,6 +133,7 @@ class _OuterStep:
         self._look = problem.audit.begin(self._fingerprint())
         self._findings = problem.audit.findings
         self._caveats: list[str] = []
+        self._pending = Pending()
         # Collected now: while the losses are isolated, there are none. Tried in every step, since
         # a mask may change in place.
         self._hooks = problem.hooks or GradientHooks(self._theta)
@@ -157,7 +158,7 @@ class _OuterStep:
             if self._hooks:
                 self._hooked = self._hooks.effect()
                 isolation.restore()
-            outer = problem.outer_loss(self._dev_batch)
+            outer = problem.outer_loss(self._dev_batch, self._pending)
         outer_graph = Graph(outer)
         rhs, direct = self._outer_gradients(outer, outer_graph, tables)
         leaves = outer_graph.leaves
@@ -166,8 +167,8 @@ class _OuterStep:
         # Around the backward passes too: a checkpointed module runs again in them.
         with twice_differentiable():
             with isolation.watched():
-                losses = problem.losses(self._batch)
-                weights = problem.weights(losses)
+                losses = problem.losses(self._batch, self._pending)
+                weights = problem.weights(losses, self._pending)
             inner = self._inner(self._batch, losses, weights, tables, isolation)
             self._look_at(inner, leaves)
             solved = self._solved(inner, rhs, batches)
@@ -181,9 +182,12 @@ class _OuterStep:
             direct,
             problem.notices,
             problem.progress,
+            self._pending,
         )
         why = f"the weights of {name} have no finite derivative here"
-        return Hypergradient(assembled(direct, indirect, self._phi, why), solved.info, influence)
+        grads = assembled(direct, indirect, self._phi, why, self._pending)
+        self._pending.read()
+        return Hypergradient(grads, solved.info, influence)
 
     def judged(self, result: Hypergradient, isolation: Isolation) -> Hypergradient:
         """The result with everything that is known against it, after the isolation is closed."""
@@ -203,8 +207,15 @@ class _OuterStep:
             comparison = audit.comparison(mode)  # type: ignore[arg-type]
             caveats.append(findings.caveats.get(mode, ""))  # type: ignore[call-overload]
         caveat = "; ".join(filter(None, caveats))
+        last = None
+        if mode != "none":
+            last = audit.residual(self._strategy, result.info.relative_residual)
         info = dataclasses.replace(
-            result.info, caveat=caveat, comparison=comparison, matrix=self._strategy.curvature
+            result.info,
+            caveat=caveat,
+            comparison=comparison,
+            last_residual=last,
+            matrix=self._strategy.curvature,
         )
         self._notify(info)
         return Hypergradient(result.grads, info, result.influence)
@@ -322,7 +333,17 @@ class _OuterStep:
             inner,
             auto=strategy.hvp == "auto",
         )
-        solved = solve(system, rhs, strategy.solver, linearisations, failures, fresh)
+        measure = audit.is_residual_due(strategy, strategy.interval)
+        solved = solve(
+            system,
+            rhs,
+            strategy.solver,
+            linearisations,
+            failures,
+            self._pending,
+            fresh,
+            measure=measure,
+        )
         audit.note(failures)
         return solved
 
