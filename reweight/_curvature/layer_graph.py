@@ -6,6 +6,7 @@ which node. So no module has to be known, and a parameter that is used twice is 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -75,7 +76,23 @@ def layers_of(
                 found[name] = _looked_up(name, tables[name], signals, count)
         elif uses[name]:
             found[name] = _layer(name, parameter, uses[name], signals, count)
-    return found
+    return found | _beside(found, uses)
+
+
+def _beside(
+    layers: Mapping[str, Layer], uses: Mapping[str, Sequence[_Use]]
+) -> dict[str, PerSample]:
+    """The biases of linear layers, with the names of the weights."""
+    single = {name: found[0] for name, found in uses.items() if len(found) == 1}
+    weights = {use.node: name for name, use in single.items() if use.kind != "row"}
+    return {
+        name: dataclasses.replace(layer, beside=weights[single[name].node])
+        for name, layer in layers.items()
+        if isinstance(layer, PerSample)
+        and name in single
+        and single[name].rows is None
+        and single[name].node in weights
+    }
 
 
 Takers = Mapping[Node, Sequence[tuple[Node, int]]]

@@ -41,10 +41,12 @@ class PerSample(Layer):
     Attributes:
         gradients: ``[C, B, n]``.
         shape: of the parameter, with ``n`` entries.
+        beside: the name of the linear weight to whose rows the parameter is added; ``""``: none.
     """
 
     gradients: Tensor
     shape: torch.Size
+    beside: str = ""
 
     def push(self, v: Tensor) -> Tensor:
         """See :class:`Layer`."""
@@ -91,8 +93,8 @@ class Rows(Layer):
         """``[C, J]`` from ``[C, B]``."""
         return w if self.sample is None else w.index_select(1, self.sample)
 
-    def kernel(self) -> Tensor:
-        """See :class:`Layer`."""
+    def kernel(self, constant: float = 0.0) -> Tensor:
+        """See :class:`Layer`; with ``constant`` times the kernel of a bias added."""
         signals = self.signals
         outputs, count, width = signals.shape
         flat = signals.reshape(-1, width)
@@ -102,7 +104,7 @@ class Rows(Layer):
             rows = slice(first, min(first + size, count))
             some = signals[:, rows].reshape(-1, width)
             block = (some @ flat.T).view(outputs, -1, outputs, count)
-            block *= self.similar(rows)[:, None]
+            block *= self.similar(rows).add_(constant)[:, None]
             block = self.of_samples(block, 3)
             if self.sample is None:
                 total[:, rows] += block

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reweight._curvature.gauss_newton import Jacobian, OutputHessian, Outputs
 from reweight._curvature.layer_graph import layers_of, unit_outputs
+from reweight._curvature.layers import PerSample, Rows
 from reweight._tables import Table
 from reweight._tensors import Tree, alone, dot, norm
 
@@ -56,10 +57,18 @@ class LayeredJacobian:
 
     def kernel(self, shift: Mapping[str, float]) -> Tensor:
         """``J Λ⁻¹ Jᵀ``, ``[C, B, C, B]``."""
-        first, *others = self.layers.items()
-        total = first[1].kernel().div_(shift[first[0]])
-        for name, layer in others:
-            total.add_(layer.kernel(), alpha=1.0 / shift[name])
+        biases = {x.beside: n for n, x in self.layers.items() if isinstance(x, PerSample)}
+        total: Tensor | None = None
+        for name, layer in self.layers.items():
+            if isinstance(layer, PerSample) and layer.beside:
+                continue  # in one pass with the weight
+            if isinstance(layer, Rows) and name in biases:
+                part = layer.kernel(shift[name] / shift[biases[name]])
+            else:
+                part = layer.kernel()
+            part.div_(shift[name])
+            total = part if total is None else total.add_(part)
+        assert total is not None
         return total
 
     def split(self, w: Tensor) -> Outputs:
