@@ -11,7 +11,7 @@ from reweight._curvature.gauss_newton import Jacobian, OutputHessian, Outputs
 from reweight._curvature.layer_graph import layers_of, unit_outputs
 from reweight._curvature.layers import PerSample, Rows
 from reweight._tables import Table
-from reweight._tensors import Tree, alone, dot, norm
+from reweight._tensors import Tree, alone, norm, read
 
 # Rounding errors of what is compared, in units of rounding. Both sides are sums of products.
 _ROUNDING = 1e4
@@ -213,15 +213,19 @@ def _check_rows(
 
     ``⟨w, J Λ⁻¹ b⟩ = ⟨Jᵀ w, Λ⁻¹ b⟩``, with both products made already.
     """
-    inside = dot(weights.double().flatten(), along.double().flatten())
-    outside = sum(dot(pulled[name], x) / shift[name] for name, x in b.items())
-    apart = abs(inside - outside)
+    products = [
+        torch.dot(pulled[name].reshape(-1), x.reshape(-1)).to(along.device, torch.float64)
+        / shift[name]
+        for name, x in b.items()
+    ]
+    w, v = weights.double().flatten(), along.double().flatten()
+    apart, size = read(torch.stack([torch.dot(w, v) - sum(products), w.norm() * v.norm()]))[0]
     # Not finite: reported with the names of the parameters by whoever looks at the solution.
-    if not apart > _ROUNDING * eps * norm(weights) * norm(along):
+    if not abs(apart) > _ROUNDING * eps * size:
         return
     # The exact size of rounding errors takes more than the comparison.
     sizes = sum(norm(pulled[name]) * norm(x) / shift[name] for name, x in b.items())
-    if apart > _ROUNDING * eps * sizes:
+    if abs(apart) > _ROUNDING * eps * sizes:
         raise ValueError(
             "SampleSpace() needs layers whose rows are those of the samples, one after the other, "
             "and here outputs of one sample depend on rows of another: BatchNorm in training "
