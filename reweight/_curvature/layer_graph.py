@@ -69,14 +69,15 @@ def layers_of(
     nodes = {use.node for found in uses.values() for use in found}
     nodes |= {x.node for table in tables.values() for x, _ in table.look_ups}
     signals = _signals(outputs, list(nodes))
-    found: dict[str, Layer] = {}
+    uses = {name: [use for use in found if use.node in signals] for name, found in uses.items()}
+    layers: dict[str, Layer] = {}
     for name, parameter in params.items():
         if name in tables:
-            if tables[name].look_ups:
-                found[name] = _looked_up(name, tables[name], signals, count)
+            if any(x.node in signals for x, _ in tables[name].look_ups):
+                layers[name] = _looked_up(name, tables[name], signals, count)
         elif uses[name]:
-            found[name] = _layer(name, parameter, uses[name], signals, count)
-    return found | _beside(found, uses)
+            layers[name] = _layer(name, parameter, uses[name], signals, count)
+    return layers | _beside(layers, uses)
 
 
 def _beside(
@@ -152,10 +153,11 @@ def _not_served(name: str, node: Node) -> ValueError:
     return ValueError(f"SampleSpace() does not serve {name}, which {node.name()} takes: {_ADVICE}")
 
 
-def _signals(outputs: Sequence[Tensor], nodes: list[Node]) -> dict[Node, Tensor | None]:
+def _signals(outputs: Sequence[Tensor], nodes: list[Node]) -> dict[Node, Tensor]:
     """The derivatives of the outputs by the results of operations, ``[C, ...]`` each.
 
     Of all samples in one pass: the result of an operation holds rows, each of one sample.
+    Operations on which no output depends are left out.
     """
     if not nodes:
         return {}
@@ -171,8 +173,9 @@ def _signals(outputs: Sequence[Tensor], nodes: list[Node]) -> dict[Node, Tensor 
         is_grads_batched=batched,
     )
     return {
-        node: signal if signal is None or batched else signal.unsqueeze(0)
+        node: signal if batched else signal.unsqueeze(0)
         for node, signal in zip(nodes, found, strict=True)
+        if signal is not None
     }
 
 
@@ -191,7 +194,7 @@ def _layer(
     name: str,
     parameter: Tensor,
     uses: Sequence[_Use],
-    signals: Mapping[Node, Tensor | None],
+    signals: Mapping[Node, Tensor],
     count: int,
 ) -> Layer:
     kinds = {use.kind for use in uses}
@@ -203,9 +206,8 @@ def _layer(
     pieces = []
     for use in uses:
         signal = signals[use.node]
-        if signal is not None:
-            signal = signal.reshape(len(signal), -1, signal.shape[-1])
-            pieces.append((use.rows, signal, _samples(name, signal.shape[1], count, signal.device)))
+        signal = signal.reshape(len(signal), -1, signal.shape[-1])
+        pieces.append((use.rows, signal, _samples(name, signal.shape[1], count, signal.device)))
     if kinds == {"row"}:
         total = torch.zeros((), device=parameter.device, dtype=parameter.dtype)
         for rows, signal, _ in pieces:
@@ -217,19 +219,17 @@ def _layer(
     return Linear(joined, samples, count, inputs, kinds == {"transposed"})
 
 
-def _looked_up(
-    name: str, table: Table, signals: Mapping[Node, Tensor | None], count: int
-) -> LookedUp:
+def _looked_up(name: str, table: Table, signals: Mapping[Node, Tensor], count: int) -> LookedUp:
     pieces, places = [], []
     for look_up, at in table.look_ups:
-        signal = signals[look_up.node]
         if not isinstance(look_up, LookUp) or not look_up.linear:
             raise ValueError(
                 f"SampleSpace() does not serve {name}, an EmbeddingBag that takes maxima or learns "
                 f"per_sample_weights: {_ADVICE}"
             )
-        if signal is None:
+        if look_up.node not in signals:
             continue
+        signal = signals[look_up.node]
         signal = signal.reshape(len(signal), -1, signal.shape[-1])
         sample = _samples(name, signal.shape[1], count, signal.device)
         if look_up.to is not None:

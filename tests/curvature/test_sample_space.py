@@ -66,6 +66,39 @@ def test_the_block_size_of_kernels_does_not_matter(
     assert relative_error(found, problem.dense()[1]) < 1e-10
 
 
+class Blocked(torch.autograd.Function):
+    """The identity, through which no gradient passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> None:  # type: ignore[override]
+        return None
+
+
+class Half(nn.Module):
+    """A head on a body that gets no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 3), nn.Linear(3, 1)
+
+    def forward(self, batch: Any) -> Tensor:
+        out: Tensor = self.head(Blocked.apply(torch.tanh(self.body(batch[0]))))
+        return out
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the losses are not what the gradients say
+def test_layers_without_a_gradient_have_no_part() -> None:
+    problem = WithOutputs(Half, logistic)
+    by_layers, by_products = (
+        problem.hypergradient(solver) for solver in (SampleSpace(), ConjugateGradient(50, 1e-13))
+    )
+    assert relative_error(by_layers.influence, by_products.influence) < 1e-10
+
+
 def test_weights_below_zero_are_refused() -> None:
     rw, batch, dev_batch = PROBLEMS["logistic"].wrapped(SampleSpace())
     forward = rw.weighter.forward
