@@ -1,0 +1,84 @@
+"""What a contestant is, and the systems that it solves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from benchmarks._peers.cells import Case
+
+STEP_SIZE = 0.1
+# The Hessians of untrained networks are indefinite. With this damping they are positive definite,
+# and well enough conditioned for ten steps to converge. The variants of conjugate gradients, which
+# differ before that, then have one result.
+DAMPING = 10.0
+# float64 rounding, amplified by three products.
+EXACT = 1e-9
+# What ten steps leave of the error at this damping.
+CONVERGED = 1e-5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way to solve the linear system, the same for all contestants.
+
+    Attributes:
+        name: for the tables.
+        kind: ``"series"`` is Neumann's with :data:`STEP_SIZE`, where no term gives the identity;
+            ``"cg"`` is conjugate gradients at :data:`DAMPING`, without a tolerance to stop at.
+        num: products with the Hessian.
+    """
+
+    name: str
+    kind: Literal["series", "cg"]
+    num: int
+
+    @property
+    def damping(self) -> float:
+        return DAMPING if self.kind == "cg" else 0.0
+
+    @property
+    def tolerance(self) -> float:
+        return CONVERGED if self.kind == "cg" else EXACT
+
+
+IDENTITY = Setting("identity", "series", 0)
+NEUMANN = Setting("Neumann 3", "series", 3)
+CG = Setting("CG 10", "cg", 10)
+SETTINGS = (IDENTITY, NEUMANN, CG)
+
+Gradient = Callable[[], Sequence[Tensor]]
+
+
+class NotServed(Exception):
+    """A contestant does not serve a problem or a setting; the message says why."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A contestant.
+
+    Attributes:
+        name: for the tables.
+        make: gives the call that returns the hypergradient, in the order of the weighter's
+            parameters; raises :class:`NotServed`.
+        missing: why it can't run here, or ``""``.
+        reference: gives the call with the right numbers, where those of plain autograd are not.
+        error: a relative error that the method has by design; 0 for an exact one.
+        ours: a disagreement is then a defect, which ends the benchmark.
+        eager: whether it runs torch's operations one by one, so that they can be counted.
+    """
+
+    name: str
+    make: Callable[[Case, Setting], Gradient]
+    missing: str = ""
+    reference: Callable[[Case, Setting], Gradient] | None = None
+    error: float = 0.0
+    ours: bool = False
+    eager: bool = True
+
+    def tolerance(self, setting: Setting) -> float:
+        return max(setting.tolerance, self.error)
