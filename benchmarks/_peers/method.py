@@ -11,10 +11,6 @@ from torch import Tensor
 from benchmarks._peers.cells import Case
 
 STEP_SIZE = 0.1
-# The Hessians of untrained networks are indefinite. With this damping they are positive definite,
-# and well enough conditioned for ten steps to converge. The variants of conjugate gradients, which
-# differ before that, then have one result.
-DAMPING = 10.0
 # float64 rounding, amplified by three products.
 EXACT = 1e-9
 # What ten steps leave of the error at this damping.
@@ -28,7 +24,8 @@ class Setting:
     Attributes:
         name: for the tables.
         kind: ``"series"`` is Neumann's with :data:`STEP_SIZE`, where no term gives the identity;
-            ``"cg"`` is conjugate gradients at :data:`DAMPING`, without a tolerance to stop at.
+            ``"cg"`` is conjugate gradients with the damping of the case, and without a tolerance to
+            stop at.
         num: products with the Hessian.
     """
 
@@ -36,9 +33,8 @@ class Setting:
     kind: Literal["series", "cg"]
     num: int
 
-    @property
-    def damping(self) -> float:
-        return DAMPING if self.kind == "cg" else 0.0
+    def damping(self, case: Case) -> float:
+        return case.damping if self.kind == "cg" else 0.0
 
     @property
     def tolerance(self) -> float:

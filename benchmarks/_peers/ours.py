@@ -13,19 +13,21 @@ import reweight
 from benchmarks._peers import plain
 from benchmarks._peers.cells import Case
 from benchmarks._peers.method import CG, IDENTITY, STEP_SIZE, Gradient, Method, NotServed, Setting
-from reweight import ConjugateGradient, Identity, ImplicitHypergradient, Losses, Neumann
+from reweight import ConjugateGradient, Identity, ImplicitHypergradient, Losses, Neumann, Reweighted
 
 EVERY = 10  # steps between two measured verdicts, where they are sampled
-# A central difference of losses has this error in float64: the root of the rounding, to the 2/3.
+# The error of a central difference in float64, which is the root of the rounding to the 2/3.
 FIRST_ORDER_ERROR = 1e-6
-# What remains of the reference's error: conjugate gradients that run until rounding stops them.
-CONVERGENCE_STEPS = 60
+# Enough for conjugate gradients to converge to rounding at the damping of the cases.
+CONVERGENCE_STEPS = 40
 
 GENERAL = "reweight"
 FIRST_ORDER = "reweight, first-order"
 SAMPLED = "reweight, sampled verdict"
 GAUSS_NEWTON = "reweight, Gauss-Newton"
 SAMPLE_SPACE = "reweight, sample space"
+
+Strategy = ImplicitHypergradient
 
 
 @dataclass(frozen=True)
@@ -34,55 +36,52 @@ class Row:
 
     Attributes:
         name: for the tables.
-        strategy: gives the ``hypergradient=`` of ``wrap`` for a setting, or None where the row is
-            not meant for it.
+        strategy: gives the ``hypergradient=`` of ``wrap`` for a setting and a damping, or None
+            where the row is not meant for the setting.
         missing: why this version of the library lacks it, or ``""``.
         gauss_newton: whether the matrix is Gauss and Newton's.
         error: see :class:`Method`.
     """
 
     name: str
-    strategy: Callable[[Setting], ImplicitHypergradient | None]
+    strategy: Callable[[Setting, float], Strategy | None]
     missing: Callable[[], str] = lambda: ""
     gauss_newton: bool = False
     error: float = 0.0
 
 
-def solver(setting: Setting) -> Neumann | ConjugateGradient:
+def _solver(setting: Setting) -> Neumann | ConjugateGradient:
     if setting.kind == "series":
         return Neumann(setting.num, STEP_SIZE)
-    return ConjugateGradient(setting.num, rtol=1e-12)  # below what ten steps reach
+    return ConjugateGradient(setting.num, rtol=1e-15)  # below what ten steps reach
 
 
-def _general(setting: Setting, **options: Any) -> ImplicitHypergradient:
-    return ImplicitHypergradient(solver(setting), damping=setting.damping, **options)
+def _general(setting: Setting, damping: float, **options: Any) -> Strategy:
+    return Strategy(_solver(setting), damping=damping, **options)
 
 
-def _first_order(setting: Setting) -> ImplicitHypergradient | None:
-    return ImplicitHypergradient(Identity(STEP_SIZE)) if setting == IDENTITY else None
+def _first_order(setting: Setting, _: float) -> Strategy | None:
+    return Strategy(Identity(STEP_SIZE)) if setting == IDENTITY else None
 
 
-def _sampled(setting: Setting) -> ImplicitHypergradient | None:
-    return None if setting == IDENTITY else _general(setting, verdict_every=EVERY)
+def _sampled(setting: Setting, damping: float) -> Strategy | None:
+    return None if setting == IDENTITY else _general(setting, damping, verdict_every=EVERY)
 
 
-def _gauss_newton(setting: Setting) -> ImplicitHypergradient | None:
-    return None if setting == IDENTITY else _general(setting, curvature="gauss_newton")
+def _gauss_newton(setting: Setting, damping: float) -> Strategy | None:
+    return None if setting == IDENTITY else _general(setting, damping, curvature="gauss_newton")
 
 
-def _sample_space(setting: Setting) -> ImplicitHypergradient | None:
+def _sample_space(setting: Setting, damping: float) -> Strategy | None:
     if setting != CG:
         return None
-    exact = reweight.SampleSpace()  # type: ignore[attr-defined]
-    return ImplicitHypergradient(exact, damping=setting.damping, **_if_any("curvature"))
-
-
-def _if_any(option: str) -> dict[str, Any]:
-    return {} if _lacks(option) else {option: "gauss_newton"}
+    solver: Any = reweight.SampleSpace()
+    options: dict[str, Any] = {} if _lacks("curvature") else {"curvature": "gauss_newton"}
+    return Strategy(solver, damping=damping, **options)
 
 
 def _lacks(option: str) -> str:
-    known = {field.name for field in fields(ImplicitHypergradient)}
+    known = {field.name for field in fields(Strategy)}
     return "" if option in known else f"ImplicitHypergradient has no {option}="
 
 
@@ -91,17 +90,17 @@ def _lacks_sample_space() -> str:
 
 
 def _lacks_first_order() -> str:
-    """Whether ``Identity`` still measures a residual with the Hessian."""
+    """Whether ``Identity`` still measures a residual, for which it needs the Hessian."""
     rw = reweight.wrap(
         nn.Linear(1, 1),
         reweight.ConstantWeighter(),
         lambda model, x: model(x).square().flatten(),
         outer_loss=lambda model, x: model(x).square().sum(),
-        hypergradient=ImplicitHypergradient(Identity()),
+        hypergradient=Strategy(Identity()),
     )
     x = torch.ones(2, 1)
-    residual = rw.hypergradient(x, x).info.relative_residual
-    return "" if residual is None else "Identity() goes through the Hessian's graph"
+    residual: float | None = rw.hypergradient(x, x).info.relative_residual
+    return "" if residual is None else "Identity() still takes the Hessian's way"
 
 
 ROWS: tuple[Row, ...] = (
@@ -113,29 +112,13 @@ ROWS: tuple[Row, ...] = (
 )
 
 
-def _method(row: Row) -> Method:
-    def make(case: Case, setting: Setting) -> Gradient:
-        strategy = row.strategy(setting)
-        if strategy is None:
-            raise NotServed("another setting's row")
-        losses = _with_outputs(case) if row.gauss_newton else case.losses
-        rw = reweight.wrap(
-            case.model, case.weighter, losses, case.outer_loss, hypergradient=strategy
-        )
-        return lambda: list(rw.hypergradient(case.batch, case.dev_batch).grads.values())
-
-    def reference(case: Case, setting: Setting) -> Gradient:
-        converged = CONVERGENCE_STEPS if row.name == SAMPLE_SPACE else None
-        return plain.gauss_newton(case, setting, converged)
-
-    missing = row.missing()
-    return Method(
-        row.name,
-        make,
-        missing,
-        reference if row.gauss_newton else None,
-        error=row.error,
-        ours=True,
+def wrapped(row: Row, case: Case, setting: Setting) -> Reweighted:
+    strategy = row.strategy(setting, setting.damping(case))
+    if strategy is None:
+        raise NotServed("another setting's row")
+    losses = _with_outputs(case) if row.gauss_newton else case.losses
+    return reweight.wrap(
+        case.model, case.weighter, losses, case.outer_loss, hypergradient=strategy
     )
 
 
@@ -145,11 +128,28 @@ def _with_outputs(case: Case) -> Callable[[nn.Module, Any], Losses]:
     outputs, of_outputs = case.outputs, case.of_outputs
 
     def losses(model: nn.Module, batch: Any) -> Losses:
-        return Losses.of(  # type: ignore[attr-defined]
-            outputs(model, batch), lambda out: of_outputs(out, batch)
-        )
+        return Losses.of(outputs(model, batch), lambda out: of_outputs(out, batch))
 
     return losses
+
+
+def _method(row: Row) -> Method:
+    def make(case: Case, setting: Setting) -> Gradient:
+        rw = wrapped(row, case, setting)
+        return lambda: list(rw.hypergradient(case.batch, case.dev_batch).grads.values())
+
+    def reference(case: Case, setting: Setting) -> Gradient:
+        converged = CONVERGENCE_STEPS if row.name == SAMPLE_SPACE else None
+        return plain.gauss_newton(case, setting, converged)
+
+    return Method(
+        row.name,
+        make,
+        row.missing(),
+        reference if row.gauss_newton else None,
+        error=row.error,
+        ours=True,
+    )
 
 
 def methods() -> list[Method]:

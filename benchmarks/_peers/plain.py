@@ -29,7 +29,7 @@ def hypergradient(case: Case, setting: Setting) -> Gradient:
         def product(p: Vector) -> Vector:
             return torch.autograd.grad(first, params, p, retain_graph=True)
 
-        u = conjugate_gradients(damped(product, setting.damping), v, setting.num)
+        u = conjugate_gradients(damped(product, setting.damping(case)), v, setting.num)
         return _mixed(first, case.hparams, u)
 
     return gradient
@@ -66,7 +66,7 @@ def gauss_newton(case: Case, setting: Setting, num_steps: int | None = None) -> 
         if num_steps is None and setting.kind == "series":
             u = _series(product, v, setting.num)
         else:
-            matrix = damped(product, setting.damping)
+            matrix = damped(product, setting.damping(case))
             u = conjugate_gradients(matrix, v, num_steps or setting.num)
         return _mixed(first, case.hparams, u)
 

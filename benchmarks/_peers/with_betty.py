@@ -37,12 +37,12 @@ def differences(case: Case, setting: Setting) -> Gradient:
 
 
 def _gradient(case: Case, setting: Setting, function: object, config: object) -> Gradient:
-    params, hparams = case.params, case.hparams
+    params, hparams, damping = case.params, case.hparams, setting.damping(case)
 
     def loss(batch: object) -> Tensor:
         inner = case.inner()
-        if setting.damping:  # it has no damping of its own
-            inner = inner + 0.5 * setting.damping * sum(p.square().sum() for p in params)
+        if damping:  # it has none of its own
+            inner = inner + 0.5 * damping * sum(p.square().sum() for p in params)
         return inner
 
     current = SimpleNamespace(

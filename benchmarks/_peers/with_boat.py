@@ -14,12 +14,12 @@ from benchmarks._peers.method import STEP_SIZE, Gradient, Setting
 def hypergradient(case: Case, setting: Setting) -> Gradient:
     from boat_torch.na_ol import CG, NS
 
-    params, hparams = case.params, case.hparams
+    params, hparams, damping = case.params, case.hparams, setting.damping(case)
 
     def inner(*_: object, params: list[Tensor]) -> Tensor:
         loss = case.inner()
-        if setting.damping:  # it has no damping of its own
-            loss = loss + 0.5 * setting.damping * sum(p.square().sum() for p in params)
+        if damping:  # it has none of its own
+            loss = loss + 0.5 * damping * sum(p.square().sum() for p in params)
         return loss
 
     def outer(*_: object, params: list[Tensor]) -> Tensor:

@@ -60,7 +60,7 @@ def hypergradient(case: Case, setting: Setting) -> Gradient:
         return jax.tree.map(lambda t: STEP_SIZE * t, total)
 
     def conjugate_gradients(matvec: Any, b: Any) -> Any:
-        return solve_cg(matvec, b, ridge=setting.damping, maxiter=setting.num, tol=0.0)
+        return solve_cg(matvec, b, ridge=setting.damping(case), maxiter=setting.num, tol=0.0)
 
     solve = series if setting.kind == "series" else conjugate_gradients
 

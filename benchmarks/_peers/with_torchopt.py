@@ -22,7 +22,7 @@ def hypergradient(case: Case, setting: Setting) -> Gradient:
     if setting.kind == "series":
         solver = solve_inv(ns=True, maxiter=setting.num, alpha=STEP_SIZE)
     else:
-        solver = solve_cg(ridge=setting.damping, maxiter=setting.num, rtol=0.0)
+        solver = solve_cg(ridge=setting.damping(case), maxiter=setting.num, rtol=0.0)
     both = _Both(case)
     names = [name for name, _ in both.named_parameters()]
     params = tuple(p.detach() for p in case.params)
