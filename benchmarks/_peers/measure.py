@@ -63,10 +63,17 @@ def interleaved(
 
 @dataclass
 class Counts:
-    """What one call launches: operations without views, and waits for their values."""
+    """What one call launches and holds.
+
+    Attributes:
+        launches: operations, without views.
+        waits: operations and methods whose values Python waits for.
+        peak_mib: memory.
+    """
 
     launches: int = 0
     waits: int = 0
+    peak_mib: float = 0.0
 
 
 class _Operations(TorchDispatchMode):
@@ -95,25 +102,22 @@ class _Reads(TorchFunctionMode):
 
 
 def counted(call: Call) -> Counts:
-    counts = Counts()
-    with _Reads(counts), _Operations(counts):
-        call()
-    return counts
+    """The operations and waits of one call, and its peak of memory.
 
-
-def peak_mib(call: Call) -> float:
-    """The most memory that the call's tensors take at a time, from the allocator's records.
-
+    The peak is the most memory that the call's tensors take at a time, from the allocator's records.
     Scratch space inside kernels is not in it. Unlike resident memory it does not depend on what ran
     before, nor on what the C library keeps.
     """
+    counts = Counts()
     with _silent(), torch.autograd.profiler.profile(profile_memory=True) as profile:
-        call()
+        with _Reads(counts), _Operations(counts):
+            call()
     events = profile.kineto_results.events()
     records = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
     # Sorted by time only: records of the same time keep their order.
     sizes = accumulate(size for _, size in sorted(records, key=lambda record: record[0]))
-    return max(sizes, default=0) / _MIB
+    counts.peak_mib = max(sizes, default=0) / _MIB
+    return counts
 
 
 @contextlib.contextmanager

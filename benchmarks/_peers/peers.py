@@ -17,7 +17,7 @@ NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "BOAT": ("boat-torch", ("boat_torch", "higher")),
     "JAX, compiled": ("jaxopt", ("jax", "jaxopt")),
 }
-# A central difference with steps of 0.01, of Betty's default.
+# Of a central difference with steps of 0.01, which is Betty's default.
 _DIFFERENCES = 1e-3
 
 
@@ -35,6 +35,7 @@ PEERS: tuple[Method, ...] = (
         with_betty.differences,
         _missing("Betty, differences"),
         error=_DIFFERENCES,
+        error_in_float32=_DIFFERENCES,
     ),
     Method("BOAT", with_boat.hypergradient, _missing("BOAT")),
     Method("JAX, compiled", with_jax.hypergradient, _missing("JAX, compiled"), eager=False),

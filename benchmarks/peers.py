@@ -1,0 +1,100 @@
+"""A hypergradient by reweight, plain autograd, TorchOpt, Betty, BOAT and JAX, side by side.
+
+    python benchmarks/peers.py [--quick] [--json FILE]
+
+All programs get the same model, batches and weighter, and solve the same system: no product with
+the Hessian (identity), three terms of Neumann's series, or ten steps of conjugate gradients. Equal
+numbers are checked first. Then all take turns in one process, on one thread. The peers come with the
+extra [bench]; one that is not installed is left out. Last, a language model is trained with and
+without learned weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from benchmarks._measure import machine
+from benchmarks._peers.cells import CLASSIFIERS, TABLES, Case
+from benchmarks._peers.goals import Results, goals
+from benchmarks._peers.method import SETTINGS, Method
+from benchmarks._peers.peers import all_methods, versions
+from benchmarks._peers.plain import PLAIN
+from benchmarks._peers.race import Measured, Race
+from benchmarks._peers.report import LEGEND, details, ratios, trainings
+from benchmarks._peers.trainings import SMALL, Shape, measured
+
+# The least seconds and rounds of a problem in a setting, and of a training.
+FULL, QUICK = (4.0, 3), (0.2, 3)
+QUICK_CELLS = ("MLP 10 k", "table, 10 k rows")
+
+
+def race(
+    cells: dict[str, Callable[[], Case]],
+    methods: Sequence[Method],
+    seconds: float,
+    rounds: int,
+    say: Callable[[str], None],
+) -> list[Measured]:
+    """All measurements; ``say`` is given each part's table as soon as it is known."""
+    rows: list[Measured] = []
+    for cell, make in cells.items():
+        case = make()
+        # Of tables, plain autograd alone shows how cost grows with the rows.
+        chosen = [m for m in methods if m.ours or m is PLAIN] if cell in TABLES else methods
+        for setting in SETTINGS:
+            contest = Race(cell, case, setting, chosen)
+            found = list(contest.run(seconds, rounds))
+            say(details(found))
+            for name, reason in contest.skipped.items():
+                if not any(m.name == name and m.missing for m in methods):
+                    say(f"{name}: not here: {reason}")
+            say("")
+            rows += found
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two small problems, few rounds")
+    parser.add_argument("--json", type=Path, help="also write the measurements to this file")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # verdicts on untrained networks, and peers' deprecations
+    cells = CLASSIFIERS | TABLES
+    if arguments.quick:
+        cells = {name: cells[name] for name in QUICK_CELLS}
+    seconds, rounds = QUICK if arguments.quick else FULL
+    methods = all_methods()
+    print(machine(torch.device("cpu")))
+    print(", ".join(f"{name} {version}" for name, version in versions().items()))
+    print(LEGEND)
+    for method in methods:
+        if method.missing:
+            print(f"{method.name} is left out: {method.missing}")
+    print(flush=True)
+    rows = race(cells, methods, seconds, rounds, lambda text: print(text, flush=True))
+    trained = measured(SMALL if arguments.quick else Shape(), seconds, rounds)
+    print(ratios(rows), trainings(trained), goals(Results(rows, trained)), sep="\n\n")
+    print(f"\n{time.monotonic() - started:.0f} s")
+    if arguments.json:
+        report = {
+            "machine": machine(torch.device("cpu")),
+            "versions": versions(),
+            "quick": arguments.quick,
+            "rows": [asdict(row) for row in rows],
+            "trainings": trained,
+        }
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
