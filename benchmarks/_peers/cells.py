@@ -163,9 +163,7 @@ class _Transformer(nn.Module):
 
 def transformer(device: torch.device = CPU) -> Case:
     torch.manual_seed(0)
-    return _classifier(
-        _Transformer(), lambda: torch.randint(VOCABULARY, (BATCH, TOKENS)), device
-    )
+    return _classifier(_Transformer(), lambda: torch.randint(VOCABULARY, (BATCH, TOKENS)), device)
 
 
 def _classifier(

@@ -42,9 +42,7 @@ def cpu_seconds(call: Call) -> float:
     return time.process_time() - start
 
 
-def interleaved(
-    calls: dict[str, Call], seconds: float, rounds: int
-) -> dict[str, list[float]]:
+def interleaved(calls: dict[str, Call], seconds: float, rounds: int) -> dict[str, list[float]]:
     """The processor time of each call in each round.
 
     Every round runs all calls, and starts with another one. There are at least ``rounds`` rounds,
@@ -104,14 +102,14 @@ class _Reads(TorchFunctionMode):
 def counted(call: Call) -> Counts:
     """The operations and waits of one call, and its peak of memory.
 
-    The peak is the most memory that the call's tensors take at a time, from the allocator's records.
-    Scratch space inside kernels is not in it. Unlike resident memory it does not depend on what ran
-    before, nor on what the C library keeps.
+    The peak is the most memory that the call's tensors take at a time, from the allocator's
+    records. Scratch space inside kernels is not in it. Unlike resident memory it does not depend on
+    what ran before, nor on what the C library keeps.
     """
     counts = Counts()
-    with _silent(), torch.autograd.profiler.profile(profile_memory=True) as profile:
-        with _Reads(counts), _Operations(counts):
-            call()
+    profiler = torch.autograd.profiler.profile(profile_memory=True)
+    with _silent(), profiler as profile, _Reads(counts), _Operations(counts):
+        call()
     events = profile.kineto_results.events()
     records = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
     # Sorted by time only: records of the same time keep their order.

@@ -117,9 +117,7 @@ def wrapped(row: Row, case: Case, setting: Setting) -> Reweighted:
     if strategy is None:
         raise NotServed("another setting's row")
     losses = _with_outputs(case) if row.gauss_newton else case.losses
-    return reweight.wrap(
-        case.model, case.weighter, losses, case.outer_loss, hypergradient=strategy
-    )
+    return reweight.wrap(case.model, case.weighter, losses, case.outer_loss, hypergradient=strategy)
 
 
 def _with_outputs(case: Case) -> Callable[[nn.Module, Any], Losses]:

@@ -70,9 +70,7 @@ class Race:
             :attr:`skipped` says why.
     """
 
-    def __init__(
-        self, cell: str, case: Case, setting: Setting, methods: Sequence[Method]
-    ) -> None:
+    def __init__(self, cell: str, case: Case, setting: Setting, methods: Sequence[Method]) -> None:
         self._cell, self._case, self._setting = cell, case, setting
         classifier = case.outputs is not None
         few = sum(p.numel() for p in case.params) <= COMPARED

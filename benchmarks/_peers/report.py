@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from benchmarks._peers.ours import GENERAL
 from benchmarks._peers.race import Measured
@@ -15,8 +15,8 @@ MiB       memory of its tensors at the peak. In brackets: that of a forward and 
 launches  operations of torch, without views.
 waits     operations whose values Python waits for: on a GPU, each stops the stream.
 apart     relative difference from plain autograd (Gauss-Newton: from its own reference), in float64
-          on 16 samples, and in float32 on the batch that is timed. "other numbers": not equal, timed
-          all the same, and never counted as the fastest."""
+          on 16 samples, and in float32 on the batch that is timed. "other numbers": not equal,
+          timed all the same, and never counted as the fastest."""
 
 
 def details(rows: Sequence[Measured]) -> str:
@@ -30,7 +30,7 @@ def details(rows: Sequence[Measured]) -> str:
         memory = "" if row.mib is None else f"{row.mib:8.1f} {f'({row.unit_mib:.1f})':7}"
         counted = f"{_count(row.launches):>9}{_count(row.waits):>6}"
         in_float64 = "" if row.apart_float64 is None else f"{row.apart_float64:.0e}"
-        line = f"{row.method:25}{1e0 * row.ms:9.2f}{row.fb:7.2f}{memory:16}{counted}"
+        line = f"{row.method:25}{row.ms:9.2f}{row.fb:7.2f}{memory:16}{counted}"
         line += f"{in_float64:>7}{row.apart:7.0e}{'' if row.agrees else '  other numbers'}"
         lines.append(line)
     return "\n".join(lines)
@@ -83,9 +83,11 @@ def trainings(found: dict[str, dict[str, float]]) -> str:
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A table, its columns aligned."""
     widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
-    line: Callable[[Sequence[str]], str] = lambda row: (
-        "| " + " | ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) + " |"
-    )
+
+    def line(row: Sequence[str]) -> str:
+        cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
+        return f"| {' | '.join(cells)} |"
+
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([line(head), rule, *map(line, body)])
 

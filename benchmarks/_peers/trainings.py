@@ -110,7 +110,7 @@ def outer_loss(model: nn.Module, batch: Batch) -> Tensor:
 def training(
     shape: Shape, lora: bool, strategy: ImplicitHypergradient | None
 ) -> Callable[[], None]:
-    """A call that makes ``INTERVAL`` training steps, and an outer step where there is a strategy."""
+    """A call: ``INTERVAL`` training steps, and an outer step where there is a strategy."""
     torch.manual_seed(0)
     model = LanguageModel(shape, lora)
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -43,7 +43,9 @@ def hypergradient(case: Case, setting: Setting) -> Gradient:
 
     def losses(theta: list[Any], batch: Any) -> Any:
         x, y = batch
-        return -jnp.take_along_axis(jax.nn.log_softmax(mlp(theta, x, jnp.tanh)), y[:, None], 1)[:, 0]
+        return -jnp.take_along_axis(jax.nn.log_softmax(mlp(theta, x, jnp.tanh)), y[:, None], 1)[
+            :, 0
+        ]
 
     def inner(theta: list[Any], phi: list[Any], batch: Any) -> Any:
         each = losses(theta, batch)
