@@ -4,8 +4,8 @@
 
 All programs get the same model, batches and weighter, and solve the same system: no product with
 the Hessian (identity), three terms of Neumann's series, or ten steps of conjugate gradients. Equal
-numbers are checked first. Then all take turns in one process, on one thread. The peers come with the
-extra [bench]; one that is not installed is left out. Last, a language model is trained with and
+numbers are checked first. Then all take turns in one process, on one thread. The peers come with
+the extra [bench]; one that is not installed is left out. Last, a language model is trained with and
 without learned weights.
 """
 

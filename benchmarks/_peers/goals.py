@@ -168,4 +168,7 @@ def goals(results: Results) -> str:
         if value is not None:
             said = f"{value:.2f}", "yes" if value <= goal.most else "no"
         body.append([goal.text, f"{goal.most:g}", *said])
-    return markdown(["the project's own target", "at most", "measured", "reached"], body)
+    return markdown(
+        ["the project's own target, on the problems of this run", "at most", "measured", "reached"],
+        body,
+    )

@@ -43,9 +43,8 @@ def hypergradient(case: Case, setting: Setting) -> Gradient:
 
     def losses(theta: list[Any], batch: Any) -> Any:
         x, y = batch
-        return -jnp.take_along_axis(jax.nn.log_softmax(mlp(theta, x, jnp.tanh)), y[:, None], 1)[
-            :, 0
-        ]
+        logarithms = jax.nn.log_softmax(mlp(theta, x, jnp.tanh))
+        return -jnp.take_along_axis(logarithms, y[:, None], 1)[:, 0]
 
     def inner(theta: list[Any], phi: list[Any], batch: Any) -> Any:
         each = losses(theta, batch)
