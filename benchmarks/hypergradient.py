@@ -4,9 +4,9 @@
                                        [--threads 1] [--device cpu] [--json FILE]
 
 All methods use the same model, batches, weighter and Neumann series. "plain autograd" is
-benchmarks/_lorraine.py. "TorchOpt" is its `custom_root` with `solve_inv(ns=True)`, and needs the
-extra [bench]. There are three sweeps: over the number of parameters of a dense network, over the
-number of terms, and over the rows of the largest table of the recommendation model of examples/cdr.
+benchmarks/_lorraine.py. "TorchOpt" is its `custom_root` with `solve_inv(ns=True)`, where it is
+installed. There are three sweeps: over the number of parameters of a dense network, over the number
+of terms, and over the rows of the largest table of the recommendation model of examples/cdr.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def main() -> None:
         import torchopt
     except ImportError:
         methods.remove("TorchOpt")
-        print("TorchOpt is not installed: pip install '.[bench]' for its rows")
+        print("TorchOpt is not installed: pip install torchopt for its rows")
     else:
         print(f"TorchOpt {torchopt.__version__}")
     print(machine(device), f"\n{LEGEND}", sep="\n")
