@@ -41,10 +41,10 @@ def race(
     methods: Sequence[Method],
     seconds: float,
     rounds: int,
-    say: Callable[[str], None],
 ) -> list[Measured]:
-    """All measurements; ``say`` is given each part's table as soon as it is known."""
+    """All measurements; each part is printed as soon as it is known."""
     rows: list[Measured] = []
+    said: set[tuple[str, str]] = set()
     for cell, make in cells.items():
         case = make()
         # Of tables, plain autograd alone shows how cost grows with the rows.
@@ -52,11 +52,12 @@ def race(
         for setting in SETTINGS:
             contest = Race(cell, case, setting, chosen)
             found = list(contest.run(seconds, rounds))
-            say(details(found))
-            for name, reason in contest.skipped.items():
-                if not any(m.name == name and m.missing for m in methods):
-                    say(f"{name}: not here: {reason}")
-            say("")
+            print(details(found))
+            for skipped in contest.skipped.items():
+                if skipped not in said:
+                    print(": not here: ".join(skipped))
+                    said.add(skipped)
+            print(flush=True)
             rows += found
     return rows
 
@@ -73,15 +74,15 @@ def main() -> None:
     if arguments.quick:
         cells = {name: cells[name] for name in QUICK_CELLS}
     seconds, rounds = QUICK if arguments.quick else FULL
-    methods = all_methods()
+    everyone = all_methods()
     print(machine(torch.device("cpu")))
     print(", ".join(f"{name} {version}" for name, version in versions().items()))
     print(LEGEND)
-    for method in methods:
+    for method in everyone:
         if method.missing:
             print(f"{method.name} is left out: {method.missing}")
     print(flush=True)
-    rows = race(cells, methods, seconds, rounds, lambda text: print(text, flush=True))
+    rows = race(cells, [m for m in everyone if not m.missing], seconds, rounds)
     trained = measured(SMALL if arguments.quick else Shape(), seconds, rounds)
     print(ratios(rows), trainings(trained), goals(Results(rows, trained)), sep="\n\n")
     print(f"\n{time.monotonic() - started:.0f} s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from benchmarks._peers.ours import FIRST_ORDER, GENERAL
 from benchmarks._peers.peers import all_methods
 from benchmarks._peers.plain import PLAIN
 from benchmarks._peers.race import Disagreement, Measured, Race
+from reweight import GroupWeighter, Losses
 
 METHODS = {method.name: method for method in all_methods()}
 # Betty makes the next direction of conjugate gradients from the residual before the step. Its
@@ -56,6 +58,21 @@ def test_a_contestant_has_the_numbers_of_its_reference_or_is_known_not_to(
     difference = apart(found, reference(method, small, setting)())
     equal = difference <= method.tolerance(setting, torch.float64)
     assert equal == ((name, setting.name) not in OTHER_NUMBERS), difference
+
+
+def test_betty_s_difference_is_right_where_the_weighter_does_not_read_the_losses(
+    small: cells.Case,
+) -> None:
+    method = METHODS["Betty, differences"]
+    if method.missing:
+        pytest.skip(method.missing)
+
+    def losses(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
+        return Losses(small.losses(model, batch).weighted, inputs=batch[1] % 4)
+
+    case = dataclasses.replace(small, weighter=GroupWeighter(4).double(), losses=losses)
+    difference = apart(method.make(case, IDENTITY)(), PLAIN.make(case, IDENTITY)())
+    assert difference <= method.tolerance(IDENTITY, torch.float64)
 
 
 def dense_gauss_newton(case: cells.Case, solve: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
@@ -176,25 +193,21 @@ def test_what_cannot_run_is_told() -> None:
     def fails(case: cells.Case, setting: Setting) -> object:
         raise KeyError("inside another library")
 
-    methods = [
-        PLAIN,
-        Method("absent", refuses, missing="it is not installed"),
-        Method("refuses", refuses),
-        Method("fails", fails),
-    ]
+    methods = [PLAIN, Method("refuses", refuses), Method("fails", fails)]
     race = Race("MLP", cells.dense(1_000), IDENTITY, methods)
     assert race.skipped == {
-        "absent": "it is not installed",
         "refuses": "not this one",
         "fails": "KeyError: 'inside another library'",
     }
     assert [row.method for row in race.run(0.0, 1)] == ["plain autograd"]
+    with pytest.raises(KeyError, match="inside another library"):
+        Race("MLP", cells.dense(1_000), IDENTITY, [Method("a defect of ours", fails, ours=True)])
 
 
 # -- the report ------------------------------------------------------------------------------------
 
 
-def row(setting: str, method: str, ms: float, *, agrees: bool = True, **more: object) -> Measured:
+def row(setting: str, method: str, ms: float, *, agrees: bool = True) -> Measured:
     return Measured(
         cell="MLP 1 M",
         setting=setting,

@@ -59,6 +59,15 @@ class Disagreement(Exception):
     """A row of this library has other numbers than its reference."""
 
 
+@dataclass(frozen=True)
+class _Contestant:
+    method: Method
+    call: Gradient
+    apart: float
+    apart_float64: float | None
+    agrees: bool
+
+
 class Race:
     """One problem in one setting.
 
@@ -66,8 +75,11 @@ class Race:
         cell: the problem's name.
         case: the problem.
         setting: the setting.
-        methods: the contestants; those that are missing or not served are passed over, and
-            :attr:`skipped` says why.
+        methods: the contestants. Those that do not serve it are passed over, and :attr:`skipped`
+            says why.
+
+    Raises:
+        Disagreement: a row of this library has other numbers.
     """
 
     def __init__(self, cell: str, case: Case, setting: Setting, methods: Sequence[Method]) -> None:
@@ -76,25 +88,20 @@ class Race:
         few = sum(p.numel() for p in case.params) <= COMPARED
         self._small = case.small_in_float64() if classifier and few else None
         self._right: dict[tuple[object, torch.dtype], Sequence[Tensor]] = {}
+        self._contestants: list[_Contestant] = []
         self.skipped: dict[str, str] = {}
-        self._differences: dict[str, tuple[float, float | None]] = {}
-        self._agrees: dict[str, bool] = {}
-        self._methods: dict[str, Method] = {}
-        self._calls: dict[str, Gradient] = {}
         for method in methods:
-            if method.missing:
-                self.skipped[method.name] = method.missing
-                continue
             try:
-                self._compare(method)
+                self._contestants.append(self._compared(method))
             except NotServed as reason:
                 self.skipped[method.name] = str(reason)
-            except Disagreement:
-                raise
-            except Exception as error:  # of another library, or a refusal of ours
+            except Exception as error:
+                # A peer may fail in any way. Ours refuses what it does not serve.
+                if method.ours and not isinstance(error, (ValueError, NotImplementedError)):
+                    raise
                 self.skipped[method.name] = f"{type(error).__name__}: {error}"
 
-    def _compare(self, method: Method) -> None:
+    def _compared(self, method: Method) -> _Contestant:
         """Run the first call, which also warms up, and compare it with the reference."""
         setting, in_float64 = self._setting, None
         if self._small is not None:
@@ -110,10 +117,7 @@ class Race:
                 f"{self._cell}, {setting.name}: {method.name} is {difference:.1e} from its "
                 f"reference in float32, {in_float64} in float64"
             )
-        self._differences[method.name] = difference, in_float64
-        self._agrees[method.name] = agrees
-        self._methods[method.name] = method
-        self._calls[method.name] = call
+        return _Contestant(method, call, difference, in_float64, agrees)
 
     def _expected(self, method: Method, case: Case, dtype: torch.dtype) -> Sequence[Tensor]:
         key = method.reference, dtype
@@ -125,27 +129,25 @@ class Race:
         """Measure all that can run, in turns."""
         unit = self._case.forward_backward
         unit_mib = counted(unit).peak_mib
-        counts = {
-            name: counted(self._calls[name]) if method.eager else None
-            for name, method in self._methods.items()
-        }
-        times = interleaved({UNIT: unit, **self._calls}, seconds, rounds)
+        counts = [counted(c.call) if c.method.eager else None for c in self._contestants]
+        calls = {c.method.name: c.call for c in self._contestants}
+        times = interleaved({UNIT: unit, **calls}, seconds, rounds)
         base = statistics.median(times[UNIT])
-        for name, method in self._methods.items():
-            spent, count = statistics.median(times[name]), counts[name]
-            difference, in_float64 = self._differences[name]
+        for contestant, count in zip(self._contestants, counts, strict=True):
+            method = contestant.method
+            spent = statistics.median(times[method.name])
             yield Measured(
                 cell=self._cell,
                 setting=self._setting.name,
-                method=name,
+                method=method.name,
                 ms=1e3 * spent,
                 fb=spent / base,
                 mib=count.peak_mib if count else None,
                 unit_mib=unit_mib,
                 launches=count.launches if count else None,
                 waits=count.waits if count else None,
-                apart=difference,
-                apart_float64=in_float64,
-                agrees=self._agrees[name],
+                apart=contestant.apart,
+                apart_float64=contestant.apart_float64,
+                agrees=contestant.agrees,
                 ours=method.ours,
             )
