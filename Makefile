@@ -54,7 +54,7 @@ bench: $(VENV)/.has-test ## how exact: solvers and operations against dense refe
 
 # The peers want other versions of numpy, and what they bring has no place among the tests' packages.
 peers: ## one hypergradient beside other libraries' and plain autograd's, in .venv-peers
-	@$(MAKE) --no-print-directory VENV=.venv-peers .venv-peers/.has-bench .venv-peers/.has-cdr
+	@$(MAKE) --no-print-directory VENV=.venv-peers .venv-peers/.has-bench
 	@.venv-peers/bin/python benchmarks/peers.py $(ARGS)
 
 docs: $(VENV)/.has-docs ## build docs/_build/html and run the pages' snippets

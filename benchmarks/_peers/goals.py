@@ -109,7 +109,7 @@ def _waits(setting: str, ours: Sequence[str]) -> Value:
 
 def _launches(results: Results) -> float | None:
     ratios = []
-    for setting, ours in ((IDENTITY, [FIRST_ORDER, GENERAL]), (NEUMANN, SERIES), (CG, SERIES)):
+    for setting, ours in ((IDENTITY, [FIRST_ORDER, GENERAL]), (NEUMANN, SERIES), (CG, INVERSE)):
         for row in results.rows(setting.name, ours, results.cells):
             plain = results.get(row.cell, setting.name, PLAIN.name)
             if plain is not None and plain.launches and row.launches is not None:
@@ -130,7 +130,9 @@ def _training(what: str) -> Value:
     return value
 
 
-SERIES = (SAMPLED, GENERAL)
+# A truncated series may sample its verdict. Conjugate gradients, which aim at the inverse, measure
+# it in every step.
+SERIES, INVERSE = (SAMPLED, GENERAL), (GENERAL,)
 NAMED = ", ".join(LARGER)
 EVERYONE = (PLAIN.name, *LIBRARIES)
 
@@ -147,9 +149,9 @@ GOALS: tuple[Goal, ...] = (
     Goal("Neumann 3 / plain autograd, the worst", 1.05, _over(NEUMANN.name, SERIES, [PLAIN.name])),
     Goal("Neumann 3 / fastest library, the better half", 1.0, _half_over(NEUMANN.name, SERIES)),
     Goal("Neumann 3 / fastest library, the worst", 1.1, _over(NEUMANN.name, SERIES, LIBRARIES)),
-    Goal("CG 10 / plain autograd, the worst", 1.05, _over(CG.name, SERIES, [PLAIN.name])),
-    Goal("CG 10 / fastest library, the better half", 1.0, _half_over(CG.name, SERIES)),
-    Goal("CG 10 / fastest library, the worst", 1.1, _over(CG.name, SERIES, LIBRARIES)),
+    Goal("CG 10 / plain autograd, the worst", 1.05, _over(CG.name, INVERSE, [PLAIN.name])),
+    Goal("CG 10 / fastest library, the better half", 1.0, _half_over(CG.name, INVERSE)),
+    Goal("CG 10 / fastest library, the worst", 1.1, _over(CG.name, INVERSE, LIBRARIES)),
     Goal(f"Gauss-Newton 3, in fb, the worst of {NAMED}", 7.0, _fb(NEUMANN.name, GAUSS_NEWTON)),
     Goal("sample space, in fb, MLP 1 M", 3.5, _fb(CG.name, SAMPLE_SPACE, ["MLP 1 M"])),
     Goal("waits, first-order, the worst", 3.0, _waits(IDENTITY.name, [FIRST_ORDER])),
