@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import peers as script
+from benchmarks._measure import interleaved
 from benchmarks._peers import cells, goals, measure, plain, report, trainings
 from benchmarks._peers.agreement import apart, ready, reference
 from benchmarks._peers.method import (
@@ -152,9 +153,8 @@ def test_the_peak_of_memory_is_that_of_tensors_alive_at_a_time() -> None:
 
 def test_every_call_runs_in_every_round() -> None:
     ran: list[str] = []
-    times = measure.interleaved(
-        {name: (lambda name=name: ran.append(name)) for name in "abc"}, seconds=0.0, rounds=3
-    )
+    calls = {name: (lambda name=name: ran.append(name)) for name in "abc"}
+    times = interleaved(calls, cells.CPU, seconds=0.0, rounds=3)
     assert ran == list("abcbcacab")
     assert {name: len(spent) for name, spent in times.items()} == {"a": 3, "b": 3, "c": 3}
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention
+from torch.nn.functional import cross_entropy
 
 import reweight
+from benchmarks._peers.layers import TransformerLayer
 from cdr.data import Candidates, History, PairBatch
 from cdr.models.conet import CoNet, CoNetOptions
 from reweight import Losses
@@ -126,26 +127,6 @@ def convolutional(device: torch.device = CPU) -> Case:
     return _classifier(model, lambda: torch.randn(BATCH, *IMAGE), device, damping=100.0)
 
 
-class _Layer(nn.Module):
-    """A layer of a transformer with torch's attention."""
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.queries_keys_values = nn.Linear(width, 3 * width)
-        self.together = nn.Linear(width, width)
-        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = self.queries_keys_values(self.before(x)).chunk(3, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
-        attended = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + self.together(attended)
-        out: Tensor = x + self.narrow(gelu(self.wide(self.between(x))))
-        return out
-
-
 class _Transformer(nn.Module):
     """Two layers over a sequence of tokens, averaged."""
 
@@ -153,7 +134,7 @@ class _Transformer(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(VOCABULARY, width)
         self.places = nn.Parameter(torch.randn(TOKENS, width))
-        self.layers = nn.Sequential(*(_Layer(width, num_heads) for _ in range(2)))
+        self.layers = nn.Sequential(*(TransformerLayer(width, num_heads) for _ in range(2)))
         self.out = nn.Linear(width, NUM_CLASSES)
 
     def forward(self, ids: Tensor) -> Tensor:

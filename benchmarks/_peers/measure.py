@@ -1,11 +1,10 @@
-"""What one call costs: CPU time, memory, operations, and waits for the device."""
+"""What one call launches, waits for and holds in memory."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -33,30 +32,6 @@ READING = {"tolist", "numpy", "__array__"}
 _MIB = 2**20
 
 Call = Callable[[], Any]
-
-
-def cpu_seconds(call: Call) -> float:
-    """The processor time of a call, of all threads: other load on the machine is not in it."""
-    start = time.process_time()
-    call()
-    return time.process_time() - start
-
-
-def interleaved(calls: dict[str, Call], seconds: float, rounds: int) -> dict[str, list[float]]:
-    """The processor time of each call in each round.
-
-    Every round runs all calls, and starts with another one. There are at least ``rounds`` rounds,
-    and more until ``seconds`` have passed.
-    """
-    names, times = list(calls), {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    done = 0
-    while done < rounds or time.perf_counter() < end:
-        first = done % len(names)
-        for name in names[first:] + names[:first]:
-            times[name].append(cpu_seconds(calls[name]))
-        done += 1
-    return times
 
 
 @dataclass

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from benchmarks._measure import interleaved
 from benchmarks._peers.agreement import apart, ready, reference
-from benchmarks._peers.cells import Case
-from benchmarks._peers.measure import counted, interleaved
+from benchmarks._peers.cells import CPU, Case
+from benchmarks._peers.measure import counted
 from benchmarks._peers.method import Gradient, Method, NotServed, Setting
 
 UNIT = "forward + backward"
@@ -131,7 +133,7 @@ class Race:
         unit_mib = counted(unit).peak_mib
         counts = [counted(c.call) if c.method.eager else None for c in self._contestants]
         calls = {c.method.name: c.call for c in self._contestants}
-        times = interleaved({UNIT: unit, **calls}, seconds, rounds)
+        times = interleaved({UNIT: unit, **calls}, CPU, seconds, rounds, clock=time.process_time)
         base = statistics.median(times[UNIT])
         for contestant, count in zip(self._contestants, counts, strict=True):
             method = contestant.method

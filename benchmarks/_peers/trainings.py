@@ -6,16 +6,19 @@ The weights are random. A weight is learned for each of eight groups of sequence
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention
+from torch.nn.functional import cross_entropy
 
 import reweight
-from benchmarks._peers.measure import interleaved
+from benchmarks._measure import interleaved
+from benchmarks._peers.cells import CPU
+from benchmarks._peers.layers import LowRank, TransformerLayer
 from reweight import Identity, ImplicitHypergradient, Losses
 
 INTERVAL = 10  # training steps between two outer steps
@@ -39,39 +42,6 @@ class Shape:
 SMALL = Shape(width=32, num_heads=4, vocabulary=64, length=8)
 
 
-class LowRank(nn.Module):
-    """A frozen linear layer and a trained product of two narrow ones (LoRA)."""
-
-    def __init__(self, frozen: nn.Linear, rank: int = 8) -> None:
-        super().__init__()
-        self.frozen = frozen.requires_grad_(False)
-        self.down = nn.Linear(frozen.in_features, rank, bias=False)
-        self.up = nn.Linear(rank, frozen.out_features, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.frozen(x) + self.up(self.down(x))
-        return out
-
-
-class Layer(nn.Module):
-    def __init__(self, shape: Shape, lora: bool) -> None:
-        super().__init__()
-        width = shape.width
-        self.num_heads = shape.num_heads
-        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
-        attention = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.queries_keys_values, self.together = map(LowRank, attention) if lora else attention
-        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = self.queries_keys_values(self.before(x)).chunk(3, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
-        attended = scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.together(attended.transpose(1, 2).flatten(2))
-        out: Tensor = x + self.narrow(gelu(self.wide(self.between(x)), approximate="tanh"))
-        return out
-
-
 class LanguageModel(nn.Module):
     """GPT-2, its output layer tied to the table of tokens."""
 
@@ -79,7 +49,13 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(shape.vocabulary, shape.width)
         self.places = nn.Embedding(shape.length, shape.width)
-        self.layers = nn.Sequential(*(Layer(shape, lora) for _ in range(shape.num_layers)))
+        self.layers = nn.Sequential()
+        for _ in range(shape.num_layers):
+            layer = TransformerLayer(shape.width, shape.num_heads, causal=True)
+            if lora:
+                layer.queries_keys_values = LowRank(layer.queries_keys_values)
+                layer.together = LowRank(layer.together)
+            self.layers.append(layer)
         self.last = nn.LayerNorm(shape.width)
         for table in (self.tokens, self.places):
             nn.init.normal_(table.weight, std=0.02)
@@ -154,6 +130,6 @@ def measured(shape: Shape, seconds: float, rounds: int) -> dict[str, dict[str, f
         }
         for turn in turns.values():
             turn()  # the first outer step also compares derivatives
-        times = interleaved(turns, seconds, rounds)
+        times = interleaved(turns, CPU, seconds, rounds, clock=time.process_time)
         found[what] = {name: statistics.median(times[name]) for name in turns}
     return found
