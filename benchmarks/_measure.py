@@ -46,8 +46,8 @@ def interleaved(
 
     Every round runs all calls, so that other load on the machine affects all of them equally. Each
     round starts with another call. There are at least ``rounds`` rounds, and more until ``seconds``
-    have passed. With ``time.process_time`` as the clock, the time is the processor's, in which other
-    load on the machine does not count.
+    have passed. With ``time.process_time`` as the clock, the time is the processor's, in which
+    other load on the machine does not count.
     """
     names, times = list(calls), {name: [] for name in calls}
     end = time.perf_counter() + seconds
