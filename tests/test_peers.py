@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import peers as script
+from benchmarks import plot
 from benchmarks._measure import interleaved
 from benchmarks._peers import cells, goals, measure, plain, report, trainings
 from benchmarks._peers.agreement import apart, ready, reference
@@ -61,7 +62,7 @@ def test_a_contestant_has_the_numbers_of_its_reference_or_is_known_not_to(
     assert equal == ((name, setting.name) not in OTHER_NUMBERS), difference
 
 
-def test_betty_s_difference_is_right_where_the_weighter_does_not_read_the_losses(
+def test_the_difference_by_betty_is_right_where_the_weighter_does_not_read_the_losses(
     small: cells.Case,
 ) -> None:
     method = METHODS["Betty, differences"]
@@ -262,6 +263,10 @@ def test_a_target_is_reached_or_not_or_was_not_measured() -> None:
     assert found["GPT-2 shape, LoRA: Identity / without weights"] == ["1.10", "yes"]
     assert found["GPT-2 shape, all parameters: Identity / without weights"] == ["-", "not measured"]
     assert len(found) == len(goals.GOALS)
+
+
+def test_every_contestant_has_a_mark_in_the_figure() -> None:
+    assert set(plot.CONTESTANTS) == set(METHODS)
 
 
 @pytest.mark.filterwarnings("ignore:.*hypergradient")

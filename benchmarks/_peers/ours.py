@@ -15,7 +15,8 @@ from benchmarks._peers.cells import Case
 from benchmarks._peers.method import CG, IDENTITY, STEP_SIZE, Gradient, Method, NotServed, Setting
 from reweight import ConjugateGradient, Identity, ImplicitHypergradient, Losses, Neumann, Reweighted
 
-EVERY = 10  # steps between two measured verdicts, where they are sampled
+# Steps between two measured verdicts, where they are sampled. The median is a step without one.
+EVERY = 10
 # The error of a central difference: a root of the rounding, in float64 and in float32.
 FIRST_ORDER_ERRORS = 1e-6, 1e-2
 # Enough for conjugate gradients to converge to rounding at the damping of the cases.
