@@ -11,6 +11,9 @@ from benchmarks import _lorraine
 from benchmarks._peers.cells import Case
 from benchmarks._peers.method import STEP_SIZE, Gradient, Method, NotServed, Setting
 
+# Steps in which conjugate gradients converge at the damping of every case.
+_MANY = 100
+
 Vector = tuple[Tensor, ...]
 Product = Callable[[Vector], Sequence[Tensor]]
 
@@ -35,10 +38,11 @@ def hypergradient(case: Case, setting: Setting) -> Gradient:
     return gradient
 
 
-def gauss_newton(case: Case, setting: Setting, num_steps: int | None = None) -> Gradient:
+def gauss_newton(case: Case, setting: Setting, *, converged: bool = False) -> Gradient:
     """The same with the Gauss-Newton matrix ``Jᵀ H_outputs J`` in the place of the Hessian.
 
-    ``num_steps`` of conjugate gradients, where it is given, are made instead of the setting's.
+    ``converged`` makes as many steps of conjugate gradients as rounding allows, instead of the
+    setting's number.
     """
     if case.outputs is None or case.of_outputs is None:
         raise NotServed("only the classifiers have outputs")
@@ -63,11 +67,12 @@ def gauss_newton(case: Case, setting: Setting, num_steps: int | None = None) -> 
             curved = torch.autograd.grad(by_outputs, leaf, along, retain_graph=True)
             return torch.autograd.grad(outputs, params, curved, retain_graph=True)
 
-        if num_steps is None and setting.kind == "series":
+        if setting.kind == "series":
             u = _series(product, v, setting.num)
         else:
             matrix = damped(product, setting.damping(case))
-            u = conjugate_gradients(matrix, v, num_steps or setting.num)
+            rtol = torch.finfo(v[0].dtype).eps if converged else 0.0
+            u = conjugate_gradients(matrix, v, _MANY if converged else setting.num, rtol)
         return _mixed(first, case.hparams, u)
 
     return gradient
@@ -80,11 +85,13 @@ def damped(product: Product, damping: float) -> Product:
     return damped
 
 
-def conjugate_gradients(product: Product, b: Vector, num_steps: int) -> Vector:
-    """Hestenes and Stiefel's recurrence, without a test of convergence."""
+def conjugate_gradients(product: Product, b: Vector, num_steps: int, rtol: float = 0.0) -> Vector:
+    """Hestenes and Stiefel's recurrence; without ``rtol`` it does not look at the residual."""
     u, r, p = tuple(torch.zeros_like(t) for t in b), b, b
-    squared = _dot(r, r)
+    first = squared = _dot(r, r)
     for _ in range(num_steps):
+        if rtol and float(squared) <= rtol**2 * float(first):
+            break
         q = product(p)
         length = squared / _dot(p, q)
         u = tuple(x + length * y for x, y in zip(u, p, strict=True))
