@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks._measure import machine
-from benchmarks._peers.cells import CLASSIFIERS, TABLES, Case
+from benchmarks._peers.cells import CLASSIFIERS, ONE_OUTPUT, TABLES, Case
 from benchmarks._peers.goals import Results, goals
 from benchmarks._peers.method import SETTINGS, Method
 from benchmarks._peers.peers import all_methods, versions
@@ -47,8 +47,9 @@ def race(
     said: set[tuple[str, str]] = set()
     for cell, make in cells.items():
         case = make()
-        # Of tables, plain autograd alone shows how cost grows with the rows.
-        chosen = [m for m in methods if m.ours or m is PLAIN] if cell in TABLES else methods
+        # The others show rows of ours that the peers have nothing like.
+        alone = [method for method in methods if method.ours or method is PLAIN]
+        chosen = methods if cell in CLASSIFIERS else alone
         for setting in SETTINGS:
             contest = Race(cell, case, setting, chosen)
             found = list(contest.run(seconds, rounds))
@@ -70,7 +71,7 @@ def main() -> None:
     started = time.monotonic()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # verdicts on untrained networks, and peers' deprecations
-    cells = CLASSIFIERS | TABLES
+    cells = CLASSIFIERS | ONE_OUTPUT | TABLES
     if arguments.quick:
         cells = {name: cells[name] for name in QUICK_CELLS}
     seconds, rounds = QUICK if arguments.quick else FULL

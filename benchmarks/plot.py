@@ -241,8 +241,9 @@ def by_scale(results: Results) -> Figure:
 
 def by_peers(results: Results) -> Figure:
     """One panel per setting and one line per problem; a hollow mark has other numbers."""
-    # A pass over a table takes time for every row, so it is no unit for what does not.
-    rows = [row for row in results.last("peers")["rows"] if not row["cell"].startswith("table")]
+    # The peers do not run on tables, nor on a network of one output.
+    alone = ("table", "one output")
+    rows = [row for row in results.last("peers")["rows"] if not row["cell"].startswith(alone)]
     cells = list(dict.fromkeys(row["cell"] for row in rows))
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     figure = _figure(1.4 + 0.3 * len(cells))

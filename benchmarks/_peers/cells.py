@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 import reweight
 from benchmarks._peers.layers import TransformerLayer
@@ -93,20 +93,22 @@ class Case:
 # -- classifiers, weighted by the losses of the samples -------------------------------------------
 
 
-def dense(num_parameters: int, device: torch.device = CPU) -> Case:
-    """A network of three layers."""
+def dense(num_parameters: int, device: torch.device = CPU, num_outputs: int = NUM_CLASSES) -> Case:
+    """A network of three layers; with one output, it tells two classes apart."""
     torch.manual_seed(0)
-    # width² + (features + classes + 2)·width + classes = num_parameters
-    linear = NUM_FEATURES + NUM_CLASSES + 2
-    width = round((-linear + math.sqrt(linear**2 + 4 * (num_parameters - NUM_CLASSES))) / 2)
+    # width² + (features + outputs + 2)·width + outputs = num_parameters
+    linear = NUM_FEATURES + num_outputs + 2
+    width = round((-linear + math.sqrt(linear**2 + 4 * (num_parameters - num_outputs))) / 2)
     model = nn.Sequential(
         nn.Linear(NUM_FEATURES, width),
         nn.Tanh(),
         nn.Linear(width, width),
         nn.Tanh(),
-        nn.Linear(width, NUM_CLASSES),
+        nn.Linear(width, num_outputs),
     )
-    return _classifier(model, lambda: torch.randn(BATCH, NUM_FEATURES), device)
+    return _classifier(
+        model, lambda: torch.randn(BATCH, NUM_FEATURES), device, num_outputs=num_outputs
+    )
 
 
 def convolutional(device: torch.device = CPU) -> Case:
@@ -148,20 +150,28 @@ def transformer(device: torch.device = CPU) -> Case:
 
 
 def _classifier(
-    model: nn.Module, x: Callable[[], Tensor], device: torch.device, damping: float = 10.0
+    model: nn.Module,
+    x: Callable[[], Tensor],
+    device: torch.device,
+    damping: float = 10.0,
+    num_outputs: int = NUM_CLASSES,
 ) -> Case:
     def outputs(model: nn.Module, batch: Pair) -> Tensor:
         out: Tensor = model(batch[0])
         return out
 
     def of_outputs(outputs: Tensor, batch: Pair) -> Tensor:
-        return cross_entropy(outputs, batch[1], reduction="none")
+        y = batch[1]
+        if num_outputs == 1:
+            each = binary_cross_entropy_with_logits
+            return each(outputs.squeeze(-1), y.to(outputs.dtype), reduction="none")
+        return cross_entropy(outputs, y, reduction="none")
 
     def losses(model: nn.Module, batch: Pair) -> Losses:
         return Losses(of_outputs(outputs(model, batch), batch))
 
     def batch() -> Pair:
-        return x().to(device), torch.randint(NUM_CLASSES, (BATCH,)).to(device)
+        return x().to(device), torch.randint(max(2, num_outputs), (BATCH,)).to(device)
 
     return Case(
         model.to(device),
@@ -239,6 +249,10 @@ CLASSIFIERS: dict[str, Callable[[], Case]] = {
     "MLP 5 M": lambda: dense(5_000_000),
     "CNN": convolutional,
     "transformer": transformer,
+}
+# A solve in sample space has a matrix of the size of all outputs of a batch.
+ONE_OUTPUT: dict[str, Callable[[], Case]] = {
+    "one output, 1 M": lambda: dense(1_000_000, num_outputs=1)
 }
 TABLES: dict[str, Callable[[], Case]] = {
     "table, 10 k rows": lambda: tables(10_000),
