@@ -20,6 +20,7 @@ from reweight._tensors.reading import (
 )
 from reweight._tensors.seam import all_entries, all_samples, alone, reducing
 from reweight._tensors.vectors import (
+    Blocks,
     Tree,
     axpy,
     cosine,
@@ -41,6 +42,7 @@ from reweight._tensors.vectors import (
 )
 
 __all__ = [
+    "Blocks",
     "InFloat64",
     "Pending",
     "Tree",
