@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from reweight._curvature.linearise import Linearisation
@@ -40,7 +41,11 @@ class DirectSolver(LinearSolver):
 
     def solve_scaled(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
         """Solve without a product."""
-        u, largest = self._inverse(unflatten(b, self._like), self._shift)
+        value = torch.empty_like(b)
+        out = unflatten(value, self._like)
+        largest = self._inverse(unflatten(b, self._like), self._shift, out)
+        own = value.untyped_storage().data_ptr()
+        if any(x.untyped_storage().data_ptr() != own for x in out.values()):
+            value = flatten(out)  # of another type, or at an odd offset
         smallest = min(self._shift[name] for name in self._like)
-        value = flatten({name: u[name] for name in self._like})
         return Solution(value, Status.CONVERGED, largest, "", smallest, least=smallest)

@@ -32,7 +32,7 @@ Objective = Callable[[Tree, Tree], Tensor]
 Partial = dict[str, Tensor | None]
 # ``(θ, φ) -> (∇θ inner, ∂inner/∂φ)``
 Gradients = Callable[[Tree, Tree], tuple[Tree, Partial]]
-Inverse = Callable[[Tree, Mapping[str, float]], tuple[Tree, float]]
+Inverse = Callable[[Tree, Mapping[str, float], Tree], float]
 Mode = Literal["autograd", "func", "finite_difference"]
 # In the order in which hvp="auto" tries them.
 MODES: tuple[Mode, ...] = ("autograd", "func", "finite_difference")
@@ -52,8 +52,8 @@ class Linearisation:
         doubt: ``(u, H u) -> size of the error in H u``, where products are approximate.
         rows: for the entries of θ that are tables, the rows that stand for them, ascending. The
             inner loss does not depend on the other rows.
-        inverse: ``(b, shift) -> (u, lower bound of the largest curvature)`` with
-            ``(H + shift) u = b``, where the linearisation has an exact way to it.
+        inverse: ``(b, shift, out) -> lower bound of the largest curvature``, which writes ``u``
+            with ``(H + shift) u = b`` to ``out``, where the linearisation has an exact way to it.
     """
 
     params: tuple[str, ...]

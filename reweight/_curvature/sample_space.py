@@ -2,95 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from reweight._curvature.gauss_newton import Jacobian, OutputHessian, Outputs
-from reweight._curvature.layer_graph import layers_of, unit_outputs
-from reweight._curvature.layers import PerSample, Rows
-from reweight._tables import Table
-from reweight._tensors import Tree, alone, norm, read
+from reweight._curvature.gauss_newton import OutputHessian, Outputs
+from reweight._curvature.layer_graph import unit_outputs
+from reweight._curvature.layered import LayeredJacobian
+from reweight._tensors import Tree, norm, read
 
 # Rounding errors of what is compared, in units of rounding. Both sides are sums of products.
 _ROUNDING = 1e4
 # A solution is refined where rounding errors would grow to this share of it.
 _AMPLIFIED = 3e-7
-
-
-class LayeredJacobian:
-    """The Jacobian of outputs from what the layers of the model keep.
-
-    Args:
-        outputs: the model's outputs, ``[B, ...]`` each, with their graph.
-        loss: the inner loss; its graph holds theirs.
-        params: θ, leaves.
-        tables: entries of θ that the outputs read by rows.
-
-    Raises:
-        ValueError: a layer that is not served.
-    """
-
-    def __init__(
-        self, outputs: Outputs, loss: Tensor, params: Tree, tables: Mapping[str, Table]
-    ) -> None:
-        if not alone():
-            raise ValueError(
-                "SampleSpace() solves in the space of one process's samples, and this run has "
-                "several processes: use ConjugateGradient()"
-            )
-        self._outputs = outputs
-        self.layers = layers_of(outputs, loss, params, tables)
-        self.rows = {name: tables[name].rows for name in self.layers if name in tables}
-
-    def push(self, v: Tree, shift: Mapping[str, float] | None = None) -> Tensor:
-        """``J v``, ``[C, B]``; ``J Λ⁻¹ v`` where a shift is given."""
-        parts = [layer.push(v[name]) for name, layer in self.layers.items()]
-        if shift is not None:
-            parts = [part / shift[name] for part, name in zip(parts, self.layers, strict=True)]
-        return torch.stack(parts).sum(0)
-
-    def pull(self, w: Tensor) -> Tree:
-        """``Jᵀ w`` for ``w`` ``[C, B]``."""
-        return {name: layer.pull(w) for name, layer in self.layers.items()}
-
-    def kernel(self, shift: Mapping[str, float]) -> Tensor:
-        """``J Λ⁻¹ Jᵀ``, ``[C, B, C, B]``."""
-        biases = {x.beside: n for n, x in self.layers.items() if isinstance(x, PerSample)}
-        total: Tensor | None = None
-        for name, layer in self.layers.items():
-            if isinstance(layer, PerSample) and layer.beside:
-                continue  # in one pass with the weight
-            if isinstance(layer, Rows) and name in biases:
-                part = layer.kernel(shift[name] / shift[biases[name]])
-            else:
-                part = layer.kernel()
-            part.div_(shift[name])
-            total = part if total is None else total.add_(part)
-        assert total is not None
-        return total
-
-    def split(self, w: Tensor) -> Outputs:
-        """``[C, B]`` in the form of the outputs."""
-        sizes = [z[0].numel() for z in self._outputs]
-        parts = zip(torch.split(w, sizes), self._outputs, strict=True)
-        return tuple(part.T.reshape(z.shape).to(z.dtype) for part, z in parts)
-
-    def joined(self, outputs: Sequence[Tensor | None]) -> Tensor:
-        """``[C, B]`` from something in the form of the outputs; ``None`` is zero."""
-        pairs = zip(outputs, self._outputs, strict=True)
-        parts = [torch.zeros_like(z) if x is None else x for x, z in pairs]
-        return torch.cat([part.flatten(1).T if part.ndim > 1 else part[None] for part in parts])
-
-    def jacobian(self) -> Jacobian:
-        """The same products, for outputs in their own form."""
-        return Jacobian(
-            tuple(self.layers),
-            lambda v: self.split(self.push(v)),
-            lambda w: self.pull(self.joined(w)),
-            rows=self.rows,
-        )
 
 
 def solved_in_sample_space(
@@ -100,8 +26,9 @@ def solved_in_sample_space(
     outputs: Outputs,
     b: Tree,
     shift: Mapping[str, float],
-) -> tuple[Tree, float]:
-    """``u = (Jᵀ H_out J + Λ)⁻¹ b``, and a lower bound of the largest eigenvalue.
+    out: Tree,
+) -> float:
+    """Write ``u = (Jᵀ H_out J + Λ)⁻¹ b``; return a lower bound of the largest eigenvalue.
 
     Args:
         layered: ``J``.
@@ -111,10 +38,12 @@ def solved_in_sample_space(
         outputs: the model's outputs.
         b: the right-hand side.
         shift: ``Λ`` by name.
+        out: takes ``u``.
 
     Raises:
         ValueError: ``Λ`` is not positive, the loss is not convex in the outputs, or one sample
             depends on the outputs or the rows of another.
+        FloatingPointError: the Hessian by the outputs is not finite.
     """
     if flat := [name for name in b if not shift[name] > 0.0]:
         raise ValueError(
@@ -127,15 +56,21 @@ def solved_in_sample_space(
     along = layered.push(b, shift)
     weights = reduced.solve(along.double())
     pulled = pull(layered.split(weights))
-    _check_rows(weights.to(along), along, pulled, b, shift, eps)
-    u = {name: torch.sub(x, pulled[name]).mul_(1.0 / shift[name]) for name, x in b.items()}
-    if reduced.amplification * eps > _AMPLIFIED:
+    compared = _compared(weights, along, pulled, b, shift)
+    apart, size, amplification = read(torch.cat([compared, reduced.amplification[None]]))[0]
+    # Not finite: reported with the names of the parameters by whoever looks at the solution.
+    if abs(apart) > _ROUNDING * eps * size:
+        _check_rows(abs(apart), pulled, b, shift, eps)
+    for name, x in b.items():
+        torch.sub(x, pulled[name], out=out[name]).mul_(1.0 / shift[name])
+    del pulled
+    if amplification * eps > _AMPLIFIED:
         # b and what is subtracted from it cancel: one step of iterative refinement. The residual
         # is Jᵀ(weights − H_out J u), so it is known in the space of the samples.
-        missing = torch.einsum("bxy,yb->xb", blocks, layered.push(u).double()) - weights
+        missing = torch.einsum("bxy,yb->xb", blocks, layered.push(out).double()) - weights
         for name, x in layered.pull(reduced.corrected(missing).to(along.dtype)).items():
-            u[name].sub_(x, alpha=1.0 / shift[name])
-    return u, min(shift[name] for name in b) * reduced.amplification
+            out[name].sub_(x, alpha=1.0 / shift[name])
+    return min(shift[name] for name in b) * amplification
 
 
 class _Reduced:
@@ -146,7 +81,8 @@ class _Reduced:
         kernel: ``K``, ``[C, B, C, B]``.
 
     Attributes:
-        amplification: a lower bound of the largest eigenvalue of ``I + Rᵀ K R``.
+        amplification: a lower bound of the largest eigenvalue of ``I + Rᵀ K R``, still on its
+            device.
     """
 
     def __init__(self, root: Tensor, kernel: Tensor) -> None:
@@ -154,8 +90,9 @@ class _Reduced:
         size = root.shape[0] * root.shape[1]
         matrix = torch.einsum("bxr,xbyd,dys->brds", root, kernel, root).reshape(size, size)
         matrix.diagonal().add_(1.0)
-        self._factor = torch.linalg.cholesky(matrix)
-        self.amplification = float(matrix.diagonal().max())
+        # Not checked: at least the identity, or not finite, and so is the solution then.
+        self._factor = torch.linalg.cholesky_ex(matrix).L
+        self.amplification = matrix.diagonal().max()
 
     def solve(self, along: Tensor) -> Tensor:
         """``q`` for ``right = H_out along``."""
@@ -183,7 +120,14 @@ def _blocks(
     probe = torch.randn(shape, generator=generator, dtype=torch.float64).to(blocks)
     found = layered.joined(curvature.product(layered.split(probe))).double()
     expected = torch.einsum("bxy,yb->xb", blocks, probe)
-    if norm(found - expected) > _ROUNDING * eps * max(norm(expected), norm(found)):
+    sizes = torch.stack([x.norm() for x in (found - expected, found, expected)])
+    (apart, *both) = read(sizes)[0]
+    if not math.isfinite(apart):
+        raise FloatingPointError(
+            "the Hessian of the inner loss by the model's outputs is not finite: the loss has an "
+            "infinite second derivative there, as a root or a logarithm has at 0"
+        )
+    if apart > _ROUNDING * eps * max(both):
         raise ValueError(
             "SampleSpace() needs losses of which each depends on the outputs of its own sample "
             "only, row by row, and these mix samples (a contrastive loss, a norm over the batch): "
@@ -195,7 +139,7 @@ def _blocks(
 def _root(blocks: Tensor, eps: float) -> Tensor:
     """``R`` with ``R Rᵀ`` the blocks, ``[B, C, C]``."""
     values, vectors = torch.linalg.eigh(blocks)
-    lowest, largest = float(values.min()), float(values.abs().max())
+    lowest, largest = read(torch.stack([values.min(), values.abs().max()]))[0]
     if lowest < -_ROUNDING * eps * largest:
         raise ValueError(
             f"SampleSpace() needs a loss that is convex in the outputs, and its Hessian by the "
@@ -206,10 +150,10 @@ def _root(blocks: Tensor, eps: float) -> Tensor:
     return root
 
 
-def _check_rows(
-    weights: Tensor, along: Tensor, pulled: Tree, b: Tree, shift: Mapping[str, float], eps: float
-) -> None:
-    """Raise where the layers' ``J`` is not the transpose of the backward pass.
+def _compared(
+    weights: Tensor, along: Tensor, pulled: Tree, b: Tree, shift: Mapping[str, float]
+) -> Tensor:
+    """How far the layers' ``J`` is from the transpose of the backward pass, and beside what size.
 
     ``⟨w, J Λ⁻¹ b⟩ = ⟨Jᵀ w, Λ⁻¹ b⟩``, with both products made already.
     """
@@ -218,14 +162,16 @@ def _check_rows(
         / shift[name]
         for name, x in b.items()
     ]
-    w, v = weights.double().flatten(), along.double().flatten()
-    apart, size = read(torch.stack([torch.dot(w, v) - sum(products), w.norm() * v.norm()]))[0]
-    # Not finite: reported with the names of the parameters by whoever looks at the solution.
-    if not abs(apart) > _ROUNDING * eps * size:
-        return
-    # The exact size of rounding errors takes more than the comparison.
+    w, v = weights.to(along.dtype).double().flatten(), along.double().flatten()
+    return torch.stack([torch.dot(w, v) - sum(products), w.norm() * v.norm()])
+
+
+def _check_rows(
+    apart: float, pulled: Tree, b: Tree, shift: Mapping[str, float], eps: float
+) -> None:
+    """Raise where a difference of inner products is beyond rounding."""
     sizes = sum(norm(pulled[name]) * norm(x) / shift[name] for name, x in b.items())
-    if abs(apart) > _ROUNDING * eps * sizes:
+    if apart > _ROUNDING * eps * sizes:
         raise ValueError(
             "SampleSpace() needs layers whose rows are those of the samples, one after the other, "
             "and here outputs of one sample depend on rows of another: BatchNorm in training "

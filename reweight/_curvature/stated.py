@@ -17,8 +17,9 @@ from reweight._curvature.gauss_newton import (
     jacobian_of_graph,
     pull_of_graph,
 )
+from reweight._curvature.layered import LayeredJacobian
 from reweight._curvature.linearise import Linearisation, Mode
-from reweight._curvature.sample_space import LayeredJacobian, solved_in_sample_space
+from reweight._curvature.sample_space import solved_in_sample_space
 from reweight._tables import GraphInputs, Table
 from reweight._tensors import Tree
 
@@ -66,7 +67,7 @@ class Stated:
         inputs = GraphInputs({name: params[name] for name in layered.layers}, tables)
         pull = pull_of_graph(self.outputs, inputs)
 
-        def inverse(b: Tree, shift: Mapping[str, float]) -> tuple[Tree, float]:
-            return solved_in_sample_space(layered, curvature, pull, self.outputs, b, shift)
+        def inverse(b: Tree, shift: Mapping[str, float], out: Tree) -> float:
+            return solved_in_sample_space(layered, curvature, pull, self.outputs, b, shift, out)
 
         return replace(gauss_newton(layered.jacobian(), curvature), inverse=inverse)

@@ -19,7 +19,7 @@ from reweight._curvature import (
     jacobian_of_graph,
 )
 from reweight._curvature.gauss_newton import Jacobian
-from reweight._curvature.sample_space import LayeredJacobian
+from reweight._curvature.layered import LayeredJacobian
 from reweight._tables import Graph, SubstituteRows, looked_up
 
 # Sums of at most some hundred products of numbers of order one, in two orders.

@@ -66,6 +66,14 @@ def test_the_block_size_of_kernels_does_not_matter(
     assert relative_error(found, problem.dense()[1]) < 1e-10
 
 
+def test_an_infinite_second_derivative_of_the_loss_is_named() -> None:
+    def root(out: Tensor, batch: Any) -> Tensor:
+        return (out - out.detach()).pow(1.5).sum(1) + out.square().sum(1)
+
+    with pytest.raises(FloatingPointError, match="model's outputs is not finite"):
+        WithOutputs(lambda: mlp(1), root).hypergradient(SampleSpace())
+
+
 class Blocked(torch.autograd.Function):
     """The identity, through which no gradient passes."""
 
