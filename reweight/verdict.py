@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from reweight.solvers import Status
+
+# How a first-order step differentiates per-sample losses, in the order in which hvp="auto" tries.
+Way = Literal["forward", "differences"]
+WAYS: tuple[Way, ...] = ("forward", "differences")
+_HOW: dict[str, str] = {
+    "forward": "by forward mode",
+    "differences": "by central differences",
+}
 
 # A solution is trusted if its true relative residual is at most this ...
 TRUSTED_RESIDUAL = 1e-3
@@ -24,16 +33,21 @@ class Comparison:
     Attributes:
         age: how many outer steps ago it was made; 0 is this one; ``None`` if it failed.
         failure: why it could not be made, or ``""``.
+        first_order: whether derivatives of losses along one direction were compared with gradients.
     """
 
     age: int | None
     failure: str = ""
+    first_order: bool = False
 
     def __str__(self) -> str:
+        what, reference = "second derivatives", "differences"
+        if self.first_order:
+            what, reference = "the derivatives of the losses", "gradients"
         if self.age is None:
-            return f"second derivatives could not be compared with differences ({self.failure})"
+            return f"{what} could not be compared with {reference} ({self.failure})"
         when = {0: "in this step", 1: "one step ago"}.get(self.age, f"{self.age} steps ago")
-        return f"second derivatives compared {when}"
+        return f"{what} compared {when}"
 
 
 @dataclass(frozen=True)
@@ -42,14 +56,16 @@ class SolveInfo:
 
     Attributes:
         relative_residual: ``‖v − (H + damping)u‖/‖v‖``, computed from the solution. With finite
-            differences, their uncertainty is added.
+            differences, their uncertainty is added. ``None`` for a first-order step, which makes no
+            product with the Hessian.
         num_hvps: Hessian-vector products that the solver used. The verdict uses one more for the
             residual, and up to three more if the residual is small enough to be trusted.
         status: how the solve ended; ``str(status)`` is a sentence on it.
         curvature: the largest curvature met, damping included: a lower bound of λmax where the
             Hessian is positive definite. ``None`` if no product was made.
-        hvp_mode: ``"autograd"``, ``"func"`` or ``"finite_difference"``; ``"none"`` if nothing had
-            to be solved, because the dev gradient was zero or the batch had no weighted samples.
+        hvp_mode: ``"autograd"``, ``"func"`` or ``"finite_difference"``; of a first-order step
+            ``"forward"`` or ``"differences"``; ``"none"`` if nothing had to be solved, because the
+            dev gradient was zero or the batch had no weighted samples.
         smallest_curvature: the smallest Rayleigh quotient ``vᵀHv/vᵀv`` met, damping included; with
             ``Nystrom`` also the curvature it assumes outside of its columns' span.
         detail: numbers that belong to the status.
@@ -62,7 +78,7 @@ class SolveInfo:
             ``None`` where the problem is given as functions, which are not compared.
     """
 
-    relative_residual: float
+    relative_residual: float | None
     num_hvps: int
     status: Status
     curvature: float | None
@@ -80,9 +96,10 @@ class SolveInfo:
         That means: a residual of at most 1e-3, an estimated error of at most 1e-2, no direction of
         negative curvature, no caveat, and second derivatives that were compared. Whether the inner
         parameters are at a minimum is not tested: between two outer steps they never are exactly.
+        A first-order step solves no system, so it is never trustworthy in this sense.
         """
         return (
-            self.relative_residual <= TRUSTED_RESIDUAL
+            self._solved
             and not self.curves_down
             and not self._ill_conditioned
             and not self.caveat
@@ -95,7 +112,7 @@ class SolveInfo:
         return f"{self._kind}: {'; '.join(self._clauses())}"
 
     def __str__(self) -> str:
-        if self.hvp_mode == "none":
+        if self.hvp_mode == "none" or self.first_order:
             return self.message
         numbers = [f"products by {self.hvp_mode}"]
         if self.curvature is not None:
@@ -113,6 +130,8 @@ class SolveInfo:
             return "trustworthy"
         if self.caveat:
             return "not a hypergradient"
+        if self.first_order:
+            return "first-order, by choice"
         if self.unexamined:
             return "not examined"
         return (
@@ -124,8 +143,12 @@ class SolveInfo:
         if self.hvp_mode == "none":
             reason = self.detail or (self.status if self.status.alarming else "")
             return [str(reason) or "nothing had to be solved"]
-        numbers = f"relative residual {self.relative_residual:.2g} after {self.num_hvps} HVPs"
         compared = [str(self.comparison)] if self.comparison else []
+        if self.first_order:
+            detail = f" ({self.detail})" if self.detail else ""
+            how = f"each loss is differentiated along u {_HOW[self.hvp_mode]}{detail}"
+            return [self.caveat] if self.caveat else [how, str(self.status), *compared]
+        numbers = f"relative residual {self.relative_residual:.2g} after {self.num_hvps} HVPs"
         if self.trustworthy:
             return [numbers, *compared]
         if self.caveat:
@@ -145,15 +168,24 @@ class SolveInfo:
             met = f"a curvature of {self.smallest_curvature:.3g} was met"
             detail = f" ({self.detail}; {met})" if self.detail else f" ({met})"
             return [numbers, f"{Status.NEGATIVE_CURVATURE}{detail}", *compared]
-        if self.relative_residual <= TRUSTED_RESIDUAL:
+        if self._solved:
             numbers += f", estimated error {self.error_estimate:.2g}"
             return [numbers, f"{Status.ILL_CONDITIONED}{detail}", *compared]
         return [numbers, f"{self.status}{detail}", *compared]
 
     @property
+    def first_order(self) -> bool:
+        """Whether the losses were differentiated along one direction, without the Hessian."""
+        return self.hvp_mode in WAYS
+
+    @property
+    def _solved(self) -> bool:
+        return self.relative_residual is not None and self.relative_residual <= TRUSTED_RESIDUAL
+
+    @property
     def _as_chosen(self) -> bool:
         """Whether the choice of the solver explains that the system is not solved."""
-        return self.status.by_design and self.relative_residual > TRUSTED_RESIDUAL
+        return self.status.by_design and not self._solved
 
     @property
     def curves_down(self) -> bool:
@@ -165,13 +197,13 @@ class SolveInfo:
     @property
     def alarming(self) -> bool:
         """Whether the user is to be warned: no choice of a solver explains this ending."""
-        useless = self.relative_residual > _USELESS_RESIDUAL
+        useless = self.relative_residual is not None and self.relative_residual > _USELESS_RESIDUAL
         return self.status.alarming or (self.status is Status.NEGATIVE_CURVATURE and useless)
 
     @property
     def unexamined(self) -> bool:
         """Whether the system is solved, for products that could not be compared."""
-        return self._unexamined and self.relative_residual <= TRUSTED_RESIDUAL
+        return self._unexamined and self._solved
 
     @property
     def _unexamined(self) -> bool:

@@ -7,6 +7,7 @@ from reweight._tensors.checks import can_read, check_finite, check_loss, check_t
 from reweight._tensors.describe import counted, described, spread
 from reweight._tensors.differences import central_difference
 from reweight._tensors.float64 import InFloat64, default_double, widened_in_place
+from reweight._tensors.forward_mode import moving, velocity
 from reweight._tensors.nested import doubled, map_tensors, tensors_in
 from reweight._tensors.seam import all_samples, reducing
 from reweight._tensors.vectors import (
@@ -52,6 +53,7 @@ __all__ = [
     "flatten",
     "map_tensors",
     "max_abs",
+    "moving",
     "new_leaves",
     "norm",
     "of_all_samples",
@@ -64,6 +66,7 @@ __all__ = [
     "stored",
     "tensors_in",
     "unflatten",
+    "velocity",
     "widened_in_place",
     "zeros_like",
 ]

@@ -101,7 +101,9 @@ class Learner:
         info = result.info
         self.records.append(
             {
-                "relative_residual": info.relative_residual,
+                "relative_residual": math.nan
+                if info.relative_residual is None
+                else info.relative_residual,
                 "num_hvps": info.num_hvps,
                 "curvature": info.curvature if info.curvature is not None else math.nan,
             }

@@ -1,0 +1,145 @@
+"""First-order steps: the influence of samples where the direction is known beforehand.
+
+With ``Identity`` no linear system is solved, so nothing needs the Hessian: the influence of a
+sample is the derivative of its loss along ``u``. It takes passes without a graph of the losses.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reweight._problem.along import Along
+from reweight._problem.bilevel import BilevelProblem
+from reweight._problem.direction import Direction
+from reweight._problem.ways import Ways
+from reweight._tensors import check_finite, max_abs, norm
+from reweight.losses import Losses
+from reweight.solvers import Status
+from reweight.verdict import SolveInfo, Way
+
+logger = logging.getLogger("reweight")
+
+# Steps of differences that are tried when they are first used, in units of the estimated one.
+_SHARES = (4.0, 1.0, 0.25, 0.0625)
+# Differences whose best steps disagree by more than this are noise.
+_DROWNED = 0.05
+
+
+@dataclass(frozen=True)
+class FirstOrderStep:
+    """What a first-order step gives.
+
+    Attributes:
+        weights: ``[B]``, with their graph.
+        influence: ``[B]``, the derivative of the outer loss by each weight.
+        info: the verdict.
+    """
+
+    weights: Tensor
+    influence: Tensor
+    info: SolveInfo
+
+
+class FirstOrder:
+    """Makes first-order steps on one train batch.
+
+    Args:
+        problem: the problem.
+        along: the losses of the batch near θ.
+        ways: which ways may be used.
+    """
+
+    def __init__(self, problem: BilevelProblem, along: Along, ways: Ways) -> None:
+        self._problem, self._along, self._ways = problem, along, ways
+
+    def step(
+        self, direction: Direction, choice: tuple[Way, ...], *, auto: bool
+    ) -> FirstOrderStep | None:
+        """The step, in the first way that works.
+
+        Args:
+            direction: ``u``.
+            choice: the ways to try, in this order.
+            auto: whether the caller goes on without a way.
+
+        Returns:
+            The step; ``None`` if no way works, or if no loss depends on what ``u`` moves.
+
+        Raises:
+            RuntimeError: no way works, and the caller can't go on.
+            FloatingPointError: a derivative is not finite.
+        """
+        reasons: list[str] = []
+        for way in choice:
+            reason = self._ways.rejection(way, direction, auto=auto)
+            if not reason:
+                try:
+                    return self._by(way, direction)
+                except torch.OutOfMemoryError:
+                    raise  # another way would need more memory
+                except (RuntimeError, NotImplementedError) as error:
+                    reason = self._problem.audit.findings.no_way[way] = str(error)
+                    logger.info("first-order steps by %r do not work here: %s", way, reason)
+            reasons.append(f"{way}: {reason}")
+        if not auto:
+            raise RuntimeError(
+                f'hvp={choice[0]!r} does not work for these losses, and hvp="auto" may: '
+                f"{'; '.join(reasons)}"
+            )
+        return None
+
+    def _by(self, way: Way, direction: Direction) -> FirstOrderStep | None:
+        along, detail = self._along, ""
+        if way == "forward":
+            losses, derivatives = along.forward(direction)
+        else:
+            losses = along.here()
+        losses.check_finite()
+        if not losses.weighted.numel():
+            return None
+        with along.isolation.watched():
+            weights = self._problem.weights(losses)
+        if way == "differences":
+            derivatives = self._differences(direction, losses)
+            detail = f"two steps of the differences agree to {self._precision:.1g}"
+        largest = max_abs(derivatives)
+        if not math.isfinite(largest):
+            check_finite(
+                "the derivative of the losses along the gradient of the outer loss",
+                {"losses.weighted": derivatives},
+                "the losses have no finite derivative here",
+            )
+        if largest == 0.0:
+            return None
+        info = SolveInfo(None, 0, Status.APPROXIMATED, None, way, detail=detail)
+        influence = -derivatives / self._problem.divisor(losses.weighted)
+        # As precise as the weights, which may have more digits than the losses.
+        influence = influence.to(torch.promote_types(influence.dtype, weights.dtype))
+        return FirstOrderStep(weights, influence, info)
+
+    @property
+    def _precision(self) -> float:
+        return self._problem.audit.findings.precision
+
+    def _differences(self, direction: Direction, losses: Losses) -> Tensor:
+        """Differences of the losses, with the step that was the best when they were first used."""
+        findings = self._problem.audit.findings
+        if findings.step_share:
+            return self._along.differences(direction, losses, (findings.step_share,))[0]
+        found = self._along.differences(direction, losses, _SHARES)
+        apart = [norm(a - b) / (norm(b) or math.inf) for a, b in itertools.pairwise(found)]
+        best = min(range(len(apart)), key=apart.__getitem__)
+        findings.step_share, findings.precision = _SHARES[best + 1], apart[best]
+        if not apart[best] <= _DROWNED:
+            findings.caveats["differences"] = (
+                f"rounding drowns the differences of the losses: with two steps they differ by "
+                f"{apart[best]:.2g} of their size. Keep the parameters in float32, or use layers "
+                "that forward mode can differentiate"
+            )
+        return found[best + 1]
