@@ -140,13 +140,20 @@ def movable(theta: Tree, direction: Direction) -> Iterator[_Move]:
 
     def write(step: float) -> None:
         for name, value in start.items():
-            moved = value if step == 0.0 else torch.add(value, direction.values[name], alpha=step)
+            u, to = direction.values[name], theta[name].data
             if name in direction.rows:
-                theta[name].data.index_copy_(0, direction.rows[name], moved)
+                to.index_copy_(0, direction.rows[name], torch.add(value, u, alpha=step))
             else:
-                theta[name].data.copy_(moved)
+                torch.add(value, u, alpha=step, out=to)
+
+    def put_back() -> None:
+        for name, value in start.items():
+            if name in direction.rows:
+                theta[name].data.index_copy_(0, direction.rows[name], value)
+            else:
+                theta[name].data.copy_(value)
 
     try:
         yield write
     finally:
-        write(0.0)
+        put_back()

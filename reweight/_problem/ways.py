@@ -158,5 +158,7 @@ def _gradient(mixture: InnerProblem, along: Along) -> Tree:
         along.isolation.restore()
         return filled(found.values(), {name: theta[name] for name in found})
     inputs = GraphInputs(mixture.reached(), mixture.tables)
-    grads = torch.autograd.grad(mixture.loss, inputs.inputs, allow_unused=True, retain_graph=True)
+    # Compiled parts can be differentiated only once.
+    keep = not is_compiled(mixture.parts)
+    grads = torch.autograd.grad(mixture.loss, inputs.inputs, allow_unused=True, retain_graph=keep)
     return inputs.gradient(grads)
