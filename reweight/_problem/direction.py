@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from reweight._curvature import Partial
 from reweight._tables import Graph, Table, leaf_of, pick
-from reweight._tensors import Tree, detached, dot, filled, stored
+from reweight._tensors import Tree, detached, dot, filled, of_all_samples, stored
 from reweight.preconditioning import Preconditioner, diagonal_of
 
 
@@ -71,6 +71,7 @@ def direction_of(
         preconditioner: gives ``D``; ``None``: ones.
         optimizers: the inner optimizers, which a preconditioner may read.
     """
+    rhs = of_all_samples(rhs)
     held = {name: v for name, v in rhs.items() if stored({name: v})[name].numel()}
     rows = {name: v.indices()[0] for name, v in held.items() if v.is_sparse}
     params = {name: theta[name] for name in held}

@@ -36,7 +36,7 @@ from reweight._problem.unheld import caveat_of, unheld
 from reweight._problem.ways import Ways
 from reweight._problem.weights import through_weighter
 from reweight._tables import Graph, looked_up, tables_of
-from reweight._tensors import Tree, max_abs, rounding, some, stored, tensors_in
+from reweight._tensors import Tree, rounding, some, tensors_in
 from reweight.hypergradient import (
     Hypergradient,
     ImplicitHypergradient,
@@ -219,9 +219,6 @@ class _OuterStep:
         """A first-order step; ``None`` where the Hessian's path has to be taken."""
         problem, strategy, theta = self._problem, self._strategy, self._theta
         assert isinstance(strategy.solver, Identity)  # no other solver has ways
-        size = max_abs(stored(rhs))
-        if size == 0.0 or not math.isfinite(size):
-            return None
         problem.audit.meet(outer.kinds, outer.reached(theta))
         direction = direction_of(
             rhs,
@@ -232,7 +229,9 @@ class _OuterStep:
             strategy.preconditioner,
             problem.optimizers,
         )
-        if not direction.slope or moves_padding(direction, padding_rows(self._parts, theta)):
+        # Zero, not finite, or too small to be squared: the other path tells these apart.
+        usable = 0.0 < direction.slope < math.inf
+        if not usable or moves_padding(direction, padding_rows(self._parts, theta)):
             return None
         model = FunctionalModel(self._parts, theta, {})
         along = Along(lambda: problem.evaluated(self._batch), model, isolation)

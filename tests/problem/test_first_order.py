@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from _support.wrapping import DEV, TRAIN, make, randn, weighter
 from benchmarks.catalogue.operations import NOT_ITS_OWN, OPERATIONS
@@ -29,6 +31,7 @@ from reweight import (
     check_hypergradient,
     wrap,
 )
+from reweight._tensors import reducing
 from reweight.verdict import WAYS
 
 Batch = tuple[Tensor, Tensor]
@@ -684,6 +687,68 @@ def test_passes_are_counted(counted: dict[str, int], way: Any, passes: int) -> N
     rw.hypergradient(TRAIN, DEV)
     assert counted == {"forward": passes, "backward": 2}
     assert graphs == [True] + [False] * (passes - 1)
+
+
+@every_way
+def test_matrix_products_cost_two_passes_with_their_backward_passes(way: Any) -> None:
+    """A gradient, and a pass in forward mode that doubles the products, or three passes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 1)).double()
+    rw = make(model, losses=squared, outer_loss=mean_squared, hypergradient=first_order(way))
+    rw.weighter.requires_grad_(True)
+    rw.hypergradient(TRAIN, DEV)
+
+    def products(call: Callable[[], Any]) -> int:
+        with FlopCounterMode(display=False) as counter:
+            call()
+        return counter.get_total_flops()
+
+    weighters = products(lambda: rw.weighter(squared(model, TRAIN).detach(), None).sum().backward())
+    weighters -= products(lambda: squared(model, TRAIN))
+    step = products(lambda: rw.hypergradient(TRAIN, DEV)) - weighters
+    assert step <= 2.1 * products(lambda: mean_squared(model, TRAIN).backward())
+
+
+def _peak(call: Callable[[], Any]) -> int:
+    """The most bytes in use at a time that the call has allocated."""
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        call()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(itertools.accumulate(change for _, change in changes))
+
+
+@every_way
+def test_memory_is_that_of_a_training_step(way: Any) -> None:
+    """The graph of the dev loss takes the most; nothing like it is kept of the train batch."""
+    torch.manual_seed(0)
+    # In evaluation mode no dropout hides a part of the losses, which would be looked at again.
+    layer = nn.TransformerEncoderLayer(32, 2, 64, 0.0, batch_first=True, norm_first=True)
+    model = nn.Sequential(layer, nn.Flatten(1), nn.Linear(32 * 20, 1))
+    train, dev = (
+        (randn(16, 20, 32, seed=s).float(), randn(16, seed=s + 1).float()) for s in (0, 2)
+    )
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def training() -> None:
+        optimizer.zero_grad()
+        mean_squared(model, train).backward()
+        optimizer.step()
+
+    training()
+    optimizer.zero_grad()
+    usual = _peak(training)
+    optimizer.zero_grad()
+    rw = wrap(model, weighter().float(), squared, mean_squared, hypergradient=first_order(way))
+    rw.hypergradient(train, dev)
+    assert _peak(lambda: rw.hypergradient(train, dev)) <= 1.3 * usual
+
+
+def test_gradients_of_several_processes_are_summed() -> None:
+    rw = make(network(), hypergradient=first_order())
+    alone = rw.hypergradient(TRAIN, DEV).influence
+    with reducing(samples=lambda x: 3.0 * x):
+        assert relative_error(rw.hypergradient(TRAIN, DEV).influence, 3.0 * alone) < 1e-14
 
 
 def test_a_first_order_step_and_an_exact_one_share_a_problem() -> None:
