@@ -4,8 +4,9 @@
 
 A cell shows the relative error of the hypergradient and an outcome. "right": the error is within
 what the verdict allows, 1e-2 at most. WRONG: the verdict trusts a result with a larger error.
-Otherwise: why the verdict does not trust the result. TorchOpt gives no verdict, so a cell of its
-table is right or WRONG. If the Hessian is singular, there is no answer and the error is infinite.
+Otherwise: why the verdict does not trust the result. First-order steps solve nothing, so their
+table compares them with the same step by dense linear algebra. TorchOpt gives no verdict, so a
+cell of its table is right or WRONG. If the Hessian is singular, there is no answer and the error is infinite.
 TorchOpt's table needs the extra [bench].
 """
 
@@ -22,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.catalogue.problems import PROBLEMS, Bilevel
+from benchmarks.catalogue import first_order
+from benchmarks.catalogue.problems import PROBLEMS, Bilevel, relative_error
 from benchmarks.catalogue.solvers import SOLVERS, allowed_error, strategy
 from reweight.verdict import TRUSTED_ERROR
 
@@ -43,6 +45,14 @@ def ours(problem: Bilevel, name: str) -> dict[str, Any]:
         "num_hvps": info.num_hvps,
         "status": info.status.name,
     }
+
+
+def without_hessian(problem: Bilevel, name: str) -> dict[str, Any]:
+    found, expected = first_order.hypergradient(problem, name)
+    error = relative_error(found.grads["weights"], expected)
+    # Of central differences: eps^⅔ times third derivatives of order ten.
+    right = error <= 1e-8 and not found.info.trustworthy
+    return {"error": error, "outcome": "right" if right else "WRONG"}
 
 
 def torchopt_solvers() -> dict[str, Callable[..., Any]]:
@@ -128,6 +138,11 @@ def main() -> None:
         }
     }
     show("reweight: relative error of the hypergradient, float64", tables["reweight"])
+    tables["first-order"] = {
+        name: {problem: without_hessian(p, name) for problem, p in problems.items()}
+        for name in first_order.STEPS
+    }
+    show("first-order steps: relative error of the step itself", tables["first-order"])
     try:
         import torchopt
     except ImportError:

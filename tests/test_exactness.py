@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.catalogue.problems import PROBLEMS
+from benchmarks.catalogue import first_order
+from benchmarks.catalogue.problems import PROBLEMS, relative_error
 from benchmarks.catalogue.solvers import SOLVERS, allowed_error, strategy
 from reweight import ConjugateGradient, ImplicitHypergradient, Neumann, Nystrom, Status
 
@@ -26,6 +27,16 @@ def test_an_answer_is_right_or_known_not_to_be(name: str, solver: str) -> None:
         assert f"{info.relative_residual:.2g}" in info.message
         # A sentence names the cause: that of the status, or the curvature that was met.
         assert ("not positive definite" if info.curves_down else str(info.status)) in info.message
+
+
+@pytest.mark.parametrize("step", first_order.STEPS)
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_first_order_step_is_what_it_says(name: str, step: str) -> None:
+    found, expected = first_order.hypergradient(PROBLEMS[name](), step)
+    assert found.info.first_order and not found.info.trustworthy
+    # Rounding; and of central differences, eps^⅔ times third derivatives of order ten.
+    tolerance = 1e-13 if found.info.hvp_mode == "forward" else 1e-8
+    assert relative_error(found.grads["weights"], expected) < tolerance
 
 
 SOLVABLE = [n for n in PROBLEMS if n not in ("singular", "indefinite", "the same, untrained")]

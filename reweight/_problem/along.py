@@ -97,7 +97,7 @@ class Along:
         start, weighted = direction.of(self.model.theta), losses.weighted
         eps = max(torch.finfo(x.dtype).eps for x in (*start.values(), weighted))
         reach = (1.0 + norm(start)) / norm(direction.values)
-        if direction.slope:
-            size = abs(direction.loss) + float(weighted.abs().double().mean())
+        if direction.loss is not None:
+            size = abs(float(direction.loss)) + float(weighted.abs().double().mean())
             reach = min(reach, size / direction.slope)
         return float(eps ** (1.0 / 3.0) * reach)

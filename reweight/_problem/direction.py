@@ -28,13 +28,13 @@ class Direction:
     Attributes:
         values: by the name of the parameter, in its shape, or ``[r, D]`` for rows of a table.
         rows: ``[r]``, these rows, ascending, by the name of the table.
-        loss: the value of a loss that the direction was made from; 0 if from none.
+        loss: the value of a loss that the direction was made from; ``None`` if from none.
         slope: the derivative of that loss along the direction, 0 or above.
     """
 
     values: Tree
     rows: Tree = field(default_factory=dict)
-    loss: float = 0.0
+    loss: Tensor | None = None
     slope: float = 0.0
 
     def of(self, theta: Tree) -> Tree:
@@ -53,7 +53,7 @@ class Direction:
 
 def direction_of(
     rhs: Tree,
-    loss: float,
+    loss: Tensor,
     theta: Tree,
     free: Tree,
     step_size: float,

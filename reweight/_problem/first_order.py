@@ -53,10 +53,14 @@ class FirstOrder:
         problem: the problem.
         along: the losses of the batch near θ.
         ways: which ways may be used.
+
+    Attributes:
+        failures: the ways that do not work here, with the reason.
     """
 
     def __init__(self, problem: BilevelProblem, along: Along, ways: Ways) -> None:
         self._problem, self._along, self._ways = problem, along, ways
+        self.failures: dict[Way, str] = {}
 
     def step(
         self, direction: Direction, choice: tuple[Way, ...], *, auto: bool
@@ -75,7 +79,6 @@ class FirstOrder:
             RuntimeError: no way works, and the caller can't go on.
             FloatingPointError: a derivative is not finite.
         """
-        reasons: list[str] = []
         for way in choice:
             reason = self._ways.rejection(way, direction, auto=auto)
             if not reason:
@@ -83,14 +86,14 @@ class FirstOrder:
                     return self._by(way, direction)
                 except torch.OutOfMemoryError:
                     raise  # another way would need more memory
-                except (RuntimeError, NotImplementedError) as error:
-                    reason = self._problem.audit.findings.no_way[way] = str(error)
+                except self._ways.errors(way) as error:
+                    reason = str(error).strip() or repr(error)
                     logger.info("first-order steps by %r do not work here: %s", way, reason)
-            reasons.append(f"{way}: {reason}")
+            self.failures[way] = reason
         if not auto:
             raise RuntimeError(
                 f'hvp={choice[0]!r} does not work for these losses, and hvp="auto" may: '
-                f"{'; '.join(reasons)}"
+                f"{self.failures[choice[0]]}"
             )
         return None
 

@@ -45,7 +45,7 @@ from reweight.hypergradient import (
 )
 from reweight.losses import Losses
 from reweight.solvers import Identity
-from reweight.verdict import SolveInfo
+from reweight.verdict import SolveInfo, Way
 
 logger = logging.getLogger("reweight")
 
@@ -145,6 +145,7 @@ class _OuterStep:
         # a mask may change in place.
         self._hooks = problem.hooks or GradientHooks(self._theta)
         self._hooked = Hooked()
+        self._failures: dict[Way, str] = {}
         if self._look:
             check_memory(self._theta)
             problem.guard.objects = problem.mutable(parts)
@@ -170,11 +171,13 @@ class _OuterStep:
         rhs, direct = self._outer_gradients(outer, outer_graph, tables)
         found = None
         if batches is None and self._strategy.ways:
-            found = self._without_hessian(rhs, float(outer.detach()), outer_graph, isolation)
+            found = self._without_hessian(rhs, outer.detach(), outer_graph, isolation)
         leaves = outer_graph.leaves
         del outer, outer_graph
         if found is None:
             found = self._with_hessian(rhs, leaves, tables, batches, isolation)
+        # Known now: something else works, so these errors are not those of the losses.
+        self._findings.no_way.update(self._failures)
         weights, influence, info = found
         name = type(problem.weighter).__name__
         # Around the backward pass too: a checkpointed module runs again in it.
@@ -214,7 +217,7 @@ class _OuterStep:
         return weights, _influence(solved), solved.info
 
     def _without_hessian(
-        self, rhs: Tree, loss: float, outer: Graph, isolation: Isolation
+        self, rhs: Tree, loss: Tensor, outer: Graph, isolation: Isolation
     ) -> _Found | None:
         """A first-order step; ``None`` where the Hessian's path has to be taken."""
         problem, strategy, theta = self._problem, self._strategy, self._theta
@@ -237,7 +240,9 @@ class _OuterStep:
         along = Along(lambda: problem.evaluated(self._batch), model, isolation)
         ways = Ways(problem.audit, along, lambda: self._mixture(outer.leaves, isolation))
         auto = strategy.hvp == "auto"
-        step = FirstOrder(problem, along, ways).step(direction, strategy.ways, auto=auto)
+        first_order = FirstOrder(problem, along, ways)
+        step = first_order.step(direction, strategy.ways, auto=auto)
+        self._failures = first_order.failures
         return None if step is None else (step.weights, step.influence, step.info)
 
     def _mixture(self, leaves: dict[int, Any], isolation: Isolation) -> InnerProblem:

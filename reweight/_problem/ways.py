@@ -42,6 +42,12 @@ class Ways:
         """Whether the way was compared, or can't be."""
         return way in self._audit.findings.compared or way in self._audit.findings.not_compared
 
+    def errors(self, way: Way) -> tuple[type[Exception], ...]:
+        """What a way raises where it does not work; all other errors are the losses' own."""
+        if way in self._audit.findings.compared:
+            return RuntimeError, NotImplementedError
+        return (Exception,)
+
     def rejection(self, way: Way, direction: Direction, *, auto: bool) -> str:
         """Why a way may not be used, or ``""``.
 

@@ -24,6 +24,7 @@ from reweight import (
     Identity,
     ImplicitHypergradient,
     Losses,
+    LossWeighter,
     Neumann,
     SecondMoments,
     Status,
@@ -546,7 +547,7 @@ def test_rounding_that_drowns_the_differences_is_told() -> None:
 
     def found(hvp: str) -> Any:
         strategy = first_order(hvp)
-        rw = wrap(model, weighter().float(), losses, mean_squared, hypergradient=strategy)
+        rw = wrap(model, LossWeighter(), losses, mean_squared, hypergradient=strategy)
         return rw.hypergradient(train, dev)
 
     with pytest.warns(UserWarning, match="rounding drowns the differences"):
