@@ -6,8 +6,8 @@ A cell shows the relative error of the hypergradient and an outcome. "right": th
 what the verdict allows, 1e-2 at most. WRONG: the verdict trusts a result with a larger error.
 Otherwise: why the verdict does not trust the result. First-order steps solve nothing, so their
 table compares them with the same step by dense linear algebra. TorchOpt gives no verdict, so a
-cell of its table is right or WRONG. If the Hessian is singular, there is no answer and the error is infinite.
-TorchOpt's table needs the extra [bench].
+cell of its table is right or WRONG. If the Hessian is singular, there is no answer and the error
+is infinite. TorchOpt's table needs the extra [bench].
 """
 
 from __future__ import annotations
