@@ -69,12 +69,8 @@ class Along:
         Raises:
             RuntimeError: the number of losses depends on θ.
         """
-        step = self.step(direction, losses)
-        found = []
-        with (
-            self.isolation.aside(),
-            movable(self.model.theta, direction) as write,
-        ):
+        step, found = self.step(direction, losses), []
+        with self.isolation.aside(), movable(self.model.theta, direction) as write:
             for share in shares:
                 write(share * step)
                 ahead = self.here().weighted

@@ -101,16 +101,14 @@ class FirstOrder:
         along, detail = self._along, ""
         if way == "forward":
             losses, derivatives = along.forward(direction)
+            weights = self._weights(losses)
         else:
             losses = along.here()
-        losses.check_finite()
-        if not losses.weighted.numel():
-            return None
-        with along.isolation.watched():
-            weights = self._problem.weights(losses)
-        if way == "differences":
-            derivatives = self._differences(direction, losses)
-            detail = f"two steps of the differences agree to {self._precision:.1g}"
+            weights = self._weights(losses)
+            if not len(weights):
+                return None
+            derivatives, precision = self._differences(direction, losses)
+            detail = f"two steps of the differences agree to {precision:.1g}"
         largest = max_abs(derivatives)
         if not math.isfinite(largest):
             check_finite(
@@ -126,23 +124,29 @@ class FirstOrder:
         influence = influence.to(torch.promote_types(influence.dtype, weights.dtype))
         return FirstOrderStep(weights, influence, info)
 
-    @property
-    def _precision(self) -> float:
-        return self._problem.audit.findings.precision
+    def _weights(self, losses: Losses) -> Tensor:
+        """The weights with their graph; the losses are checked."""
+        losses.check_finite()
+        with self._along.isolation.watched():
+            return self._problem.weights(losses)
 
-    def _differences(self, direction: Direction, losses: Losses) -> Tensor:
-        """Differences of the losses, with the step that was the best when they were first used."""
-        findings = self._problem.audit.findings
+    def _differences(self, direction: Direction, losses: Losses) -> tuple[Tensor, float]:
+        """Differences of the losses, and by how much those with another step differ.
+
+        The step is the one that was the best when differences were first used.
+        """
+        along, findings = self._along, self._problem.audit.findings
         if findings.step_share:
-            return self._along.differences(direction, losses, (findings.step_share,))[0]
-        found = self._along.differences(direction, losses, _SHARES)
+            found = along.differences(direction, losses, (findings.step_share,))
+            return found[0], findings.precision
+        found = along.differences(direction, losses, _SHARES)
         apart = [norm(a - b) / (norm(b) or math.inf) for a, b in itertools.pairwise(found)]
         best = min(range(len(apart)), key=apart.__getitem__)
         findings.step_share, findings.precision = _SHARES[best + 1], apart[best]
         if not apart[best] <= _DROWNED:
             findings.caveats["differences"] = (
-                f"rounding drowns the differences of the losses: with two steps they differ by "
+                "rounding drowns the differences of the losses: with two steps they differ by "
                 f"{apart[best]:.2g} of their size. Keep the parameters in float32, or use layers "
                 "that forward mode can differentiate"
             )
-        return found[best + 1]
+        return found[best + 1], apart[best]

@@ -63,7 +63,9 @@ class Ways:
             return ""
         mixture = self._graph()
         if not mixture.weights.numel():
-            return "there are no losses that get weights"
+            return ""  # there is nothing to compare
+        # Now: passes may write what the graph has saved.
+        hidden = not mixture.is_all_alive()
         reason = _unreachable(mixture, direction) if way == "forward" else ""
         if not reason:
             try:
@@ -72,7 +74,7 @@ class Ways:
                 now.not_compared[way] = str(error)
                 return ""
             now.compared[way] = self._audit.step
-            now.hidden = not mixture.is_all_alive()
+            now.hidden = hidden
             if by is None:
                 return ""
             reason = f"its derivatives differ by {by:.2g} of their size from what gradients give"

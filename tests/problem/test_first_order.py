@@ -480,6 +480,34 @@ def test_entries_that_a_hook_freezes_do_not_move(way: Any) -> None:
     assert relative_error(found, influence(model, ones)) < EXACT[way]
 
 
+@every_way
+@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+def test_a_batch_without_losses_has_no_influence(way: Any, first: bool) -> None:
+    rw = make(network(), losses=squared, outer_loss=mean_squared, hypergradient=first_order(way))
+    if not first:
+        rw.hypergradient(TRAIN, DEV)
+    result = rw.hypergradient((randn(0, 3), randn(0)), DEV)
+    assert result.influence.shape == (0,) and result.info.hvp_mode == "none"
+    assert not any(grad.any() for grad in result.grads.values())
+    # And nothing was learned from it.
+    assert rw.hypergradient(TRAIN, DEV).info.hvp_mode == way
+
+
+@every_way
+def test_errors_of_a_batch_are_the_losses_own_and_rule_nothing_out(way: Any) -> None:
+    rw = make(network(), losses=squared, outer_loss=mean_squared, hypergradient=first_order())
+    rw.strategy = first_order(way)
+    wrong = randn(6, 5), randn(6)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            rw.hypergradient(wrong, DEV)
+        assert rw.hypergradient(TRAIN, DEV).info.hvp_mode == way
+    broken = TRAIN[0], torch.full_like(TRAIN[1], torch.nan)
+    with pytest.raises(ValueError, match="losses.weighted is nan"):
+        rw.hypergradient(broken, DEV)
+    assert rw.hypergradient(TRAIN, DEV).info.hvp_mode == way
+
+
 def test_losses_that_differentiate_inside_take_the_path_with_a_graph() -> None:
     """A force is a gradient of an energy, which passes without gradients do not have."""
     model = network()
