@@ -15,7 +15,7 @@ from torch import Tensor
 from reweight._problem.direction import Direction, movable
 from reweight._problem.functional import FunctionalModel
 from reweight._problem.isolation import Isolation, twice_differentiable
-from reweight._tensors import moving, norm, velocity
+from reweight._tensors import dot, moving, norm, velocity
 from reweight.losses import Losses
 
 Evaluate = Callable[[], Losses]
@@ -92,8 +92,9 @@ class Along:
         """
         start, weighted = direction.of(self.model.theta), losses.weighted
         eps = max(torch.finfo(x.dtype).eps for x in (*start.values(), weighted))
-        reach = (1.0 + norm(start)) / norm(direction.values)
+        reach = (1.0 + norm(start)) / (norm(direction.values) or 1.0)
         if direction.loss is not None:
             size = abs(float(direction.loss)) + float(weighted.abs().double().mean())
-            reach = min(reach, size / direction.slope)
+            slope = dot(direction.gradient, direction.values)
+            reach = min(reach, size / slope) if slope > 0.0 else reach
         return float(eps ** (1.0 / 3.0) * reach)

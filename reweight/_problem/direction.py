@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from reweight._curvature import Partial
 from reweight._tables import Graph, Table, leaf_of, pick
-from reweight._tensors import Tree, detached, dot, filled, of_all_samples, stored
+from reweight._tensors import Tree, detached, filled, of_all_samples, stored
 from reweight.preconditioning import Preconditioner, diagonal_of
 
 
@@ -28,14 +28,14 @@ class Direction:
     Attributes:
         values: by the name of the parameter, in its shape, or ``[r, D]`` for rows of a table.
         rows: ``[r]``, these rows, ascending, by the name of the table.
-        loss: the value of a loss that the direction was made from; ``None`` if from none.
-        slope: the derivative of that loss along the direction, 0 or above.
+        loss: the value of the loss that the direction was made from; ``None`` if from none.
+        gradient: the gradient of that loss, in the same form.
     """
 
     values: Tree
     rows: Tree = field(default_factory=dict)
     loss: Tensor | None = None
-    slope: float = 0.0
+    gradient: Tree = field(default_factory=dict)
 
     def of(self, theta: Tree) -> Tree:
         """What moves along the direction: parameters, and copies of the rows of tables."""
@@ -72,12 +72,12 @@ def direction_of(
         optimizers: the inner optimizers, which a preconditioner may read.
     """
     rhs = of_all_samples(rhs)
-    held = {name: v for name, v in rhs.items() if stored({name: v})[name].numel()}
-    rows = {name: v.indices()[0] for name, v in held.items() if v.is_sparse}
-    params = {name: theta[name] for name in held}
-    diagonal = diagonal_of(preconditioner, optimizers, params, rows)
+    gradient = {name: v for name, v in stored(rhs).items() if v.numel()}
+    rows = {name: rhs[name].indices()[0] for name in gradient if rhs[name].is_sparse}
+    params = {name: theta[name] for name in gradient}
+    diagonal = diagonal_of(preconditioner, optimizers, params, rows) if params else None
     values: Tree = {}
-    for name, v in stored(held).items():
+    for name, v in gradient.items():
         # Out of place: autograd may give one tensor as the gradient of two parameters.
         if step_size != 1.0:
             v = v * step_size
@@ -86,7 +86,7 @@ def direction_of(
         if name in free:
             v = v * (pick(free[name], rows[name]) if name in rows else free[name])
         values[name] = v.to(theta[name].dtype)
-    return Direction(values, rows, loss, dot(values, stored(held)))
+    return Direction(values, rows, loss, gradient)
 
 
 def by_backward(loss: Tensor, graph: Graph, theta: Tree, phi: Tree) -> tuple[Tree, Partial]:

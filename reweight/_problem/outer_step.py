@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -232,9 +231,7 @@ class _OuterStep:
             strategy.preconditioner,
             problem.optimizers,
         )
-        # Zero, not finite, or too small to be squared: the other path tells these apart.
-        usable = 0.0 < direction.slope < math.inf
-        if not usable or moves_padding(direction, padding_rows(self._parts, theta)):
+        if not direction.values or moves_padding(direction, padding_rows(self._parts, theta)):
             return None
         model = FunctionalModel(self._parts, theta, {})
         along = Along(lambda: problem.evaluated(self._batch), model, isolation)

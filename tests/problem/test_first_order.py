@@ -494,6 +494,22 @@ def test_a_batch_without_losses_has_no_influence(way: Any, first: bool) -> None:
 
 
 @every_way
+def test_outer_gradients_that_are_zero_or_infinite_are_told_as_ever(way: Any) -> None:
+    def outer(model: Any, batch: Any) -> Tensor:
+        return mean_squared(model, batch) * 0.0
+
+    rw = make(network(), losses=squared, outer_loss=outer, hypergradient=first_order(way))
+    assert "gradient of the outer loss is zero" in rw.hypergradient(TRAIN, DEV).info.message
+
+    def steep(model: Any, batch: Any) -> Tensor:
+        return (mean_squared(model, batch) * 0.0).sqrt()
+
+    rw = make(network(), losses=squared, outer_loss=steep, hypergradient=first_order(way))
+    with pytest.raises(FloatingPointError, match="gradient of the outer loss is not finite"):
+        rw.hypergradient(TRAIN, DEV)
+
+
+@every_way
 def test_errors_of_a_batch_are_the_losses_own_and_rule_nothing_out(way: Any) -> None:
     rw = make(network(), losses=squared, outer_loss=mean_squared, hypergradient=first_order())
     rw.strategy = first_order(way)
