@@ -56,7 +56,7 @@ def measure() -> dict[str, list[dict[str, float]]]:
             noisy_labels.losses,
             noisy_labels.outer_loss,
             optimizer,
-            ImplicitHypergradient(solver, damping=DAMPING),
+            ImplicitHypergradient(solver, damping=DAMPING, verdict_every=1),
         )
 
     rw = wrapped(Neumann())

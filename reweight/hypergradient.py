@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Literal
 
 import torch
@@ -27,9 +27,11 @@ from reweight._curvature import (
     System,
     gradients_of,
     solve,
+    without_solve,
 )
 from reweight._tables import GraphInputs, Table
 from reweight._tensors import (
+    Pending,
     Tree,
     check_finite,
     check_loss,
@@ -37,14 +39,18 @@ from reweight._tensors import (
     counted,
     described,
     filled,
+    max_abs,
     new_leaves,
     of_all_samples,
     some,
+    stored,
 )
 from reweight.preconditioning import Preconditioner, SecondMoments
 from reweight.solvers import Identity, Neumann
 from reweight.verdict import WAYS, SolveInfo, Way
 
+# Truncated solvers miss the inverse by design, so their residual is sampled this seldom.
+_SAMPLED = 20
 # What a printed result names.
 _SHOWN_PARAMETERS, _SHOWN_SAMPLES = 5, 3
 
@@ -111,6 +117,11 @@ class ImplicitHypergradient:
             :class:`SecondMoments` reads ``D`` from an adaptive optimizer; a dict of tensors, by the
             names of the parameters, is used as it is. It does not change the exact solution, but
             it changes a truncated one and the meaning of a step size.
+        verdict_every: measure the residual in the first outer step and in every n-th one, ≥ 1. It
+            takes one Hessian-vector product, which is up to half of a short step. ``None`` means 1
+            for solvers that aim at the inverse (conjugate gradients, Nyström, a Neumann series of
+            20 terms or more, a callable), and 20 for truncated ones. A solution that the solver
+            claims to be exact is always measured. Called as a function, this class always measures.
 
     Example:
         Ridge regression, differentiated by its penalty:
@@ -134,6 +145,7 @@ class ImplicitHypergradient:
     damping: float = 0.0
     hvp: Literal["auto"] | Mode | Way = "auto"
     preconditioner: Preconditioner | None = None
+    verdict_every: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, type):
@@ -163,6 +175,14 @@ class ImplicitHypergradient:
                 f"ImplicitHypergradient(hvp={self.hvp!r}) makes first-order steps, and "
                 f"{self.solver!r} needs products with the Hessian: choose "
                 f"{', '.join(map(repr, ('auto', *MODES)))}, or solver=Identity()"
+            )
+        every = self.verdict_every
+        whole = isinstance(every, Integral) and not isinstance(every, bool)
+        if every is not None and (not whole or every < 1):
+            raise ValueError(
+                f"ImplicitHypergradient(verdict_every={every!r}): verdict_every must be a whole "
+                "number of at least 1, or None: every step for solvers that aim at the inverse, "
+                f"every {_SAMPLED}th for truncated ones"
             )
         if not isinstance(self.preconditioner, (SecondMoments, Mapping, type(None))):
             raise TypeError(
@@ -210,10 +230,14 @@ class ImplicitHypergradient:
                     f"({some(theta)}): a detach() or no_grad() in outer, or outer uses other "
                     "tensors instead of params"
                 )
-            system = self._system(inner, theta, phi)
-            failures: dict[Mode, BaseException] = {}
-            linearisations = system.linearisations(self.modes, failures)
-            solved = solve(system, rhs, self.solver, linearisations, failures)
+            pending = Pending()
+            if max_abs(stored(rhs)) == 0.0:
+                solved = without_solve(phi)
+            else:
+                system = self._system(inner, theta, phi)
+                failures: dict[Mode, BaseException] = {}
+                linearisations = system.linearisations(self.modes, failures)
+                solved = solve(system, rhs, self.solver, linearisations, failures, pending)
         indirect = solved.indirect
         unused = [name for name in phi if indirect[name] is None and direct[name] is None]
         if unused:
@@ -222,7 +246,9 @@ class ImplicitHypergradient:
                 f"{', '.join(map(repr, unused[:3]))}: a detach() between them and the losses, or "
                 "other tensors used in their place; leave out what is not used"
             )
-        return assembled(direct, indirect, hparams), solved.info
+        total = assembled(direct, indirect, hparams, pending=pending)
+        pending.read()
+        return total, solved.info
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -237,6 +263,13 @@ class ImplicitHypergradient:
         if self.hvp == "auto":
             return WAYS
         return (self.hvp,) if self.hvp in WAYS else ()
+
+    @property
+    def interval(self) -> int:
+        """The number of outer steps from one measured residual to the next."""
+        if self.verdict_every is not None:
+            return self.verdict_every
+        return 1 if getattr(self.solver, "aims_at_inverse", True) else _SAMPLED
 
     def _system(self, inner: Objective, theta: Tree, phi: Tree) -> System:
         def checked(p: Tree, h: Tree) -> Tensor:
@@ -281,7 +314,11 @@ def outer_gradients(
 
 
 def assembled(
-    direct: Partial, indirect: Partial, hparams: Tree, why: str = "look at both losses"
+    direct: Partial,
+    indirect: Partial,
+    hparams: Tree,
+    why: str = "look at both losses",
+    pending: Pending | None = None,
 ) -> Tree:
     """The hypergradient: the direct term plus the term through θ*, summed over all processes.
 
@@ -290,6 +327,7 @@ def assembled(
         indirect: ``−∂/∂φ ⟨∇θ inner, u⟩``.
         hparams: φ; the result has its names and shapes.
         why: the likely cause, for the error.
+        pending: whether the entries are finite is looked at when this is read.
 
     Raises:
         FloatingPointError: an entry is not finite.
@@ -297,5 +335,5 @@ def assembled(
     total = filled((direct[name] for name in hparams), hparams)
     for name, entry in filled((indirect[name] for name in hparams), hparams).items():
         total[name] = total[name] + entry
-    check_finite("the hypergradient", total, why)
+    check_finite("the hypergradient", total, why, pending)
     return of_all_samples(total)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from reweight._tensors import can_read, described, spread
+from reweight._tensors import Pending, described, ends, now_or_later, spread
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,25 @@ class Losses:
         )
         return f"{weighted}\nfixed: {fixed}; inputs: {described(self.inputs)}"
 
-    def check_finite(self) -> None:
-        """Raise on a NaN or infinite loss. A weight of zero would not mask it: 0·NaN is NaN."""
-        if not can_read(self.weighted):
-            return  # values can only be checked when the captured graph is replayed
-        fixed = torch.as_tensor(self.fixed, device=self.weighted.device)
-        if bool(self.weighted.isfinite().all() & fixed.isfinite().all()):
-            return
+    def check_finite(self, pending: Pending | None = None) -> None:
+        """Raise on a NaN or infinite loss. A weight of zero would not mask it: 0·NaN is NaN.
+
+        Args:
+            pending: look when this is read, and not now.
+        """
+        fixed = self.fixed
+        scalars = [fixed.detach().reshape(())] if isinstance(fixed, Tensor) else []
+        known = [] if scalars else [float(fixed)]
+
+        def look(found: list[float]) -> None:
+            if not all(map(math.isfinite, (*found, *known))):
+                self._refuse()
+
+        now_or_later(ends(self.weighted, *scalars), look, pending)
+
+    def _refuse(self) -> None:
+        """Raise with the samples whose loss is not finite."""
+        fixed = torch.as_tensor(self.fixed)
         next_move = (
             "; look for NaN in the batch, a learning rate that made the parameters overflow, or "
             "a logarithm of zero in the loss"

@@ -51,15 +51,33 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class LastResidual:
+    """The residual of the last outer step in which it was measured.
+
+    Attributes:
+        value: the relative residual.
+        age: how many outer steps ago it was measured, at least 1.
+    """
+
+    value: float
+    age: int
+
+    def __str__(self) -> str:
+        when = "one step ago" if self.age == 1 else f"{self.age} steps ago"
+        return f"{self.value:.2g} {when}"
+
+
+@dataclass(frozen=True)
 class SolveInfo:
     """The verdict on one solve, measured independently of the solver; for ``print``.
 
     Attributes:
         relative_residual: ``‖v − (H + damping)u‖/‖v‖``, computed from the solution. With finite
-            differences, their uncertainty is added. ``None`` for a first-order step, which makes no
-            product with the Hessian.
-        num_hvps: Hessian-vector products that the solver used. The verdict uses one more for the
-            residual, and up to three more if the residual is small enough to be trusted.
+            differences, their uncertainty is added. ``None`` if it was not measured in this step:
+            see ``verdict_every`` of :class:`reweight.ImplicitHypergradient`. In a first-order step,
+            which makes no product with the Hessian, it never is.
+        num_hvps: Hessian-vector products that the solver used. Where the residual is measured, the
+            verdict uses one more for it, and up to three more if it is small enough to be trusted.
         status: how the solve ended; ``str(status)`` is a sentence on it.
         curvature: the largest curvature met, damping included: a lower bound of λmax where the
             Hessian is positive definite. ``None`` if no product was made.
@@ -76,6 +94,8 @@ class SolveInfo:
             is small, the curvature along the residual is measured too.
         comparison: the last comparison of second derivatives with differences of gradients;
             ``None`` where the problem is given as functions, which are not compared.
+        last_residual: where the residual was not measured in this step, the one that was measured
+            last, if there is one.
     """
 
     relative_residual: float | None
@@ -88,18 +108,20 @@ class SolveInfo:
     caveat: str = ""
     error_estimate: float | None = None
     comparison: Comparison | None = field(default=None, compare=False)
+    last_residual: LastResidual | None = field(default=None, compare=False)
 
     @property
     def trustworthy(self) -> bool:
         """Whether ``u`` solves the system.
 
-        That means: a residual of at most 1e-3, an estimated error of at most 1e-2, no direction of
-        negative curvature, no caveat, and second derivatives that were compared. Whether the inner
-        parameters are at a minimum is not tested: between two outer steps they never are exactly.
+        That means: a residual that was measured in this step and is at most 1e-3, an estimated
+        error of at most 1e-2, no direction of negative curvature, no caveat, and second derivatives
+        that were compared. Whether the inner parameters are at a minimum is not tested: between two
+        outer steps they never are exactly.
         A first-order step solves no system, so it is never trustworthy in this sense.
         """
         return (
-            self._solved
+            self._is_solved
             and not self.curves_down
             and not self._ill_conditioned
             and not self.caveat
@@ -148,7 +170,7 @@ class SolveInfo:
             detail = f" ({self.detail})" if self.detail else ""
             how = f"each loss is differentiated along u {_HOW[self.hvp_mode]}{detail}"
             return [self.caveat] if self.caveat else [how, str(self.status), *compared]
-        numbers = f"relative residual {self.relative_residual:.2g} after {self.num_hvps} HVPs"
+        numbers = self._numbers()
         if self.trustworthy:
             return [numbers, *compared]
         if self.caveat:
@@ -168,10 +190,22 @@ class SolveInfo:
             met = f"a curvature of {self.smallest_curvature:.3g} was met"
             detail = f" ({self.detail}; {met})" if self.detail else f" ({met})"
             return [numbers, f"{Status.NEGATIVE_CURVATURE}{detail}", *compared]
-        if self._solved:
+        if self._is_solved:
             numbers += f", estimated error {self.error_estimate:.2g}"
             return [numbers, f"{Status.ILL_CONDITIONED}{detail}", *compared]
         return [numbers, f"{self.status}{detail}", *compared]
+
+    def _numbers(self) -> str:
+        """The residual, or why there is none, and the number of products."""
+        if self.relative_residual is not None:
+            return f"relative residual {self.relative_residual:.2g} after {self.num_hvps} HVPs"
+        last = f"; {self.last_residual}" if self.last_residual else ""
+        return f"residual not measured in this step{last}, {self.num_hvps} HVPs"
+
+    @property
+    def _is_solved(self) -> bool:
+        """Whether a residual was measured in this step, and is small."""
+        return self.relative_residual is not None and self.relative_residual <= TRUSTED_RESIDUAL
 
     @property
     def first_order(self) -> bool:
@@ -179,13 +213,9 @@ class SolveInfo:
         return self.hvp_mode in WAYS
 
     @property
-    def _solved(self) -> bool:
-        return self.relative_residual is not None and self.relative_residual <= TRUSTED_RESIDUAL
-
-    @property
     def _as_chosen(self) -> bool:
         """Whether the choice of the solver explains that the system is not solved."""
-        return self.status.by_design and not self._solved
+        return self.status.by_design and not self._is_solved
 
     @property
     def curves_down(self) -> bool:
@@ -197,13 +227,14 @@ class SolveInfo:
     @property
     def alarming(self) -> bool:
         """Whether the user is to be warned: no choice of a solver explains this ending."""
-        useless = self.relative_residual is not None and self.relative_residual > _USELESS_RESIDUAL
+        residual = self.relative_residual
+        useless = residual is not None and residual > _USELESS_RESIDUAL
         return self.status.alarming or (self.status is Status.NEGATIVE_CURVATURE and useless)
 
     @property
     def unexamined(self) -> bool:
         """Whether the system is solved, for products that could not be compared."""
-        return self._unexamined and self._solved
+        return self._unexamined and self._is_solved
 
     @property
     def _unexamined(self) -> bool:

@@ -18,6 +18,7 @@ from reweight._problem import (
     hypergradient,
     weights,
 )
+from reweight._tensors import Pending
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient
 from reweight.weighters import SampleWeighter
 
@@ -153,10 +154,13 @@ class Reweighted:
         Raises:
             ValueError: losses that are reduced already, NaN losses, weights of a wrong shape.
         """
-        losses = self.problem.losses(batch)
+        pending = Pending()
+        losses = self.problem.losses(batch, pending)
         with torch.no_grad():
-            weights = self.problem.weights(losses)
-        return self.problem.inner_loss(losses, weights)
+            weights = self.problem.weights(losses, pending)
+        loss = self.problem.inner_loss(losses, weights)
+        pending.read()
+        return loss
 
     def weights(self, batch: Any) -> Tensor:
         """The weights ``[B]`` of a batch, without gradient and without side effects.

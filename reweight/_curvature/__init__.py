@@ -13,7 +13,7 @@ from reweight._curvature.linearise import (
     with_finite_difference,
     with_func,
 )
-from reweight._curvature.solve import Solved, solve
+from reweight._curvature.solve import Solved, solve, without_solve
 from reweight._curvature.system import Function, Slope, System
 
 __all__ = [
@@ -33,4 +33,5 @@ __all__ = [
     "solve",
     "with_finite_difference",
     "with_func",
+    "without_solve",
 ]

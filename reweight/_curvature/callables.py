@@ -23,7 +23,9 @@ class CallableSolver:
     def __repr__(self) -> str:
         return repr(self._solver)
 
-    def solve_flat(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
+    def solve_flat(
+        self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float, largest: float
+    ) -> Solution:
         """Solve for one tensor."""
 
         def by_name(v: Tree) -> Tree:

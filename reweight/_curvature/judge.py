@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -28,29 +28,40 @@ class Answer:
         mode: mode of the products.
         operator: the matrix ``A``, with the curvatures that it has met.
         solution: what the solver returned.
-        b: the right-hand side, flat.
-        u: the solution, flat.
-        product: ``H u``, by name.
-        residual: ``b − A u``, measured.
-        doubt: size of the error of ``A u``.
         like: the parameters that the flat vectors are made of.
-        largest: the largest entry of ``b``.
         preconditioned: whether the solver saw another operator than ``A``.
         fresh: whether each of the solver's products was with the Hessian of another batch.
+        residual: what was measured, if it was.
     """
 
     mode: Mode
     operator: Operator
     solution: Solution
-    b: Tensor
-    u: Tensor
-    product: Tree
-    residual: Tensor
-    doubt: float
     like: Tree
-    largest: float
     preconditioned: bool
     fresh: bool
+    residual: Residual | None
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The residual of a solution.
+
+    Attributes:
+        b: the right-hand side, flat.
+        largest: its largest entry.
+        u: the solution, flat.
+        product: ``H u``, by name.
+        value: ``b − A u``.
+        doubt: size of the error of ``A u``.
+    """
+
+    b: Tensor
+    largest: float
+    u: Tensor
+    product: Tree
+    value: Tensor
+    doubt: float
 
 
 def judged(answer: Answer) -> SolveInfo:
@@ -59,48 +70,59 @@ def judged(answer: Answer) -> SolveInfo:
     Raises:
         FloatingPointError: the product with the solution is not finite.
     """
-    b, u, residual, doubt = answer.b, answer.u, answer.residual, answer.doubt
     operator, solution = answer.operator, answer.solution
-    if not _PLAIN[0] < answer.largest < _PLAIN[1]:
-        # Squares would underflow or overflow: measure everything in other units.
-        unit = 1.0 / power_of_two(answer.like, answer.largest)
-        b, u, residual, doubt = b * unit, u * unit, residual * unit, doubt * unit
-    size, measured = norm(b), norm(residual)
-    total = measured + doubt
-    if not math.isfinite(total):
-        check_finite(
-            "the product of the Hessian with the solution",
-            answer.product,
-            "the inner loss has no finite second derivative here",
-        )
-    status = solution.status
-    if status.final and total > TRUSTED_RESIDUAL * size:
-        noisy = measured <= TRUSTED_RESIDUAL * size
-        status = Status.NOISY_PRODUCTS if noisy else Status.UNCONFIRMED
     largest, smallest = operator.largest, operator.smallest
     if not answer.preconditioned:
         # The solver's estimates are of A itself, so they count like products.
         largest = _extreme(max, largest, solution.curvature)
         smallest = _extreme(min, smallest, solution.smallest_curvature)
-    if not answer.fresh and 0.0 < measured <= TRUSTED_RESIDUAL * size:
-        # A small residual along directions of small curvature is a large error of u. A few more
-        # products measure the curvature there.
-        along = operator.smallest_along(residual * (1.0 / measured))
-        smallest = _extreme(min, smallest, along)
-    detail = solution.detail
-    if answer.fresh:
-        note = "each product used another batch, the residual is that of the train batch"
-        detail = f"{detail}; {note}" if detail else note
-    return SolveInfo(
-        relative_residual=total / size,
+    info = SolveInfo(
+        relative_residual=None,
         num_hvps=operator.count,
-        status=status,
+        status=solution.status,
         curvature=largest,
         hvp_mode=answer.mode,
         smallest_curvature=smallest,
+        detail=solution.detail,
+    )
+    return info if answer.residual is None else _with_residual(info, answer, answer.residual)
+
+
+def _with_residual(info: SolveInfo, answer: Answer, residual: Residual) -> SolveInfo:
+    """The verdict with what the residual says."""
+    b, u, left, doubt = residual.b, residual.u, residual.value, residual.doubt
+    if not _PLAIN[0] < residual.largest < _PLAIN[1]:
+        # Squares would underflow or overflow: measure everything in other units.
+        unit = 1.0 / power_of_two(answer.like, residual.largest)
+        b, u, left, doubt = b * unit, u * unit, left * unit, doubt * unit
+    size, measured = norm(b), norm(left)
+    total = measured + doubt
+    if not math.isfinite(total):
+        check_finite(
+            "the product of the Hessian with the solution",
+            residual.product,
+            "the inner loss has no finite second derivative here",
+        )
+    status, detail, smallest = info.status, info.detail, info.smallest_curvature
+    if status.final and total > TRUSTED_RESIDUAL * size:
+        noisy = measured <= TRUSTED_RESIDUAL * size
+        status = Status.NOISY_PRODUCTS if noisy else Status.UNCONFIRMED
+    if not answer.fresh and 0.0 < measured <= TRUSTED_RESIDUAL * size:
+        # A small residual along directions of small curvature is a large error of u. A few more
+        # products measure the curvature there.
+        along = answer.operator.smallest_along(left * (1.0 / measured))
+        smallest = _extreme(min, smallest, along)
+    if answer.fresh:
+        note = "each product used another batch, the residual is that of the train batch"
+        detail = f"{detail}; {note}" if detail else note
+    return replace(
+        info,
+        relative_residual=total / size,
+        status=status,
+        smallest_curvature=smallest,
         detail=detail,
         error_estimate=_hidden_error(
-            total / size, norm(u) / size, smallest, largest, rounding(answer.like)
+            total / size, norm(u) / size, smallest, info.curvature, rounding(answer.like)
         ),
     )
 

@@ -47,6 +47,7 @@ class Linearisation:
         hvp: ``v -> H v`` over ``params``, with ``H = ∂²inner/∂θ²``.
         cross: ``u -> (H u, ∂/∂φ ⟨∇θ inner, u⟩)``, both from one pass; ``None`` for entries of φ
             that the gradient does not depend on.
+        mixed: the second of these alone, which takes less.
         doubt: ``(u, H u) -> size of the error in H u``, where products are approximate.
         rows: for the entries of θ that are tables, the rows that stand for them, ascending. The
             inner loss does not depend on the other rows.
@@ -55,6 +56,7 @@ class Linearisation:
     params: tuple[str, ...]
     hvp: Callable[[Tree], Tree]
     cross: Callable[[Tree], tuple[Tree, Partial]]
+    mixed: Callable[[Tree], Partial]
     doubt: Callable[[Tree, Tree], float] | None = None
     rows: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -110,8 +112,12 @@ def from_graph(
         pulled = pull(all_inputs.spread(u), [*touched.inputs, *hparams.values()])
         return touched.collect(pulled[:count]), dict(zip(hparams, pulled[count:], strict=True))
 
+    def mixed(u: Tree) -> Partial:
+        pulled = pull(all_inputs.spread(u), list(hparams.values()))
+        return dict(zip(hparams, pulled, strict=True))
+
     rows = {name: table.rows for name, table in touched.tables.items()}
-    return Linearisation(tuple(touched.params), hvp, cross, rows=rows)
+    return Linearisation(tuple(touched.params), hvp, cross, mixed, rows=rows)
 
 
 def with_func(inner: Objective, params: Tree, hparams: Tree) -> Linearisation:
@@ -136,7 +142,11 @@ def with_func(inner: Objective, params: Tree, hparams: Tree) -> Linearisation:
         product, mixed = torch.func.vjp(gradient, params, hparams)[1](u)
         return detached(product), dict(detached(mixed))
 
-    return Linearisation(tuple(params), hvp, cross)
+    def mixed(u: Tree) -> Partial:
+        (found,) = torch.func.vjp(lambda h: gradient(params, h), hparams)[1](u)
+        return dict(detached(found))
+
+    return Linearisation(tuple(params), hvp, cross, mixed)
 
 
 def gradients_of(inner: Objective) -> Gradients:
@@ -179,8 +189,11 @@ def with_finite_difference(gradients: Gradients, params: Tree, hparams: Tree) ->
     def hvp(v: Tree) -> Tree:
         return difference(v, 1.0)[0]
 
+    def mixed(u: Tree) -> Partial:
+        return difference(u, 1.0)[1]
+
     def doubt(u: Tree, product: Tree) -> float:
         # Half the step has a quarter of the truncation error and twice the rounding error.
         return norm(axpy(-1.0, difference(u, 0.5)[0], product))
 
-    return Linearisation(tuple(params), hvp, cross, doubt)
+    return Linearisation(tuple(params), hvp, cross, mixed, doubt)

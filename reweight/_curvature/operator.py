@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from reweight._tensors import Tree, all_samples, flatten, rounding, unflatten
+from reweight._tensors import Tree, all_samples, flatten, inner_products, read, rounding, unflatten
 from reweight.solvers import lanczos
 
 # Products for the curvature along the residual r: three give the smallest one in the span of
@@ -26,10 +26,12 @@ class Operator:
         shift: curvature by name that ``hvp`` does not have.
         free: masks by name, 0 where an entry is a constant: its row and column are zero.
         reuse: whether all products may share one buffer.
+        watch: whether to look at each product, which reads from the device. A solver that looks at
+            them itself needs no second look.
 
     Attributes:
         count: products so far.
-        largest: the largest Rayleigh quotient so far.
+        largest: the largest Rayleigh quotient seen.
         smallest: the smallest one.
     """
 
@@ -40,6 +42,7 @@ class Operator:
         shift: Mapping[str, float],
         free: Tree,
         reuse: bool = False,
+        watch: bool = True,
     ) -> None:
         self._hvp = hvp
         self._like = like
@@ -48,7 +51,7 @@ class Operator:
         if free:
             masks = {name: free.get(name, torch.ones_like(x)) for name, x in like.items()}
             self._free = flatten(masks)
-        self._reuse = reuse
+        self._reuse, self._watch = reuse, watch
         self._buffer: Tensor | None = None
         self.count = 0
         self.largest: float | None = None
@@ -58,7 +61,7 @@ class Operator:
         """The product with ``v``.
 
         Raises:
-            FloatingPointError: a counted product is not finite.
+            FloatingPointError: a counted product is not finite, if they are watched.
         """
         if self._free is not None:
             v = v * self._free
@@ -66,7 +69,9 @@ class Operator:
         if not counted:
             return product
         self.count += 1
-        squared, along = torch.stack([torch.dot(v, v), torch.dot(v, product)]).tolist()
+        if not self._watch:
+            return product
+        ((squared, along),) = read(inner_products((v, v), (v, product)))
         if squared > 0.0:
             quotient = along / squared
             if not math.isfinite(quotient):

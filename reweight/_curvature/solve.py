@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -10,18 +9,21 @@ from torch import Tensor
 
 from reweight._curvature.callables import CallableSolver, Solver
 from reweight._curvature.failure import ModeFailed, guarded, record
-from reweight._curvature.judge import Answer, judged, nothing_to_solve
+from reweight._curvature.judge import Answer, Residual, judged, nothing_to_solve
 from reweight._curvature.linearise import Linearisation, Mode, Partial
 from reweight._curvature.operator import Operator
 from reweight._curvature.products import on_fresh_batches, product_by_product
 from reweight._curvature.system import System
 from reweight._tables import pick
 from reweight._tensors import (
+    Pending,
     Tree,
     all_samples,
     check_finite,
     dense,
+    ends,
     flatten,
+    largest_of,
     max_abs,
     rounding,
     stored,
@@ -52,7 +54,10 @@ def solve(
     solver: Solver,
     linearisations: Iterable[tuple[Mode, Linearisation]],
     failures: dict[Mode, BaseException],
+    pending: Pending,
     fresh: Iterable[System] | None = None,
+    *,
+    measure: bool = True,
 ) -> Solved:
     """Solve ``A u = v`` in the first mode that works, and judge the solution.
 
@@ -63,8 +68,11 @@ def solve(
         linearisations: of the system in several modes, in the order to try; see
             :meth:`System.linearisations`.
         failures: modes that do not work, with the reason; those that fail here are added.
+        pending: read before the solver begins; what can be looked at later is added to it.
         fresh: systems of other batches, one for each product of the solver; iterated over again
             where a mode fails.
+        measure: whether to measure the residual of every solution, or only of one that the solver
+            claims to be exact.
 
     Raises:
         FloatingPointError: a derivative that is not finite.
@@ -73,10 +81,7 @@ def solve(
     zero: Partial = dict(zeros_like(system.hparams))
     if not any(h.numel() for h in system.hparams.values()):
         return Solved(zero, nothing_to_solve(""))
-    if (size := max_abs(stored(rhs))) == 0.0:
-        return Solved(zero, nothing_to_solve("the gradient of the outer loss is zero"))
-    if not math.isfinite(size):
-        check_finite("the gradient of the outer loss", stored(rhs))
+    check_finite("the gradient of the outer loss", stored(rhs), pending=pending)
     if fresh is not None:
         solver = on_fresh_batches(solver)
     for mode, linearisation in linearisations:
@@ -85,19 +90,29 @@ def solve(
             untouched: Partial = dict.fromkeys(system.hparams)
             return Solved(untouched, nothing_to_solve("the inner loss uses no parameter"))
         v = all_samples(flatten(like))
-        if (largest := max_abs(v)) == 0.0:
-            return Solved(zero, nothing_to_solve("", Status.DISJOINT))
         hvp = None if fresh is None else product_by_product(fresh, mode, rhs)
         setup = _SetUp(system, linearisation, solver, like, v, hvp, free)
+        of_v, of_b = map(largest_of, pending.read(ends(v), ends(setup.b)))
+        if of_v == 0.0:
+            if max_abs(stored(rhs)) == 0.0:
+                return without_solve(system.hparams)
+            return Solved(zero, nothing_to_solve("", Status.DISJOINT))
         try:
-            solution = setup.solver.solve_flat(setup.matvec, setup.b, rounding(like))
-            answer, mixed = setup.measured(mode, solution, largest)
+            solution = setup.solver.solve_flat(setup.matvec, setup.b, rounding(like), of_b)
+            look = measure or solution.status.final
+            answer, mixed = setup.answer(mode, solution, of_v if look else None, pending)
             info = judged(answer)
         except ModeFailed as failure:
             record(failures, mode, failure)
         else:
             return Solved({n: None if m is None else m.neg() for n, m in mixed.items()}, info)
     raise _no_mode_works(failures)
+
+
+def without_solve(hparams: Tree) -> Solved:
+    """What is known without a solve where the gradient of the outer loss is zero."""
+    info = nothing_to_solve("the gradient of the outer loss is zero")
+    return Solved(dict(zeros_like(hparams)), info)
 
 
 class _SetUp:
@@ -130,49 +145,64 @@ class _SetUp:
     ) -> None:
         self._linearisation, self._like, self._v = linearisation, like, v
         self._fresh = hvp is not None
-        reuse = False
+        reuse = self._checks = False
         if isinstance(solver, LinearSolver):
             self.solver: LinearSolver | CallableSolver = solver
-            reuse = not solver.keeps_products
+            reuse, self._checks = not solver.keeps_products, solver.checks_products
         else:
             self.solver = CallableSolver(solver, like)
         products = hvp or guarded()(linearisation.hvp)
-        self._operator = Operator(products, like, system.shift, free, reuse)
+        diagonal = system.diagonal(linearisation)
+        # With a preconditioner, the solver does not see the curvatures of the matrix itself.
+        watch = not self._checks or diagonal is not None
+        self._operator = Operator(products, like, system.shift, free, reuse, watch)
         self.matvec: Callable[[Tensor], Tensor] = self._operator
         self.b, self._root = v, None
-        if (diagonal := system.diagonal(linearisation)) is not None:
+        if diagonal is not None:
             self._root = flatten({name: diagonal[name] for name in like}).to(v.dtype).sqrt()
             self.b, self.matvec = self._root * v, _preconditioned(self._operator, self._root)
 
-    def measured(self, mode: Mode, solution: Solution, largest: float) -> tuple[Answer, Partial]:
-        """The residual of a solution, and the mixed derivative along it."""
+    def answer(
+        self, mode: Mode, solution: Solution, largest: float | None, pending: Pending
+    ) -> tuple[Answer, Partial]:
+        """What is known of a solution, and the mixed derivative along it.
+
+        Args:
+            mode: mode of the products.
+            solution: what the solver returned.
+            largest: the largest entry of the right-hand side; ``None`` to measure no residual.
+            pending: takes what is to be looked at.
+        """
         linearisation, operator, like = self._linearisation, self._operator, self._like
         u = solution.value
-        if not math.isfinite(max_abs(u)):
+        if not self._checks:
             why = f"{solution.status} {solution.detail}"
             check_finite(f"the direction of {self.solver!r}", unflatten(u, like), why)
         u = u if self._root is None else self._root * u
+        residual = None
         with guarded():
-            product, mixed = linearisation.cross(unflatten(u, like))
-            doubt = linearisation.doubt(unflatten(u, like), product) if linearisation.doubt else 0.0
+            along = unflatten(u, like)
+            if largest is None:
+                mixed = linearisation.mixed(along)
+            else:
+                product, mixed = linearisation.cross(along)
+                doubt = linearisation.doubt(along, product) if linearisation.doubt else 0.0
+                left = self._v - operator.shifted(product, u)
+                residual = Residual(self._v, largest, u, product, left, doubt)
         check_finite(
             "the derivative of the inner gradient",
             {name: entry for name, entry in mixed.items() if entry is not None},
             "the inner loss has no finite derivative here",
+            pending,
         )
         answer = Answer(
             mode=mode,
             operator=operator,
             solution=solution,
-            b=self._v,
-            u=u,
-            product=product,
-            residual=self._v - operator.shifted(product, u),
-            doubt=doubt,
             like=like,
-            largest=largest,
             preconditioned=self._root is not None,
             fresh=self._fresh,
+            residual=residual,
         )
         return answer, mixed
 

@@ -6,6 +6,7 @@ passes at ``θ ± ε·u`` without any differentiation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from reweight._problem.direction import Direction, movable
 from reweight._problem.functional import FunctionalModel
 from reweight._problem.isolation import Isolation, twice_differentiable
-from reweight._tensors import dot, moving, norm, velocity
+from reweight._tensors import inner_products, moving, norms_of, read, velocity
 from reweight.losses import Losses
 
 Evaluate = Callable[[], Losses]
@@ -90,11 +91,18 @@ class Along:
         change by a share of about ``eps^⅓``. The slope of the outer loss along ``u`` tells how far
         that is. The step is at most the same share of the parameters.
         """
-        start, weighted = direction.of(self.model.theta), losses.weighted
+        u, weighted = direction.values, losses.weighted
+        start = direction.of(self.model.theta)
         eps = max(torch.finfo(x.dtype).eps for x in (*start.values(), weighted))
-        reach = (1.0 + norm(start)) / (norm(direction.values) or 1.0)
-        if direction.loss is not None:
-            size = abs(float(direction.loss)) + float(weighted.abs().double().mean())
-            slope = dot(direction.gradient, direction.values)
-            reach = min(reach, size / slope) if slope > 0.0 else reach
+        pairs = [(v.reshape(-1), u[name].reshape(-1)) for name, v in direction.gradient.items()]
+        scalars = [weighted.abs().mean(), *([] if direction.loss is None else [direction.loss])]
+        lengths, starts, slopes, sizes = read(
+            norms_of(*u.values()),
+            norms_of(*start.values()),
+            inner_products(*pairs) if pairs else torch.zeros(0, device=weighted.device),
+            torch.stack([size.to(weighted) for size in scalars]),
+        )
+        reach = (1.0 + math.hypot(*starts)) / (math.hypot(*lengths) or 1.0)
+        if (slope := sum(slopes)) > 0.0:
+            reach = min(reach, sum(map(abs, sizes)) / slope)
         return float(eps ** (1.0 / 3.0) * reach)

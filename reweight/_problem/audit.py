@@ -13,7 +13,7 @@ from reweight._problem.double import InnerInDouble
 from reweight._problem.in_place import InnerInPlace
 from reweight._problem.inner import InnerProblem
 from reweight._problem.second_derivatives import Disagreement, disagreement
-from reweight.verdict import WAYS, Comparison, Way
+from reweight.verdict import WAYS, Comparison, LastResidual, Way
 
 logger = logging.getLogger("reweight")
 
@@ -78,6 +78,7 @@ class Audit:
         self._findings: dict[object, Findings] = {}
         self.findings = Findings()
         self._step = 0
+        self._residual: tuple[int, object, float] | None = None
 
     def begin(self, fingerprint: object) -> bool:
         """Begin an outer step.
@@ -110,6 +111,25 @@ class Audit:
             now.compared.clear()
             now.not_compared.clear()
             now.kinds, now.leaves = now.kinds | kinds, now.leaves | leaves
+
+    def is_residual_due(self, strategy: object, interval: int) -> bool:
+        """Whether this step is to measure the residual, which is done every ``interval`` steps.
+
+        It is also due where the problem or the strategy is new.
+        """
+        if self._residual is None or self.findings.looked == self._step:
+            return True
+        step, of, _ = self._residual
+        return of is not strategy or self._step - step >= interval
+
+    def residual(self, strategy: object, measured: float | None) -> LastResidual | None:
+        """Note the residual of this step; without one, return the last one before."""
+        if measured is not None:
+            self._residual = self._step, strategy, measured
+        if measured is not None or self._residual is None:
+            return None
+        step, of, value = self._residual
+        return LastResidual(value, self._step - step) if of is strategy else None
 
     def forget(self) -> None:
         """Look at everything again in the next step."""

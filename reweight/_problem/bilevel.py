@@ -22,7 +22,7 @@ from reweight._problem.progress import Progress
 from reweight._problem.statement import check_modules, check_optimizers, check_parameters
 from reweight._problem.weights import weigh
 from reweight._problem.writes import Guard
-from reweight._tensors import Tree, check_loss, tensors_in
+from reweight._tensors import Pending, Tree, check_loss, tensors_in
 from reweight.losses import Losses
 from reweight.weighters import SampleWeighter
 
@@ -139,25 +139,25 @@ class BilevelProblem:
 
     # -- losses and weights --------------------------------------------------------------------
 
-    def losses(self, batch: Any) -> Losses:
-        """The losses of a batch, with their graph.
+    def losses(self, batch: Any, pending: Pending | None = None) -> Losses:
+        """The losses of a batch, with their graph; values are looked at with ``pending``.
 
         Raises:
             ValueError: losses that are reduced already, or not finite.
         """
         losses = self.evaluated(batch)
-        losses.check_finite()
+        losses.check_finite(pending)
         if losses.weighted.numel() == 1:
             self._notice_one_loss(batch)
         return losses
 
-    def weights(self, losses: Losses) -> Tensor:
-        """The weights ``[B]`` for losses, with their graph.
+    def weights(self, losses: Losses, pending: Pending | None = None) -> Tensor:
+        """The weights ``[B]`` for losses, with their graph; values are looked at with ``pending``.
 
         Raises:
             ValueError: weights that are not finite or of another shape.
         """
-        return weigh(self.weighter, losses)
+        return weigh(self.weighter, losses, pending)
 
     def inner_loss(self, losses: Losses, weights: Tensor) -> Tensor:
         """``fixed + reduce(weights · losses)``.
@@ -182,8 +182,8 @@ class BilevelProblem:
         # A batch without weighted samples contributes nothing, rather than 0/0.
         return max(weighted.numel(), 1) if self.reduction == "mean" else 1
 
-    def outer_loss(self, dev_batch: Any) -> Tensor:
-        """The outer loss of a dev batch, with its graph."""
+    def outer_loss(self, dev_batch: Any, pending: Pending | None = None) -> Tensor:
+        """The outer loss of a dev batch, with its graph; looked at with ``pending``."""
         loss: object
         if self._outer_fn is not None:
             loss = self._outer_fn(self.model, dev_batch)
@@ -191,7 +191,7 @@ class BilevelProblem:
             loss = self.model.outer_loss(dev_batch)  # type: ignore[operator]
         else:
             loss = torch.as_tensor(self.evaluated(dev_batch).fixed)
-        return check_loss("outer", loss)
+        return check_loss("outer", loss, pending)
 
     def _notice_one_loss(self, batch: Any) -> None:
         """Warn where the one loss of a batch seems to be an average of shape ``[1]``."""

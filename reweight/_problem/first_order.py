@@ -18,7 +18,7 @@ from reweight._problem.along import Along
 from reweight._problem.bilevel import BilevelProblem
 from reweight._problem.direction import Direction
 from reweight._problem.ways import Ways
-from reweight._tensors import max_abs, norm
+from reweight._tensors import Pending, ends, largest_of, norm
 from reweight.losses import Losses
 from reweight.solvers import Status
 from reweight.verdict import SolveInfo, Way
@@ -53,13 +53,15 @@ class FirstOrder:
         problem: the problem.
         along: the losses of the batch near θ.
         ways: which ways may be used.
+        pending: what else is to be looked at.
 
     Attributes:
         failures: the ways that do not work here, with the reason.
     """
 
-    def __init__(self, problem: BilevelProblem, along: Along, ways: Ways) -> None:
+    def __init__(self, problem: BilevelProblem, along: Along, ways: Ways, pending: Pending) -> None:
         self._problem, self._along, self._ways = problem, along, ways
+        self._pending = pending
         self.failures: dict[Way, str] = {}
 
     def step(
@@ -109,7 +111,8 @@ class FirstOrder:
                 return None
             derivatives, precision = self._differences(direction, losses)
             detail = f"two steps of the differences agree to {precision:.1g}"
-        if not 0.0 < max_abs(derivatives) < math.inf:
+        (found,) = self._pending.read(ends(derivatives))
+        if not 0.0 < largest_of(found) < math.inf:
             return None
         info = SolveInfo(None, 0, Status.APPROXIMATED, None, way, detail=detail)
         influence = -derivatives / self._problem.divisor(losses.weighted)
@@ -118,10 +121,10 @@ class FirstOrder:
         return FirstOrderStep(weights, influence, info)
 
     def _weights(self, losses: Losses) -> Tensor:
-        """The weights with their graph; the losses are checked."""
-        losses.check_finite()
+        """The weights with their graph; both are looked at later."""
+        losses.check_finite(self._pending)
         with self._along.isolation.watched():
-            return self._problem.weights(losses)
+            return self._problem.weights(losses, self._pending)
 
     def _differences(self, direction: Direction, losses: Losses) -> tuple[Tensor, float]:
         """Differences of the losses, and by how much those with another step differ.

@@ -8,24 +8,21 @@ exception too.
 from __future__ import annotations
 
 import functools
-import random
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from operator import eq, is_
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
 from reweight._problem.objects import Objects
+from reweight._problem.random_state import Generators
 from reweight._problem.writes import Guard, Writes, all_of, memory
 from reweight._tensors import Tree, map_tensors, tensors_in
-
-_RandomState = tuple[Tensor, tuple[Any, ...], Any, list[Tensor]]
 
 
 class Isolation:
@@ -73,8 +70,8 @@ class Isolation:
             for buffer in buffers.values()
             if buffer is not None and not (id(buffer) in inner or _is_learned(buffer))
         }
-        self._cuda = sorted(d.index or 0 for d in devices if d.type == "cuda")
-        self._start = self._outside = self._random_state()
+        self._generators = Generators(devices)
+        self._start = self._outside = self._generators.now()
         parameters = parameters_of(parts) | {id(p): p for p in theta.values()}
         self._leaves = [_Leaf(p) for p in parameters.values()]
         self._guard, self._batches = guard or Guard(), list(batches)
@@ -173,7 +170,7 @@ class Isolation:
 
     def close(self) -> None:
         """Put everything back."""
-        self._set_random_state(self._outside)
+        self._generators.put(self._outside)
         for module, attributes, buffers in self._modules:
             _put_back(vars(module), attributes)
             _put_back(module._buffers, buffers)
@@ -202,18 +199,18 @@ class Isolation:
 
     def rewind(self) -> None:
         """Restore the random state only, so that the next pass draws the same numbers."""
-        self._set_random_state(self._start)
+        self._generators.put(self._start)
 
     @contextmanager
     def outside(self) -> Iterator[None]:
         """Use the user's random state while the context is open, and keep its progress."""
-        inside = self._random_state()
-        self._set_random_state(self._outside)
+        inside = self._generators.now()
+        self._generators.put(self._outside)
         try:
             yield
         finally:
-            self._outside = self._random_state()
-            self._set_random_state(inside)
+            self._outside = self._generators.now()
+            self._generators.put(inside)
 
     def _known_writes(self) -> dict[int | None, tuple[Tensor, Tensor]]:
         if self._writes is None or not self._writes.before:
@@ -241,22 +238,6 @@ class Isolation:
             module._buffers.update(
                 {n: b if b is None else self._copies.get(id(b), b) for n, b in buffers.items()}
             )
-
-    def _random_state(self) -> _RandomState:
-        return (
-            torch.get_rng_state(),
-            random.getstate(),
-            np.random.get_state(),
-            [torch.cuda.get_rng_state(index) for index in self._cuda],
-        )
-
-    def _set_random_state(self, state: _RandomState) -> None:
-        torch_state, python_state, numpy_state, cuda_states = state
-        torch.set_rng_state(torch_state)
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        for index, cuda_state in zip(self._cuda, cuda_states, strict=True):
-            torch.cuda.set_rng_state(cuda_state, index)
 
 
 class _Leaf:

@@ -35,7 +35,7 @@ from reweight._problem.unheld import caveat_of, unheld
 from reweight._problem.ways import Ways
 from reweight._problem.weights import through_weighter
 from reweight._tables import Graph, looked_up, tables_of
-from reweight._tensors import Tree, rounding, some, tensors_in
+from reweight._tensors import Pending, Tree, rounding, some, tensors_in
 from reweight.hypergradient import (
     Hypergradient,
     ImplicitHypergradient,
@@ -140,6 +140,7 @@ class _OuterStep:
         self._look = problem.audit.begin(self._fingerprint())
         self._findings = problem.audit.findings
         self._caveats: list[str] = []
+        self._pending = Pending()
         # Collected now: while the losses are isolated, there are none. Tried in every step, since
         # a mask may change in place.
         self._hooks = problem.hooks or GradientHooks(self._theta)
@@ -165,7 +166,7 @@ class _OuterStep:
             if self._hooks:
                 self._hooked = self._hooks.effect()
                 isolation.restore()
-            outer = problem.outer_loss(self._dev_batch)
+            outer = problem.outer_loss(self._dev_batch, self._pending)
         outer_graph = Graph(outer)
         rhs, direct = self._outer_gradients(outer, outer_graph, tables)
         found = None
@@ -189,9 +190,12 @@ class _OuterStep:
                 direct,
                 problem.notices,
                 problem.progress,
+                self._pending,
             )
         why = f"the weights of {name} have no finite derivative here"
-        return Hypergradient(assembled(direct, indirect, self._phi, why), info, influence)
+        grads = assembled(direct, indirect, self._phi, why, self._pending)
+        self._pending.read()
+        return Hypergradient(grads, info, influence)
 
     def _with_hessian(
         self,
@@ -206,8 +210,8 @@ class _OuterStep:
         # Around the backward passes too: a checkpointed module runs again in them.
         with twice_differentiable():
             with isolation.watched():
-                losses = problem.losses(self._batch)
-                weights = problem.weights(losses)
+                losses = problem.losses(self._batch, self._pending)
+                weights = problem.weights(losses, self._pending)
             inner = self._inner(self._batch, losses, weights, tables, isolation)
             if inner.weights.numel():
                 inner.graph.refuse_reentrant("losses")
@@ -237,7 +241,7 @@ class _OuterStep:
         along = Along(lambda: problem.evaluated(self._batch), model, isolation)
         ways = Ways(problem.audit, along, lambda: self._mixture(outer.leaves, isolation))
         auto = strategy.hvp == "auto"
-        first_order = FirstOrder(problem, along, ways)
+        first_order = FirstOrder(problem, along, ways, self._pending)
         step = first_order.step(direction, strategy.ways, auto=auto)
         self._failures = first_order.failures
         return None if step is None else (step.weights, step.influence, step.info)
@@ -290,7 +294,12 @@ class _OuterStep:
             comparison = audit.comparison(mode)
             caveats.append(findings.caveats.get(mode, ""))
         caveat = "; ".join(filter(None, dict.fromkeys(caveats)))
-        info = dataclasses.replace(result.info, caveat=caveat, comparison=comparison)
+        last = None
+        if mode != "none" and not result.info.first_order:
+            last = audit.residual(self._strategy, result.info.relative_residual)
+        info = dataclasses.replace(
+            result.info, caveat=caveat, comparison=comparison, last_residual=last
+        )
         self._notify(info)
         return Hypergradient(result.grads, info, result.influence)
 
@@ -399,7 +408,17 @@ class _OuterStep:
             inner,
             auto=strategy.hvp == "auto",
         )
-        solved = solve(system, rhs, strategy.solver, linearisations, failures, fresh)
+        measure = audit.is_residual_due(strategy, strategy.interval)
+        solved = solve(
+            system,
+            rhs,
+            strategy.solver,
+            linearisations,
+            failures,
+            self._pending,
+            fresh,
+            measure=measure,
+        )
         audit.note(failures)
         return solved
 

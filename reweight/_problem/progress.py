@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,7 @@ from reweight._tensors import Tree
 
 Bounds = tuple[float, float]
 
-# The weights are read at every fourth outer step only: reading takes 20 µs, and a transfer from a
-# device.
+# The weights are read at every fourth outer step only: that takes 20 µs.
 _EVERY = 4
 # All weights lie at a bound if they are this close to it, as a share of the range. The slope of a
 # sigmoid is then a fifth of that at the start at most, and mostly much less. While every sample
@@ -70,29 +69,37 @@ class Progress:
         self._drift = _Drift()
         self._movement = _Movement()
 
-    def meet(self, name: str, weights: Tensor, bounds: Bounds | None) -> bool:
+    def level_of(self, weights: Tensor) -> Tensor:
+        """What :meth:`meet` is to know of the weights ``[B]`` of a batch: numbers on their device.
+
+        There are none in most steps.
+        """
+        w = weights.detach()
+        if self.steps % _EVERY or not w.numel():
+            return w.new_empty(0)
+        return torch.stack((w.mean(), *w.aminmax()))
+
+    def meet(self, name: str, level: Sequence[float], bounds: Bounds | None) -> bool:
         """Note the weights of a batch, and warn if all are at a bound.
 
         Args:
             name: of the weighter.
-            weights: ``[B]``.
+            level: the values of :meth:`level_of`.
             bounds: of all weights, if the weighter states them.
 
         Returns:
             Whether all weights were found at a bound.
         """
         self._level, self._bounds = None, bounds
-        if self.steps % _EVERY or not weights.numel():
+        if not level:
             return False
-        w = weights.detach()
-        # One transfer from the device.
-        self._level = level = Level(*torch.stack((w.mean(), *w.aminmax())).tolist())
-        bound = "" if bounds is None else level.bound(bounds)
+        self._level = met = Level(*level)
+        bound = "" if bounds is None else met.bound(bounds)
         if bound:
             self._notices.warn(
                 "saturated",
                 f"all weights of {name} are within 5 % of their bound: the mean weight is "
-                f"{level.mean:.3g} of {bound}, after {self.steps} outer steps. Their gradient "
+                f"{met.mean:.3g} of {bound}, after {self.steps} outer steps. Their gradient "
                 "vanishes there, so an outer step soon changes nothing, and they seldom come "
                 "back. The usual cause is an outer learning rate that is too high: 1e-3 can gain "
                 "what 1e-2 loses. Another one is that outer steps began before the model had "

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from reweight._tensors import Tree, axpy, central_difference, dot, new_leaves, norm, scale
 
@@ -156,13 +155,17 @@ def _differences(
     def gradient(p: Tree) -> Tree:
         return evaluate(new_leaves(p))[1]
 
-    found = [central_difference(gradient, params, v, step) for step in steps]
-    best: dict[str, Tensor] = {}
+    before = central_difference(gradient, params, v, steps[0])
+    best: Tree = {}
     doubt: dict[str, float] = {}
-    for name in params:
-        apart = [norm(a[name] - b[name]) for a, b in zip(found, found[1:], strict=False)]
-        first = min(range(len(apart)), key=apart.__getitem__)
-        best[name], doubt[name] = found[first + 1][name], apart[first]
+    # Two differences at a time are in memory, and the best blocks of those before.
+    for step in steps[1:]:
+        found = central_difference(gradient, params, v, step)
+        for name, entry in found.items():
+            apart = norm(before[name] - entry)
+            if name not in doubt or apart < doubt[name]:
+                best[name], doubt[name] = entry, apart
+        before = found
     return best, doubt
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,17 @@ from torch import Tensor
 from reweight._curvature import Partial
 from reweight._problem.notices import Notices
 from reweight._problem.progress import Progress
-from reweight._tensors import Tree, can_read, filled, map_tensors, norm, tensors_in
+from reweight._tensors import (
+    Pending,
+    Tree,
+    ends,
+    filled,
+    map_tensors,
+    norm,
+    norms_of,
+    now_or_later,
+    tensors_in,
+)
 from reweight.losses import Losses
 from reweight.weighters import SampleWeighter, stated_bounds
 
@@ -19,8 +30,8 @@ from reweight.weighters import SampleWeighter, stated_bounds
 _SATURATED = 1e-6
 
 
-def weigh(weighter: SampleWeighter, losses: Losses) -> Tensor:
-    """The weights ``[B]`` for detached losses and inputs, checked."""
+def weigh(weighter: SampleWeighter, losses: Losses, pending: Pending | None = None) -> Tensor:
+    """The weights ``[B]`` for detached losses and inputs, checked; values with ``pending``."""
     weighted = losses.weighted.detach()
     name = type(weighter).__name__
     weights = weighter(weighted, _detached(losses.inputs, name))
@@ -36,12 +47,16 @@ def weigh(weighter: SampleWeighter, losses: Losses) -> Tensor:
             "floating-point type to have a gradient; a comparison or .long() in its forward "
             "has none"
         )
-    if can_read(weights) and not bool(weights.isfinite().all()):
-        raise ValueError(
-            f"the weighter {name} returned weights that are not finite: its inputs hold NaN, "
-            "or an outer step was so large that it overflowed; lower the outer learning rate "
-            "or clip the gradient"
-        )
+
+    def look(found: list[float]) -> None:
+        if not all(map(math.isfinite, found)):
+            raise ValueError(
+                f"the weighter {name} returned weights that are not finite: its inputs hold NaN, "
+                "or an outer step was so large that it overflowed; lower the outer learning rate "
+                "or clip the gradient"
+            )
+
+    now_or_later(ends(weights), look, pending)
     return weights
 
 
@@ -69,6 +84,7 @@ def through_weighter(
     direct: Partial,
     notices: Notices,
     progress: Progress,
+    pending: Pending,
 ) -> Partial:
     """``Σ_i influence_i · ∂weights_i/∂φ`` by one backward pass of the weighter.
 
@@ -80,6 +96,7 @@ def through_weighter(
         direct: ``∂outer/∂φ``; a parameter that only the outer loss uses is not worth a warning.
         notices: takes the warnings about parameters without influence and about saturated weights.
         progress: notes the weights.
+        pending: whether weights are saturated is looked at when this is read.
 
     Raises:
         ValueError: the weights depend on no parameter of the weighter.
@@ -107,9 +124,17 @@ def through_weighter(
             f"{name}: {', '.join(unused[:3])} took no part in the weights of this batch, so their "
             "hypergradient is zero.",
         )
-    at_bound = progress.meet(name, weights, stated_bounds(weighter))
-    if not at_bound and norm(filled(grads, phi)) < _SATURATED * norm(influence):
-        _warn_if_saturated(name, phi, pulled, influence, notices)
+    level = progress.level_of(weights)
+    dense = filled(grads, phi)
+    sizes = norms_of(influence, *dense.values())
+
+    def look(found: list[float]) -> None:
+        values, (size, *responses) = found[: len(level)], found[len(level) :]
+        at_bound = progress.meet(name, values, stated_bounds(weighter))
+        if not at_bound and math.hypot(*responses) < _SATURATED * size:
+            _warn_if_saturated(name, phi, pulled, influence, notices)
+
+    pending.add(torch.cat((level.to(sizes), sizes)), look)
     return dict(zip(phi, grads, strict=True))
 
 

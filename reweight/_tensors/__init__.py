@@ -3,13 +3,23 @@
 Nothing here knows about models, losses or solvers.
 """
 
-from reweight._tensors.checks import can_read, check_finite, check_loss, check_tree, some
+from reweight._tensors.checks import check_finite, check_loss, check_tree, some
 from reweight._tensors.describe import counted, described, spread
 from reweight._tensors.differences import central_difference
 from reweight._tensors.float64 import InFloat64, default_double, widened_in_place
 from reweight._tensors.forward_mode import moving, velocity
 from reweight._tensors.nested import doubled, map_tensors, tensors_in
-from reweight._tensors.seam import all_samples, reducing
+from reweight._tensors.reading import (
+    Pending,
+    can_read,
+    ends,
+    inner_products,
+    largest_of,
+    norms_of,
+    now_or_later,
+    read,
+)
+from reweight._tensors.seam import all_entries, all_samples, reducing
 from reweight._tensors.vectors import (
     Tree,
     axpy,
@@ -33,7 +43,9 @@ from reweight._tensors.vectors import (
 
 __all__ = [
     "InFloat64",
+    "Pending",
     "Tree",
+    "all_entries",
     "all_samples",
     "axpy",
     "can_read",
@@ -49,15 +61,21 @@ __all__ = [
     "detached",
     "dot",
     "doubled",
+    "ends",
     "filled",
     "flatten",
+    "inner_products",
+    "largest_of",
     "map_tensors",
     "max_abs",
     "moving",
     "new_leaves",
     "norm",
+    "norms_of",
+    "now_or_later",
     "of_all_samples",
     "power_of_two",
+    "read",
     "reducing",
     "rounding",
     "scale",

@@ -5,28 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from reweight._tensors.vectors import Tree, max_abs
-
-
-def can_read(x: Tensor) -> bool:
-    """Whether the host may read values of ``x`` now: not while a CUDA graph is captured."""
-    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+from reweight._tensors.reading import Pending, ends, now_or_later
+from reweight._tensors.vectors import Tree
 
 
 def check_finite(
-    what: str, tree: Tree, why: str = "look at the batch and at the model's outputs on it"
+    what: str,
+    tree: Tree,
+    why: str = "look at the batch and at the model's outputs on it",
+    pending: Pending | None = None,
 ) -> None:
-    """Raise on NaN and infinite entries, and name the tensors that hold them."""
-    if not math.isfinite(max_abs(tree)):
-        where = some({k: v for k, v in tree.items() if not bool(v.isfinite().all())})
-        raise FloatingPointError(f"{what} is not finite (in {where}); {why}")
+    """Raise on NaN and infinite entries, and name the tensors that hold them.
+
+    Args:
+        what: the vector, in words.
+        tree: its tensors.
+        why: the likely cause, or the next move.
+        pending: look when this is read, and not now.
+    """
+
+    def look(found: list[float]) -> None:
+        if not all(map(math.isfinite, found)):
+            where = some({k: v for k, v in tree.items() if not bool(v.isfinite().all())})
+            raise FloatingPointError(f"{what} is not finite (in {where}); {why}")
+
+    now_or_later(ends(*tree.values()), look, pending)
 
 
-def check_loss(name: str, loss: object) -> Tensor:
-    """Return ``loss`` if it is one finite number."""
+def check_loss(name: str, loss: object, pending: Pending | None = None) -> Tensor:
+    """Return ``loss`` if it is one finite number; its value is looked at with ``pending``."""
     if not isinstance(loss, Tensor):
         raise TypeError(f"the {name} loss must be a tensor, got {type(loss).__name__}")
     if loss.numel() != 1:
@@ -34,11 +43,15 @@ def check_loss(name: str, loss: object) -> Tensor:
             f"the {name} loss must be one number, got shape {tuple(loss.shape)}: reduce it with "
             ".mean() or .sum()"
         )
-    if not bool(loss.isfinite()):
-        raise ValueError(
-            f"the {name} loss is {loss.item()}: a batch with NaN or infinite entries, a learning "
-            "rate that made the parameters overflow, or a logarithm of zero in the loss"
-        )
+
+    def look(found: list[float]) -> None:
+        if not math.isfinite(found[0]):
+            raise ValueError(
+                f"the {name} loss is {found[0]}: a batch with NaN or infinite entries, a learning "
+                "rate that made the parameters overflow, or a logarithm of zero in the loss"
+            )
+
+    now_or_later(loss.detach().reshape(1), look, pending)
     return loss.reshape(())
 
 

@@ -15,6 +15,8 @@ from reweight._tensors import flatten, max_abs, power_of_two, rounding, unflatte
 from reweight.solvers.status import Status
 
 Matvec = Callable[[Any], Any]
+# Right-hand sides whose largest entry is in this range have squares that every type can hold.
+_PLAIN = (1e-6, 1e6)
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,26 @@ class LinearSolver(ABC):
 
     Subclasses implement :meth:`solve_scaled`, which takes one tensor. A dict is flattened to one
     vector first, in the widest type of its tensors and in float32 at least, so that inner products
-    are as accurate as the products with ``A``. Then ``b`` is divided by a power of two, which is
-    exact, so that gradients of size 1e-30 or 1e30 neither underflow nor overflow in inner products.
-    A zero ``b`` has the exact answer zero.
+    are as accurate as the products with ``A``. A very large or small ``b`` is divided by a power of
+    two, which is exact, so that gradients of size 1e-30 or 1e30 neither underflow nor overflow in
+    inner products. A zero ``b`` has the exact answer zero.
 
     Any other callable ``(matvec, b) -> Solution`` serves as a solver just as well.
 
     Attributes:
         keeps_products: whether the solver uses a product after it has requested the next one. If
             not, all products may share one buffer.
+        checks_products: whether the solver itself raises where a product is not finite, and its
+            solution reports the curvatures of all products.
     """
 
     keeps_products: ClassVar[bool] = True
+    checks_products: ClassVar[bool] = False
+
+    @property
+    def aims_at_inverse(self) -> bool:
+        """Whether the solver is meant to reach ``A⁻¹b``, and not a truncation of it."""
+        return True
 
     def __call__(self, matvec: Matvec, b: Any) -> Solution:
         """Solve ``A u = b``.
@@ -74,9 +84,22 @@ class LinearSolver(ABC):
             return replace(flat, value=unflatten(flat.value, b))
         return self.solve_flat(matvec, b, eps)
 
-    def solve_flat(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
-        """Solve for one tensor; products carry a relative rounding error of ``eps``."""
-        largest = max_abs(b)
+    def solve_flat(
+        self,
+        matvec: Callable[[Tensor], Tensor],
+        b: Tensor,
+        eps: float,
+        largest: float | None = None,
+    ) -> Solution:
+        """Solve for one tensor.
+
+        Args:
+            matvec: ``v -> A v``.
+            b: the right-hand side, which is not changed.
+            eps: the relative rounding error of products.
+            largest: the largest absolute entry of ``b``, where it is known.
+        """
+        largest = max_abs(b) if largest is None else largest
         if not math.isfinite(largest):
             raise FloatingPointError(
                 "the right-hand side of the linear system is not finite (largest entry "
@@ -85,14 +108,16 @@ class LinearSolver(ABC):
             )
         if largest == 0.0:
             return Solution(torch.zeros_like(b), Status.CONVERGED)
+        if _PLAIN[0] <= largest <= _PLAIN[1]:
+            return self.solve_scaled(matvec, b, eps)
         unit = power_of_two(b, largest)
         solution = self.solve_scaled(matvec, b * (1.0 / unit), eps)
         return replace(solution, value=solution.value * unit)
 
     @abstractmethod
     def solve_scaled(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
-        """Solve for a right-hand side whose largest entry lies in [0.5, 1).
+        """Solve for a right-hand side whose largest entry lies in [1e-6, 1e6].
 
         At the very ends of the range of the floating-point type it may lie elsewhere. Products
-        carry a relative rounding error of about ``eps``.
+        carry a relative rounding error of about ``eps``. ``b`` is not to be changed.
         """

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reweight._tensors import dot, norm
+from reweight._tensors import dot, inner_products, read
 from reweight.solvers._fields import positive, whole
+from reweight.solvers._products import check_product
 from reweight.solvers.base import LinearSolver, Solution
 from reweight.solvers.krylov import tridiagonal
 from reweight.solvers.status import Status
@@ -50,6 +51,7 @@ class ConjugateGradient(LinearSolver):
     """
 
     keeps_products: ClassVar[bool] = False
+    checks_products: ClassVar[bool] = True
     max_steps: int = 10
     rtol: float = 1e-5
 
@@ -59,21 +61,29 @@ class ConjugateGradient(LinearSolver):
 
     def solve_scaled(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
         """Run the recurrence from ``u = 0``."""
-        u = best = torch.zeros_like(b)
-        residual = left = direction = b
-        squared = dot(b, b)
+        # Updated in place, to save passes over memory; the operator may keep the directions.
+        u, best = torch.zeros_like(b), torch.zeros_like(b)
+        residual, left, direction = b.clone(), b.clone(), b
+        ((squared,),) = read(inner_products((b, b)))
         target = self.rtol**2 * squared
         spectrum = _Spectrum()
         stretch = 0.0
         for step in range(self.max_steps):
             product = matvec(direction)
-            length = dot(direction, direction)
-            curvature = dot(direction, product)
-            size = norm(product)
-            # Lower bounds of λmax: ‖Ap‖/‖p‖ and ‖Ap‖²/pᵀAp.
-            stretch = max(stretch, size / math.sqrt(length))
+            before = inner_products((direction, product), (direction, direction), (left, left))
+            # The step length stays on the device, so that each step reads once. Where the curvature
+            # turns out not to be positive, nothing that this moves is used.
+            advance = squared / before[0]
+            u.addcmul_(direction, advance)
+            residual.addcmul_(product, advance, value=-1.0)
+            after = inner_products((residual, residual), (left, residual))
+            (curvature, length, smoothed), (fresh, along) = read(before, after)
+            check_product(step + 1, curvature)
             if curvature > 0.0:
-                stretch = max(stretch, size * (size / curvature))
+                # Residuals are orthogonal, so ‖Ap‖² = (‖r‖² + ‖r − αAp‖²)/α². Lower bounds of λmax
+                # are ‖Ap‖/‖p‖ and ‖Ap‖²/pᵀAp.
+                size = math.sqrt(squared + fresh) * (curvature / squared)
+                stretch = max(stretch, size / math.sqrt(length), size * (size / curvature))
             if curvature <= _PRODUCT_ERROR * eps * stretch * length:
                 quotient = curvature / length
                 return Solution(
@@ -82,23 +92,20 @@ class ConjugateGradient(LinearSolver):
                     max(spectrum.ends()[1], quotient) or None,
                     f"pᵀAp/pᵀp = {quotient:.3g} in step {step + 1}, "
                     + ("the iterate before it is returned" if step else "b is returned"),
-                    quotient,
+                    min(spectrum.ends()[0], quotient) if step else quotient,
                 )
-            advance = squared / curvature
-            u = torch.add(u, direction, alpha=advance)
-            residual = torch.add(residual, product, alpha=-advance)
-            previous, squared = squared, dot(residual, residual)
-            spectrum.add(advance, squared / previous)
-            if squared <= target:
+            spectrum.add(squared / curvature, fresh / squared)
+            if fresh <= target:
                 return spectrum.solution(u, Status.CONVERGED)
             # The point between the best iterate and the new one where the residual is smallest.
-            change = left - residual
-            share = dot(left, change) / dot(change, change)
-            best = torch.add(best, u - best, alpha=share)
-            left = torch.add(left, change, alpha=-share)
-            if dot(left, left) <= target:
+            apart = smoothed - 2.0 * along + fresh
+            share = (smoothed - along) / apart if apart > 0.0 else 1.0
+            best.lerp_(u, share)
+            left.lerp_(residual, share)
+            if (smoothed * fresh - along * along) <= target * apart and dot(left, left) <= target:
                 return spectrum.solution(best, Status.CONVERGED)
-            direction = torch.add(residual, direction, alpha=squared / previous)
+            direction = torch.add(residual, direction, alpha=fresh / squared)
+            squared = fresh
         return spectrum.solution(best, Status.MAX_STEPS)
 
 

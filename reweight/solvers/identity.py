@@ -37,6 +37,11 @@ class Identity(LinearSolver):
     def __post_init__(self) -> None:
         positive("Identity", "step_size", self.step_size)
 
+    @property
+    def aims_at_inverse(self) -> bool:
+        """No: nothing is solved."""
+        return False
+
     def solve_scaled(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
         """Return ``α·b``."""
         return Solution(self.step_size * b, Status.APPROXIMATED)

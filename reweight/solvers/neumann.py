@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -10,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reweight._tensors import norm
+from reweight._tensors import dot, inner_products, norm, read
 from reweight.solvers._fields import positive, whole
+from reweight.solvers._products import check_product
 from reweight.solvers.base import LinearSolver, Solution
 from reweight.solvers.krylov import lanczos
 from reweight.solvers.status import Status
@@ -21,6 +23,9 @@ from reweight.solvers.status import Status
 _PROBE = 8
 # The series counts as converged if its last term is below this share of b.
 _CONVERGED = 1e-6
+# From this many terms on, the series is meant to converge, and one product more for its residual
+# costs little.
+_LONG = 20
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Neumann(LinearSolver):
     """
 
     keeps_products: ClassVar[bool] = False
+    checks_products: ClassVar[bool] = True
     num_terms: int = 3
     step_size: float | Literal["auto"] = "auto"
 
@@ -63,6 +69,11 @@ class Neumann(LinearSolver):
         else:
             positive("Neumann", "step_size", self.step_size)
 
+    @property
+    def aims_at_inverse(self) -> bool:
+        """Whether the series is long; a short one is truncated on purpose."""
+        return self.num_terms >= _LONG
+
     def on_fresh_batches(self) -> LinearSolver:
         """The solver to use where every product is with another operator.
 
@@ -75,11 +86,10 @@ class Neumann(LinearSolver):
         """Sum the series, for "auto" in a basis of the Krylov space of ``A`` and ``b``."""
         if self.step_size != "auto":
             return self._with_fixed_step(matvec, b, float(self.step_size))
-        series = _Series(b)
         krylov = lanczos(matvec, b, max(1, min(self.num_terms, _PROBE)), eps)
+        series = _Series(krylov.length)
         values = krylov.ritz_values()
-        series.meet(float(np.abs(values).max()))
-        series.smallest = float(values[0])
+        series.meet(float(np.abs(values).max()), float(values[0]))
         if series.curvature == 0.0:
             return _flat(b)
         step_size = 1.0 / series.curvature
@@ -101,15 +111,21 @@ class Neumann(LinearSolver):
     def _with_fixed_step(
         self, matvec: Callable[[Tensor], Tensor], b: Tensor, step_size: float
     ) -> Solution:
-        series = _Series(b)
         term, total = b, b.clone()
+        numbers = [inner_products((b, b))]
         for _ in range(self.num_terms):
             product = matvec(term)
-            series.meet(norm(product) / (series.size or 1.0))
+            met = inner_products((product, product), (term, product))
             term = torch.add(term, product, alpha=-step_size)
             total += term
-            series.add(norm(term))
-        return series.solution(total.mul_(step_size), step_size)
+            numbers += [met, inner_products((term, term))]
+        total.mul_(step_size)
+        (first,), *found = read(*numbers)
+        series = _Series(math.sqrt(first))
+        for step, ((size, along), (left,)) in enumerate(zip(found[::2], found[1::2], strict=True)):
+            series.meet_product(step + 1, math.sqrt(size), along)
+            series.add(math.sqrt(left))
+        return series.solution(total, step_size)
 
     def go_on(
         self,
@@ -121,11 +137,11 @@ class Neumann(LinearSolver):
     ) -> Solution:
         """The rest of the series as ``u ← u + α r, r ← r − α A r``, where α may become smaller."""
         step_size = 1.0 / series.curvature if series.curvature else 0.0
-        for _ in range(self.num_terms - done):
+        for step in range(done, self.num_terms):
             if series.size <= series.floor:
                 break
             product = matvec(residual)
-            series.meet(norm(product) / series.size)
+            series.meet_product(step + 1, norm(product), dot(residual, product))
             if series.curvature == 0.0:
                 return _flat(residual)
             step_size = 1.0 / series.curvature
@@ -142,13 +158,20 @@ class _TermByTerm(LinearSolver):
     """``Neumann(step_size="auto")`` where every product is with another operator."""
 
     keeps_products: ClassVar[bool] = False
+    checks_products: ClassVar[bool] = True
     neumann: Neumann
+
+    @property
+    def aims_at_inverse(self) -> bool:
+        """As the series itself."""
+        return self.neumann.aims_at_inverse
 
     def solve_scaled(self, matvec: Callable[[Tensor], Tensor], b: Tensor, eps: float) -> Solution:
         """Sum the series with the largest curvature met so far."""
-        series = _Series(b)
+        series = _Series(norm(b))
         if not self.neumann.num_terms:
-            series.meet(norm(matvec(b)) / series.size)
+            product = matvec(b)
+            series.meet_product(1, norm(product), dot(b, product))
         return self.neumann.go_on(matvec, series, b, torch.zeros_like(b))
 
 
@@ -159,8 +182,8 @@ def _flat(b: Tensor) -> Solution:
 class _Series:
     """The norms of the terms, which show whether the series converges."""
 
-    def __init__(self, b: Tensor) -> None:
-        self.first = self.size = norm(b)
+    def __init__(self, first: float) -> None:
+        self.first = self.size = first
         self.curvature = 0.0
         self.smallest: float | None = None
         # Terms below rounding are noise.
@@ -168,9 +191,22 @@ class _Series:
         self.factor = 0.0
         self.growths = 0
 
-    def meet(self, curvature: float) -> None:
-        """Note a lower bound of the largest curvature."""
-        self.curvature = max(self.curvature, curvature)
+    def meet(self, largest: float, smallest: float) -> None:
+        """Note a lower bound of the largest curvature's size, and a curvature."""
+        self.curvature = max(self.curvature, largest)
+        self.smallest = smallest if self.smallest is None else min(self.smallest, smallest)
+
+    def meet_product(self, number: int, size: float, along: float) -> None:
+        """Note what the product with the last term ``t`` shows.
+
+        Args:
+            number: of the product.
+            size: ``‖At‖``.
+            along: ``tᵀAt``.
+        """
+        check_product(number, size)
+        if self.size > 0.0:
+            self.meet(size / self.size, along / self.size / self.size)
 
     def add(self, size: float) -> None:
         """Note the size of the next term."""

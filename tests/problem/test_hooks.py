@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from _support.problems import squared_errors
 from _support.restless import assert_same
-from reweight import LossWeighter, Reweighted, wrap
+from reweight import ImplicitHypergradient, LossWeighter, Reweighted, wrap
 from reweight.verdict import Comparison
 
 
@@ -21,6 +21,7 @@ def wrapped(model: nn.Module) -> Reweighted:
         LossWeighter().double(),
         squared_errors,
         outer_loss=lambda net, batch: squared_errors(net, batch).mean(),
+        hypergradient=ImplicitHypergradient(verdict_every=1),
     )
 
 

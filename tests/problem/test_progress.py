@@ -159,7 +159,7 @@ def fed(means: Iterable[float], largest: float = 0.0, bounds: Any = None) -> lis
             if largest:
                 weights -= (largest - mean) / 19
                 weights[7] = largest
-            progress.meet("Mine", weights, bounds and bounds(mean))
+            progress.meet("Mine", progress.level_of(weights).tolist(), bounds and bounds(mean))
             progress.step("Mine", {"w": torch.full((1,), float(step))}, grads)
 
     return told(run)

@@ -83,10 +83,13 @@ def test_multiples_of_the_identity_are_divided_by(solver: LinearSolver, c: float
 
 
 @pytest.mark.parametrize("c", [1e-6, 1.0, 1e6])
-@pytest.mark.parametrize("solver", [ConjugateGradient(), Neumann()], ids=["cg", "neumann"])
-def test_one_product_is_enough_where_all_curvatures_are_alike(
-    solver: LinearSolver, c: float
+@pytest.mark.parametrize(
+    ("solver", "products"), [(ConjugateGradient(), 1), (Neumann(), 3)], ids=["cg", "neumann"]
+)
+def test_the_first_product_is_enough_where_all_curvatures_are_alike(
+    solver: LinearSolver, c: float, products: int
 ) -> None:
+    # Neumann reads nothing between its products, so it makes all that it may make.
     calls = []
 
     def matvec(v: Tensor) -> Tensor:
@@ -95,7 +98,7 @@ def test_one_product_is_enough_where_all_curvatures_are_alike(
 
     b = torch.tensor([3.0, -1.0])
     torch.testing.assert_close(solver(matvec, b).value, b / c)
-    assert len(calls) == 1
+    assert len(calls) == products
 
 
 @given(seed=seeds, size=sizes, num_terms=st.integers(0, 12), step_size=st.floats(0.01, 0.9))
@@ -135,7 +138,8 @@ def test_neumann_auto_is_the_series_at_the_inverse_of_the_curvature_it_reports(
     auto = Neumann(num_terms)(matvec, b)
     assert len(calls) <= max(1, num_terms)
     assert auto.curvature is not None
-    assert auto.curvature <= float(torch.linalg.eigvalsh(matrix)[-1]) * (1 + 1e-12)
+    # Ritz values come from a basis that is orthonormal to 1e-8 at worst (see Krylov.settled).
+    assert auto.curvature <= float(torch.linalg.eigvalsh(matrix)[-1]) * (1 + 1e-9)
     fixed = Neumann(num_terms, step_size=1.0 / auto.curvature)(times(matrix), b)
     assert relative_error(auto.value, fixed.value) < 1e-12
 

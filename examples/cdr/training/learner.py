@@ -101,11 +101,9 @@ class Learner:
         info = result.info
         self.records.append(
             {
-                "relative_residual": math.nan
-                if info.relative_residual is None
-                else info.relative_residual,
+                "relative_residual": _number(info.relative_residual),
                 "num_hvps": info.num_hvps,
-                "curvature": info.curvature if info.curvature is not None else math.nan,
+                "curvature": _number(info.curvature),
             }
         )
 
@@ -228,3 +226,7 @@ def _weighter(data: CrossDomainData, options: Options) -> SampleWeighter:
         mask_keys=perceptron.mask_keys,
         gamma_map=perceptron.gamma_map,
     )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
