@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from _support.memory import peak_bytes
 from _support.wrapping import DEV, TRAIN, make, randn, weighter
 from benchmarks.catalogue.operations import NOT_ITS_OWN, OPERATIONS
 from benchmarks.catalogue.problems import relative_error
@@ -754,15 +754,6 @@ def test_matrix_products_cost_two_passes_with_their_backward_passes(way: Any) ->
     assert step <= 2.1 * products(lambda: mean_squared(model, TRAIN).backward())
 
 
-def _peak(call: Callable[[], Any]) -> int:
-    """The most bytes in use at a time that the call has allocated."""
-    with torch.profiler.profile(profile_memory=True) as profiler:
-        call()
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    return max(itertools.accumulate(change for _, change in changes))
-
-
 @every_way
 def test_memory_is_that_of_a_training_step(way: Any) -> None:
     """The graph of the dev loss takes the most; nothing like it is kept of the train batch."""
@@ -782,11 +773,11 @@ def test_memory_is_that_of_a_training_step(way: Any) -> None:
 
     training()
     optimizer.zero_grad()
-    usual = _peak(training)
+    usual = peak_bytes(training)
     optimizer.zero_grad()
     rw = wrap(model, weighter().float(), squared, mean_squared, hypergradient=first_order(way))
     rw.hypergradient(train, dev)
-    assert _peak(lambda: rw.hypergradient(train, dev)) <= 1.3 * usual
+    assert peak_bytes(lambda: rw.hypergradient(train, dev)) <= 1.3 * usual
 
 
 def test_gradients_of_several_processes_are_summed() -> None:
