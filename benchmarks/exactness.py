@@ -146,7 +146,7 @@ def main() -> None:
     try:
         import torchopt
     except ImportError:
-        print("\nTorchOpt is not installed: pip install '.[bench]' for its table")
+        print("\nTorchOpt is not installed: pip install torchopt for its table")
     else:
         name = f"TorchOpt {torchopt.__version__}"
         tables[name] = {

@@ -37,8 +37,8 @@ from reweight._tensors import (
     check_loss,
     check_tree,
     counted,
+    dense,
     described,
-    filled,
     max_abs,
     new_leaves,
     of_all_samples,
@@ -332,8 +332,9 @@ def assembled(
     Raises:
         FloatingPointError: an entry is not finite.
     """
-    total = filled((direct[name] for name in hparams), hparams)
-    for name, entry in filled((indirect[name] for name in hparams), hparams).items():
-        total[name] = total[name] + entry
+    total: Tree = {}
+    for name, like in hparams.items():
+        terms = [dense(term) for term in (direct[name], indirect[name]) if term is not None]
+        total[name] = sum(terms[1:], terms[0]) if terms else torch.zeros_like(like)
     check_finite("the hypergradient", total, why, pending)
     return of_all_samples(total)

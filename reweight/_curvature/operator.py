@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from reweight._tensors import Tree, all_samples, flatten, inner_products, read, rounding, unflatten
+from reweight._tensors import Blocks, Tree, all_samples, flatten, inner_products, read, rounding
 from reweight.solvers import lanczos
 
 # Products for the curvature along the residual r: three give the smallest one in the span of
@@ -45,8 +45,9 @@ class Operator:
         watch: bool = True,
     ) -> None:
         self._hvp = hvp
-        self._like = like
+        self._like, self._blocks = like, Blocks(like)
         self._shift = {name: shift.get(name, 0.0) for name in like}
+        self._shifts = set(self._shift.values())
         self._free: Tensor | None = None
         if free:
             masks = {name: free.get(name, torch.ones_like(x)) for name, x in like.items()}
@@ -65,7 +66,7 @@ class Operator:
         """
         if self._free is not None:
             v = v * self._free
-        product = self.shifted(self._hvp(unflatten(v, self._like)), v)
+        product = self.shifted(self._hvp(self._blocks.unflatten(v)), v)
         if not counted:
             return product
         self.count += 1
@@ -86,18 +87,17 @@ class Operator:
 
     def shifted(self, product: Tree, v: Tensor) -> Tensor:
         """``H v``, given by name, plus ``shift · v``, as a flat vector."""
-        total = all_samples(flatten(product, self._buffer))
+        total = all_samples(self._blocks.flatten(product, self._buffer))
         if self._reuse:
             self._buffer = total
         self._add_shift(total, v)
         return total if self._free is None else total.mul_(self._free)
 
     def _add_shift(self, total: Tensor, v: Tensor) -> None:
-        shifts = set(self._shift.values())
-        if shifts == {0.0}:
+        if not any(self._shifts):
             return
-        if len(shifts) == 1:
-            total.add_(v, alpha=shifts.pop())
+        if len(self._shifts) == 1:
+            total.add_(v, alpha=next(iter(self._shifts)))
             return
         sizes = [entry.numel() for entry in self._like.values()]
         parts = (torch.split(x, sizes) for x in (total, v))

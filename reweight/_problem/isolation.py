@@ -11,7 +11,7 @@ import functools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from operator import eq, is_
+from operator import is_
 from typing import Any
 
 import torch
@@ -278,7 +278,7 @@ def _is_learned(buffer: Tensor) -> bool:
 def _put_back(slots: dict[str, Any], before: dict[str, Any]) -> None:
     """Give ``slots`` its entries of ``before``, in their order, unless it has them."""
     same = len(slots) == len(before) and all(map(is_, slots.values(), before.values()))
-    if not (same and all(map(eq, slots, before))):
+    if not (same and [*slots] == [*before]):
         slots.clear()
         slots.update(before)
 

@@ -21,6 +21,7 @@ from reweight._tensors.reading import (
 )
 from reweight._tensors.seam import all_entries, all_samples, reducing
 from reweight._tensors.vectors import (
+    Blocks,
     Tree,
     axpy,
     cosine,
@@ -42,6 +43,7 @@ from reweight._tensors.vectors import (
 )
 
 __all__ = [
+    "Blocks",
     "InFloat64",
     "Pending",
     "Tree",

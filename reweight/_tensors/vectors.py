@@ -7,6 +7,7 @@ one flat tensor.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -185,6 +186,40 @@ def unflatten(flat: Tensor, like: Tree) -> Tree:
         aligned = part.clone() if part.storage_offset() % 2 else part
         found[name] = aligned.view(entry.shape).to(entry.device, entry.dtype)
     return found
+
+
+class Blocks:
+    """How the tensors of a dict lie in one flat vector, found out once for many vectors.
+
+    Args:
+        like: the tensors; see :func:`flatten` for the type and the device of the vector.
+    """
+
+    def __init__(self, like: Tree) -> None:
+        self._like = like
+        self._shapes = [entry.shape for entry in like.values()]
+        self._sizes = [entry.numel() for entry in like.values()]
+        kinds = {(entry.dtype, entry.device) for entry in like.values()}
+        self._dtype = next(iter(kinds))[0]
+        # Nothing is converted, and every entry begins at an even place.
+        self._plain = (
+            len(kinds) == 1
+            and torch.promote_types(self._dtype, torch.float32) == self._dtype
+            and not any(end % 2 for end in itertools.accumulate(self._sizes[:-1]))
+        )
+
+    def flatten(self, x: Tree, out: Tensor | None = None) -> Tensor:
+        """See :func:`flatten`."""
+        if self._plain and all(entry.dtype == self._dtype for entry in x.values()):
+            return torch.cat([entry.reshape(-1) for entry in x.values()], out=out)
+        return flatten(x, out)
+
+    def unflatten(self, flat: Tensor) -> Tree:
+        """See :func:`unflatten`."""
+        if not self._plain or flat.dtype != self._dtype or flat.storage_offset() % 2:
+            return unflatten(flat, self._like)
+        parts = zip(self._like, torch.split(flat, self._sizes), self._shapes, strict=True)
+        return {name: part.view(shape) for name, part, shape in parts}
 
 
 def of_all_samples(x: Tree) -> Tree:
