@@ -1,4 +1,4 @@
-"""The direction of a first-order step: ``u = α·D·v``, without a linear system.
+"""The direction of a first-order step: ``u = D·v``, without a linear system.
 
 ``v`` is the gradient of the outer loss and ``D`` a diagonal that is known beforehand. Of an
 embedding table ``v`` holds the rows that the outer loss reads, and so does ``u``.
@@ -56,18 +56,16 @@ def direction_of(
     loss: Tensor,
     theta: Tree,
     free: Tree,
-    step_size: float,
     preconditioner: Preconditioner | None,
     optimizers: Sequence[Optimizer],
 ) -> Direction:
-    """``α·D·v``.
+    """``D·v``.
 
     Args:
         rhs: ``v``; sparse and coalesced for tables of which the outer loss reads rows.
         loss: the outer loss.
         theta: the inner parameters.
         free: masks of the parameters' shapes, 0 where an entry is a constant.
-        step_size: ``α``.
         preconditioner: gives ``D``; ``None``: ones.
         optimizers: the inner optimizers, which a preconditioner may read.
     """
@@ -79,8 +77,6 @@ def direction_of(
     values: Tree = {}
     for name, v in gradient.items():
         # Out of place: autograd may give one tensor as the gradient of two parameters.
-        if step_size != 1.0:
-            v = v * step_size
         if diagonal is not None:
             v = v * diagonal[name]
         if name in free:

@@ -33,7 +33,7 @@ _DROWNED = 0.05
 
 @dataclass(frozen=True)
 class FirstOrderStep:
-    """What a first-order step gives.
+    """What a first-order step along a direction gives.
 
     Attributes:
         weights: ``[B]``, with their graph.

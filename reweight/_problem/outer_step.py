@@ -227,13 +227,7 @@ class _OuterStep:
         assert isinstance(strategy.solver, Identity)  # no other solver has ways
         problem.audit.meet(outer.kinds, outer.reached(theta))
         direction = direction_of(
-            rhs,
-            loss,
-            theta,
-            self._hooked.free,
-            strategy.solver.step_size,
-            strategy.preconditioner,
-            problem.optimizers,
+            rhs, loss, theta, self._hooked.free, strategy.preconditioner, problem.optimizers
         )
         if not direction.values or moves_padding(direction, padding_rows(self._parts, theta)):
             return None
@@ -244,7 +238,10 @@ class _OuterStep:
         first_order = FirstOrder(problem, along, ways, self._pending)
         step = first_order.step(direction, strategy.ways, auto=auto)
         self._failures = first_order.failures
-        return None if step is None else (step.weights, step.influence, step.info)
+        if step is None:
+            return None
+        # The influence is linear in u: a factor of u would take a copy of θ's size.
+        return step.weights, strategy.solver.step_size * step.influence, step.info
 
     def _mixture(self, leaves: dict[int, Any], isolation: Isolation) -> InnerProblem:
         """A random mixture of the losses, with its graph; the graph is looked at."""
