@@ -65,6 +65,9 @@ def mismatch(
     Returns:
         By how much the two differ, as a share of the terms of the inner product; ``None`` if they
         agree.
+
+    Raises:
+        TypeError: the differences are too inexact to tell.
     """
     limits = limits_of(params)
     size = norm(params) / max(sum(p.numel() for p in params.values()), 1) ** 0.5
@@ -75,6 +78,8 @@ def mismatch(
         return differing(along(params, v), expected, total, 0.0, _ROUNDINGS * rounding(params))
     found = [central_difference(value, params, v, step) for step in limits.steps]
     doubt, best = min((abs(a - b), b) for a, b in zip(found, found[1:], strict=False))
+    if MARGIN * doubt > 0.5 * total:
+        raise TypeError("differences of the losses are too inexact, by rounding or by kinks")
     return differing(best, expected, total, doubt, limits.first)
 
 
