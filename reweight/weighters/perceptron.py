@@ -182,6 +182,28 @@ class BehavioralPerceptron(SampleWeighter):
                 f"{list(losses.shape)}. Return Losses(weighted, inputs=...) with the losses and "
                 "the items of the same source behaviours, one loss per behaviour."
             )
+        return self.normalize(scores)
+
+    def normalize(self, scores: Tensor) -> Tensor:
+        """The weights of one batch from its scores: γ · σ(scores), Eq. 8.
+
+        With ``"sigmoid"`` a weight depends on its own score only. With ``"centered"`` and
+        ``"softmax"`` it depends on the batch. To weight several batches, call :meth:`scores` once
+        for all of them, and this for each.
+
+        Args:
+            scores: Scores of :meth:`scores`, shape [B].
+
+        Returns:
+            Weights, shape [B].
+
+        Example:
+            >>> import torch
+            >>> from reweight.weighters import BehavioralPerceptron
+            >>> perceptron = BehavioralPerceptron(dim=4, normalization="softmax")
+            >>> perceptron.normalize(torch.zeros(3)).tolist()
+            [1.0, 1.0, 1.0]
+        """
         if self.normalization == "softmax":
             return self.gamma * scores.shape[0] * scores.softmax(0)
         if self.normalization == "centered":
@@ -191,8 +213,8 @@ class BehavioralPerceptron(SampleWeighter):
     def scores(self, inputs: BehaviorInputs) -> Tensor:
         """The scores γ_1 · γ_2 of Eq. 8, before normalization.
 
-        Unlike weights with ``"softmax"``, they do not depend on the rest of the batch, so they can
-        be exported and compared.
+        Unlike weights with ``"centered"`` or ``"softmax"``, they do not depend on the rest of the
+        batch, so they can be exported and compared, and made for several batches in one call.
 
         Args:
             inputs: The behaviours, their items and their users' histories.

@@ -51,6 +51,7 @@ class PairBatch:
         target_history: The user's target positives up to it, likewise.
         target_past: What the model reads beside the target item.
         source_past: What the model reads beside the source item.
+        weight: Weight of each source loss, float32 [B], where it is made before the step.
     """
 
     user: Tensor
@@ -65,6 +66,7 @@ class PairBatch:
     target_history: History | None = None
     target_past: Past | None = None
     source_past: Past | None = None
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.user)
@@ -116,10 +118,18 @@ class Batches:
         self._seen = self._readers((history_length, history_length))
         self._source_past, self._target_past = map(self._readers, (windows.source, windows.target))
 
-    def train_pairs(self, rows: Tensor) -> PairBatch:
-        """Training rows, each with a random source behaviour (BIAO's fetch(B_s))."""
-        target = self.data.train.select(rows.to(self._counts.device))
-        share = torch.rand(len(target), generator=self._generator, device=self._counts.device)
+    def train_pairs(self, *rows: Tensor) -> PairBatch:
+        """Training rows, each with a random source behaviour (BIAO's fetch(B_s)).
+
+        Args:
+            rows: Long [B]; the rows of several batches become one, with the source behaviours
+                that a call for each of them would draw.
+        """
+        device = self._counts.device
+        target = self.data.train.select(torch.cat(rows).to(device))
+        # A draw of two batches at once would give the second one other numbers.
+        draws = [torch.rand(len(part), generator=self._generator, device=device) for part in rows]
+        share = torch.cat(draws)
         if self._paired:
             return self.pairs(target, share)
         num = len(self.data.source)

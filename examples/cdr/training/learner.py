@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import reweight
 from cdr.data import Batches, CrossDomainData, PairBatch
 from cdr.models import CrossDomainModel
+from cdr.training.ahead import weighted_ahead
 from cdr.training.options import HOLDS_OUT, Options, OuterOptions
 from cdr.training.same_users import SameUsers
 from reweight import (
@@ -86,7 +87,25 @@ class Learner:
 
     def loss(self, batch: PairBatch) -> Tensor:
         """The weighted inner loss."""
-        return self.rw.loss(batch)
+        if batch.weight is None:
+            return self.rw.loss(batch)
+        losses = self.losses(self._model, batch)
+        return torch.as_tensor(losses.fixed) + (batch.weight * losses.weighted).mean()
+
+    def train_batches(
+        self, batches: Batches, rows: Iterator[Tensor], steps_left: Callable[[], int]
+    ) -> Iterator[PairBatch]:
+        """Batches for inner steps, with their weights where these are made ahead.
+
+        Args:
+            batches: Makes the batches.
+            rows: The training rows of each.
+            steps_left: Inner steps that come before the next outer step, at least 1.
+        """
+        weighter, most = self.rw.weighter, self._options.weights_ahead
+        if isinstance(weighter, BehavioralPerceptron) and most > 1:
+            return weighted_ahead(self._model, weighter, batches, rows, most, steps_left)
+        return map(batches.train_pairs, rows)
 
     def outer_step(self, batches: Batches) -> None:
         """Take one step of the weighter's optimizer."""
