@@ -13,9 +13,9 @@ from torch import Tensor, nn
 _SCORES_AT_ONCE = 2**19
 # The fixed cost of a part, in units of scores: about 80 µs, or 200 µs with the backward pass.
 _SCORES_PER_PART = 2**15
-# Lengths are rounded up to full vector registers. A softmax over 7 scores takes four times as long
-# as one over 8, and one over 25 takes twice as long as one over 24.
-_STEP = 8
+# Lengths are rounded up, so that with four heads the scores of a key fill whole vector registers: a
+# softmax over 7 keys takes four times as long as one over 8.
+_STEP = 4
 
 
 class PooledAttention(nn.Module):
@@ -28,9 +28,9 @@ class PooledAttention(nn.Module):
     * ``W [e_i ; E] + b = W_1 e_i + (W_2 E + b)``: the candidate's half is projected once.
     * In the keys, the candidate's half and the bias add the same number to all scores of a query.
       The softmax does not depend on it, so these parameters do not exist here.
-    * A score is ``qᵀ W_k e_j``, so ``W_kᵀ`` is multiplied into the weights of the queries. The
-      other factor is the history itself, which is the same for all heads. Neither the history nor
-      the queries have to be copied for each head.
+    * A score is ``(W_1 e_i + W_2 E + b)ᵀ W_k e_j``, so ``W_1ᵀ`` is multiplied into the weights of
+      the keys. The other factor is the history itself, which is the same for all heads and is not
+      copied for each. The candidate adds one number per key, which is the same for all queries.
     * The mean over the queries is applied to the attention matrix. What remains is one average of
       the history per head, so values and output are also projected once per row.
 
@@ -87,10 +87,10 @@ class PooledAttention(nn.Module):
         candidate_query, candidate_value = self.candidate(item).chunk(2, dim=-1)
         query_weight, key_weight = self.query_key.weight.view(2, *shape).unbind()
         key_weight = key_weight.transpose(1, 2) * key_weight.shape[1] ** -0.5
-        query_weight = torch.bmm(key_weight, query_weight).flatten(0, 1)
         candidate_query = _by_head(candidate_query.unflatten(1, (self.num_heads, -1)), key_weight)
+        key_weight = torch.bmm(query_weight.transpose(1, 2), key_weight.transpose(1, 2)).flatten(0, 1)
         share = self._share(mask.to(history.dtype))
-        averages = self._averages(query_weight, candidate_query, history, mask, share)
+        averages = self._averages(key_weight, candidate_query, history, mask, share)
         values = _by_head(averages, self.value.weight.view(shape)).flatten(1)
         # The shares of a row sum to 1, or to n/N with unmasked keys. A term that is the same at all
         # positions is scaled by that sum. An empty history counts as one zero vector, whose average
@@ -103,13 +103,13 @@ class PooledAttention(nn.Module):
         return output
 
     def _averages(
-        self, query_weight: Tensor, candidate: Tensor, history: Tensor, mask: Tensor, share: Tensor
+        self, key_weight: Tensor, candidate: Tensor, history: Tensor, mask: Tensor, share: Tensor
     ) -> Tensor:
         """The average history of each head, [B, heads, D], zeros where all shares are zero."""
         length = history.shape[1]
         columns = (history, self._key_bias(mask, like=history), share)
         if history.device.type != "cpu" or not length:
-            return self._average(query_weight, candidate, *columns)
+            return self._average(key_weight, candidate, *columns)
         if self.mask_keys:
             needed = (mask * torch.arange(1, length + 1)).amax(1)
         else:
@@ -118,15 +118,15 @@ class PooledAttention(nn.Module):
         try:
             counts = steps.bincount(minlength=1).tolist()
         except RuntimeError:  # inside torch.vmap values cannot be read
-            return self._average(query_weight, candidate, *columns)
+            return self._average(key_weight, candidate, *columns)
         parts = _parts(counts, length, self.num_heads)
         if len(parts) == 1 and not counts[0]:
-            return self._average(query_weight, candidate, *(c[:, : parts[0][1]] for c in columns))
+            return self._average(key_weight, candidate, *(c[:, : parts[0][1]] for c in columns))
         rows = steps.argsort()[counts[0] :]
         averages = torch.cat(
             [
                 self._average(
-                    query_weight,
+                    key_weight,
                     candidate.index_select(0, part),
                     *(column[:, :end].index_select(0, part) for column in columns),
                 )
@@ -138,12 +138,12 @@ class PooledAttention(nn.Module):
         return averages.new_zeros(candidate.shape).index_copy(0, rows, averages)
 
     def _average(
-        self, query_weight: Tensor, candidate: Tensor, history: Tensor, bias: Tensor, share: Tensor
+        self, key_weight: Tensor, candidate: Tensor, history: Tensor, bias: Tensor, share: Tensor
     ) -> Tensor:
         """Attend and take the mean over the queries.
 
         Args:
-            query_weight: ``W_kᵀ W_1`` of all heads, scaled, [heads·D, D].
+            key_weight: ``W_1ᵀ W_k`` of all heads, scaled, [heads·D, D].
             candidate: The candidate's half of the queries, ``W_kᵀ (W_2 E + b)``, [B, heads, D].
             history: Behaviours, [B, N, D].
             bias: Added to the scores of each key, [B, N].
@@ -154,12 +154,15 @@ class PooledAttention(nn.Module):
         """
         batch, length, dim = history.shape
         heads = self.num_heads
-        query = (history @ query_weight.t()).view(batch, length, heads, dim)
-        query = (query + candidate.unsqueeze(1)).view(batch, length * heads, dim)
-        scores = torch.baddbmm(bias.unsqueeze(1), query, history.transpose(1, 2))
-        attention = scores.softmax(-1).view(batch, length, heads * length)
-        pooled = torch.bmm(share.unsqueeze(1), attention).view(batch, heads, length)
-        return torch.bmm(pooled, history)
+        key = (history @ key_weight.t()).view(batch, length * heads, dim)
+        bias = torch.baddbmm(bias.unsqueeze(2), history, candidate.transpose(1, 2))
+        scores = torch.bmm(key, history.transpose(1, 2)).add_(bias.view(batch, length * heads, 1))
+        # Over the first dimension of [keys, heads·queries] a softmax works on full vector registers
+        # at every length. Over the last one it takes 2 to 20 times as long where keys are few.
+        attention = scores.view(batch, length, heads * length).softmax(1)
+        attention = attention.view(batch, length * heads, length)
+        pooled = torch.bmm(share.unsqueeze(1), attention.transpose(1, 2))
+        return torch.bmm(pooled.view(batch, length, heads).transpose(1, 2), history)
 
     def _key_bias(self, mask: Tensor, *, like: Tensor) -> Tensor:
         """The bias of the scores, [B, N]: -inf for keys that are not attended to."""
