@@ -48,6 +48,16 @@ def weighted_ahead(
         yield from _weighted(model, perceptron, batches, several)
 
 
+def scores(
+    model: CrossDomainModel, perceptron: BehavioralPerceptron, batch: PairBatch
+) -> Tensor:
+    """The perceptron's score of each source behaviour of a batch [B], without gradient."""
+    inputs = model.behavior_inputs(batch)
+    assert inputs is not None
+    with torch.no_grad():
+        return perceptron.scores(inputs)
+
+
 def _weighted(
     model: CrossDomainModel,
     perceptron: BehavioralPerceptron,
@@ -55,14 +65,12 @@ def _weighted(
     several: Sequence[Tensor],
 ) -> Iterator[PairBatch]:
     sizes = [len(rows) for rows in several]
-    batch = batches.train_pairs(*several)
-    inputs = model.behavior_inputs(batch)
-    assert inputs is not None
+    batch = batches.train_pairs(*several, flat=perceptron.mask_keys)
+    parts = scores(model, perceptron, batch).split(sizes)
     with torch.no_grad():
-        scores = perceptron.scores(inputs).split(sizes)
         # σ may compare within a batch.
-        weight = torch.cat([perceptron.normalize(part) for part in scores])
+        weight = torch.cat([perceptron.normalize(part) for part in parts])
     # The steps do not read the histories.
     batch = replace(batch, weight=weight, source_history=None, target_history=None)
-    parts = zip(*(tensor.split(sizes) for tensor in tensors_in(batch)), strict=True)
-    return (with_tensors(batch, part) for part in parts)
+    tensors = zip(*(tensor.split(sizes) for tensor in tensors_in(batch)), strict=True)
+    return (with_tensors(batch, part) for part in tensors)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import reweight
 from cdr.data import Batches, CrossDomainData, PairBatch
 from cdr.models import CrossDomainModel
-from cdr.training.ahead import weighted_ahead
+from cdr.training.ahead import scores, weighted_ahead
 from cdr.training.options import HOLDS_OUT, Options, OuterOptions
 from cdr.training.same_users import SameUsers
 from reweight import (
@@ -28,6 +28,9 @@ from reweight import (
     SampleWeighter,
     SplitSampler,
 )
+
+# Source behaviours weighed at once where all are.
+_CHUNK = 4096
 
 
 class Learner:
@@ -132,9 +135,25 @@ class Learner:
         # σ of Eq. 8 depends on the batch. Batches of one size, shuffled as in training, make the
         # weights of all behaviours comparable.
         rows = torch.randperm(num, generator=torch.Generator().manual_seed(0)).to(device)
-        chunks = torch.tensor_split(rows, -(-num // 4096))
-        weights = torch.cat([self.rw.weights(batches.source_rows(chunk)) for chunk in chunks])
+        chunks, weighter = torch.tensor_split(rows, -(-num // _CHUNK)), self.rw.weighter
+        if isinstance(weighter, BehavioralPerceptron):
+            every = self._scores(weighter, batches)
+            with torch.no_grad():
+                weights = torch.cat([weighter.normalize(every[chunk]) for chunk in chunks])
+        else:
+            weights = torch.cat([self.rw.weights(batches.source_rows(chunk)) for chunk in chunks])
         return torch.empty_like(weights).index_copy_(0, rows, weights).cpu().numpy()
+
+    def _scores(self, perceptron: BehavioralPerceptron, batches: Batches) -> Tensor:
+        """The scores of all source behaviours, which depend on no batch, in their order."""
+        rows = torch.arange(len(self._data.source), device=self._data.source.user.device)
+        flat = perceptron.mask_keys
+        return torch.cat(
+            [
+                scores(self._model, perceptron, batches.source_rows(part, flat=flat))
+                for part in rows.split(_CHUNK)
+            ]
+        )
 
     def _is_inner(self, name: str) -> bool:
         return self._options.heads or not name.split(".")[0].endswith("head")
