@@ -50,11 +50,8 @@ def of_arrow(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
     """The different texts of a column of strings, as such or as a dictionary, and their codes."""
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
-    # Chunks may have a dictionary each.
-    column = column.unify_dictionaries()
-    codes = [chunk.indices.to_numpy() for chunk in column.chunks]
-    texts = column.chunk(0).dictionary if codes else pa.array([], column.type.value_type)
-    return texts, np.concatenate([*codes, np.empty(0, dtype=np.int32)])
+    whole = column.combine_chunks()  # where each chunk has a dictionary of its own, they are joined
+    return whole.dictionary, whole.indices.to_numpy()
 
 
 def joined(columns: Sequence[Coded]) -> Coded:
