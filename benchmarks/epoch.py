@@ -6,12 +6,14 @@
 The model is CoNet on generated data of the size of Books-Toys. The example and _textbook_biao.py
 start from equal parameters and use the same batches. They run alternately, about a hundred steps
 per turn, so that other load on the machine affects both equally. Times are medians over the turns.
-The example makes the weights of several steps in one call (`--outer.weights-ahead`); a variant of it
-makes them in every step, as the textbook does. They are processor times, which equal wall-clock times for one thread on an idle machine. On a GPU
-they are wall-clock times. Ratios are computed within a turn. The same run measures how much the two
-programs differ: in float64 before the timed steps, and in float32 over the timed steps, both with weights in every step. In
-float32 the difference grows, because rounding can switch a ReLU in one program only. What weights
-made ahead change in the first turn is printed beside it.
+They are processor times, which equal wall-clock times for one thread on an idle machine. On a GPU
+they are wall-clock times. Ratios are computed within a turn.
+
+The example makes the weights of the next batches in one call (--outer.weights-ahead). A second run
+of it makes them in every step, as the textbook does. Between these two the same run measures how
+much the programs differ: in float64 before the timed steps, and in float32 over the timed steps. In
+float32 the difference grows, because rounding can switch a ReLU in one program only. The last line
+is the difference that weights ahead make within the first turn.
 """
 
 from __future__ import annotations
@@ -212,7 +214,7 @@ def example(
 
 
 def _lap_around(weighter: nn.Module, method: str, clock: Clock, before: str, after: str) -> None:
-    """Have a method of the weighter end one phase when it is called, and another when it is done."""
+    """Have a method of the weighter end a phase when it is called, and one when it returns."""
     call = getattr(weighter, method)
 
     def timed(*arguments: Any) -> Tensor:

@@ -255,7 +255,8 @@ def test_batches_scored_together_weigh_what_each_weighs_alone() -> None:
 
 def padded(slices: HistorySlices) -> tuple[Tensor, Tensor]:
     """The same histories [B, N, D] with their mask."""
-    rows = [slices.behaviors[s : s + n] for s, n in zip(*map(Tensor.tolist, slices[1:]), strict=True)]
+    places = zip(slices.start.tolist(), slices.length.tolist(), strict=True)
+    rows = [slices.behaviors[start : start + length] for start, length in places]
     history = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=7.0)
     return history, torch.arange(history.shape[1]) < slices.length.unsqueeze(1)
 
@@ -290,8 +291,9 @@ def test_slices_are_pooled_like_padded_histories(
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
     for ours, theirs in zip(
         *(
-            torch.autograd.grad((coefficients * scores).sum(), leaves, materialize_grads=True,
-                                allow_unused=True)
+            torch.autograd.grad(
+                (coefficients * scores).sum(), leaves, materialize_grads=True, allow_unused=True
+            )
             for scores in (got, expected)
         ),
         strict=True,

@@ -83,7 +83,8 @@ def users_of(source: np.ndarray | Coded, target: np.ndarray | Coded) -> Users:
     forms = unicode_forms(np.concatenate(written))
     if not forms:
         return Users(*written, {})
-    return Users(*(encode(_read_as(users, forms))[0] for users in written), forms)
+    read = [encode(_read_as(users, forms))[0] for users in written]
+    return Users(read[0], read[1], forms)
 
 
 def common_users(source: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -237,7 +237,9 @@ def interactions(
         known of none.
     """
     parts = [table.filter(pc.equal(table["domain"], name)) for name in names]
-    columns = [_texts(*each, catalogue, several=len(names) > 1) for each in zip(parts, names, strict=True)]
+    columns = [
+        _texts(*each, catalogue, several=len(names) > 1) for each in zip(parts, names, strict=True)
+    ]
     users, items, categories = zip(*columns, strict=True)
     rows = pa.concat_tables(part.drop_columns(["user", "item", "domain"]) for part in parts)
     time = rows["time"].to_numpy()

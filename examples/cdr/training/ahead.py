@@ -48,9 +48,7 @@ def weighted_ahead(
         yield from _weighted(model, perceptron, batches, several)
 
 
-def scores(
-    model: CrossDomainModel, perceptron: BehavioralPerceptron, batch: PairBatch
-) -> Tensor:
+def scores(model: CrossDomainModel, perceptron: BehavioralPerceptron, batch: PairBatch) -> Tensor:
     """The perceptron's score of each source behaviour of a batch [B], without gradient."""
     inputs = model.behavior_inputs(batch)
     assert inputs is not None
@@ -66,11 +64,11 @@ def _weighted(
 ) -> Iterator[PairBatch]:
     sizes = [len(rows) for rows in several]
     batch = batches.train_pairs(*several, flat=perceptron.mask_keys)
-    parts = scores(model, perceptron, batch).split(sizes)
+    parts = torch.split(scores(model, perceptron, batch), sizes)
     with torch.no_grad():
         # σ may compare within a batch.
         weight = torch.cat([perceptron.normalize(part) for part in parts])
     # The steps do not read the histories.
     batch = replace(batch, weight=weight, source_history=None, target_history=None)
-    tensors = zip(*(tensor.split(sizes) for tensor in tensors_in(batch)), strict=True)
+    tensors = zip(*(torch.split(tensor, sizes) for tensor in tensors_in(batch)), strict=True)
     return (with_tensors(batch, part) for part in tensors)

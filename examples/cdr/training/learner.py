@@ -151,7 +151,7 @@ class Learner:
         return torch.cat(
             [
                 scores(self._model, perceptron, batches.source_rows(part, flat=flat))
-                for part in rows.split(_CHUNK)
+                for part in torch.split(rows, _CHUNK)
             ]
         )
 
