@@ -50,8 +50,16 @@ def of_arrow(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
     """The different texts of a column of strings, as such or as a dictionary, and their codes."""
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
-    whole = column.combine_chunks()  # where each chunk has a dictionary of its own, they are joined
-    return whole.dictionary, whole.indices.to_numpy()
+    if len({_memory(chunk.dictionary) for chunk in column.chunks}) != 1:
+        column = pa.chunked_array([column.combine_chunks()])  # joins the dictionaries
+    codes = [chunk.indices.to_numpy() for chunk in column.chunks]
+    return column.chunk(0).dictionary, np.concatenate(codes)
+
+
+def _memory(texts: pa.Array) -> tuple[object, ...]:
+    """Where an array lies: to compare the texts of each chunk's dictionary takes far longer."""
+    buffers = [None if buffer is None else buffer.address for buffer in texts.buffers()]
+    return (texts.offset, len(texts), *buffers)
 
 
 def joined(columns: Sequence[Coded]) -> Coded:
