@@ -2,6 +2,7 @@
 
     python benchmarks/epoch.py [--steps 1000] [--interval 100] [--batch-size 64] [--history 50]
                                [--device cpu] [--json FILE]
+    python benchmarks/epoch.py --default-preset
 
 The model is CoNet on generated data of the size of Books-Toys. The example and _textbook_biao.py
 start from equal parameters and use the same batches. They run alternately, about a hundred steps
@@ -315,10 +316,7 @@ def agreement(data: CrossDomainData, told: Options, num_steps: int) -> Differenc
 
 def race(data: CrossDomainData, told: Options, num_steps: int) -> dict[str, Any]:
     """The seconds of every turn and of the phases, and the differences."""
-    interval = told.outer.interval
-    outer_steps = math.ceil(TURN / interval)
-    turn = outer_steps * interval
-    turns = max(1, round(num_steps / turn))
+    _, turn, turns = lengths(told.outer.interval, num_steps)
     total = (1 + turns) * turn + PROFILED
     ours, base = example(data, told), example(data, told, biao=False)
     auto = replace(told, outer=replace(told.outer, step_size="auto"))
@@ -331,6 +329,49 @@ def race(data: CrossDomainData, told: Options, num_steps: int) -> dict[str, Any]
         EXAMPLE_AUTO: example(data, auto),
     }
     first_difference, difference, ahead = Difference(), Difference(), Difference()
+
+    def compare(lap: int) -> None:
+        nonlocal first_difference
+        difference.look(runners[EXAMPLE_EACH], runners[TEXTBOOK])
+        if lap == 0:
+            first_difference = replace(difference)
+            ahead.look(runners[EXAMPLE], runners[EXAMPLE_EACH])
+
+    return {
+        **timed(runners, told.outer.interval, num_steps, compare),
+        "differences": {
+            f"float32, {turn} steps": vars(first_difference),
+            f"float32, {(1 + turns) * turn} steps": vars(difference),
+            f"weights ahead against in each step, {turn} steps": vars(ahead),
+        },
+    }
+
+
+def race_of_default(data: CrossDomainData, told: Options, num_steps: int) -> dict[str, Any]:
+    """The same for the default preset, which the textbook does not have."""
+    runners = {
+        EXAMPLE_BASE: example(data, told, biao=False),
+        EXAMPLE: example(data, told),
+        EXAMPLE_EACH: example(data, in_each_step(told)),
+    }
+    return {**timed(runners, told.outer.interval, num_steps), "differences": {}}
+
+
+def lengths(interval: int, num_steps: int) -> tuple[int, int, int]:
+    """Outer steps in a turn, inner steps in a turn, and turns."""
+    outer_steps = math.ceil(TURN / interval)
+    turn = outer_steps * interval
+    return outer_steps, turn, max(1, round(num_steps / turn))
+
+
+def timed(
+    runners: dict[str, Runner],
+    interval: int,
+    num_steps: int,
+    compare: Callable[[int], None] = lambda lap: None,
+) -> dict[str, Any]:
+    """The seconds of every turn and of the phases; ``compare`` is called after each turn of all."""
+    outer_steps, turn, turns = lengths(interval, num_steps)
     first: dict[str, float] = {}
     inner: dict[str, list[float]] = {name: [] for name in runners}
     outer: dict[str, list[float]] = {name: [] for name in runners}
@@ -343,21 +384,13 @@ def race(data: CrossDomainData, told: Options, num_steps: int) -> dict[str, Any]
                 continue
             inner[name].append(statistics.fmean(s for s, _ in seconds) / interval)
             outer[name].append(statistics.fmean(s for _, s in seconds))
-        difference.look(runners[EXAMPLE_EACH], runners[TEXTBOOK])
-        if lap == 0:
-            first_difference = replace(difference)
-            ahead.look(runners[EXAMPLE], runners[EXAMPLE_EACH])
+        compare(lap)
     return {
         "steps": turns * turn,
         "inner": inner,
         "outer": outer,
         "first_outer": first,
         "phases": phases(runners),
-        "differences": {
-            f"float32, {turn} steps": vars(first_difference),
-            f"float32, {(1 + turns) * turn} steps": vars(difference),
-            f"weights ahead against in each step, {turn} steps": vars(ahead),
-        },
     }
 
 
@@ -405,6 +438,7 @@ def summary(result: dict[str, Any], steps_of_epoch: int, interval: int) -> dict[
                 (EXAMPLE_EACH, EXAMPLE_BASE),
                 (TEXTBOOK, TEXTBOOK_BASE),
             )
+            if one in step and other in step
         },
     }
 
@@ -438,7 +472,10 @@ def report(row: dict[str, Any]) -> None:
         times = [*(spent[phase] for phase in PHASES), found["outer"][name] / interval]
         cells = (f"{1e3 * t:5.2f} {t / sum(times):4.0%}" for t in times)
         print(f"{name:{width}}  " + "  ".join(f"{cell:>10}" for cell in cells))
-    print("\nlargest relative difference of example and textbook BIAO in losses, hypergradients")
+    if row["differences"]:
+        print(
+            "\nlargest relative difference of example and textbook BIAO in losses, hypergradients"
+        )
     for kind, difference in row["differences"].items():
         print(f"{kind}:  {difference['losses']:.1e}, {difference['hypergradients']:.1e}")
 
@@ -449,6 +486,11 @@ def main() -> None:
     parser.add_argument("--interval", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--history", type=int, default=50)
+    parser.add_argument(
+        "--default-preset",
+        action="store_true",
+        help="the example's default preset, without a textbook; not with the options above",
+    )
     parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     arguments = parser.parse_args()
@@ -456,28 +498,34 @@ def main() -> None:
     warnings.simplefilter("ignore")  # of negative curvature early in training
     data = books_toys().to(arguments.device)
     told = options(arguments.batch_size, arguments.history, arguments.interval)
+    if arguments.default_preset:
+        told = preset("default", "conet")
     steps_of_epoch = math.ceil(len(data.train) / told.inner.batch_size)
-    length = (data.source_history.end - data.source_history.start).clamp(max=arguments.history)
+    length = (data.source_history.end - data.source_history.start).clamp(
+        max=told.perceptron.history
+    )
     print(machine(arguments.device))
     print(
-        f"{len(data.train):,} training rows in batches of {arguments.batch_size}, "
-        f"{len(data.source):,} source rows, histories of {arguments.history} with "
+        f"{len(data.train):,} training rows in batches of {told.inner.batch_size}, "
+        f"{len(data.source):,} source rows, histories of {told.perceptron.history} with "
         f"{float(length.float().mean()):.0f} real source positives on average, "
-        f"an outer step every {arguments.interval} steps"
+        f"an outer step every {told.outer.interval} steps"
     )
-    often = replace(told, outer=replace(told.outer, interval=AGREEMENT_INTERVAL))
-    in_float64 = agreement(data, often, AGREEMENT_STEPS)
-    result = race(data, told, arguments.steps)
+    if arguments.default_preset:
+        result = race_of_default(data, told, arguments.steps)
+    else:
+        result = race(data, told, arguments.steps)
+        often = replace(told, outer=replace(told.outer, interval=AGREEMENT_INTERVAL))
+        in_float64 = vars(agreement(data, often, AGREEMENT_STEPS))
+        differences = {f"float64, {AGREEMENT_STEPS} steps": in_float64, **result["differences"]}
+        result["differences"] = differences
     row = {
         "machine": machine(arguments.device),
         **{k: v if isinstance(v, int) else str(v) for k, v in vars(arguments).items()},
         **result,
         "summary": summary(result, steps_of_epoch, told.outer.interval),
         "ideal_overhead": 1 + (told.outer.num_terms + 2) / told.outer.interval,
-        "differences": {
-            f"float64, {AGREEMENT_STEPS} steps": vars(in_float64),
-            **result.pop("differences"),
-        },
+        "interval": told.outer.interval,
     }
     report(row)
     if arguments.json:

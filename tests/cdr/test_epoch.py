@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import epoch
 from cdr.data import CrossDomainData
+from cdr.training import preset
 
 # Ten outer steps; batches of 32, so that an epoch has an odd batch at its end.
 TOLD = epoch.in_each_step(epoch.options(batch_size=32, history=8, interval=4))
@@ -82,6 +83,18 @@ def test_the_race_has_a_number_for_everyone(
         }
     )
     assert f"{epoch.TEXTBOOK} / {epoch.EXAMPLE}" in capsys.readouterr().out
+
+
+def test_the_default_preset_is_timed_without_a_textbook(
+    tiny: CrossDomainData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(epoch, "TURN", 5)
+    monkeypatch.setattr(epoch, "PROFILED", 4)
+    result = epoch.race_of_default(tiny, preset("default", "conet"), num_steps=5)
+    found = epoch.summary(result, steps_of_epoch=8, interval=5)
+    assert found["ratios"].keys() == {
+        f"{name} / {epoch.EXAMPLE_BASE}" for name in (epoch.EXAMPLE, epoch.EXAMPLE_EACH)
+    }
 
 
 def test_the_generated_data_has_the_counts_of_books_toys() -> None:
