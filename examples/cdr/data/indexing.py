@@ -171,6 +171,8 @@ def index_target(
 
 def _places(ids: np.ndarray, among: np.ndarray) -> np.ndarray:
     """Where each id is among others that are sorted, all different; -1 where it is not."""
+    if not len(among):
+        return np.full(len(ids), -1)
     if among.dtype.kind in "iu":
         place = np.minimum(np.searchsorted(among, ids), len(among) - 1)
         return np.where(among[place] == ids, place, -1)

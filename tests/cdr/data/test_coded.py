@@ -131,3 +131,14 @@ def test_an_integer_and_a_text_are_not_mixed() -> None:
             Interactions(rows, numbers, np.ones(3, bool)),
             Interactions(numbers, numbers, np.ones(3, bool)),
         )
+
+
+@pytest.mark.parametrize("empty", [np.array([], dtype=np.int64), objects([])])
+def test_a_domain_without_rows_has_no_common_user(empty: np.ndarray) -> None:
+    rows = np.array([7, 7, 7]) if empty.dtype == np.int64 else objects(["7", "7", "7"])
+    with pytest.raises(ValueError, match="the target 0 "):
+        build(
+            "empty",
+            Interactions(rows, rows, np.ones(3, bool)),
+            Interactions(empty, empty, np.zeros(0, bool)),
+        )
