@@ -205,9 +205,9 @@ def seen_rows(training: Training) -> tuple[list[Tensor], list[Tensor], list[Tens
     outer: list[Tensor] = []
     asked = inner
 
-    def noted(*rows: Tensor) -> object:
+    def noted(*rows: Tensor, flat: bool = False) -> object:
         asked.extend(rows)
-        return train_pairs(*rows)
+        return train_pairs(*rows, flat=flat)
 
     def outer_noted(batches: Batches) -> None:
         nonlocal asked
