@@ -5,9 +5,10 @@
 A cell shows the relative error of the hypergradient and an outcome. "right": the error is within
 what the verdict allows, 1e-2 at most. WRONG: the verdict trusts a result with a larger error.
 Otherwise: why the verdict does not trust the result, or "refused" where an error says so. A second
-table has Gauss-Newton matrices in the place of the Hessian. TorchOpt gives no verdict, so a cell of
-its table is right or WRONG. If the Hessian is singular, there is no answer and the error is
-infinite. TorchOpt's table needs the extra [bench].
+table has Gauss-Newton matrices in the place of the Hessian. First-order steps solve nothing, so
+their table compares them with the same step by dense linear algebra. TorchOpt gives no verdict, so
+a cell of its table is right or WRONG. If the Hessian is singular, there is no answer and the error
+is infinite. TorchOpt's table needs the extra [bench].
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.catalogue import gauss_newton
-from benchmarks.catalogue.problems import PROBLEMS, Bilevel
+from benchmarks.catalogue import first_order, gauss_newton
+from benchmarks.catalogue.problems import PROBLEMS, Bilevel, relative_error
 from benchmarks.catalogue.solvers import SOLVERS, allowed_error, strategy
 from reweight import SolveInfo
 from reweight.verdict import TRUSTED_ERROR
@@ -61,6 +62,14 @@ def with_gauss_newton(problem: gauss_newton.WithOutputs, name: str) -> dict[str,
     except ValueError as refusal:
         return {"error": math.nan, "outcome": "refused", "reason": str(refusal)}
     return {"error": error, **_outcome(found.info, error)}
+
+
+def without_hessian(problem: Bilevel, name: str) -> dict[str, Any]:
+    found, expected = first_order.hypergradient(problem, name)
+    error = relative_error(found.grads["weights"], expected)
+    # Of central differences: eps^⅔ times third derivatives of order ten.
+    right = error <= 1e-8 and not found.info.trustworthy
+    return {"error": error, "outcome": "right" if right else "WRONG"}
 
 
 def torchopt_solvers() -> dict[str, Callable[..., Any]]:
@@ -154,6 +163,11 @@ def main() -> None:
         "reweight: relative error of the influence, with Gauss-Newton matrices, float64",
         tables["reweight, Gauss-Newton"],
     )
+    tables["first-order"] = {
+        name: {problem: without_hessian(p, name) for problem, p in problems.items()}
+        for name in first_order.STEPS
+    }
+    show("first-order steps: relative error of the step itself", tables["first-order"])
     try:
         import torchopt
     except ImportError:

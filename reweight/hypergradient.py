@@ -46,8 +46,8 @@ from reweight._tensors import (
     stored,
 )
 from reweight.preconditioning import Preconditioner, SecondMoments
-from reweight.solvers import Neumann, SampleSpace
-from reweight.verdict import Matrix, SolveInfo
+from reweight.solvers import Identity, Neumann, SampleSpace
+from reweight.verdict import WAYS, Matrix, SolveInfo, Way
 
 # Truncated solvers miss the inverse by design, so their residual is sampled this seldom.
 _SAMPLED = 20
@@ -106,7 +106,12 @@ class ImplicitHypergradient:
         damping: added once to the operator, ≥ 0. It makes singular systems solvable, and is the
             curvature of a proximal term ``½·damping·‖θ − θ*‖²`` in the inner loss.
         hvp: ``"auto"`` tries ``"autograd"`` (a gradient graph that is reused), then ``"func"``
-            (``torch.func``), then ``"finite_difference"``, and takes the first that works.
+            (``torch.func``), then ``"finite_difference"``, and takes the first that works. Under
+            :func:`reweight.wrap`, :class:`Identity` needs no Hessian, and ``"auto"`` tries before
+            these ``"forward"`` (the losses are evaluated once, with forward-mode differentiation
+            along ``u``) and ``"differences"`` (the losses are evaluated at ``θ ± ε·u``, without any
+            differentiation: fused attention, checkpointing and layers without a derivative of their
+            own work).
         preconditioner: a positive diagonal ``D``: the solver then works on
             ``D^½ (H + damping·I) D^½``, and its solution is multiplied by ``D^½``.
             :class:`SecondMoments` reads ``D`` from an adaptive optimizer; a dict of tensors, by the
@@ -145,7 +150,7 @@ class ImplicitHypergradient:
 
     solver: Solver = Neumann()
     damping: float = 0.0
-    hvp: Literal["auto"] | Mode = "auto"
+    hvp: Literal["auto"] | Mode | Way = "auto"
     preconditioner: Preconditioner | None = None
     curvature: Matrix = "hessian"
     verdict_every: int | None = None
@@ -168,10 +173,16 @@ class ImplicitHypergradient:
                 f"ImplicitHypergradient(damping={self.damping!r}): damping must be finite and not "
                 "below 0"
             )
-        if self.hvp not in ("auto", *MODES):
+        if self.hvp not in ("auto", *MODES, *WAYS):
             raise ValueError(
                 f"ImplicitHypergradient(hvp={self.hvp!r}): choose one of "
-                f"{', '.join(map(repr, ('auto', *MODES)))}"
+                f"{', '.join(map(repr, ('auto', *MODES, *WAYS)))}"
+            )
+        if self.hvp in WAYS and not isinstance(self.solver, Identity):
+            raise ValueError(
+                f"ImplicitHypergradient(hvp={self.hvp!r}) makes first-order steps, and "
+                f"{self.solver!r} needs products with the Hessian: choose "
+                f"{', '.join(map(repr, ('auto', *MODES)))}, or solver=Identity()"
             )
         every = self.verdict_every
         whole = isinstance(every, Integral) and not isinstance(every, bool)
@@ -241,6 +252,11 @@ class ImplicitHypergradient:
                 "hparams) is a number: use reweight.wrap, with losses that return Losses.of("
                 'outputs, loss_fn), or curvature="hessian"'
             )
+        if self.hvp in WAYS:
+            raise ValueError(
+                f"ImplicitHypergradient(hvp={self.hvp!r}) differentiates the losses of samples, "
+                'which wrap knows and an inner loss as a function does not show: use hvp="auto"'
+            )
         for name, tree in (("params", params), ("hparams", hparams)):
             check_tree(name, tree)
         with torch.enable_grad():
@@ -277,7 +293,16 @@ class ImplicitHypergradient:
         """The modes of Hessian-vector products to try, in this order."""
         if isinstance(self.solver, SampleSpace):
             return ("autograd",)
-        return MODES if self.hvp == "auto" else (self.hvp,)
+        return (self.hvp,) if self.hvp in MODES else MODES
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """The ways of first-order steps to try, in this order; none where the Hessian is used."""
+        if not isinstance(self.solver, Identity):
+            return ()
+        if self.hvp == "auto":
+            return WAYS
+        return (self.hvp,) if self.hvp in WAYS else ()
 
     @property
     def interval(self) -> int:

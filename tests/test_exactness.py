@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.catalogue import gauss_newton
-from benchmarks.catalogue.problems import PROBLEMS
+from benchmarks.catalogue import first_order, gauss_newton
+from benchmarks.catalogue.problems import PROBLEMS, relative_error
 from benchmarks.catalogue.solvers import SOLVERS, allowed_error, strategy
 from reweight import ConjugateGradient, ImplicitHypergradient, Neumann, Nystrom, Status
 
@@ -54,6 +54,16 @@ def test_gauss_newton_systems_with_damping_are_solved(name: str) -> None:
         assert found.info.trustworthy
         # A residual of 1e-10, and condition numbers of up to 1e4.
         assert gauss_newton.error(problem, found.influence) < 1e-7
+
+
+@pytest.mark.parametrize("step", first_order.STEPS)
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_first_order_step_is_what_it_says(name: str, step: str) -> None:
+    found, expected = first_order.hypergradient(PROBLEMS[name](), step)
+    assert found.info.first_order and not found.info.trustworthy
+    # Rounding; and of central differences, eps^⅔ times third derivatives of order ten.
+    tolerance = 1e-13 if found.info.hvp_mode == "forward" else 1e-8
+    assert relative_error(found.grads["weights"], expected) < tolerance
 
 
 SOLVABLE = [n for n in PROBLEMS if n not in ("singular", "indefinite", "the same, untrained")]

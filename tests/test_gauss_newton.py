@@ -14,6 +14,7 @@ from _support.wrapping import DEV, EXACT, SIZE, TRAIN, make, randn
 from benchmarks.catalogue.gauss_newton import PROBLEMS
 from reweight import (
     ConjugateGradient,
+    Identity,
     ImplicitHypergradient,
     Losses,
     Neumann,
@@ -198,6 +199,15 @@ def test_the_verdict_says_with_which_matrix() -> None:
     info = gauss_newton(model=deep(), hypergradient=truncated).hypergradient(TRAIN, DEV).info
     assert "as chosen" in info.message and "Gauss-Newton" in info.message
     assert "Gauss-Newton" not in make(deep()).hypergradient(TRAIN, DEV).info.message
+
+
+def test_a_first_order_step_has_no_matrix() -> None:
+    strategy = ImplicitHypergradient(Identity(), curvature="gauss_newton")
+    found = gauss_newton(model=deep(), hypergradient=strategy).hypergradient(TRAIN, DEV)
+    plain = make(deep(), hypergradient=ImplicitHypergradient(Identity()))
+    assert found.info.first_order and "Gauss-Newton" not in found.info.message
+    expected = plain.hypergradient(TRAIN, DEV)
+    torch.testing.assert_close(found.influence, expected.influence, rtol=1e-12, atol=0.0)
 
 
 def test_the_check_finds_the_set_up_right_and_names_the_matrix() -> None:

@@ -18,7 +18,16 @@ from reweight._curvature import Forward, Mode, Outputs, from_graph, with_func
 from reweight._problem.inner import InnerProblem
 from reweight._problem.isolation import is_compiled, parameters_of, twice_differentiable
 from reweight._tables import Graph, GraphInputs, SubstituteRows, Table, tables_of
-from reweight._tensors import InFloat64, Tree, doubled, filled, map_tensors, some
+from reweight._tensors import (
+    InFloat64,
+    Tree,
+    doubled,
+    filled,
+    map_tensors,
+    moving,
+    some,
+    velocity,
+)
 
 # Parameters and buffers that are converted at most; a few copies of them are needed.
 _LARGEST = 20_000_000
@@ -78,6 +87,20 @@ class InnerInDouble:
         # Installed during the backward passes too: a checkpointed module runs again in them.
         with self._installed(params), InFloat64():
             return from_graph(self._loss(), params, {}).everywhere(v)
+
+    def value(self, params: Tree) -> float:
+        """``θ -> inner``, without a graph."""
+        with torch.no_grad(), self._installed(params), InFloat64():
+            return float(self._loss())
+
+    def tangent(self, params: Tree, v: Tree) -> float:
+        """``(θ, v) -> ⟨∇inner, v⟩`` by forward mode.
+
+        Raises:
+            RuntimeError: an operation has no forward-mode derivative.
+        """
+        with moving(params, v) as values, self._installed(values), InFloat64():
+            return float(velocity(self._loss()))
 
     def evaluate(self, params: Tree) -> tuple[float, Tree]:
         """``θ -> (inner, ∇inner)``.

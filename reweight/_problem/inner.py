@@ -30,6 +30,17 @@ UNTOUCHED = (
 )
 
 
+def padding_rows(parts: Sequence[nn.Module], theta: Tree) -> dict[str, int]:
+    """The padding rows of the embedding tables among the inner parameters, by name."""
+    rows = {
+        id(part._parameters.get("weight")): part.padding_idx
+        for part in parts
+        if isinstance(part, (nn.Embedding, nn.EmbeddingBag))
+    }
+    found = {name: rows.get(id(p)) for name, p in theta.items()}
+    return {name: row for name, row in found.items() if row is not None}
+
+
 class InnerProblem:
     """The inner loss of a model on one batch, at given weights of its samples.
 
@@ -94,13 +105,8 @@ class InnerProblem:
 
     def padding(self, by_rows: Container[str]) -> dict[str, int]:
         """Rows of tables that are padding, which are constants; of tables that are used whole."""
-        rows = {
-            id(part._parameters.get("weight")): part.padding_idx
-            for part in self.parts
-            if isinstance(part, (nn.Embedding, nn.EmbeddingBag))
-        }
-        found = {n: rows.get(id(p)) for n, p in self.theta.items() if n not in by_rows}
-        return {name: row for name, row in found.items() if row is not None}
+        found = padding_rows(self.parts, self.theta)
+        return {name: row for name, row in found.items() if name not in by_rows}
 
     def functional_model(self) -> FunctionalModel:
         """The model as a function of the values that can be substituted.

@@ -12,11 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from reweight._curvature import Partial, Slope, Solved, Stated, System, solve
+from reweight._problem.along import Along
 from reweight._problem.bilevel import BilevelProblem
+from reweight._problem.direction import by_backward, direction_of, moves_padding
+from reweight._problem.first_order import FirstOrder
 from reweight._problem.fresh import FreshBatches
+from reweight._problem.functional import FunctionalModel
 from reweight._problem.hooks import GradientHooks, Hooked
 from reweight._problem.in_place import InnerInPlace
-from reweight._problem.inner import UNTOUCHED, InnerProblem
+from reweight._problem.inner import UNTOUCHED, InnerProblem, padding_rows
 from reweight._problem.isolation import (
     Isolation,
     differentiable,
@@ -29,6 +33,7 @@ from reweight._problem.objects import inside
 from reweight._problem.outputs import ModelOutputs
 from reweight._problem.statement import check_batch, check_memory, check_optimizers
 from reweight._problem.unheld import caveat_of, unheld
+from reweight._problem.ways import Ways
 from reweight._problem.weights import through_weighter
 from reweight._tables import Graph, looked_up, tables_of
 from reweight._tensors import Pending, Tree, rounding, some, tensors_in
@@ -39,10 +44,13 @@ from reweight.hypergradient import (
     outer_gradients,
 )
 from reweight.losses import Losses
-from reweight.solvers import SampleSpace
-from reweight.verdict import SolveInfo
+from reweight.solvers import Identity, SampleSpace
+from reweight.verdict import SolveInfo, Way
 
 logger = logging.getLogger("reweight")
+
+# The weights with their graph, the influence of each sample, and the verdict.
+_Found = tuple[Tensor, Tensor, SolveInfo]
 
 
 def hypergradient(
@@ -138,6 +146,7 @@ class _OuterStep:
         # a mask may change in place.
         self._hooks = problem.hooks or GradientHooks(self._theta)
         self._hooked = Hooked()
+        self._failures: dict[Way, str] = {}
         if self._look:
             check_memory(self._theta)
             problem.guard.objects = problem.mutable(parts)
@@ -161,8 +170,43 @@ class _OuterStep:
             outer = problem.outer_loss(self._dev_batch, self._pending)
         outer_graph = Graph(outer)
         rhs, direct = self._outer_gradients(outer, outer_graph, tables)
+        found = None
+        if batches is None and self._strategy.ways:
+            found = self._without_hessian(rhs, outer.detach(), outer_graph, isolation)
         leaves = outer_graph.leaves
         del outer, outer_graph
+        if found is None:
+            found = self._with_hessian(rhs, leaves, tables, batches, isolation)
+        # Known now: something else works, so these errors are not those of the losses.
+        self._findings.no_way.update(self._failures)
+        weights, influence, info = found
+        name = type(problem.weighter).__name__
+        # Around the backward pass too: a checkpointed module runs again in it.
+        with twice_differentiable():
+            indirect = through_weighter(
+                problem.weighter,
+                self._phi,
+                weights,
+                influence,
+                direct,
+                problem.notices,
+                problem.progress,
+                self._pending,
+            )
+        why = f"the weights of {name} have no finite derivative here"
+        grads = assembled(direct, indirect, self._phi, why, self._pending)
+        self._pending.read()
+        return Hypergradient(grads, info, influence)
+
+    def _with_hessian(
+        self,
+        rhs: Tree,
+        leaves: dict[int, Any],
+        tables: Tree,
+        batches: Iterable[Any] | None,
+        isolation: Isolation,
+    ) -> _Found:
+        problem = self._problem
         isolation.restore()
         # Around the backward passes too: a checkpointed module runs again in them.
         with twice_differentiable():
@@ -170,24 +214,65 @@ class _OuterStep:
                 losses = problem.losses(self._batch, self._pending)
                 weights = problem.weights(losses, self._pending)
             inner = self._inner(self._batch, losses, weights, tables, isolation)
+            if inner.weights.numel():
+                inner.graph.refuse_reentrant("losses")
             self._look_at(inner, leaves)
             solved = self._solved(inner, rhs, batches)
-        influence = _influence(solved)
-        name = type(problem.weighter).__name__
-        indirect = through_weighter(
-            problem.weighter,
-            self._phi,
-            weights,
-            influence,
-            direct,
-            problem.notices,
-            problem.progress,
-            self._pending,
+        return weights, _influence(solved), solved.info
+
+    def _without_hessian(
+        self, rhs: Tree, loss: Tensor, outer: Graph, isolation: Isolation
+    ) -> _Found | None:
+        """A first-order step; ``None`` where the Hessian's path has to be taken."""
+        problem, strategy, theta = self._problem, self._strategy, self._theta
+        assert isinstance(strategy.solver, Identity)  # no other solver has ways
+        problem.audit.meet(outer.kinds, outer.reached(theta))
+        direction = direction_of(
+            rhs, loss, theta, self._hooked.free, strategy.preconditioner, problem.optimizers
         )
-        why = f"the weights of {name} have no finite derivative here"
-        grads = assembled(direct, indirect, self._phi, why, self._pending)
-        self._pending.read()
-        return Hypergradient(grads, solved.info, influence)
+        if not direction.values or moves_padding(direction, padding_rows(self._parts, theta)):
+            return None
+        model = FunctionalModel(self._parts, theta, {})
+        along = Along(lambda: problem.evaluated(self._batch), model, isolation)
+        ways = Ways(problem.audit, along, lambda: self._mixture(outer.leaves, isolation))
+        auto = strategy.hvp == "auto"
+        first_order = FirstOrder(problem, along, ways, self._pending)
+        step = first_order.step(direction, strategy.ways, auto=auto)
+        self._failures = first_order.failures
+        if step is None:
+            return None
+        # The influence is linear in u: a factor of u would take a copy of θ's size.
+        return step.weights, strategy.solver.step_size * step.influence, step.info
+
+    def _mixture(self, leaves: dict[int, Any], isolation: Isolation) -> InnerProblem:
+        """A random mixture of the losses, with its graph; the graph is looked at."""
+        problem = self._problem
+        isolation.restore()
+        tables = tables_of(self._parts, self._theta)
+        with twice_differentiable(), isolation.watched():
+            losses = problem.losses(self._batch)
+        inner = self._inner(
+            self._batch, losses, torch.ones_like(losses.weighted), tables, isolation
+        )
+        self._look_at(inner, leaves)
+        # Later steps have no graph to look at.
+        self._findings.remarks = list(dict.fromkeys((*self._findings.remarks, *self._caveats)))
+        factors = 0.5 + torch.rand(len(losses.weighted), generator=torch.Generator().manual_seed(3))
+        weights = factors.to(losses.weighted).requires_grad_(True)
+
+        def evaluate(batch: Any, weights: Tensor) -> Tensor:
+            return (weights * problem.evaluated(batch).weighted).sum()
+
+        return InnerProblem(
+            parts=self._parts,
+            evaluate=evaluate,
+            batch=self._batch,
+            weights=weights,
+            loss=(weights * losses.weighted).sum(),
+            theta=self._theta,
+            tables=tables,
+            isolation=isolation,
+        )
 
     def judged(self, result: Hypergradient, isolation: Isolation) -> Hypergradient:
         """The result with everything that is known against it, after the isolation is closed."""
@@ -204,11 +289,11 @@ class _OuterStep:
         caveats = [*self._caveats, *findings.remarks, *self._hooked.faults]
         comparison = None
         if mode != "none":
-            comparison = audit.comparison(mode)  # type: ignore[arg-type]
-            caveats.append(findings.caveats.get(mode, ""))  # type: ignore[call-overload]
-        caveat = "; ".join(filter(None, caveats))
+            comparison = audit.comparison(mode)
+            caveats.append(findings.caveats.get(mode, ""))
+        caveat = "; ".join(filter(None, dict.fromkeys(caveats)))
         last = None
-        if mode != "none":
+        if mode != "none" and not result.info.first_order:
             last = audit.residual(self._strategy, result.info.relative_residual)
         info = dataclasses.replace(
             result.info,
@@ -239,6 +324,8 @@ class _OuterStep:
         Raises:
             ValueError: the outer loss depends on no inner parameter.
         """
+        if graph.is_reentrant and self._strategy.ways:
+            return by_backward(loss, graph, self._theta, self._phi)
         graph.refuse_reentrant("outer_loss")
         try:
             rhs, direct = outer_gradients(loss, self._theta, self._phi, looked_up(graph, tables))
@@ -289,7 +376,6 @@ class _OuterStep:
         problem, graph, findings = self._problem, inner.graph, self._findings
         if not inner.weights.numel():
             return
-        graph.refuse_reentrant("losses")
         for name in graph.reached(self._phi):
             raise ValueError(
                 f"the losses depend on the weighter's {name} in another way than through the "

@@ -109,13 +109,18 @@ class Graph:
         }
         return max(given, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
+    @property
+    def is_reentrant(self) -> bool:
+        """Whether a part of it is a reentrant checkpoint, whose inside is not part of it."""
+        return any(kind.__name__ == "CheckpointFunctionBackward" for kind in self.kinds)
+
     def refuse_reentrant(self, name: str) -> None:
         """Raise where a part of the graph is a reentrant checkpoint.
 
         ``torch.autograd.grad`` returns ``None`` for every parameter inside such a part, without an
         error.
         """
-        if any(kind.__name__ == "CheckpointFunctionBackward" for kind in self.kinds):
+        if self.is_reentrant:
             raise ValueError(
                 f"{name} runs through torch.utils.checkpoint with use_reentrant=True, which loses "
                 "the gradients of the parameters inside under torch.autograd.grad; pass "

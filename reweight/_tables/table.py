@@ -107,9 +107,14 @@ class Table:
         return cls(weight, rows, all(x.linear for x in look_ups), look_ups, parts)
 
     @classmethod
+    def at(cls, weight: Tensor, rows: Tensor) -> Table:
+        """Some rows, ``[r]`` in ascending order, whatever reads them."""
+        return cls(weight, rows, True, (), ())
+
+    @classmethod
     def unread(cls, weight: Tensor) -> Table:
         """None of the table's rows."""
-        return cls(weight, torch.empty(0, dtype=torch.long, device=weight.device), True, (), ())
+        return cls.at(weight, torch.empty(0, dtype=torch.long, device=weight.device))
 
     @property
     def edges(self) -> list[GradientEdge]:
