@@ -23,6 +23,10 @@ logger = logging.getLogger("reweight")
 
 # Two steps of differences, in units of the estimated one.
 _SHARES = (1.0, 0.25)
+# With more inner parameters than this, a comparison in float64 takes more memory than the step. The
+# smallest parameters, this share of all entries, are then compared in their own precision. Every
+# layer has small ones.
+_LARGE, _FEW = 2_000_000, 0.125
 
 
 class Ways:
@@ -114,7 +118,10 @@ def _disagreement(way: Way, mixture: InnerProblem, along: Along) -> float | None
         _NotComparedError: no comparison could be made.
     """
     reasons: dict[str, None] = {}
-    for precision, compare in (("float64", _in_float64), ("its own precision", _as_it_is)):
+    attempts = [("float64", _in_float64), ("its own precision", _as_it_is)]
+    if sum(_sizes(mixture).values()) > _LARGE:
+        attempts.reverse()
+    for precision, compare in attempts:
         try:
             return compare(way, mixture, along)
         except Exception as error:  # whatever an operation raises in a type it was not made for
@@ -135,7 +142,7 @@ def _in_float64(way: Way, mixture: InnerProblem, along: Along) -> float | None:
 
 def _as_it_is(way: Way, mixture: InnerProblem, along: Along) -> float | None:
     """At θ itself, by the passes that an outer step makes."""
-    gradient = _gradient(mixture, along)
+    gradient = _gradient(mixture, along, _some_of(mixture))
     rows = {name: entry.indices()[0] for name, entry in gradient.items() if entry.is_sparse}
     here = Direction(stored(gradient), rows).of(mixture.theta)
     limits = limits_of(here)
@@ -156,16 +163,41 @@ def _mixed(derivatives: Tensor, mixture: InnerProblem) -> float:
     return dot(derivatives.double(), mixture.weights.detach().double())
 
 
-def _gradient(mixture: InnerProblem, along: Along) -> Tree:
-    """The gradient of the mixture: sparse for tables of which it reads rows."""
-    theta = mixture.theta
+def _sizes(mixture: InnerProblem) -> dict[str, int]:
+    """The entries of each inner parameter that the losses depend on; of tables, of their rows."""
+    theta, tables = mixture.theta, mixture.tables
+    # The graph of a reentrant checkpoint does not show what is inside.
+    names = theta if mixture.graph.is_reentrant else mixture.graph.reached(theta)
+    return {
+        name: len(tables[name].rows) * theta[name].shape[1]
+        if name in tables
+        else theta[name].numel()
+        for name in names
+    }
+
+
+def _some_of(mixture: InnerProblem) -> Tree:
+    """The inner parameters to compare: all, or the smallest ones of a large model."""
+    sizes = _sizes(mixture)
+    total, kept = sum(sizes.values()), 0
+    chosen: Tree = {}
+    for name in sorted(sizes, key=sizes.__getitem__):
+        kept += sizes[name]
+        if chosen and total > _LARGE and kept > _FEW * total:
+            break
+        chosen[name] = mixture.theta[name]
+    return chosen
+
+
+def _gradient(mixture: InnerProblem, along: Along, theta: Tree) -> Tree:
+    """The gradient of the mixture by some of θ: sparse for tables of which it reads rows."""
     if mixture.graph.is_reentrant:
         # Such a checkpoint gives its gradients to backward() only.
         mixture.loss.backward()  # type: ignore[no-untyped-call]
         found = {name: p.grad for name, p in theta.items() if p.grad is not None}
         along.isolation.restore()
         return filled(found.values(), {name: theta[name] for name in found})
-    inputs = GraphInputs(mixture.reached(), mixture.tables)
+    inputs = GraphInputs(theta, mixture.tables)
     # Compiled parts can be differentiated only once.
     keep = not is_compiled(mixture.parts)
     grads = torch.autograd.grad(mixture.loss, inputs.inputs, allow_unused=True, retain_graph=keep)

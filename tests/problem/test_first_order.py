@@ -666,8 +666,13 @@ def test_the_check_explains_a_first_order_step(way: Any) -> None:
     assert report.exact_error < 1e-3
 
 
-def test_an_unusual_term_that_joins_later_is_compared_again() -> None:
+@pytest.mark.parametrize("large", [False, True])
+def test_an_unusual_term_that_joins_later_is_compared_again(
+    large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Differences of the losses are no derivatives of what gradients pass through unchanged."""
+    if large:  # then by the smallest parameters, here the last bias
+        monkeypatch.setattr("reweight._problem.ways._LARGE", 1)
     model, late = network(), [False]
 
     def losses(model: Any, batch: Any) -> Tensor:
