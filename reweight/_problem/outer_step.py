@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from reweight._curvature import Partial, Slope, Solved, Stated, System, solve
+from reweight._curvature import Partial, Solved, solve
 from reweight._problem.along import Along
 from reweight._problem.bilevel import BilevelProblem
 from reweight._problem.direction import by_backward, direction_of, moves_padding
+from reweight._problem.examined import caveats_of, remarks_on
 from reweight._problem.first_order import FirstOrder
 from reweight._problem.fresh import FreshBatches
 from reweight._problem.functional import FunctionalModel
 from reweight._problem.hooks import GradientHooks, Hooked
-from reweight._problem.in_place import InnerInPlace
 from reweight._problem.inner import UNTOUCHED, InnerProblem, padding_rows
 from reweight._problem.isolation import (
     Isolation,
@@ -30,21 +30,19 @@ from reweight._problem.isolation import (
 )
 from reweight._problem.lazy import build
 from reweight._problem.objects import inside
-from reweight._problem.outputs import ModelOutputs
 from reweight._problem.statement import check_batch, check_memory, check_optimizers
-from reweight._problem.unheld import caveat_of, unheld
+from reweight._problem.systems import Systems
 from reweight._problem.ways import Ways
 from reweight._problem.weights import through_weighter
 from reweight._tables import Graph, looked_up, tables_of
-from reweight._tensors import Pending, Tree, rounding, some, tensors_in
+from reweight._tensors import Pending, Tree, some, tensors_in
 from reweight.hypergradient import (
     Hypergradient,
     ImplicitHypergradient,
     assembled,
     outer_gradients,
 )
-from reweight.losses import Losses
-from reweight.solvers import Identity, SampleSpace
+from reweight.solvers import Identity
 from reweight.verdict import SolveInfo, Way
 
 logger = logging.getLogger("reweight")
@@ -213,11 +211,12 @@ class _OuterStep:
             with isolation.watched():
                 losses = problem.losses(self._batch, self._pending)
                 weights = problem.weights(losses, self._pending)
-            inner = self._inner(self._batch, losses, weights, tables, isolation)
+            systems = self._systems(isolation)
+            inner = systems.inner(self._batch, losses, weights, tables)
             if inner.weights.numel():
                 inner.graph.refuse_reentrant("losses")
             self._look_at(inner, leaves)
-            solved = self._solved(inner, rhs, batches)
+            solved = self._solved(systems, inner, rhs, batches)
         return weights, _influence(solved), solved.info
 
     def _without_hessian(
@@ -251,9 +250,8 @@ class _OuterStep:
         tables = tables_of(self._parts, self._theta)
         with twice_differentiable(), isolation.watched():
             losses = problem.losses(self._batch)
-        inner = self._inner(
-            self._batch, losses, torch.ones_like(losses.weighted), tables, isolation
-        )
+        weights = torch.ones_like(losses.weighted)
+        inner = self._systems(isolation).inner(self._batch, losses, weights, tables)
         self._look_at(inner, leaves)
         # Later steps have no graph to look at.
         self._findings.remarks = list(dict.fromkeys((*self._findings.remarks, *self._caveats)))
@@ -343,75 +341,24 @@ class _OuterStep:
             )
         return rhs, direct
 
-    def _inner(
-        self, batch: Any, losses: Losses, weights: Tensor, tables: Tree, isolation: Isolation
-    ) -> InnerProblem:
-        problem = self._problem
-        leaf = weights.detach().requires_grad_(True)
-
-        def both(batch: Any, weights: Tensor) -> tuple[Losses, Tensor]:
-            found = problem.evaluated(batch)
-            return found, problem.inner_loss(found, weights)
-
-        def evaluate(batch: Any, weights: Tensor) -> Tensor:
-            return both(batch, weights)[1]
-
-        loss, outputs = problem.inner_loss(losses, leaf), None
-        if self._strategy.curvature == "gauss_newton" and leaf.numel():
-            outputs = ModelOutputs(losses, loss, self._theta, both)
-        return InnerProblem(
-            parts=self._parts,
-            evaluate=evaluate,
-            batch=batch,
-            weights=leaf,
-            loss=loss,
-            theta=self._theta,
-            tables=tables,
-            isolation=isolation,
-            outputs=outputs,
-        )
+    def _systems(self, isolation: Isolation) -> Systems:
+        return Systems(self._problem, self._strategy, self._parts, self._theta, isolation)
 
     def _look_at(self, inner: InnerProblem, leaves: dict[int, Any]) -> None:
         """Look for what makes the formula wrong: in the graph, and in what the pass changed."""
-        problem, graph, findings = self._problem, inner.graph, self._findings
-        if not inner.weights.numel():
-            return
-        for name in graph.reached(self._phi):
-            raise ValueError(
-                f"the losses depend on the weighter's {name} in another way than through the "
-                "weights: a module that the weighter shares with the model, or a penalty in "
-                "Losses(fixed=...). Freeze it, give the weighter a copy, or put the penalty "
-                "into outer_loss"
-            )
-        own = (*self._theta.values(), *self._phi.values(), inner.weights)
-        known = {id(p) for p in own}
-        rest = [n for key, n in (*leaves.items(), *graph.leaves.items()) if key not in known]
-        if rest:
-            again = self._again(inner) if self._look else None
-            found = unheld(problem, rest, self._given, again)
-            self._caveats.append(caveat_of(found, with_optimizers=bool(problem.optimizers)))
-        if rewritten := inner.isolation.rewrites(self._theta):
-            self._caveats.append(
-                f"the losses give {some(dict.fromkeys(rewritten))} other values in place (a clamp, "
-                "a normalisation, a decay), which no derivative shows: do it after the optimizer's "
-                "step, or as an operation on the parameter"
-            )
-        if self._look:
-            findings.remarks = _remarks(self._theta, graph)
+        self._caveats += caveats_of(
+            self._problem, inner, self._phi, leaves, self._given, look=self._look
+        )
+        if self._look and inner.weights.numel():
+            self._findings.remarks = remarks_on(self._theta, inner.graph)
 
-    def _again(self, inner: InnerProblem) -> Callable[[], Graph]:
-        def evaluated() -> Graph:
-            with inner.isolation.aside():
-                inner.isolation.restore()
-                return Graph(inner.evaluate(inner.batch, inner.weights))
-
-        return evaluated
-
-    def _solved(self, inner: InnerProblem, rhs: Tree, batches: Iterable[Any] | None) -> Solved:
-        strategy, audit = self._strategy, self._problem.audit
-        system, fresh = self._system(inner), None
+    def _solved(
+        self, systems: Systems, inner: InnerProblem, rhs: Tree, batches: Iterable[Any] | None
+    ) -> Solved:
+        strategy, audit, free = self._strategy, self._problem.audit, self._hooked.free
+        system, fresh = systems.system(inner, free), None
         if batches is not None:
-            fresh = FreshBatches(batches, self._fresh(inner), inner.isolation)
+            fresh = FreshBatches(batches, systems.of_further(free), inner.isolation)
         failures = dict(self._findings.ruled_out)
         linearisations = audit.accepted(
             system.linearisations(strategy.modes, failures),
@@ -433,54 +380,6 @@ class _OuterStep:
         audit.note(failures)
         return solved
 
-    def _system(self, inner: InnerProblem) -> System:
-        """The linear system of an inner problem."""
-        decay, damping = self._problem.weight_decay(inner.theta), self._strategy.damping
-
-        def slope() -> Slope:
-            in_place = InnerInPlace(inner, inner.reached())
-            return Slope(in_place.gradients, in_place.params(), in_place.rows)
-
-        return System(
-            params=inner.theta,
-            hparams={"weights": inner.weights},
-            loss=lambda: inner.loss,
-            function=inner.function,
-            slope=slope,
-            tables=inner.tables,
-            constants=self._hooked.free,
-            shift={name: decay[name] + damping for name in inner.theta},
-            preconditioner=self._strategy.preconditioner,
-            optimizers=self._problem.optimizers,
-            outputs=self._stated(inner),
-        )
-
-    def _stated(self, inner: InnerProblem) -> Stated | None:
-        """The inner loss as a function of the model's outputs, for Gauss-Newton products."""
-        if inner.outputs is None:
-            return None
-        return Stated(
-            outputs=inner.outputs.values,
-            loss=inner.loss,
-            function=inner.forward,
-            moved=lambda: InnerInPlace(inner, inner.reached()).moved(),
-            by_layers=isinstance(self._strategy.solver, SampleSpace),
-        )
-
-    def _fresh(self, inner: InnerProblem) -> Callable[[Any], System]:
-        """Makes the system of a further batch."""
-
-        def system(batch: Any) -> System:
-            batch = differentiable(batch)
-            inner.isolation.include(tensors_in(batch))
-            inner.isolation.restore()
-            losses = self._problem.losses(batch)
-            with torch.no_grad():
-                weights = self._problem.weights(losses)
-            return self._system(self._inner(batch, losses, weights, {}, inner.isolation))
-
-        return system
-
     def _notify(self, info: SolveInfo) -> None:
         """Warn once of what the user should know, and log the rest."""
         logger.debug(info.message)
@@ -499,18 +398,6 @@ class _OuterStep:
             notices.warn("comparison", info.message)
         if info.alarming:
             notices.warn(info.status.name, info.message)
-
-
-def _remarks(theta: Tree, graph: Graph) -> list[str]:
-    """What is wrong with the problem for as long as it is of this kind."""
-    narrow, own = graph.narrowest(), max(rounding(theta), torch.finfo(torch.float32).eps)
-    if narrow is None or torch.finfo(narrow).eps <= own:
-        return []
-    return [
-        f"a part of the losses is computed in {narrow} (autocast inside the forward method), and "
-        "products with the Hessian have errors of percents: leave autocast to the caller, who "
-        "opens it around the call; outer steps then turn it off"
-    ]
 
 
 def _influence(solved: Solved) -> Tensor:
