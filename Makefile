@@ -9,13 +9,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test oldest coverage check lint format types bench docs dist hooks clean
+.PHONY: help demo test oldest coverage check lint format types bench peers docs dist hooks clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=$(PYTHON)  VENV=$(VENV)  TORCH=$(TORCH)  (another torch: give it a VENV of its own)"
-	@echo "  ARGS goes to pytest or to the demo: make test ARGS='-k sampler'"
+	@echo "  ARGS goes to pytest, to the demo or to the peers: make test ARGS='-k sampler'"
 
 demo: $(VENV)/.has-cdr ## learn which source behaviours matter, on generated data
 	@$(BIN)/python examples/cdr/run_biao.py --data g1 --seeds 3 --jobs 2 $(ARGS)
@@ -48,9 +48,14 @@ format: $(VENV)/.has-test ## mend what `make lint` can mend by itself
 types: $(VENV)/.has-test ## check the types of reweight/ and examples/
 	@$(BIN)/mypy
 
-bench: $(VENV)/.has-bench $(VENV)/.has-test ## how exact: solvers and operations against dense references
+bench: $(VENV)/.has-test ## how exact: solvers and operations against dense references
 	@$(BIN)/python benchmarks/exactness.py
 	@$(BIN)/python benchmarks/operations.py
+
+# The peers want other versions of numpy, and what they bring has no place among the tests' packages.
+peers: ## one hypergradient beside other libraries' and plain autograd's, in .venv-peers
+	@$(MAKE) --no-print-directory VENV=.venv-peers .venv-peers/.has-bench
+	@.venv-peers/bin/python benchmarks/peers.py $(ARGS)
 
 docs: $(VENV)/.has-docs ## build docs/_build/html and run the pages' snippets
 	@$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
@@ -69,11 +74,12 @@ hooks: $(VENV)/.has-dev ## set up all tools, and have git run the quick checks b
 	@$(BIN)/pre-commit install
 
 clean: ## remove the environments, builds and caches; runs/ stays
-	rm -rf $(VENV) .venv-oldest build dist docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-peers build dist docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes in first and alone: left to the package's dependencies, pip would take the newest one
-# instead of the build that suits the machine.
+# instead of the build that suits the machine. It is named again with each extra, since a package of
+# an extra may prefer another one.
 $(VENV)/.has-torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo "$(PYTHON) is older than Python 3.10: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
@@ -84,5 +90,5 @@ $(VENV)/.has-torch:
 
 $(VENV)/.has-%: pyproject.toml | $(VENV)/.has-torch
 	@echo "Installing torch-reweight[$*] ..."
-	@$(PIP) --editable '.[$*]'
+	@$(PIP) '$(TORCH)' --editable '.[$*]'
 	@touch $@

@@ -36,13 +36,18 @@ def machine(device: torch.device) -> str:
 
 
 def interleaved(
-    calls: dict[str, Callable[[], Any]], device: torch.device, seconds: float, rounds: int = 3
+    calls: dict[str, Callable[[], Any]],
+    device: torch.device,
+    seconds: float,
+    rounds: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each call in each round. Warm up all calls before.
 
     Every round runs all calls, so that other load on the machine affects all of them equally. Each
     round starts with another call. There are at least ``rounds`` rounds, and more until ``seconds``
-    have passed.
+    have passed. With ``time.process_time`` as the clock, the time is the processor's, in which
+    other load on the machine does not count.
     """
     names, times = list(calls), {name: [] for name in calls}
     end = time.perf_counter() + seconds
@@ -50,17 +55,21 @@ def interleaved(
     while done < rounds or time.perf_counter() < end:
         first = done % len(names)
         for name in names[first:] + names[:first]:
-            times[name].append(seconds_of(calls[name], device))
+            times[name].append(seconds_of(calls[name], device, clock))
         done += 1
     return times
 
 
-def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
+def seconds_of(
+    call: Callable[[], Any],
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     _synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     call()
     _synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def ratio(times: list[float], base: list[float]) -> float:

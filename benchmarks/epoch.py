@@ -2,14 +2,19 @@
 
     python benchmarks/epoch.py [--steps 1000] [--interval 100] [--batch-size 64] [--history 50]
                                [--device cpu] [--json FILE]
+    python benchmarks/epoch.py --default-preset
 
 The model is CoNet on generated data of the size of Books-Toys. The example and _textbook_biao.py
 start from equal parameters and use the same batches. They run alternately, about a hundred steps
 per turn, so that other load on the machine affects both equally. Times are medians over the turns.
 They are processor times, which equal wall-clock times for one thread on an idle machine. On a GPU
-they are wall-clock times. Ratios are computed within a turn. The same run measures how much the two
-programs differ: in float64 before the timed steps, and in float32 over the timed steps. In float32
-the difference grows, because rounding can switch a ReLU in one program only.
+they are wall-clock times. Ratios are computed within a turn.
+
+The example makes the weights of the next batches in one call (--outer.weights-ahead). A second run
+of it makes them in every step, as the textbook does. Between these two the same run measures how
+much the programs differ: in float64 before the timed steps, and in float32 over the timed steps. In
+float32 the difference grows, because rounding can switch a ReLU in one program only. The last line
+is the difference that weights ahead make within the first turn.
 """
 
 from __future__ import annotations
@@ -46,6 +51,7 @@ PROFILED = 100  # steps in which the phases are timed separately
 
 TEXTBOOK, TEXTBOOK_BASE = "textbook BIAO", "textbook base"
 EXAMPLE, EXAMPLE_BASE = "example BIAO", "example base"
+EXAMPLE_EACH = "example BIAO, weights in each step"
 EXAMPLE_AUTO = "example BIAO, step size auto"
 PHASES = ("batch", "model", "perceptron", "backward", "optimizer")
 
@@ -73,6 +79,11 @@ def options(batch_size: int, history: int, interval: int) -> Options:
         outer=replace(paper.outer, batch_size=batch_size, interval=interval, step_size=0.1),
         perceptron=replace(paper.perceptron, history=history),
     )
+
+
+def in_each_step(told: Options) -> Options:
+    """The same without weights that are made ahead, as in the textbook."""
+    return replace(told, outer=replace(told.outer, weights_ahead=1))
 
 
 def in_double(data: CrossDomainData) -> CrossDomainData:
@@ -121,21 +132,21 @@ class Runner:
     """One of the programs that are compared; its parts call ``clock.lap``."""
 
     clock: Clock
-    batch: Callable[[Tensor], Any]
+    batches: Iterator[Any]
     loss: Callable[[Any], Tensor]
     optimizer: torch.optim.Optimizer
-    rows: Iterator[Tensor]
     outer_step: Callable[[], None] | None = None
     hypergradient: Callable[[], dict[str, Tensor]] | None = None
     model: nn.Module | None = None
     weighter: nn.Module | None = None
     losses: list[Tensor] = field(default_factory=list)
+    done: int = 0
 
     def steps(self, num: int) -> float:
         """Run ``num`` inner steps; return the seconds."""
         clock, start = self.clock, self.clock.now()
         for _ in range(num):
-            batch = self.batch(next(self.rows))
+            batch = next(self.batches)
             clock.lap("batch")
             loss = self.loss(batch)
             clock.lap("model")
@@ -145,6 +156,7 @@ class Runner:
             self.optimizer.step()
             clock.lap("optimizer")
             self.losses.append(loss.detach())
+            self.done += 1
         return clock.now() - start
 
     def profile(self, num: int) -> dict[str, float]:
@@ -171,12 +183,12 @@ def example(
     model, learner, batches = training.model, training.learner, training.batches
     if double:
         model.double()
+    rows = (rows for rows, _ in shuffled(len(data.train), told.inner.batch_size, SEED))
     runner = Runner(
         clock=Clock(data.source_offsets.device),
-        batch=batches.train_pairs,
+        batches=map(batches.train_pairs, rows),
         loss=training.loss,
         optimizer=training.optimizer,
-        rows=(rows for rows, _ in shuffled(len(data.train), told.inner.batch_size, SEED)),
         model=model,
     )
     if learner:
@@ -186,14 +198,33 @@ def example(
         with torch.no_grad():  # away from the start: a last layer of zeros passes no gradient on
             for parameter in weighter.parameters():
                 parameter += 0.1 * torch.randn(parameter.shape).to(parameter)
-        weighter.register_forward_pre_hook(lambda *_: runner.clock.lap("model"))
-        weighter.register_forward_hook(lambda *_: runner.clock.lap("perceptron"))
+        interval = told.outer.interval
+        runner.batches = learner.train_batches(
+            batches, rows, lambda: interval - runner.done % interval
+        )
+        if told.outer.weights_ahead > 1:
+            _lap_around(weighter, "scores", runner.clock, "batch", "perceptron")
+        else:
+            _lap_around(weighter, "forward", runner.clock, "model", "perceptron")
         runner.weighter = weighter
         runner.outer_step = lambda: learner.outer_step(batches)
         runner.hypergradient = lambda: in_this_layout(
             {name: p.grad for name, p in weighter.named_parameters() if p.grad is not None}
         )
     return runner
+
+
+def _lap_around(weighter: nn.Module, method: str, clock: Clock, before: str, after: str) -> None:
+    """Have a method of the weighter end a phase when it is called, and one when it returns."""
+    call = getattr(weighter, method)
+
+    def timed(*arguments: Any) -> Tensor:
+        clock.lap(before)
+        result: Tensor = call(*arguments)
+        clock.lap(after)
+        return result
+
+    setattr(weighter, method, timed)
 
 
 def textbook(
@@ -226,9 +257,8 @@ def textbook(
 
     # Drawn before the timing: slices of one shuffled tensor would cost almost nothing.
     inner = list(islice(shuffled(len(data.train), told.inner.batch_size, SEED), num_steps))
-    runner = Runner(
-        clock, rows.batch, loss, biao.optimizer, rows=(rows for rows, _ in inner), model=model
-    )
+    inner_batches = (rows.batch(train) for train, _ in inner)
+    runner = Runner(clock, inner_batches, loss, biao.optimizer, model=model)
     if perceptron is not None:
         num_outer = num_steps // told.outer.interval
         pairs = shuffled(len(data.train), told.outer.batch_size, SEED + 1)
@@ -257,7 +287,7 @@ class Difference:
     hypergradients: float = 0.0
 
     def look(self, one: Runner, other: Runner) -> None:
-        """Compare the losses since the last call, and the last hypergradients."""
+        """Compare the losses since they were last cleared, and the last hypergradients."""
         a, b = torch.stack(one.losses), torch.stack(other.losses)
         assert one.hypergradient and other.hypergradient
         found, expected = one.hypergradient(), other.hypergradient()
@@ -265,17 +295,16 @@ class Difference:
         x, y = (torch.cat([g[name].flatten() for name in names]) for g in (found, expected))
         self.losses = max(self.losses, float(((a - b).abs() / b.abs()).max()))
         self.hypergradients = max(self.hypergradients, float((x - y).norm() / y.norm()))
-        one.losses.clear()
-        other.losses.clear()
 
 
 def agreement(data: CrossDomainData, told: Options, num_steps: int) -> Difference:
     """The difference between example and textbook in float64."""
-    data, difference = in_double(data), Difference()
+    data, told, difference = in_double(data), in_each_step(told), Difference()
     ours = example(data, told, double=True)
     theirs = textbook(data, told, ours, num_steps, double=True)
     for _ in range(num_steps // told.outer.interval):
         for runner in (ours, theirs):
+            runner.losses.clear()
             runner.steps(told.outer.interval)
             runner.outer()
         difference.look(ours, theirs)
@@ -287,10 +316,7 @@ def agreement(data: CrossDomainData, told: Options, num_steps: int) -> Differenc
 
 def race(data: CrossDomainData, told: Options, num_steps: int) -> dict[str, Any]:
     """The seconds of every turn and of the phases, and the differences."""
-    interval = told.outer.interval
-    outer_steps = math.ceil(TURN / interval)
-    turn = outer_steps * interval
-    turns = max(1, round(num_steps / turn))
+    _, turn, turns = lengths(told.outer.interval, num_steps)
     total = (1 + turns) * turn + PROFILED
     ours, base = example(data, told), example(data, told, biao=False)
     auto = replace(told, outer=replace(told.outer, step_size="auto"))
@@ -299,45 +325,85 @@ def race(data: CrossDomainData, told: Options, num_steps: int) -> dict[str, Any]
         TEXTBOOK: textbook(data, told, ours, total),
         EXAMPLE_BASE: base,
         EXAMPLE: ours,
+        EXAMPLE_EACH: example(data, in_each_step(told)),
         EXAMPLE_AUTO: example(data, auto),
     }
-    first_difference, difference = Difference(), Difference()
+    first_difference, difference, ahead = Difference(), Difference(), Difference()
+
+    def compare(lap: int) -> None:
+        nonlocal first_difference
+        difference.look(runners[EXAMPLE_EACH], runners[TEXTBOOK])
+        if lap == 0:
+            first_difference = replace(difference)
+            ahead.look(runners[EXAMPLE], runners[EXAMPLE_EACH])
+
+    return {
+        **timed(runners, told.outer.interval, num_steps, compare),
+        "differences": {
+            f"float32, {turn} steps": vars(first_difference),
+            f"float32, {(1 + turns) * turn} steps": vars(difference),
+            f"weights ahead against in each step, {turn} steps": vars(ahead),
+        },
+    }
+
+
+def race_of_default(data: CrossDomainData, told: Options, num_steps: int) -> dict[str, Any]:
+    """The same for the default preset, which the textbook does not have."""
+    runners = {
+        EXAMPLE_BASE: example(data, told, biao=False),
+        EXAMPLE: example(data, told),
+        EXAMPLE_EACH: example(data, in_each_step(told)),
+    }
+    return {**timed(runners, told.outer.interval, num_steps), "differences": {}}
+
+
+def lengths(interval: int, num_steps: int) -> tuple[int, int, int]:
+    """Outer steps in a turn, inner steps in a turn, and turns."""
+    outer_steps = math.ceil(TURN / interval)
+    turn = outer_steps * interval
+    return outer_steps, turn, max(1, round(num_steps / turn))
+
+
+def timed(
+    runners: dict[str, Runner],
+    interval: int,
+    num_steps: int,
+    compare: Callable[[int], None] = lambda lap: None,
+) -> dict[str, Any]:
+    """The seconds of every turn and of the phases; ``compare`` is called after each turn of all."""
+    outer_steps, turn, turns = lengths(interval, num_steps)
     first: dict[str, float] = {}
     inner: dict[str, list[float]] = {name: [] for name in runners}
     outer: dict[str, list[float]] = {name: [] for name in runners}
     for lap in range(1 + turns):
         for name, runner in runners.items():
+            runner.losses.clear()
             seconds = [(runner.steps(interval), runner.outer()) for _ in range(outer_steps)]
             if lap == 0:  # warm-up: allocators, caches, and the library's audit of the losses
                 first[name] = seconds[0][1]
                 continue
             inner[name].append(statistics.fmean(s for s, _ in seconds) / interval)
             outer[name].append(statistics.fmean(s for _, s in seconds))
-        difference.look(runners[EXAMPLE], runners[TEXTBOOK])
-        if lap == 0:
-            first_difference = replace(difference)
+        compare(lap)
     return {
         "steps": turns * turn,
         "inner": inner,
         "outer": outer,
         "first_outer": first,
         "phases": phases(runners),
-        "differences": {
-            f"float32, {turn} steps": vars(first_difference),
-            f"float32, {(1 + turns) * turn} steps": vars(difference),
-        },
     }
 
 
 def phases(runners: dict[str, Runner]) -> dict[str, dict[str, float]]:
     """The seconds of each phase of an inner step, also measured in alternating turns."""
-    some = PROFILED // 10
+    some = PROFILED // 4
     found: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
-    for _ in range(PROFILED // some):
+    for _ in range(4):
         for name, runner in runners.items():
             found[name].append(runner.profile(some))
     return {
-        name: {phase: statistics.median(turn[phase] for turn in turns) for phase in PHASES}
+        # Not the median: weights that are made ahead are the work of a few turns.
+        name: {phase: statistics.fmean(turn[phase] for turn in turns) for phase in PHASES}
         for name, turns in found.items()
     }
 
@@ -365,11 +431,14 @@ def summary(result: dict[str, Any], steps_of_epoch: int, interval: int) -> dict[
             f"{one} / {other}": ratio(one, other)
             for one, other in (
                 (TEXTBOOK, EXAMPLE),
+                (TEXTBOOK, EXAMPLE_EACH),
                 (TEXTBOOK, EXAMPLE_AUTO),
                 (TEXTBOOK_BASE, EXAMPLE_BASE),
                 (EXAMPLE, EXAMPLE_BASE),
+                (EXAMPLE_EACH, EXAMPLE_BASE),
                 (TEXTBOOK, TEXTBOOK_BASE),
             )
+            if one in step and other in step
         },
     }
 
@@ -403,7 +472,10 @@ def report(row: dict[str, Any]) -> None:
         times = [*(spent[phase] for phase in PHASES), found["outer"][name] / interval]
         cells = (f"{1e3 * t:5.2f} {t / sum(times):4.0%}" for t in times)
         print(f"{name:{width}}  " + "  ".join(f"{cell:>10}" for cell in cells))
-    print("\nlargest relative difference of example and textbook BIAO in losses, hypergradients")
+    if row["differences"]:
+        print(
+            "\nlargest relative difference of example and textbook BIAO in losses, hypergradients"
+        )
     for kind, difference in row["differences"].items():
         print(f"{kind}:  {difference['losses']:.1e}, {difference['hypergradients']:.1e}")
 
@@ -414,6 +486,11 @@ def main() -> None:
     parser.add_argument("--interval", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--history", type=int, default=50)
+    parser.add_argument(
+        "--default-preset",
+        action="store_true",
+        help="the example's default preset, without a textbook; not with the options above",
+    )
     parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     arguments = parser.parse_args()
@@ -421,28 +498,34 @@ def main() -> None:
     warnings.simplefilter("ignore")  # of negative curvature early in training
     data = books_toys().to(arguments.device)
     told = options(arguments.batch_size, arguments.history, arguments.interval)
+    if arguments.default_preset:
+        told = preset("default", "conet")
     steps_of_epoch = math.ceil(len(data.train) / told.inner.batch_size)
-    length = (data.source_history.end - data.source_history.start).clamp(max=arguments.history)
+    length = (data.source_history.end - data.source_history.start).clamp(
+        max=told.perceptron.history
+    )
     print(machine(arguments.device))
     print(
-        f"{len(data.train):,} training rows in batches of {arguments.batch_size}, "
-        f"{len(data.source):,} source rows, histories of {arguments.history} with "
+        f"{len(data.train):,} training rows in batches of {told.inner.batch_size}, "
+        f"{len(data.source):,} source rows, histories of {told.perceptron.history} with "
         f"{float(length.float().mean()):.0f} real source positives on average, "
-        f"an outer step every {arguments.interval} steps"
+        f"an outer step every {told.outer.interval} steps"
     )
-    often = replace(told, outer=replace(told.outer, interval=AGREEMENT_INTERVAL))
-    in_float64 = agreement(data, often, AGREEMENT_STEPS)
-    result = race(data, told, arguments.steps)
+    if arguments.default_preset:
+        result = race_of_default(data, told, arguments.steps)
+    else:
+        result = race(data, told, arguments.steps)
+        often = replace(told, outer=replace(told.outer, interval=AGREEMENT_INTERVAL))
+        in_float64 = vars(agreement(data, often, AGREEMENT_STEPS))
+        differences = {f"float64, {AGREEMENT_STEPS} steps": in_float64, **result["differences"]}
+        result["differences"] = differences
     row = {
         "machine": machine(arguments.device),
         **{k: v if isinstance(v, int) else str(v) for k, v in vars(arguments).items()},
         **result,
         "summary": summary(result, steps_of_epoch, told.outer.interval),
         "ideal_overhead": 1 + (told.outer.num_terms + 2) / told.outer.interval,
-        "differences": {
-            f"float64, {AGREEMENT_STEPS} steps": vars(in_float64),
-            **result.pop("differences"),
-        },
+        "interval": told.outer.interval,
     }
     report(row)
     if arguments.json:

@@ -4,9 +4,11 @@
 
 A cell shows the relative error of the hypergradient and an outcome. "right": the error is within
 what the verdict allows, 1e-2 at most. WRONG: the verdict trusts a result with a larger error.
-Otherwise: why the verdict does not trust the result. TorchOpt gives no verdict, so a cell of its
-table is right or WRONG. If the Hessian is singular, there is no answer and the error is infinite.
-TorchOpt's table needs the extra [bench].
+Otherwise: why the verdict does not trust the result, or "refused" where an error says so. A second
+table has Gauss-Newton matrices in the place of the Hessian. First-order steps solve nothing, so
+their table compares them with the same step by dense linear algebra. TorchOpt gives no verdict, so
+a cell of its table is right or WRONG. If the Hessian is singular, there is no answer and the error
+is infinite. TorchOpt's table needs the extra [bench].
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.catalogue.problems import PROBLEMS, Bilevel
+from benchmarks.catalogue import first_order, gauss_newton
+from benchmarks.catalogue.problems import PROBLEMS, Bilevel, relative_error
 from benchmarks.catalogue.solvers import SOLVERS, allowed_error, strategy
+from reweight import SolveInfo
 from reweight.verdict import TRUSTED_ERROR
 
 
@@ -32,17 +36,40 @@ def ours(problem: Bilevel, name: str) -> dict[str, Any]:
         problem.inner, problem.outer, problem.params, problem.hparams
     )
     error = problem.error(grads)
+    return {"error": error, **_outcome(info, error)}
+
+
+def _outcome(info: SolveInfo, error: float) -> dict[str, Any]:
     outcome = "negative curvature" if info.curves_down else info.status.name
     outcome = outcome.lower().replace("_", " ")
     if info.trustworthy:
         outcome = "right" if error <= allowed_error(info) else "WRONG"
     return {
-        "error": error,
         "outcome": outcome,
         "residual": info.relative_residual,
         "num_hvps": info.num_hvps,
         "status": info.status.name,
     }
+
+
+def with_gauss_newton(problem: gauss_newton.WithOutputs, name: str) -> dict[str, Any]:
+    """The same for the influence, with the Gauss-Newton matrix in the place of the Hessian."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = problem.hypergradient(gauss_newton.SOLVERS[name])
+            error = gauss_newton.error(problem, found.influence)
+    except ValueError as refusal:
+        return {"error": math.nan, "outcome": "refused", "reason": str(refusal)}
+    return {"error": error, **_outcome(found.info, error)}
+
+
+def without_hessian(problem: Bilevel, name: str) -> dict[str, Any]:
+    found, expected = first_order.hypergradient(problem, name)
+    error = relative_error(found.grads["weights"], expected)
+    # Of central differences: eps^⅔ times third derivatives of order ten.
+    right = error <= 1e-8 and not found.info.trustworthy
+    return {"error": error, "outcome": "right" if right else "WRONG"}
 
 
 def torchopt_solvers() -> dict[str, Callable[..., Any]]:
@@ -128,17 +155,30 @@ def main() -> None:
         }
     }
     show("reweight: relative error of the hypergradient, float64", tables["reweight"])
+    tables["reweight, Gauss-Newton"] = {
+        name: {problem: with_gauss_newton(p, name) for problem, p in gauss_newton.PROBLEMS.items()}
+        for name in gauss_newton.SOLVERS
+    }
+    show(
+        "reweight: relative error of the influence, with Gauss-Newton matrices, float64",
+        tables["reweight, Gauss-Newton"],
+    )
+    tables["first-order"] = {
+        name: {problem: without_hessian(p, name) for problem, p in problems.items()}
+        for name in first_order.STEPS
+    }
+    show("first-order steps: relative error of the step itself", tables["first-order"])
     try:
         import torchopt
     except ImportError:
-        print("\nTorchOpt is not installed: pip install '.[bench]' for its table")
+        print("\nTorchOpt is not installed: pip install torchopt for its table")
     else:
         name = f"TorchOpt {torchopt.__version__}"
         tables[name] = {
             solver: {problem: theirs(p, make) for problem, p in problems.items()}
             for solver, make in torchopt_solvers().items()
         }
-        show(f"{name}: the same", tables[name])
+        show(f"{name}: relative error of the hypergradient, float64", tables[name])
     if arguments.json:
         arguments.json.write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")
 

@@ -4,40 +4,35 @@
                                        [--threads 1] [--device cpu] [--json FILE]
 
 All methods use the same model, batches, weighter and Neumann series. "plain autograd" is
-benchmarks/_lorraine.py. "TorchOpt" is its `custom_root` with `solve_inv(ns=True)`, and needs the
-extra [bench]. There are three sweeps: over the number of parameters of a dense network, over the
-number of terms, and over the rows of the largest table of the recommendation model of examples/cdr.
+benchmarks/_lorraine.py. "TorchOpt" is its `custom_root` with `solve_inv(ns=True)`, where it is
+installed. There are three sweeps: over the number of parameters of a dense network, over the number
+of terms, and over the rows of the largest table of the recommendation model of examples/cdr.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
 import reweight
 from benchmarks import _lorraine
 from benchmarks._measure import in_fresh_process, interleaved, machine, peak_mib, ratio, seconds_of
-from cdr.data import Candidates, History, PairBatch
-from cdr.models.conet import CoNet, CoNetOptions
-from reweight import ImplicitHypergradient, Losses, Neumann
+from benchmarks._peers import with_torchopt
+from benchmarks._peers.agreement import apart
+from benchmarks._peers.cells import BATCH, DIM, Case, dense, tables
+from benchmarks._peers.method import STEP_SIZE, Gradient, Setting
+from reweight import ImplicitHypergradient, Neumann
 
-BATCH, HISTORY, DIM = 64, 50, 10
-NUM_FEATURES, NUM_CLASSES = 64, 10
-NUM_USERS, NUM_TARGET_ITEMS, NUM_CATEGORIES = 7_576, 11_567, 20  # of the example's first data set
-STEP_SIZE, NUM_TERMS = 0.1, 3
+NUM_TERMS = 3
 
 LEGEND = """\
 products  with the Hessian, counted. The series makes as many as it has terms, by every method
@@ -54,119 +49,8 @@ apart     relative difference from plain autograd's hypergradient, float32. "aut
           step size, and so has another answer."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """The bilevel problem that all methods solve."""
-
-    model: nn.Module
-    weighter: reweight.SampleWeighter
-    losses: Callable[[Any, Any], Losses]
-    outer_loss: Callable[[Any, Any], Tensor]
-    batch: Any
-    dev_batch: Any
-
-    def inner(self) -> Tensor:
-        """The weighted loss of the train batch, with the weighter in the graph."""
-        losses = self.losses(self.model, self.batch)
-        weights = self.weighter(losses.weighted.detach(), losses.inputs)
-        return (weights * losses.weighted).mean() + losses.fixed
-
-    def outer(self) -> Tensor:
-        return self.outer_loss(self.model, self.dev_batch)
-
-
-# -- problems ------------------------------------------------------------------------------------
-
-
-def dense(num_parameters: int, device: torch.device) -> Case:
-    """Classification by a network of three layers, weighted by the losses of the samples."""
-    torch.manual_seed(0)
-    # width² + (features + classes + 2)·width + classes = num_parameters
-    linear = NUM_FEATURES + NUM_CLASSES + 2
-    width = round((-linear + math.sqrt(linear**2 + 4 * (num_parameters - NUM_CLASSES))) / 2)
-    model = nn.Sequential(
-        nn.Linear(NUM_FEATURES, width),
-        nn.Tanh(),
-        nn.Linear(width, width),
-        nn.Tanh(),
-        nn.Linear(width, NUM_CLASSES),
-    )
-
-    def losses(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
-        x, y = batch
-        return Losses(cross_entropy(model(x), y, reduction="none"))
-
-    def batch() -> tuple[Tensor, Tensor]:
-        x, y = torch.randn(BATCH, NUM_FEATURES), torch.randint(NUM_CLASSES, (BATCH,))
-        return x.to(device), y.to(device)
-
-    return Case(
-        model.to(device),
-        awake(reweight.LossWeighter(16)).to(device),
-        losses,
-        lambda model, batch: losses(model, batch).weighted.mean(),
-        batch(),
-        batch(),
-    )
-
-
-def tables(num_rows: int, device: torch.device) -> Case:
-    """CoNet with a source table of ``num_rows`` rows, and the behavioral perceptron."""
-    torch.manual_seed(0)
-    sizes = SimpleNamespace(
-        num_users=NUM_USERS,
-        source_items=SimpleNamespace(num=num_rows, num_categories=NUM_CATEGORIES),
-        target_items=SimpleNamespace(num=NUM_TARGET_ITEMS, num_categories=NUM_CATEGORIES),
-    )
-    model = CoNet(sizes, CoNetOptions(dim=DIM)).to(device)
-
-    def candidates(num: int, *shape: int) -> Candidates:
-        return Candidates(
-            torch.randint(num, shape, device=device),
-            torch.randint(NUM_CATEGORIES, shape, device=device),
-        )
-
-    def history(num: int) -> History:
-        length = torch.randint(1, HISTORY + 1, (BATCH, 1), device=device)
-        mask = torch.arange(HISTORY, device=device) < length
-        return History(candidates(num, BATCH, HISTORY), mask)
-
-    def batch() -> PairBatch:
-        user = torch.randint(NUM_USERS, (BATCH,), device=device)
-        return PairBatch(
-            user=user,
-            target=candidates(NUM_TARGET_ITEMS, BATCH),
-            source=candidates(num_rows, BATCH),
-            target_label=torch.randint(2, (BATCH,), device=device).float(),
-            source_label=torch.randint(2, (BATCH,), device=device).float(),
-            source_user=user,
-            source_row=torch.zeros_like(user),  # not used
-            has_source=torch.ones(BATCH, dtype=torch.bool, device=device),
-            source_history=history(num_rows),
-            target_history=history(NUM_TARGET_ITEMS),
-        )
-
-    return Case(
-        model,
-        awake(reweight.BehavioralPerceptron(2 * DIM)).to(device),
-        lambda model, batch: model.losses(batch),
-        lambda model, batch: model.outer_loss(batch),
-        batch(),
-        batch(),
-    )
-
-
-def awake(weighter: reweight.SampleWeighter) -> reweight.SampleWeighter:
-    """Move it away from its start, where a last layer of zeros passes no gradient on."""
-    with torch.no_grad():
-        for parameter in weighter.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return weighter
-
-
 # -- methods -------------------------------------------------------------------------------------
 
-Gradient = Callable[[], Sequence[Tensor]]
 KINDS: dict[str, Callable[[int, torch.device], Case]] = {"dense": dense, "tables": tables}
 
 
@@ -194,47 +78,8 @@ def plain(case: Case, num_terms: int) -> Gradient:
     )
 
 
-class _Both(nn.Module):
-    """Model and weighter as one module, so that ``functional_call`` reaches both."""
-
-    def __init__(self, case: Case) -> None:
-        super().__init__()
-        self.model, self.weighter = case.model, case.weighter
-
-    def forward(self, loss: Callable[[], Tensor]) -> Tensor:
-        return loss()
-
-
 def torchopt(case: Case, num_terms: int) -> Gradient:
-    from torchopt.diff.implicit import custom_root
-    from torchopt.linear_solve import solve_inv
-
-    # It calls functorch.vjp, which is deprecated.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torchopt")
-    both = _Both(case)
-    names = [name for name, _ in both.named_parameters()]
-    params = tuple(p.detach() for p in case.model.parameters())
-    hparams = tuple(case.weighter.parameters())
-
-    def evaluate(loss: Callable[[], Tensor], theta: Any, phi: Any) -> Tensor:
-        tensors = dict(zip(names, (*theta, *phi), strict=True))
-        return torch.func.functional_call(both, tensors, (loss,))
-
-    def inner(theta: Any, phi: Any) -> Tensor:
-        return evaluate(case.inner, theta, phi)
-
-    solver = solve_inv(ns=True, maxiter=num_terms, alpha=STEP_SIZE)
-
-    @custom_root(torch.func.grad(inner, argnums=0), argnums=1, solve=solver)
-    def solution(theta: Any, phi: Any) -> Any:
-        return theta
-
-    def gradient() -> Sequence[Tensor]:
-        return torch.autograd.grad(
-            evaluate(case.outer, solution(params, hparams), hparams), hparams
-        )
-
-    return gradient
+    return with_torchopt.hypergradient(case, Setting("", "series", num_terms))
 
 
 METHODS: dict[str, Callable[[Case, int], Gradient]] = {
@@ -266,11 +111,6 @@ def counted(case: Case) -> Iterator[list[int]]:
 
     with mock.patch.object(torch.autograd, "grad", noted):
         yield found
-
-
-def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    x, y = (torch.cat([t.detach().double().reshape(-1) for t in g]) for g in (found, expected))
-    return float((x - y).norm() / y.norm())
 
 
 def memory(
@@ -364,7 +204,7 @@ def main() -> None:
         import torchopt
     except ImportError:
         methods.remove("TorchOpt")
-        print("TorchOpt is not installed: pip install '.[bench]' for its rows")
+        print("TorchOpt is not installed: pip install torchopt for its rows")
     else:
         print(f"TorchOpt {torchopt.__version__}")
     print(machine(device), f"\n{LEGEND}", sep="\n")

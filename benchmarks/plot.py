@@ -2,9 +2,10 @@
 
     python benchmarks/plot.py FOLDER [--to docs/_static/benchmarks]
 
-FOLDER holds the files that three benchmarks write with --json: hypergradient.json, epoch.json and
-scaling.json. Sweeps that were run separately may be in several files, hypergradient*.json. The same
-numbers give the same figures, byte for byte. Needs the extra [plot].
+FOLDER holds the files that benchmarks write with --json: hypergradient.json, epoch.json,
+scaling.json and peers.json. Sweeps that were run separately may be in several files,
+hypergradient*.json. A figure whose results are not there is left as it was. The same numbers give
+the same figures, byte for byte. Needs the extra [plot].
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -63,6 +65,20 @@ MODES = {
     "autograd": Line("autograd", "#0072B2", "o"),
     "forward + backward": Line("forward +\nbackward", GREY, "d", "--"),
 }
+# Those of benchmarks/peers.py; ours last, so that nothing hides it.
+CONTESTANTS = {
+    "plain autograd": Line("plain autograd", "#D55E00", "s"),
+    "TorchOpt": Line("TorchOpt", "#009E73", "^"),
+    "Betty": Line("Betty", "#CC79A7", "v"),
+    "Betty, differences": Line("Betty, differences", "#CC79A7", "<"),
+    "BOAT": Line("BOAT", "#E69F00", "D"),
+    "JAX, compiled": Line("JAX, compiled", GREY, "P"),
+    "reweight, sample space": Line("reweight, sample space", "#0072B2", "X"),
+    "reweight, Gauss-Newton": Line("reweight, Gauss–Newton", "#0072B2", "p"),
+    "reweight, sampled verdict": Line("reweight, sampled verdict", "#0072B2", "h"),
+    "reweight, first-order": Line("reweight, first-order", "#0072B2", "*"),
+    "reweight": Line("reweight", "#0072B2", "o"),
+}
 RUNNERS = ("textbook BIAO", "example BIAO", "textbook base", "example base")
 # By phase: the colour of the bar, and of the number on it.
 PHASES = {
@@ -81,23 +97,29 @@ Rows = list[dict[str, Any]]
 
 
 class Results:
-    """The results in a folder. If some are missing, the error names the command for them."""
+    """The results in a folder. If there are none, the error names the commands for them."""
 
     def __init__(self, folder: Path) -> None:
-        kinds = ("hypergradient", "epoch", "scaling")
-        found = {kind: sorted(folder.glob(f"{kind}*.json")) for kind in kinds}
-        missing = [command(folder, kind) for kind, paths in found.items() if not paths]
-        if missing:
-            lines = "".join(f"\n  {line}" for line in missing)
-            raise SystemExit(f"{folder} lacks results. These commands write them:{lines}")
         self.folder = folder
-        read = {
+        kinds = dict.fromkeys(kind for kind, _ in FIGURES.values())
+        found = {kind: sorted(folder.glob(f"{kind}*.json")) for kind in kinds}
+        self.missing = {kind: command(folder, kind) for kind, paths in found.items() if not paths}
+        if len(self.missing) == len(found):
+            lines = "".join(f"\n  {line}" for line in self.missing.values())
+            raise SystemExit(f"{folder} holds no results. These commands write them:{lines}")
+        self._parts = {
             kind: [json.loads(path.read_text(encoding="utf-8")) for path in paths]
             for kind, paths in found.items()
         }
-        self.hypergradient: Rows = [row for part in read["hypergradient"] for row in part["rows"]]
-        self.epoch: dict[str, Any] = read["epoch"][-1]
-        self.scaling: dict[str, Any] = read["scaling"][-1]
+
+    @property
+    def hypergradient(self) -> Rows:
+        return [row for part in self._parts["hypergradient"] for row in part["rows"]]
+
+    def last(self, kind: str) -> dict[str, Any]:
+        """The result of a benchmark that is run as a whole."""
+        result: dict[str, Any] = self._parts[kind][-1]
+        return result
 
     def sweep(self, kind: str, along: str) -> Rows:
         """The rows of a sweep: they differ in ``along`` ("size" or "num_terms") and method."""
@@ -140,7 +162,7 @@ def by_terms(results: Results) -> Figure:
 
 def by_phase(results: Results) -> Figure:
     """One bar per program, divided into its phases, with a legend above in the same order."""
-    epoch = results.epoch
+    epoch = results.last("epoch")
     spent = {
         name: {
             **{phase: 1e3 * seconds for phase, seconds in epoch["phases"][name].items()},
@@ -196,7 +218,8 @@ def by_scale(results: Results) -> Figure:
     figure = _figure(2.8)
     sweeps = ("batch size", "rows touched", "width")
     found = [
-        {int(size): row for size, row in results.scaling[name]["times"].items()} for name in sweeps
+        {int(size): row for size, row in results.last("scaling")[name]["times"].items()}
+        for name in sweeps
     ]
     # Widths in proportion to the range of each sweep, so that slopes can be compared.
     spans = [math.log(max(times) / min(times)) for times in found]
@@ -216,12 +239,62 @@ def by_scale(results: Results) -> Figure:
     return figure
 
 
-FIGURES: dict[str, Callable[[Results], Figure]] = {
-    "rows": by_rows,
-    "parameters": by_parameters,
-    "terms": by_terms,
-    "phases": by_phase,
-    "scaling": by_scale,
+def by_peers(results: Results) -> Figure:
+    """One panel per setting and one line per problem; a hollow mark has other numbers."""
+    # The peers do not run on tables, nor on a network of one output.
+    alone = ("table", "one output")
+    rows = [row for row in results.last("peers")["rows"] if not row["cell"].startswith(alone)]
+    cells = list(dict.fromkeys(row["cell"] for row in rows))
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    figure = _figure(1.4 + 0.3 * len(cells))
+    panels = figure.subplots(1, len(settings), sharey=True)
+    marks: dict[str, Artist] = {}
+    for axes, setting in zip(panels, settings, strict=True):
+        here = [row for row in rows if row["setting"] == setting]
+        for method, line in CONTESTANTS.items():
+            for agrees in (True, False):
+                found = [r for r in here if r["method"] == method and r["agrees"] is agrees]
+                if not found:
+                    continue
+                (mark,) = axes.plot(
+                    [row["fb"] for row in found],
+                    [cells.index(row["cell"]) for row in found],
+                    color=line.color,
+                    marker=line.marker,
+                    mfc=line.color if agrees else "none",
+                    ls="",
+                    ms=7.0 if method.startswith("reweight") else 5.5,
+                )
+                marks.setdefault(line.label, mark)
+        axes.set_xscale("log")
+        axes.xaxis.get_major_locator().set_params(subs=(1.0, 2.0, 5.0))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.minorticks_off()
+        axes.grid(alpha=0.3, lw=0.6)
+        axes.set_title(setting, loc="left")
+    panels[0].set_yticks(range(len(cells)), cells)
+    panels[0].set_ylim(len(cells) - 0.5, -0.5)
+    panels[1].set_xlabel("forward and backward passes of the model, without weights")
+    figure.legend(
+        marks.values(),
+        marks.keys(),
+        loc="outside upper left",
+        ncols=4,
+        frameon=False,
+        handletextpad=0.2,
+        columnspacing=1.2,
+    )
+    return figure
+
+
+# By file: the benchmark whose results it shows, and how it is drawn.
+FIGURES: dict[str, tuple[str, Callable[[Results], Figure]]] = {
+    "rows": ("hypergradient", by_rows),
+    "parameters": ("hypergradient", by_parameters),
+    "terms": ("hypergradient", by_terms),
+    "phases": ("epoch", by_phase),
+    "scaling": ("scaling", by_scale),
+    "peers": ("peers", by_peers),
 }
 
 
@@ -338,7 +411,7 @@ def _three_digits(ms: float) -> str:
 
 
 def draw(folder: Path, to: Path) -> list[Path]:
-    """Draw all figures; return their paths."""
+    """Draw the figures whose results are there; return their paths."""
     try:
         import matplotlib
     except ImportError as error:
@@ -347,7 +420,10 @@ def draw(folder: Path, to: Path) -> list[Path]:
     to.mkdir(parents=True, exist_ok=True)
     paths = []
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
-        for name, figure in FIGURES.items():
+        for name, (kind, figure) in FIGURES.items():
+            if kind in results.missing:
+                print(f"{name}: left as it was; this writes its results: {results.missing[kind]}")
+                continue
             paths.append(to / f"{name}.svg")
             figure(results).savefig(paths[-1], metadata={"Date": None})
     return paths

@@ -46,8 +46,8 @@ from reweight._tensors import (
     stored,
 )
 from reweight.preconditioning import Preconditioner, SecondMoments
-from reweight.solvers import Neumann
-from reweight.verdict import SolveInfo
+from reweight.solvers import Identity, Neumann, SampleSpace
+from reweight.verdict import WAYS, Matrix, SolveInfo, Way
 
 # Truncated solvers miss the inverse by design, so their residual is sampled this seldom.
 _SAMPLED = 20
@@ -106,7 +106,12 @@ class ImplicitHypergradient:
         damping: added once to the operator, ≥ 0. It makes singular systems solvable, and is the
             curvature of a proximal term ``½·damping·‖θ − θ*‖²`` in the inner loss.
         hvp: ``"auto"`` tries ``"autograd"`` (a gradient graph that is reused), then ``"func"``
-            (``torch.func``), then ``"finite_difference"``, and takes the first that works.
+            (``torch.func``), then ``"finite_difference"``, and takes the first that works. Under
+            :func:`reweight.wrap`, :class:`Identity` needs no Hessian, and ``"auto"`` tries before
+            these ``"forward"`` (the losses are evaluated once, with forward-mode differentiation
+            along ``u``) and ``"differences"`` (the losses are evaluated at ``θ ± ε·u``, without any
+            differentiation: fused attention, checkpointing and layers without a derivative of their
+            own work).
         preconditioner: a positive diagonal ``D``: the solver then works on
             ``D^½ (H + damping·I) D^½``, and its solution is multiplied by ``D^½``.
             :class:`SecondMoments` reads ``D`` from an adaptive optimizer; a dict of tensors, by the
@@ -122,6 +127,13 @@ class ImplicitHypergradient:
             new, and in every step that measures the residual, which stays eager. Compiling takes
             seconds to minutes, which a warning states once. What can't be compiled runs eagerly,
             with a warning that says why. For ``Identity``, and ``Neumann`` of at most 8 terms.
+        curvature: the matrix ``H``. ``"hessian"``: that of the inner loss. ``"gauss_newton"``:
+            ``Jᵀ H_out J``, the Hessian without the curvature of the model, with ``J`` the
+            derivative of the model's outputs and ``H_out`` the Hessian of the loss by these
+            outputs; weight decay and damping are added to either. It is positive semi-definite
+            where the loss is convex in the outputs, and its products cost less. The mixed
+            derivative stays exact. Under :func:`reweight.wrap` only, where ``losses`` returns
+            :meth:`Losses.of`.
 
     Example:
         Ridge regression, differentiated by its penalty:
@@ -143,8 +155,9 @@ class ImplicitHypergradient:
 
     solver: Solver = Neumann()
     damping: float = 0.0
-    hvp: Literal["auto"] | Mode = "auto"
+    hvp: Literal["auto"] | Mode | Way = "auto"
     preconditioner: Preconditioner | None = None
+    curvature: Matrix = "hessian"
     verdict_every: int | None = None
     compile: bool = False
 
@@ -166,10 +179,16 @@ class ImplicitHypergradient:
                 f"ImplicitHypergradient(damping={self.damping!r}): damping must be finite and not "
                 "below 0"
             )
-        if self.hvp not in ("auto", *MODES):
+        if self.hvp not in ("auto", *MODES, *WAYS):
             raise ValueError(
                 f"ImplicitHypergradient(hvp={self.hvp!r}): choose one of "
-                f"{', '.join(map(repr, ('auto', *MODES)))}"
+                f"{', '.join(map(repr, ('auto', *MODES, *WAYS)))}"
+            )
+        if self.hvp in WAYS and not isinstance(self.solver, Identity):
+            raise ValueError(
+                f"ImplicitHypergradient(hvp={self.hvp!r}) makes first-order steps, and "
+                f"{self.solver!r} needs products with the Hessian: choose "
+                f"{', '.join(map(repr, ('auto', *MODES)))}, or solver=Identity()"
             )
         every = self.verdict_every
         whole = isinstance(every, Integral) and not isinstance(every, bool)
@@ -184,6 +203,30 @@ class ImplicitHypergradient:
             raise TypeError(
                 f"ImplicitHypergradient(preconditioner={self.preconditioner!r}): choose "
                 "SecondMoments(), or a dict of positive tensors by the names of the parameters"
+            )
+        if self.curvature not in ("hessian", "gauss_newton"):
+            raise ValueError(
+                f"ImplicitHypergradient(curvature={self.curvature!r}): choose one of 'hessian', "
+                "'gauss_newton'"
+            )
+        if isinstance(self.solver, SampleSpace):
+            self._check_sample_space()
+
+    def _check_sample_space(self) -> None:
+        if self.curvature != "gauss_newton":
+            raise ValueError(
+                f"SampleSpace() solves the Gauss-Newton system, and curvature={self.curvature!r}: "
+                'pass ImplicitHypergradient(SampleSpace(), damping=..., curvature="gauss_newton")'
+            )
+        if self.hvp not in ("auto", "autograd"):
+            raise ValueError(
+                f"SampleSpace() reads the layers from the gradient graph, and hvp={self.hvp!r}: "
+                'leave hvp at "auto"'
+            )
+        if self.preconditioner is not None:
+            raise ValueError(
+                "SampleSpace() solves exactly, so a preconditioner would change nothing: leave it "
+                "out"
             )
 
     def _check_compile(self) -> None:
@@ -225,13 +268,24 @@ class ImplicitHypergradient:
 
         Raises:
             ValueError: a loss that is not a finite scalar, or that does not depend on what it is
-                differentiated by.
+                differentiated by; ``curvature="gauss_newton"``.
             FloatingPointError: a gradient or Hessian-vector product that is not finite.
         """
         if self.compile:
             raise ValueError(
                 "ImplicitHypergradient(compile=True) is called as a function, and only the outer "
                 "steps of wrap are compiled: leave compile at False here"
+            )
+        if self.curvature != "hessian":
+            raise ValueError(
+                f"curvature={self.curvature!r} needs the outputs of a model, and inner(params, "
+                "hparams) is a number: use reweight.wrap, with losses that return Losses.of("
+                'outputs, loss_fn), or curvature="hessian"'
+            )
+        if self.hvp in WAYS:
+            raise ValueError(
+                f"ImplicitHypergradient(hvp={self.hvp!r}) differentiates the losses of samples, "
+                'which wrap knows and an inner loss as a function does not show: use hvp="auto"'
             )
         for name, tree in (("params", params), ("hparams", hparams)):
             check_tree(name, tree)
@@ -267,7 +321,18 @@ class ImplicitHypergradient:
     @property
     def modes(self) -> tuple[Mode, ...]:
         """The modes of Hessian-vector products to try, in this order."""
-        return MODES if self.hvp == "auto" else (self.hvp,)
+        if isinstance(self.solver, SampleSpace):
+            return ("autograd",)
+        return (self.hvp,) if self.hvp in MODES else MODES
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """The ways of first-order steps to try, in this order; none where the Hessian is used."""
+        if not isinstance(self.solver, Identity):
+            return ()
+        if self.hvp == "auto":
+            return WAYS
+        return (self.hvp,) if self.hvp in WAYS else ()
 
     @property
     def interval(self) -> int:

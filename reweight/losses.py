@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from reweight._tensors import Pending, described, ends, now_or_later, spread
+from reweight._tensors import (
+    Pending,
+    described,
+    ends,
+    map_tensors,
+    now_or_later,
+    spread,
+    tensors_in,
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,77 @@ class Losses:
     weighted: Tensor
     fixed: Tensor | float = 0.0
     inputs: Any = None
+    # What the losses were computed from, for Gauss-Newton products; see of().
+    outputs: Any = field(default=None, init=False, repr=False, compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        outputs: Any,
+        loss_fn: Callable[[Any], Losses | Tensor],
+        fixed: Tensor | float = 0.0,
+        inputs: Any = None,
+    ) -> Losses:
+        """The losses as a function of the model's outputs.
+
+        ``ImplicitHypergradient(curvature="gauss_newton")`` needs them in this form. Everything else
+        sees the same losses as those that ``loss_fn(outputs)`` returns.
+
+        Args:
+            outputs: what the model computes, in any structure of tensors. For Gauss-Newton products
+                the losses may depend on inner parameters only through these tensors.
+            loss_fn: ``outputs -> [B]``, one loss per sample, or ``outputs -> Losses``, where a part
+                of them is fixed. It is called once, with the same structure.
+            fixed: added to what ``loss_fn`` has of it. A part that depends on inner parameters is
+                refused by ``curvature="gauss_newton"``; return it from ``loss_fn`` instead.
+            inputs: what the weighter reads besides the losses, unless ``loss_fn`` gives it.
+
+        Raises:
+            TypeError: ``outputs`` holds no floating-point tensor, or ``loss_fn`` returns neither a
+                tensor nor ``Losses``.
+            ValueError: ``outputs`` is an object that can't be copied, ``inputs`` are given twice,
+                or losses as for the constructor.
+
+        Example:
+            >>> import torch
+            >>> logits, labels = torch.tensor([[0.0, 0.0], [4.0, 0.0]]), torch.tensor([0, 1])
+            >>> loss = torch.nn.CrossEntropyLoss(reduction="none")
+            >>> Losses.of(logits, lambda logits: loss(logits, labels)).weighted
+            tensor([0.6931, 4.0181])
+        """
+        uncopied: list[Any] = []
+        seen = map_tensors(_seen, outputs, uncopied)
+        if uncopied:
+            kind = type(uncopied[0]).__name__
+            raise ValueError(
+                f"outputs holds a {kind}, of which no copy can be made because it owns a resource "
+                "or a base class of it is written in C: pass its tensors in a tuple or a dict"
+            )
+        if not any(x.is_floating_point() for x in tensors_in(seen)):
+            raise TypeError(
+                f"outputs is {described(outputs)} and holds no floating-point tensor: pass what "
+                "the model computes, before the loss: Losses.of(model(x), lambda out: ...)"
+            )
+        found: object = loss_fn(seen)
+        if isinstance(found, Tensor):
+            found = cls(found)
+        if not isinstance(found, Losses):
+            raise TypeError(
+                "loss_fn(outputs) must return reweight.Losses or a tensor [B], got "
+                f"{type(found).__name__}"
+            )
+        if inputs is not None and found.inputs is not None:
+            raise ValueError(
+                "inputs are given twice: by Losses.of(inputs=...) and by what loss_fn returns; "
+                "give them in one place"
+            )
+        total = cls(
+            found.weighted,
+            found.fixed if isinstance(fixed, float) and fixed == 0.0 else found.fixed + fixed,
+            found.inputs if inputs is None else inputs,
+        )
+        object.__setattr__(total, "outputs", seen)
+        return total
 
     def __post_init__(self) -> None:
         weighted, fixed = self.weighted, self.fixed
@@ -104,3 +184,8 @@ class Losses:
             f"losses.weighted is {self.weighted[bad[0]].item()} for sample "
             f"{', '.join(map(str, bad[:5]))}{more} of {len(self.weighted)}{next_move}"
         )
+
+
+def _seen(x: Tensor) -> Tensor:
+    """The tensor as the loss sees it, so that its gradient has no path through other outputs."""
+    return x.view_as(x) if x.is_floating_point() else x

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from reweight.solvers import Status
+
+Matrix = Literal["hessian", "gauss_newton"]
+# How a first-order step differentiates per-sample losses, in the order in which hvp="auto" tries.
+Way = Literal["forward", "differences"]
+WAYS: tuple[Way, ...] = ("forward", "differences")
+_HOW: dict[str, str] = {
+    "forward": "by forward mode",
+    "differences": "by central differences",
+}
 
 # A solution is trusted if its true relative residual is at most this ...
 TRUSTED_RESIDUAL = 1e-3
@@ -24,16 +34,21 @@ class Comparison:
     Attributes:
         age: how many outer steps ago it was made; 0 is this one; ``None`` if it failed.
         failure: why it could not be made, or ``""``.
+        first_order: whether derivatives of losses along one direction were compared with gradients.
     """
 
     age: int | None
     failure: str = ""
+    first_order: bool = False
 
     def __str__(self) -> str:
+        what, reference = "second derivatives", "differences"
+        if self.first_order:
+            what, reference = "the derivatives of the losses", "gradients"
         if self.age is None:
-            return f"second derivatives could not be compared with differences ({self.failure})"
+            return f"{what} could not be compared with {reference} ({self.failure})"
         when = {0: "in this step", 1: "one step ago"}.get(self.age, f"{self.age} steps ago")
-        return f"second derivatives compared {when}"
+        return f"{what} compared {when}"
 
 
 @dataclass(frozen=True)
@@ -60,14 +75,16 @@ class SolveInfo:
     Attributes:
         relative_residual: ``‖v − (H + damping)u‖/‖v‖``, computed from the solution. With finite
             differences, their uncertainty is added. ``None`` if it was not measured in this step:
-            see ``verdict_every`` of :class:`reweight.ImplicitHypergradient`.
+            see ``verdict_every`` of :class:`reweight.ImplicitHypergradient`. In a first-order step,
+            which makes no product with the Hessian, it never is.
         num_hvps: Hessian-vector products that the solver used. Where the residual is measured, the
             verdict uses one more for it, and up to three more if it is small enough to be trusted.
         status: how the solve ended; ``str(status)`` is a sentence on it.
         curvature: the largest curvature met, damping included: a lower bound of λmax where the
             Hessian is positive definite. ``None`` if no product was made.
-        hvp_mode: ``"autograd"``, ``"func"`` or ``"finite_difference"``; ``"none"`` if nothing had
-            to be solved, because the dev gradient was zero or the batch had no weighted samples.
+        hvp_mode: ``"autograd"``, ``"func"`` or ``"finite_difference"``; of a first-order step
+            ``"forward"`` or ``"differences"``; ``"none"`` if nothing had to be solved, because the
+            dev gradient was zero or the batch had no weighted samples.
         smallest_curvature: the smallest Rayleigh quotient ``vᵀHv/vᵀv`` met, damping included; with
             ``Nystrom`` also the curvature it assumes outside of its columns' span.
         detail: numbers that belong to the status; and of a compiled step, when it was last compared
@@ -81,6 +98,8 @@ class SolveInfo:
             ``None`` where the problem is given as functions, which are not compared.
         last_residual: where the residual was not measured in this step, the one that was measured
             last, if there is one.
+        matrix: ``H``: ``"hessian"``, or ``"gauss_newton"``, which leaves out the curvature of the
+            model; then everything here is about that matrix.
     """
 
     relative_residual: float | None
@@ -94,6 +113,7 @@ class SolveInfo:
     error_estimate: float | None = None
     comparison: Comparison | None = field(default=None, compare=False)
     last_residual: LastResidual | None = field(default=None, compare=False)
+    matrix: Matrix = "hessian"
 
     @property
     def trustworthy(self) -> bool:
@@ -101,8 +121,9 @@ class SolveInfo:
 
         That means: a residual that was measured in this step and is at most 1e-3, an estimated
         error of at most 1e-2, no direction of negative curvature, no caveat, and second derivatives
-        that were compared. Whether the inner
-        parameters are at a minimum is not tested: between two outer steps they never are exactly.
+        that were compared. Whether the inner parameters are at a minimum is not tested: between two
+        outer steps they never are exactly.
+        A first-order step solves no system, so it is never trustworthy in this sense.
         """
         return (
             self._is_solved
@@ -115,10 +136,10 @@ class SolveInfo:
     @property
     def message(self) -> str:
         """One sentence: the kind of step, what was reached, and what to do where it is not that."""
-        return f"{self._kind}: {'; '.join(self._clauses())}"
+        return f"{self._kind}: {'; '.join([*self._clauses(), *self._other_matrix()])}"
 
     def __str__(self) -> str:
-        if self.hvp_mode == "none":
+        if self.hvp_mode == "none" or self.first_order:
             return self.message
         numbers = [f"products by {self.hvp_mode}"]
         if self.curvature is not None:
@@ -136,6 +157,8 @@ class SolveInfo:
             return "trustworthy"
         if self.caveat:
             return "not a hypergradient"
+        if self.first_order:
+            return "first-order, by choice"
         if self.unexamined:
             return "not examined"
         return (
@@ -147,8 +170,12 @@ class SolveInfo:
         if self.hvp_mode == "none":
             reason = self.detail or (self.status if self.status.alarming else "")
             return [str(reason) or "nothing had to be solved"]
-        numbers = self._numbers()
         compared = [str(self.comparison)] if self.comparison else []
+        if self.first_order:
+            detail = f" ({self.detail})" if self.detail else ""
+            how = f"each loss is differentiated along u {_HOW[self.hvp_mode]}{detail}"
+            return [self.caveat] if self.caveat else [how, str(self.status), *compared]
+        numbers = self._numbers()
         if self.trustworthy:
             return [numbers, *compared]
         if self.caveat:
@@ -173,6 +200,11 @@ class SolveInfo:
             return [numbers, f"{Status.ILL_CONDITIONED}{detail}", *compared]
         return [numbers, f"{self.status}{detail}", *compared]
 
+    def _other_matrix(self) -> list[str]:
+        if self.matrix == "hessian" or self.hvp_mode == "none" or self.first_order:
+            return []
+        return ["with the Gauss-Newton matrix in the place of the Hessian"]
+
     def _numbers(self) -> str:
         """The residual, or why there is none, and the number of products."""
         if self.relative_residual is not None:
@@ -184,6 +216,11 @@ class SolveInfo:
     def _is_solved(self) -> bool:
         """Whether a residual was measured in this step, and is small."""
         return self.relative_residual is not None and self.relative_residual <= TRUSTED_RESIDUAL
+
+    @property
+    def first_order(self) -> bool:
+        """Whether the losses were differentiated along one direction, without the Hessian."""
+        return self.hvp_mode in WAYS
 
     @property
     def _as_chosen(self) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.catalogue.problems import PROBLEMS
+from benchmarks.catalogue import first_order, gauss_newton
+from benchmarks.catalogue.problems import PROBLEMS, relative_error
 from benchmarks.catalogue.solvers import SOLVERS, allowed_error, strategy
 from reweight import ConjugateGradient, ImplicitHypergradient, Neumann, Nystrom, Status
 
@@ -26,6 +27,43 @@ def test_an_answer_is_right_or_known_not_to_be(name: str, solver: str) -> None:
         assert f"{info.relative_residual:.2g}" in info.message
         # A sentence names the cause: that of the status, or the curvature that was met.
         assert ("not positive definite" if info.curves_down else str(info.status)) in info.message
+
+
+@pytest.mark.parametrize("solver", gauss_newton.SOLVERS)
+@pytest.mark.parametrize("name", gauss_newton.PROBLEMS)
+@pytest.mark.filterwarnings("ignore")  # dense Jacobians of a bag; what steps warn of
+def test_with_gauss_newton_matrices_too(name: str, solver: str) -> None:
+    problem = gauss_newton.PROBLEMS[name]
+    try:
+        found = problem.hypergradient(gauss_newton.SOLVERS[solver])
+    except ValueError as error:
+        assert problem.refused and problem.refused in str(error)
+        return
+    if found.info.trustworthy:
+        assert gauss_newton.error(problem, found.influence) <= allowed_error(found.info)
+    else:
+        assert found.info.status is not Status.CONVERGED
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [n for n, p in gauss_newton.PROBLEMS.items() if not p.refused])
+def test_gauss_newton_systems_with_damping_are_solved(name: str) -> None:
+    problem = gauss_newton.PROBLEMS[name]
+    for solver in ("CG(200, rtol=1e-10)", "SampleSpace()"):
+        found = problem.hypergradient(gauss_newton.SOLVERS[solver])
+        assert found.info.trustworthy
+        # A residual of 1e-10, and condition numbers of up to 1e4.
+        assert gauss_newton.error(problem, found.influence) < 1e-7
+
+
+@pytest.mark.parametrize("step", first_order.STEPS)
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_first_order_step_is_what_it_says(name: str, step: str) -> None:
+    found, expected = first_order.hypergradient(PROBLEMS[name](), step)
+    assert found.info.first_order and not found.info.trustworthy
+    # Rounding; and of central differences, eps^⅔ times third derivatives of order ten.
+    tolerance = 1e-13 if found.info.hvp_mode == "forward" else 1e-8
+    assert relative_error(found.grads["weights"], expected) < tolerance
 
 
 SOLVABLE = [n for n in PROBLEMS if n not in ("singular", "indefinite", "the same, untrained")]

@@ -85,7 +85,7 @@ def test_messages_are_sentences_with_numbers() -> None:
     exact = hypergradient(problem, ImplicitHypergradient(EXACT)).info
     assert f"{exact.relative_residual:.2g}" in exact.message
     identity = hypergradient(problem, ImplicitHypergradient(Identity(0.1))).info
-    assert identity.num_hvps == 0 and "identity as Hessian, as chosen" in identity.message
+    assert identity.num_hvps == 0 and identity.message.startswith("first-order, by choice")
     diverging = hypergradient(problem, ImplicitHypergradient(Neumann(10, 5.0))).info
     assert "grow" in diverging.message
 

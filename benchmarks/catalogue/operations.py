@@ -217,20 +217,27 @@ class Operation:
 
         return batch(), batch()
 
-    def wrapped(self, dtype: torch.dtype, damping: float, hvp: Any = "auto") -> Reweighted:
+    def wrapped(
+        self, dtype: torch.dtype, damping: float, hvp: Any = "auto", solver: Any = None
+    ) -> Reweighted:
         rtol = 1e-12 if dtype == torch.float64 else 1e-5
+        solver = solver or ConjugateGradient(300, rtol)
         return wrap(
             self.model(dtype),
             TableWeighter(SIZE).to(dtype),
             lambda model, batch: Losses(self.losses(model, batch), inputs=batch[2]),
             lambda model, batch: self.losses(model, batch).mean(),
-            hypergradient=ImplicitHypergradient(ConjugateGradient(300, rtol), damping, hvp),
+            hypergradient=ImplicitHypergradient(solver, damping, hvp),
         )
 
     def hypergradient(
-        self, dtype: torch.dtype = torch.float64, damping: float = 1.0, hvp: Any = "auto"
+        self,
+        dtype: torch.dtype = torch.float64,
+        damping: float = 1.0,
+        hvp: Any = "auto",
+        solver: Any = None,
     ) -> Hypergradient:
-        rw = self.wrapped(dtype, damping, hvp)
+        rw = self.wrapped(dtype, damping, hvp, solver)
         train, dev = self.batches(dtype)
         torch.manual_seed(SEED)
         with self.around():
@@ -238,52 +245,77 @@ class Operation:
 
     def reference(self) -> tuple[Tensor, float]:
         """The influence of each sample ``[SIZE]``, and the damping at which it is that."""
-        model = self.model()
-        if self.like is not None:
-            model = self.like(model)
-        train, dev = self.batches()
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        start = torch.cat([p.detach().reshape(-1) for p in parameters])
-        buffers = [(b, b.clone()) for b in model.buffers()]
-
-        def gradient(reduce: Callable[[Tensor], Tensor], batch: Batch, theta: Tensor) -> Tensor:
-            offset = 0
-            with torch.no_grad():
-                for p in parameters:
-                    p.copy_(theta[offset : offset + p.numel()].view_as(p))
-                    offset += p.numel()
-                for buffer, value in buffers:
-                    buffer.copy_(value)
-            torch.manual_seed(SEED)
-            loss = reduce(self.losses(model, batch))
-            grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-            dense = [
-                torch.zeros_like(p) if g is None else g.to_dense()
-                for p, g in zip(parameters, grads, strict=True)
-            ]
-            return torch.cat([g.reshape(-1) for g in dense])
+        gradients = _Gradients(self)
+        start, moving = gradients.start, gradients.moving
 
         def difference(direction: Tensor) -> Tensor:
             def at(t: float) -> Tensor:
-                return gradient(Tensor.mean, train, start + t * step * direction)
+                return gradients.of_mean(gradients.train, start + t * step * direction)
 
             step = 2e-4
             return (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * step)
 
-        # A padding row has no gradient, by decree: it is a constant.
-        moving = torch.cat([_movable(model, p).reshape(-1) for p in parameters])
         units = torch.eye(len(start), dtype=torch.float64) * moving
         hessian = torch.stack([difference(unit) for unit in units])
         hessian = (hessian + hessian.T) / 2.0
         # Enough for every model here to be positive definite.
         damping = 1.0 + max(0.0, -float(torch.linalg.eigvalsh(hessian)[0]))
-        v = gradient(Tensor.mean, dev, start)
+        v = gradients.of_mean(gradients.dev, start)
         u = torch.linalg.solve(hessian + damping * torch.eye(len(start)).double(), v)
+        return gradients.influence(u), damping
+
+    def first_order(self, step_size: float = 1.0) -> Tensor:
+        """The influence ``[SIZE]`` with a multiple of the identity as inverse of the Hessian."""
+        gradients = _Gradients(self)
+        return gradients.influence(step_size * gradients.of_mean(gradients.dev, gradients.start))
+
+
+class _Gradients:
+    """Gradients of an operation's losses at any parameters, flat, by one backward pass each."""
+
+    def __init__(self, operation: Operation) -> None:
+        self._losses, self._model = operation.losses, operation.model()
+        if operation.like is not None:
+            self._model = operation.like(self._model)
+        self.train, self.dev = operation.batches()
+        self._parameters = [p for p in self._model.parameters() if p.requires_grad]
+        self.start = torch.cat([p.detach().reshape(-1) for p in self._parameters])
+        self._buffers = [(b, b.clone()) for b in self._model.buffers()]
+
+    @property
+    def moving(self) -> Tensor:
+        """1 for what has a gradient; a padding row has none, by decree: it is a constant."""
+        return torch.cat([_movable(self._model, p).reshape(-1) for p in self._parameters])
+
+    def of(self, reduce: Callable[[Tensor], Tensor], batch: Batch, theta: Tensor) -> Tensor:
+        """The gradient of the reduced losses."""
+        offset = 0
+        with torch.no_grad():
+            for p in self._parameters:
+                p.copy_(theta[offset : offset + p.numel()].view_as(p))
+                offset += p.numel()
+            for buffer, value in self._buffers:
+                buffer.copy_(value)
+        torch.manual_seed(SEED)
+        loss = reduce(self._losses(self._model, batch))
+        grads = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        dense = [
+            torch.zeros_like(p) if g is None else g.to_dense()
+            for p, g in zip(self._parameters, grads, strict=True)
+        ]
+        return torch.cat([g.reshape(-1) for g in dense])
+
+    def of_mean(self, batch: Batch, theta: Tensor) -> Tensor:
+        """The gradient of the mean loss."""
+        return self.of(Tensor.mean, batch, theta)
+
+    def influence(self, u: Tensor) -> Tensor:
+        """``−⟨∇ℓ_i, u⟩/SIZE``."""
         influence = [
-            -float(gradient(lambda losses, i=i: losses[i], train, start) @ u) / SIZE
+            -float(self.of(lambda losses, i=i: losses[i], self.train, self.start) @ u) / SIZE
             for i in range(SIZE)
         ]
-        return torch.tensor(influence, dtype=torch.float64), damping
+        return torch.tensor(influence, dtype=torch.float64)
 
 
 def _movable(model: nn.Module, parameter: Tensor) -> Tensor:

@@ -107,7 +107,8 @@ def _with_residual(info: SolveInfo, answer: Answer, residual: Residual) -> Solve
     if status.final and total > TRUSTED_RESIDUAL * size:
         noisy = measured <= TRUSTED_RESIDUAL * size
         status = Status.NOISY_PRODUCTS if noisy else Status.UNCONFIRMED
-    if not answer.fresh and 0.0 < measured <= TRUSTED_RESIDUAL * size:
+    known = answer.solution.least is not None
+    if not known and not answer.fresh and 0.0 < measured <= TRUSTED_RESIDUAL * size:
         # A small residual along directions of small curvature is a large error of u. A few more
         # products measure the curvature there.
         along = answer.operator.smallest_along(left * (1.0 / measured))

@@ -32,6 +32,7 @@ Objective = Callable[[Tree, Tree], Tensor]
 Partial = dict[str, Tensor | None]
 # ``(θ, φ) -> (∇θ inner, ∂inner/∂φ)``
 Gradients = Callable[[Tree, Tree], tuple[Tree, Partial]]
+Inverse = Callable[[Tree, Mapping[str, float], Tree], float]
 Mode = Literal["autograd", "func", "finite_difference"]
 # In the order in which hvp="auto" tries them.
 MODES: tuple[Mode, ...] = ("autograd", "func", "finite_difference")
@@ -51,6 +52,8 @@ class Linearisation:
         doubt: ``(u, H u) -> size of the error in H u``, where products are approximate.
         rows: for the entries of θ that are tables, the rows that stand for them, ascending. The
             inner loss does not depend on the other rows.
+        inverse: ``(b, shift, out) -> lower bound of the largest curvature``, which writes ``u``
+            with ``(H + shift) u = b`` to ``out``, where the linearisation has an exact way to it.
     """
 
     params: tuple[str, ...]
@@ -59,6 +62,7 @@ class Linearisation:
     mixed: Callable[[Tree], Partial]
     doubt: Callable[[Tree, Tree], float] | None = None
     rows: Mapping[str, Tensor] = field(default_factory=dict)
+    inverse: Inverse | None = None
 
     def everywhere(self, v: Tree) -> Tree:
         """``H v`` over all entries of ``v``: zero outside of :attr:`params`."""
@@ -168,19 +172,10 @@ def with_finite_difference(gradients: Gradients, params: Tree, hparams: Tree) ->
     in float32.
     """
     params = detached(params)
-    eps = max(torch.finfo(p.dtype).eps for p in params.values())
 
     def difference(u: Tree, share: float) -> tuple[Tree, Partial]:
-        length = norm(u)
-        if length == 0.0:
+        if (step := step_along(params, u, share)) is None:
             return zeros_like(params), dict(zeros_like(hparams))
-        if not math.isfinite(length):
-            raise FloatingPointError(
-                f"a direction for finite differences has norm {length}: the series diverges; lower "
-                "the solver's step size, or add damping"
-            )
-        moved = {name: p * (u[name] != 0) for name, p in params.items()}
-        step = share * (1.0 + norm(moved)) * eps ** (1.0 / 3.0) / length
         return central_difference(lambda p: gradients(p, hparams), params, u, step)
 
     def cross(u: Tree) -> tuple[Tree, Partial]:
@@ -197,3 +192,22 @@ def with_finite_difference(gradients: Gradients, params: Tree, hparams: Tree) ->
         return norm(axpy(-1.0, difference(u, 0.5)[0], product))
 
     return Linearisation(tuple(params), hvp, cross, mixed, doubt)
+
+
+def step_along(params: Tree, v: Tree, share: float) -> float | None:
+    """The step of a central difference along ``v``; ``None`` where ``v`` is zero.
+
+    Raises:
+        FloatingPointError: ``v`` is not finite.
+    """
+    length = norm(v)
+    if length == 0.0:
+        return None
+    if not math.isfinite(length):
+        raise FloatingPointError(
+            f"a direction for finite differences has norm {length}: the series diverges; lower "
+            "the solver's step size, or add damping"
+        )
+    eps = max(torch.finfo(p.dtype).eps for p in params.values())
+    moved = {name: p * (v[name] != 0) for name, p in params.items()}
+    return share * (1.0 + norm(moved)) * float(eps ** (1.0 / 3.0)) / length

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from reweight._curvature.callables import CallableSolver, Solver
+from reweight._curvature.direct import DirectSolver
 from reweight._curvature.failure import ModeFailed, guarded, record
 from reweight._curvature.judge import Answer, Residual, judged, nothing_to_solve
 from reweight._curvature.linearise import Linearisation, Mode, Partial
@@ -146,8 +147,11 @@ class _SetUp:
         self._linearisation, self._like, self._v = linearisation, like, v
         self._fresh = hvp is not None
         reuse = self._checks = False
-        if isinstance(solver, LinearSolver):
-            self.solver: LinearSolver | CallableSolver = solver
+        self.solver: LinearSolver | CallableSolver
+        if linearisation.inverse is not None:
+            self.solver = DirectSolver(linearisation, system.shift, like, free)
+        elif isinstance(solver, LinearSolver):
+            self.solver = solver
             reuse, self._checks = not solver.keeps_products, solver.checks_products
         else:
             self.solver = CallableSolver(solver, like)

@@ -19,6 +19,7 @@ from reweight._curvature.linearise import (
     with_finite_difference,
     with_func,
 )
+from reweight._curvature.stated import Stated
 from reweight._tables import Table, pick
 from reweight._tensors import Tree
 from reweight.preconditioning import Preconditioner, diagonal_of
@@ -71,6 +72,8 @@ class System:
             optimizer's weight decay.
         preconditioner: as the user stated it.
         optimizers: the inner optimizers, which a preconditioner may read.
+        outputs: the loss as a function of the model's outputs. Where it is given, ``H`` is the
+            Gauss-Newton matrix.
     """
 
     params: Tree
@@ -83,9 +86,12 @@ class System:
     shift: Mapping[str, float] = field(default_factory=dict)
     preconditioner: Preconditioner | None = None
     optimizers: Sequence[Optimizer] = ()
+    outputs: Stated | None = None
 
     def linearise(self, mode: Mode) -> Linearisation:
         """The second derivatives of the inner loss, in this mode."""
+        if self.outputs is not None:
+            return self.outputs.linearise(mode, self.params, self.hparams, self.tables)
         if mode == "autograd":
             return from_graph(self.loss(), self.params, self.hparams, self.tables)
         if mode == "func":

@@ -12,8 +12,9 @@ from reweight._curvature import Linearisation, Mode
 from reweight._problem.double import InnerInDouble
 from reweight._problem.in_place import InnerInPlace
 from reweight._problem.inner import InnerProblem
+from reweight._problem.outputs import GaussNewtonAt
 from reweight._problem.second_derivatives import Disagreement, disagreement
-from reweight.verdict import Comparison, LastResidual
+from reweight.verdict import WAYS, Comparison, LastResidual, Way
 
 logger = logging.getLogger("reweight")
 
@@ -32,12 +33,16 @@ class Findings:
 
     Attributes:
         ruled_out: the modes that do not work or are wrong, with the reason.
+        no_way: the same for the ways of first-order steps.
         caveats: what is wrong with modes that are used although they are wrong.
         compared: the outer step in which each mode was last compared.
         not_compared: why a mode could not be compared.
         kinds: the kinds of operations that were in the graphs looked at.
         leaves: the names of the inner parameters that were reached in them.
         sizes: the numbers of operations that they had.
+        step_share: the step of differences of losses, as a share of the one that is estimated;
+            0 until they are first used.
+        precision: by how much these differed from those with another step.
         hidden: whether a part of them showed nothing, because its gradient was zero.
         looks: how often was looked.
         looked: the outer step of the last look.
@@ -45,9 +50,12 @@ class Findings:
     """
 
     ruled_out: dict[Mode, BaseException] = field(default_factory=dict)
-    caveats: dict[Mode, str] = field(default_factory=dict)
-    compared: dict[Mode, int] = field(default_factory=dict)
-    not_compared: dict[Mode, str] = field(default_factory=dict)
+    no_way: dict[Way, str] = field(default_factory=dict)
+    caveats: dict[str, str] = field(default_factory=dict)
+    compared: dict[str, int] = field(default_factory=dict)
+    not_compared: dict[str, str] = field(default_factory=dict)
+    step_share: float = 0.0
+    precision: float = 0.0
     kinds: frozenset[type] = frozenset()
     leaves: frozenset[str] = frozenset()
     sizes: frozenset[int] = frozenset()
@@ -97,6 +105,14 @@ class Audit:
         self.findings = known
         return known.looked == self._step
 
+    def meet(self, kinds: frozenset[type], leaves: Iterable[str]) -> None:
+        """Note what is in a graph; what was compared before something joined is compared again."""
+        now, leaves = self.findings, frozenset(leaves)
+        if not (now.kinds >= kinds and now.leaves >= leaves):
+            now.compared.clear()
+            now.not_compared.clear()
+            now.kinds, now.leaves = now.kinds | kinds, now.leaves | leaves
+
     def is_residual_due(self, strategy: object, interval: int) -> bool:
         """Whether this step is to measure the residual, which is done every ``interval`` steps.
 
@@ -120,12 +136,18 @@ class Audit:
         """Look at everything again in the next step."""
         self._findings.clear()
 
-    def comparison(self, mode: Mode) -> Comparison | None:
+    @property
+    def step(self) -> int:
+        """The number of this outer step."""
+        return self._step
+
+    def comparison(self, mode: str) -> Comparison | None:
         """The last comparison of a mode; ``None`` where nothing had to be compared."""
+        first_order = mode in WAYS
         if reason := self.findings.not_compared.get(mode):
-            return Comparison(None, reason)
+            return Comparison(None, reason, first_order)
         step = self.findings.compared.get(mode)
-        return None if step is None else Comparison(self._step - step)
+        return None if step is None else Comparison(self._step - step, first_order=first_order)
 
     def accepted(
         self,
@@ -212,15 +234,16 @@ class _NotComparedError(Exception):
 def _disagreement(mode: Mode, inner: InnerProblem, names: list[str]) -> Disagreement | None:
     """Compare in float64, or else in the precision that the problem has."""
     reasons: dict[str, None] = {}
-    for precision, make in (("float64", _in_double), ("its own precision", InnerInPlace)):
+    for precision, make in (("float64", in_double), ("its own precision", InnerInPlace)):
         try:
-            problem = make(inner, names)
+            made: InnerInDouble | InnerInPlace = make(inner, names)
+            problem = made if inner.outputs is None else GaussNewtonAt(made)
             # Differences of gradients are compared with nothing, but have to be derivatives.
             product = None
             if mode != "finite_difference":
                 product = functools.partial(problem.product, mode)
-            constant = inner.padding(problem.rows)
-            return disagreement(product, problem.evaluate, problem.params(), constant)
+            constant = inner.padding(made.rows)
+            return disagreement(product, problem.evaluate, made.params(), constant)
         except Exception as error:  # whatever an operation raises in a type it was not made for
             logger.info("hvp mode %r is not compared in %s: %s", mode, precision, str(error))
             said = (str(error).strip() or repr(error)).splitlines()[0]
@@ -228,7 +251,12 @@ def _disagreement(mode: Mode, inner: InnerProblem, names: list[str]) -> Disagree
     raise _NotComparedError("; ".join(reasons))
 
 
-def _in_double(inner: InnerProblem, names: list[str]) -> InnerInDouble:
+def in_double(inner: InnerProblem, names: list[str]) -> InnerInDouble:
+    """The inner problem in float64.
+
+    Raises:
+        RuntimeError: that would cost too much.
+    """
     problem = InnerInDouble(inner, names)
     if reason := problem.too_costly():
         raise RuntimeError(reason)

@@ -179,11 +179,14 @@ class BilevelProblem:
                 "not chosen, or use operations that can be differentiated twice"
             )
         total = (weights * losses.weighted).sum()
-        if self.reduction == "mean":
-            # A batch without weighted samples contributes nothing, rather than 0/0.
-            total = total / max(losses.weighted.numel(), 1)
+        total = total / self.divisor(losses.weighted)
         fixed = losses.fixed
         return total + (fixed.reshape(()) if isinstance(fixed, Tensor) else fixed)
+
+    def divisor(self, weighted: Tensor) -> int:
+        """What the sum of weighted losses is divided by."""
+        # A batch without weighted samples contributes nothing, rather than 0/0.
+        return max(weighted.numel(), 1) if self.reduction == "mean" else 1
 
     def outer_loss(self, dev_batch: Any, pending: Pending | None = None) -> Tensor:
         """The outer loss of a dev batch, with its graph; looked at with ``pending``."""

@@ -11,16 +11,10 @@ from typing import Any, Protocol
 
 import torch
 
-from reweight._curvature import Mode
-
 logger = logging.getLogger("reweight")
 
 # So many programs are compiled for one problem. Each takes a compiler up to minutes.
 MOST_PROGRAMS = 4
-
-
-class LimitError(Exception):
-    """There are as many programs as there may be."""
 
 
 class Pure(Protocol):
@@ -42,7 +36,7 @@ class Compilation:
         programs: how many programs were compiled so far.
         seconds: what the last of them took.
         age: how many results of programs were used since the last comparison.
-        mode: the mode of the products that results were compared with.
+        mode: of the eager step that results were last compared with.
     """
 
     def __init__(self) -> None:
@@ -51,13 +45,18 @@ class Compilation:
         self.programs = 0
         self.seconds = 0.0
         self.age = 0
-        self.mode: Mode = "autograd"
+        self.mode = ""
         self._owners: tuple[object, ...] = ()
         self._function: Callable[..., Any] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Programs hold the modules that they were made of, so a copy has none.
         return Compilation, ()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many programs as there may be."""
+        return self.programs >= MOST_PROGRAMS
 
     def is_of(self, owners: Sequence[object]) -> bool:
         """Whether what is compiled was made of the very same objects."""
@@ -88,11 +87,9 @@ class Compilation:
         """The result of a new program for these arguments.
 
         Raises:
-            LimitError: there are as many programs as there may be.
             Exception: the function can't be compiled, or raises.
         """
-        if self.pure is None or self.programs >= MOST_PROGRAMS:
-            raise LimitError
+        assert self.pure is not None and not self.is_full
         self.programs += 1
         start = time.perf_counter()
         if self._function is None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from reweight._curvature import Mode
 from reweight._problem.bilevel import BilevelProblem
-from reweight._problem.compilation import MOST_PROGRAMS, Compilation, LimitError
+from reweight._problem.compilation import MOST_PROGRAMS, Compilation
 from reweight._problem.inner import InnerProblem
 from reweight._problem.isolation import is_compiled, twice_differentiable
 from reweight._problem.pure_step import PureStep
@@ -21,7 +20,7 @@ from reweight._problem.weights import SATURATED
 from reweight._tensors import Tree, alone, can_read, read, some
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient
 from reweight.solvers import PLAIN, Neumann, TracedSolver, UntraceableError, traced
-from reweight.verdict import SolveInfo
+from reweight.verdict import WAYS, SolveInfo
 from reweight.weighters import stated_bounds
 
 logger = logging.getLogger("reweight")
@@ -62,14 +61,21 @@ class CompiledStep:
         self._is_run = False
 
     @property
-    def mode(self) -> Mode:
-        """The mode of the products that the result is known to agree with."""
+    def mode(self) -> str:
+        """The mode of the eager step that the result is known to agree with."""
         return self._compilation.mode
+
+    def is_due(self) -> bool:
+        """Whether this step is to be eager, because of what only such a step measures."""
+        audit, strategy = self._problem.audit, self._strategy
+        if not strategy.ways:
+            return audit.is_residual_due(strategy, strategy.interval)
+        # First-order steps measure no residual; the same interval is that of comparisons.
+        looks = audit.findings.looked == audit.step
+        return looks or self._compilation.age >= strategy.interval - 1
 
     def run(self) -> Hypergradient | None:
         """The result of a compiled program, if there is one for this step."""
-        if not self._compilation.is_of(self._owners):
-            return None
         self._is_run, self._found = True, self._outputs(compiling=False)
         if self._found is None:
             return None
@@ -77,31 +83,43 @@ class CompiledStep:
         return self._result(*self._found)
 
     def learn(
-        self, eager: Hypergradient, inner: InnerProblem, caveats: Iterable[str], *, random: bool
+        self,
+        eager: Hypergradient,
+        graph: Callable[[], InnerProblem],
+        caveats: Iterable[str],
+        *,
+        random: bool,
     ) -> None:
         """Compare a program with what the eager step gave, and compile one if there is none.
 
         Args:
             eager: the result of the same step.
-            inner: its inner problem.
+            graph: evaluates its inner problem.
             caveats: what is known against the result.
             random: whether a pass drew random numbers.
         """
         compilation = self._compilation
-        if not compilation.is_of(self._owners):
-            try:
-                compilation.take(self._owners, self._pure(inner))
-            except _RefusedError as refused:
-                self._refuse(str(refused))
-        if compilation.refusal or eager.info.hvp_mode == "none":
+        known = compilation.is_of(self._owners)
+        if (known and compilation.refusal) or eager.info.hvp_mode == "none":
             return
         try:
-            self._check(eager, inner, caveats, random)
+            self._check(eager, caveats, random)
             outputs = self._found if self._is_run else self._outputs(compiling=False)
-            new = outputs is None
-            self._compare(eager, self._outputs(compiling=True) if new else outputs, new)
+            if outputs is not None:
+                self._compare(eager, outputs, new=False)
+            elif compilation.is_full:
+                self._say_full()
+            else:
+                self._compare(eager, self._compiled_for(graph(), known), new=True)
         except _RefusedError as refused:
             self._refuse(str(refused))
+
+    def _compiled_for(self, inner: InnerProblem, known: bool) -> Any:
+        """What a new program gives."""
+        if not known:
+            self._compilation.take(self._owners, self._pure(inner))
+        self._check_tables(inner)
+        return self._outputs(compiling=True)
 
     def _refuse(self, reason: str) -> None:
         self._compilation.refuse(self._owners, reason)
@@ -110,7 +128,7 @@ class CompiledStep:
     def _outputs(self, *, compiling: bool) -> Any:
         """What a program returns; without ``compiling``, ``None`` if there is none that fits."""
         compilation, pure = self._compilation, self._compilation.pure
-        if pure is None:
+        if pure is None or not compilation.is_of(self._owners):
             return None
         decay, damping = self._problem.weight_decay(self._theta), self._strategy.damping
         shift = {name: decay[name] + damping for name in self._theta}
@@ -121,8 +139,6 @@ class CompiledStep:
                 return compilation.run(*args)
             try:
                 return compilation.compiled(*args)
-            except LimitError:
-                return None
             except Exception as error:  # whatever a compiler or the user's code raises in it
                 logger.info("the outer step can't be compiled: %s", str(error))
                 first, *rest = (str(error).strip() or repr(error)).splitlines()
@@ -149,8 +165,13 @@ class CompiledStep:
                 "a part of the model is compiled already, and a program inside another one gets no "
                 "other parameters: wrap the model as it was before torch.compile"
             )
-        names = [*inner.reached()]
-        pure = PureStep(self._problem, self._solver(), self._theta, self._phi, names)
+        if self._strategy.curvature != "hessian":
+            raise _RefusedError(f"curvature={self._strategy.curvature!r} is not compiled")
+        names, solver = [*inner.reached()], self._solver()
+        first_order = bool(self._strategy.ways)
+        pure = PureStep(
+            self._problem, solver, self._theta, self._phi, names, first_order=first_order
+        )
         if pure.missing:
             raise _RefusedError(
                 f"the inner parameters {some(dict.fromkeys(pure.missing))} are in no module that "
@@ -169,16 +190,14 @@ class CompiledStep:
         except UntraceableError as error:
             raise _RefusedError(str(error)) from error
 
-    def _check(
-        self, eager: Hypergradient, inner: InnerProblem, caveats: Iterable[str], random: bool
-    ) -> None:
+    def _check(self, eager: Hypergradient, caveats: Iterable[str], random: bool) -> None:
         """Look at what only an eager step shows.
 
         Raises:
             _RefusedError: a compiled step would give something else.
         """
-        if eager.info.hvp_mode == "finite_difference":
-            raise _RefusedError("there are no exact products with the Hessian for this model")
+        if eager.info.hvp_mode in ("finite_difference", "differences"):
+            raise _RefusedError("the eager step has no exact derivatives for this model")
         if found := "; ".join(filter(None, caveats)):
             raise _RefusedError(f"only an eager step shows that {found}")
         if random:
@@ -186,6 +205,13 @@ class CompiledStep:
                 "the losses draw random numbers (dropout), and a compiled step draws others, so "
                 "its result can't be compared"
             )
+
+    def _check_tables(self, inner: InnerProblem) -> None:
+        """Look at the tables that an eager step reads by rows.
+
+        Raises:
+            _RefusedError: a compiled step takes longer, or gives something else.
+        """
         size = sum(inner.theta[name].numel() for name in inner.tables)
         if size > _LARGEST_TABLE:
             raise _RefusedError(
@@ -199,22 +225,13 @@ class CompiledStep:
                 'compiled step, which changes step_size="auto": give a number'
             )
 
-    def _compare(self, eager: Hypergradient, outputs: Any, new: bool) -> None:
+    def _compare(self, eager: Hypergradient, outputs: Any, *, new: bool) -> None:
         """Compare with the eager step.
 
         Raises:
             _RefusedError: the results differ, or there is none to compare.
         """
         compilation = self._compilation
-        if outputs is None:
-            self._problem.notices.warn(
-                "compile limit",
-                f"outer steps were compiled {MOST_PROGRAMS} times, and what fits none of these "
-                "programs runs eagerly: batches of other shapes, modules whose Python attributes "
-                "changed. Keep the batch size (drop_last=True in the loader), and let what changes "
-                "from step to step be a tensor.",
-            )
-            return
         result = self._result(*outputs)
         if result is None:
             if new:
@@ -234,7 +251,7 @@ class CompiledStep:
                 "step draw random numbers, or depend on what a compiler does not follow?"
             )
         compilation.age = 0
-        compilation.mode = eager.info.hvp_mode  # type: ignore[assignment]
+        compilation.mode = eager.info.hvp_mode
         if new:
             self._problem.notices.warn(
                 "compiled",
@@ -242,6 +259,15 @@ class CompiledStep:
                 f"shapes; other shapes take as long again, up to {MOST_PROGRAMS} in all. Steps "
                 "that measure the residual stay eager, and compiled ones are compared with them.",
             )
+
+    def _say_full(self) -> None:
+        self._problem.notices.warn(
+            "compile limit",
+            f"outer steps were compiled {MOST_PROGRAMS} times, and what fits none of these "
+            "programs runs eagerly: batches of other shapes, modules whose Python attributes "
+            "changed. Keep the batch size (drop_last=True in the loader), and let what changes "
+            "from step to step be a tensor.",
+        )
 
     def _result(self, grads: Tree, influence: Tensor, numbers: Tensor) -> Hypergradient | None:
         """The result, unless numbers show something that the eager step treats in another way."""
@@ -258,7 +284,9 @@ class CompiledStep:
             products = [*itertools.islice(numbers_left, 2 * solver.num_products)]
             met = [y / x for x, y in zip(products[::2], products[1::2], strict=True) if x > 0.0]
         solution = solver.solution([*numbers_left])
-        if solution is None or solution.status.final or not PLAIN[0] <= of_b <= PLAIN[1]:
+        if solution is None or solution.status.final or size == 0.0:
+            return None
+        if solver.num_products and not PLAIN[0] <= of_b <= PLAIN[1]:
             return None
         level = (mean, smallest, largest) if problem.progress.is_reading else ()
         weighter = problem.weighter
@@ -271,7 +299,7 @@ class CompiledStep:
             status=solution.status,
             # With a preconditioner, the solver's estimates are of another matrix.
             curvature=solution.curvature if met is None else max(met, default=None),
-            hvp_mode="func",
+            hvp_mode=self.mode if self.mode in WAYS else "func",
             smallest_curvature=(
                 solution.smallest_curvature if met is None else min(met, default=None)
             ),

@@ -14,11 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reweight._curvature import Mode, from_graph, with_func
+from reweight._curvature import Forward, Mode, Outputs, from_graph, with_func
 from reweight._problem.inner import InnerProblem
 from reweight._problem.isolation import is_compiled, parameters_of, twice_differentiable
-from reweight._tables import Graph, SubstituteRows, Table, tables_of
-from reweight._tensors import InFloat64, Tree, doubled, filled, map_tensors, some
+from reweight._tables import Graph, GraphInputs, SubstituteRows, Table, tables_of
+from reweight._tensors import (
+    InFloat64,
+    Tree,
+    doubled,
+    filled,
+    map_tensors,
+    moving,
+    some,
+    velocity,
+)
 
 # Parameters and buffers that are converted at most; a few copies of them are needed.
 _LARGEST = 20_000_000
@@ -79,6 +88,20 @@ class InnerInDouble:
         with self._installed(params), InFloat64():
             return from_graph(self._loss(), params, {}).everywhere(v)
 
+    def value(self, params: Tree) -> float:
+        """``θ -> inner``, without a graph."""
+        with torch.no_grad(), self._installed(params), InFloat64():
+            return float(self._loss())
+
+    def tangent(self, params: Tree, v: Tree) -> float:
+        """``(θ, v) -> ⟨∇inner, v⟩`` by forward mode.
+
+        Raises:
+            RuntimeError: an operation has no forward-mode derivative.
+        """
+        with moving(params, v) as values, self._installed(values), InFloat64():
+            return float(velocity(self._loss()))
+
     def evaluate(self, params: Tree) -> tuple[float, Tree]:
         """``θ -> (inner, ∇inner)``.
 
@@ -95,6 +118,23 @@ class InnerInDouble:
             raise TypeError(f"a part of the loss is rounded to {precision.rounded_to}")
         return float(value.detach()), filled(grads, params)
 
+    @contextmanager
+    def recorded(self, params: Tree) -> Iterator[tuple[Outputs, Tensor, GraphInputs]]:
+        """The model's outputs and the loss at θ, with their graph, and what θ is in it."""
+        with self._installed(params), InFloat64():
+            yield *self._outputs(), GraphInputs(params, {})
+
+    @contextmanager
+    def forward(self, params: Tree) -> Iterator[Forward]:
+        """The model's outputs as a pure function of θ, while the context is open."""
+
+        def outputs(theta: Tree) -> Outputs:
+            with self._installed(theta):
+                return self._outputs()[0]
+
+        with InFloat64():
+            yield Forward(outputs, params)
+
     def _prove(self, graph: Graph) -> None:
         """Raise where the loss depends on a parameter that was to be substituted."""
         if missed := graph.reached(self._inner.theta):
@@ -103,10 +143,16 @@ class InnerInDouble:
         self._proved = True
 
     def _loss(self) -> Tensor:
-        # A new copy of the batch: a pass may write into it.
-        batch, weights = batch_in_double(self._inner.batch), self._inner.weights.detach().double()
         with twice_differentiable():
-            return self._inner.evaluate(batch, weights)
+            return self._inner.evaluate(*self._arguments())
+
+    def _outputs(self) -> tuple[Outputs, Tensor]:
+        with twice_differentiable():
+            return self._inner.model_outputs.evaluated(*self._arguments())
+
+    def _arguments(self) -> tuple[Any, Tensor]:
+        # A new copy of the batch: a pass may write into it.
+        return batch_in_double(self._inner.batch), self._inner.weights.detach().double()
 
     @functools.cached_property
     def _constants(self) -> tuple[dict[int, Tensor], Tree]:

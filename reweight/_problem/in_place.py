@@ -6,6 +6,7 @@ put back bit for bit.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from reweight._curvature import Mode, Partial, from_graph, with_func
+from reweight._curvature import Forward, Mode, Outputs, Partial, from_graph, with_func
 from reweight._problem.inner import InnerProblem
 from reweight._problem.isolation import is_compiled, twice_differentiable
 from reweight._tables import Graph, GraphInputs, SubstituteRows, Table, looked_up, pick
@@ -77,6 +78,31 @@ class InnerInPlace:
             loss = self._loss(self._inner.weights)
             return from_graph(loss, leaves, {}, self._looked_up(Graph(loss))).everywhere(v)
 
+    @contextmanager
+    def recorded(self, params: Tree) -> Iterator[tuple[Outputs, Tensor, GraphInputs]]:
+        """The model's outputs and the loss at θ, with their graph, and what θ is in it."""
+        # Around the backward passes too: a checkpointed module runs again in them.
+        with self._at(params) as leaves, twice_differentiable():
+            outputs, loss = self._outputs()
+            yield outputs, loss, GraphInputs(leaves, self._looked_up(Graph(loss)))
+
+    @contextmanager
+    def forward(self, params: Tree) -> Iterator[Forward]:
+        """The model's outputs as a pure function of θ."""
+        found = self._inner.forward()
+        yield dataclasses.replace(found, params={name: params[name] for name in found.params})
+
+    def moved(self) -> Forward:
+        """The model's outputs at other values of θ, without a graph."""
+        params = self.params()
+        self.evaluate(params)  # finds out which look-ups can be substituted
+
+        def outputs(theta: Tree) -> Outputs:
+            with self._at(theta), twice_differentiable(), torch.no_grad():
+                return self._outputs()[0]
+
+        return Forward(outputs, params, self.rows)
+
     def _differentiated(self, params: Tree, hparams: Tree) -> tuple[float, Tree, Partial]:
         weights = hparams.get("weights", self._inner.weights).detach().requires_grad_(True)
         evaluated = self._evaluated if self._proved else self._proved_by
@@ -117,6 +143,10 @@ class InnerInPlace:
     def _loss(self, weights: Tensor) -> Tensor:
         self._inner.isolation.restore()
         return self._inner.evaluate(self._inner.batch, weights)
+
+    def _outputs(self) -> tuple[Outputs, Tensor]:
+        self._inner.isolation.restore()
+        return self._inner.model_outputs.evaluated(self._inner.batch, self._inner.weights)
 
     def _looked_up(self, graph: Graph) -> dict[str, Table]:
         """Tables that are moved in place, by the rows that this graph reads."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from reweight._curvature import Function
+from reweight._curvature import Forward, Function, Outputs
 from reweight._problem.functional import FunctionalModel
 from reweight._problem.isolation import (
     Isolation,
@@ -17,6 +18,7 @@ from reweight._problem.isolation import (
     parameters_of,
     twice_differentiable,
 )
+from reweight._problem.outputs import ModelOutputs
 from reweight._tables import Graph, GraphInputs, looked_up
 from reweight._tensors import Tree, new_leaves, some
 
@@ -26,6 +28,17 @@ UNTOUCHED = (
     "the losses that get weights do not depend on any inner parameter: a detach() or no_grad() in "
     "losses, or inner_params leaves out what they use"
 )
+
+
+def padding_rows(parts: Sequence[nn.Module], theta: Tree) -> dict[str, int]:
+    """The padding rows of the embedding tables among the inner parameters, by name."""
+    rows = {
+        id(part._parameters.get("weight")): part.padding_idx
+        for part in parts
+        if isinstance(part, (nn.Embedding, nn.EmbeddingBag))
+    }
+    found = {name: rows.get(id(p)) for name, p in theta.items()}
+    return {name: row for name, row in found.items() if row is not None}
 
 
 class InnerProblem:
@@ -40,6 +53,7 @@ class InnerProblem:
         theta: the inner parameters.
         tables: the embedding tables among them, which the rows that are read may represent.
         isolation: in which the model is evaluated.
+        outputs: the model's outputs, where products are Gauss-Newton ones.
     """
 
     def __init__(
@@ -52,7 +66,9 @@ class InnerProblem:
         theta: Tree,
         tables: Tree,
         isolation: Isolation,
+        outputs: ModelOutputs | None = None,
     ) -> None:
+        self.outputs = outputs
         self.evaluate, self.batch, self.weights, self.loss = evaluate, batch, weights, loss
         self.isolation = isolation
         self.theta = theta
@@ -60,6 +76,12 @@ class InnerProblem:
         self.tables = looked_up(self.graph, tables)
         self.parts = parts
         self._functional: FunctionalModel | None = None
+
+    @property
+    def model_outputs(self) -> ModelOutputs:
+        """The model's outputs, where products are Gauss-Newton ones."""
+        assert self.outputs is not None
+        return self.outputs
 
     def reached(self) -> Tree:
         """The inner parameters that the loss depends on.
@@ -83,13 +105,8 @@ class InnerProblem:
 
     def padding(self, by_rows: Container[str]) -> dict[str, int]:
         """Rows of tables that are padding, which are constants; of tables that are used whole."""
-        rows = {
-            id(part._parameters.get("weight")): part.padding_idx
-            for part in self.parts
-            if isinstance(part, (nn.Embedding, nn.EmbeddingBag))
-        }
-        found = {n: rows.get(id(p)) for n, p in self.theta.items() if n not in by_rows}
-        return {name: row for name, row in found.items() if row is not None}
+        found = padding_rows(self.parts, self.theta)
+        return {name: row for name, row in found.items() if name not in by_rows}
 
     def functional_model(self) -> FunctionalModel:
         """The model as a function of the values that can be substituted.
@@ -115,6 +132,16 @@ class InnerProblem:
         """
         model = self.functional_model().only(self.reached())
         return Function(self._objective(model), model.values(), model.rows)
+
+    def forward(self) -> Forward:
+        """The model's outputs as a function of θ; errors as for :meth:`function`."""
+        model = self.functional_model().only(self.reached())
+
+        def outputs(params: Tree) -> Outputs:
+            with self._substituted(model, params):
+                return self.model_outputs.evaluated(self.batch, self.weights)[0]
+
+        return Forward(outputs, model.values(), model.rows)
 
     def _substitutable(self, model: FunctionalModel) -> FunctionalModel:
         """``model``, with those tables as a whole whose look-ups ignore substituted rows.
@@ -152,16 +179,20 @@ class InnerProblem:
         return Graph(loss).reached(self.theta)
 
     def _objective(self, model: FunctionalModel) -> Callable[[Tree, Tree], Tensor]:
-        frozen = [p for p in parameters_of(self.parts).values() if not p.requires_grad]
-
         def inner(params: Tree, hparams: Tree) -> Tensor:
-            # The same dropout mask in every evaluation.
-            self.isolation.restore(copies=False)
-            # New tensors with the memory of frozen parameters: a pass may assign to p.data a
-            # tensor of a transform, and a parameter that held it would crash the process later.
-            constants = {id(p): p.data for p in frozen}
-            # Copies of buffers: torch.func can't update captured tensors in place.
-            with model.at(params, constants, self.isolation.saved), twice_differentiable():
+            with self._substituted(model, params):
                 return self.evaluate(self.batch, hparams["weights"])
 
         return inner
+
+    @contextmanager
+    def _substituted(self, model: FunctionalModel, params: Tree) -> Iterator[None]:
+        # The same dropout mask in every evaluation.
+        self.isolation.restore(copies=False)
+        # New tensors with the memory of frozen parameters: a pass may assign to p.data a
+        # tensor of a transform, and a parameter that held it would crash the process later.
+        frozen = [p for p in parameters_of(self.parts).values() if not p.requires_grad]
+        constants = {id(p): p.data for p in frozen}
+        # Copies of buffers: torch.func can't update captured tensors in place.
+        with model.at(params, constants, self.isolation.saved), twice_differentiable():
+            yield

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from reweight._curvature import Mode, Partial, Slope, Solved, System, solve
+from reweight._curvature import Partial, Solved, solve
+from reweight._problem.along import Along
 from reweight._problem.bilevel import BilevelProblem
 from reweight._problem.compiled import CompiledStep, only_eager
+from reweight._problem.direction import by_backward, direction_of, moves_padding
+from reweight._problem.examined import caveats_of, remarks_on
+from reweight._problem.first_order import FirstOrder
 from reweight._problem.fresh import FreshBatches
+from reweight._problem.functional import FunctionalModel
 from reweight._problem.hooks import GradientHooks, Hooked
-from reweight._problem.in_place import InnerInPlace
-from reweight._problem.inner import UNTOUCHED, InnerProblem
+from reweight._problem.inner import UNTOUCHED, InnerProblem, padding_rows
 from reweight._problem.isolation import (
     Isolation,
     differentiable,
@@ -28,20 +32,24 @@ from reweight._problem.isolation import (
 from reweight._problem.lazy import build
 from reweight._problem.objects import inside
 from reweight._problem.statement import check_batch, check_memory, check_optimizers
-from reweight._problem.unheld import caveat_of, unheld
+from reweight._problem.systems import Systems
+from reweight._problem.ways import Ways
 from reweight._problem.weights import through_weighter
 from reweight._tables import Graph, looked_up, tables_of
-from reweight._tensors import Pending, Tree, rounding, some, tensors_in
+from reweight._tensors import Pending, Tree, some, tensors_in
 from reweight.hypergradient import (
     Hypergradient,
     ImplicitHypergradient,
     assembled,
     outer_gradients,
 )
-from reweight.losses import Losses
-from reweight.verdict import SolveInfo
+from reweight.solvers import Identity
+from reweight.verdict import SolveInfo, Way
 
 logger = logging.getLogger("reweight")
+
+# The weights with their graph, the influence of each sample, and the verdict.
+_Found = tuple[Tensor, Tensor, SolveInfo]
 
 
 def hypergradient(
@@ -134,11 +142,12 @@ class _OuterStep:
         self._caveats: list[str] = []
         self._pending = Pending()
         # The mode that a compiled step was compared with, if this is one.
-        self._compared: Mode | None = None
+        self._compared = ""
         # Collected now: while the losses are isolated, there are none. Tried in every step, since
         # a mask may change in place.
         self._hooks = problem.hooks or GradientHooks(self._theta)
         self._hooked = Hooked()
+        self._failures: dict[Way, str] = {}
         if self._look:
             check_memory(self._theta)
             problem.guard.objects = problem.mutable(parts)
@@ -151,15 +160,26 @@ class _OuterStep:
         )
 
     def run(self, isolation: Isolation, batches: Iterable[Any] | None) -> Hypergradient:
-        """Evaluate, solve, and go through the weighter."""
-        problem, theta = self._problem, self._theta
+        """The hypergradient, by a compiled program where there is one for this step."""
         compiled = self._compiled(batches)
-        if compiled and not problem.audit.is_residual_due(self._strategy, self._strategy.interval):
+        if compiled is None:
+            return self._eagerly(isolation, batches)
+        if not compiled.is_due():
             found = compiled.run()
             if found is not None:
                 self._compared = compiled.mode
                 return found
             isolation.restore()
+        result = self._eagerly(isolation, batches)
+        random = isolation.has_drawn
+        isolation.restore()
+        known = self._known_against(result.info.hvp_mode)
+        compiled.learn(result, lambda: self._inner(isolation), known, random=random)
+        return result
+
+    def _eagerly(self, isolation: Isolation, batches: Iterable[Any] | None) -> Hypergradient:
+        """Evaluate, solve, and go through the weighter."""
+        problem, theta = self._problem, self._theta
         # The rows that one batch reads are not those that further batches read.
         tables = tables_of(self._parts, theta) if batches is None else {}
         with isolation.watched():
@@ -169,38 +189,109 @@ class _OuterStep:
             outer = problem.outer_loss(self._dev_batch, self._pending)
         outer_graph = Graph(outer)
         rhs, direct = self._outer_gradients(outer, outer_graph, tables)
+        found = None
+        if batches is None and self._strategy.ways:
+            found = self._without_hessian(rhs, outer.detach(), outer_graph, isolation)
         leaves = outer_graph.leaves
         del outer, outer_graph
+        if found is None:
+            found = self._with_hessian(rhs, leaves, tables, batches, isolation)
+        # Known now: something else works, so these errors are not those of the losses.
+        self._findings.no_way.update(self._failures)
+        weights, influence, info = found
+        name = type(problem.weighter).__name__
+        # Around the backward pass too: a checkpointed module runs again in it.
+        with twice_differentiable():
+            indirect = through_weighter(
+                problem.weighter,
+                self._phi,
+                weights,
+                influence,
+                direct,
+                problem.notices,
+                problem.progress,
+                self._pending,
+            )
+        why = f"the weights of {name} have no finite derivative here"
+        grads = assembled(direct, indirect, self._phi, why, self._pending)
+        self._pending.read()
+        return Hypergradient(grads, info, influence)
+
+    def _with_hessian(
+        self,
+        rhs: Tree,
+        leaves: dict[int, Any],
+        tables: Tree,
+        batches: Iterable[Any] | None,
+        isolation: Isolation,
+    ) -> _Found:
+        problem = self._problem
         isolation.restore()
         # Around the backward passes too: a checkpointed module runs again in them.
         with twice_differentiable():
             with isolation.watched():
                 losses = problem.losses(self._batch, self._pending)
                 weights = problem.weights(losses, self._pending)
-            inner = self._inner(self._batch, losses, weights, tables, isolation)
+            systems = self._systems(isolation)
+            inner = systems.inner(self._batch, losses, weights, tables)
+            if inner.weights.numel():
+                inner.graph.refuse_reentrant("losses")
             self._look_at(inner, leaves)
-            solved = self._solved(inner, rhs, batches)
-        influence = _influence(solved)
-        name = type(problem.weighter).__name__
-        indirect = through_weighter(
-            problem.weighter,
-            self._phi,
-            weights,
-            influence,
-            direct,
-            problem.notices,
-            problem.progress,
-            self._pending,
+            solved = self._solved(systems, inner, rhs, batches)
+        return weights, _influence(solved), solved.info
+
+    def _without_hessian(
+        self, rhs: Tree, loss: Tensor, outer: Graph, isolation: Isolation
+    ) -> _Found | None:
+        """A first-order step; ``None`` where the Hessian's path has to be taken."""
+        problem, strategy, theta = self._problem, self._strategy, self._theta
+        assert isinstance(strategy.solver, Identity)  # no other solver has ways
+        problem.audit.meet(outer.kinds, outer.reached(theta))
+        direction = direction_of(
+            rhs, loss, theta, self._hooked.free, strategy.preconditioner, problem.optimizers
         )
-        why = f"the weights of {name} have no finite derivative here"
-        grads = assembled(direct, indirect, self._phi, why, self._pending)
-        self._pending.read()
-        result = Hypergradient(grads, solved.info, influence)
-        if compiled:
-            random = isolation.has_drawn
-            isolation.restore()
-            compiled.learn(result, inner, self._known_against(solved.info.hvp_mode), random=random)
-        return result
+        if not direction.values or moves_padding(direction, padding_rows(self._parts, theta)):
+            return None
+        model = FunctionalModel(self._parts, theta, {})
+        along = Along(lambda: problem.evaluated(self._batch), model, isolation)
+        ways = Ways(problem.audit, along, lambda: self._mixture(outer.leaves, isolation))
+        auto = strategy.hvp == "auto"
+        first_order = FirstOrder(problem, along, ways, self._pending)
+        step = first_order.step(direction, strategy.ways, auto=auto)
+        self._failures = first_order.failures
+        if step is None:
+            return None
+        # The influence is linear in u: a factor of u would take a copy of θ's size.
+        return step.weights, strategy.solver.step_size * step.influence, step.info
+
+    def _mixture(self, leaves: dict[int, Any], isolation: Isolation) -> InnerProblem:
+        """A random mixture of the losses, with its graph; the graph is looked at."""
+        problem = self._problem
+        isolation.restore()
+        tables = tables_of(self._parts, self._theta)
+        with twice_differentiable(), isolation.watched():
+            losses = problem.losses(self._batch)
+        weights = torch.ones_like(losses.weighted)
+        inner = self._systems(isolation).inner(self._batch, losses, weights, tables)
+        self._look_at(inner, leaves)
+        # Later steps have no graph to look at.
+        self._findings.remarks = list(dict.fromkeys((*self._findings.remarks, *self._caveats)))
+        factors = 0.5 + torch.rand(len(losses.weighted), generator=torch.Generator().manual_seed(3))
+        weights = factors.to(losses.weighted).requires_grad_(True)
+
+        def evaluate(batch: Any, weights: Tensor) -> Tensor:
+            return (weights * problem.evaluated(batch).weighted).sum()
+
+        return InnerProblem(
+            parts=self._parts,
+            evaluate=evaluate,
+            batch=self._batch,
+            weights=weights,
+            loss=(weights * losses.weighted).sum(),
+            theta=self._theta,
+            tables=tables,
+            isolation=isolation,
+        )
 
     def judged(self, result: Hypergradient, isolation: Isolation) -> Hypergradient:
         """The result with everything that is known against it, after the isolation is closed."""
@@ -216,13 +307,17 @@ class _OuterStep:
             )
         comparison = None
         if mode != "none":
-            comparison = audit.comparison(mode)  # type: ignore[arg-type]
-        caveat = "; ".join(filter(None, self._known_against(mode)))
+            comparison = audit.comparison(mode)
+        caveat = "; ".join(filter(None, dict.fromkeys(self._known_against(mode))))
         last = None
-        if mode != "none":
+        if mode != "none" and not result.info.first_order:
             last = audit.residual(self._strategy, result.info.relative_residual)
         info = dataclasses.replace(
-            result.info, caveat=caveat, comparison=comparison, last_residual=last
+            result.info,
+            caveat=caveat,
+            comparison=comparison,
+            last_residual=last,
+            matrix=self._strategy.curvature,
         )
         self._notify(info)
         return Hypergradient(result.grads, info, result.influence)
@@ -230,8 +325,17 @@ class _OuterStep:
     def _known_against(self, mode: str) -> list[str]:
         """What is known against the result, in words."""
         findings = self._findings
-        of_mode = findings.caveats.get(mode, "")  # type: ignore[call-overload]
+        of_mode = findings.caveats.get(mode, "")
         return [*self._caveats, *findings.remarks, *self._hooked.faults, of_mode]
+
+    def _inner(self, isolation: Isolation) -> InnerProblem:
+        """The inner problem with its graph, which a first-order step does not make."""
+        isolation.restore()
+        tables = tables_of(self._parts, self._theta)
+        with twice_differentiable():
+            losses = self._problem.losses(self._batch)
+            weights = self._problem.weights(losses)
+        return self._systems(isolation).inner(self._batch, losses, weights, tables)
 
     def _compiled(self, batches: Iterable[Any] | None) -> CompiledStep | None:
         """The compiled form of this step, if it may have one."""
@@ -253,6 +357,7 @@ class _OuterStep:
             torch.get_default_dtype(),
             tuple(part.training for part in self._parts),
             self._strategy.hvp,
+            self._strategy.curvature,
         )
 
     def _outer_gradients(self, loss: Tensor, graph: Graph, tables: Tree) -> tuple[Tree, Partial]:
@@ -261,6 +366,8 @@ class _OuterStep:
         Raises:
             ValueError: the outer loss depends on no inner parameter.
         """
+        if graph.is_reentrant and self._strategy.ways:
+            return by_backward(loss, graph, self._theta, self._phi)
         graph.refuse_reentrant("outer_loss")
         try:
             rhs, direct = outer_gradients(loss, self._theta, self._phi, looked_up(graph, tables))
@@ -278,68 +385,24 @@ class _OuterStep:
             )
         return rhs, direct
 
-    def _inner(
-        self, batch: Any, losses: Losses, weights: Tensor, tables: Tree, isolation: Isolation
-    ) -> InnerProblem:
-        problem = self._problem
-        leaf = weights.detach().requires_grad_(True)
-
-        def evaluate(batch: Any, weights: Tensor) -> Tensor:
-            return problem.inner_loss(problem.evaluated(batch), weights)
-
-        return InnerProblem(
-            parts=self._parts,
-            evaluate=evaluate,
-            batch=batch,
-            weights=leaf,
-            loss=problem.inner_loss(losses, leaf),
-            theta=self._theta,
-            tables=tables,
-            isolation=isolation,
-        )
+    def _systems(self, isolation: Isolation) -> Systems:
+        return Systems(self._problem, self._strategy, self._parts, self._theta, isolation)
 
     def _look_at(self, inner: InnerProblem, leaves: dict[int, Any]) -> None:
         """Look for what makes the formula wrong: in the graph, and in what the pass changed."""
-        problem, graph, findings = self._problem, inner.graph, self._findings
-        if not inner.weights.numel():
-            return
-        graph.refuse_reentrant("losses")
-        for name in graph.reached(self._phi):
-            raise ValueError(
-                f"the losses depend on the weighter's {name} in another way than through the "
-                "weights: a module that the weighter shares with the model, or a penalty in "
-                "Losses(fixed=...). Freeze it, give the weighter a copy, or put the penalty "
-                "into outer_loss"
-            )
-        own = (*self._theta.values(), *self._phi.values(), inner.weights)
-        known = {id(p) for p in own}
-        rest = [n for key, n in (*leaves.items(), *graph.leaves.items()) if key not in known]
-        if rest:
-            again = self._again(inner) if self._look else None
-            found = unheld(problem, rest, self._given, again)
-            self._caveats.append(caveat_of(found, with_optimizers=bool(problem.optimizers)))
-        if rewritten := inner.isolation.rewrites(self._theta):
-            self._caveats.append(
-                f"the losses give {some(dict.fromkeys(rewritten))} other values in place (a clamp, "
-                "a normalisation, a decay), which no derivative shows: do it after the optimizer's "
-                "step, or as an operation on the parameter"
-            )
-        if self._look:
-            findings.remarks = _remarks(self._theta, graph)
+        self._caveats += caveats_of(
+            self._problem, inner, self._phi, leaves, self._given, look=self._look
+        )
+        if self._look and inner.weights.numel():
+            self._findings.remarks = remarks_on(self._theta, inner.graph)
 
-    def _again(self, inner: InnerProblem) -> Callable[[], Graph]:
-        def evaluated() -> Graph:
-            with inner.isolation.aside():
-                inner.isolation.restore()
-                return Graph(inner.evaluate(inner.batch, inner.weights))
-
-        return evaluated
-
-    def _solved(self, inner: InnerProblem, rhs: Tree, batches: Iterable[Any] | None) -> Solved:
-        strategy, audit = self._strategy, self._problem.audit
-        system, fresh = self._system(inner), None
+    def _solved(
+        self, systems: Systems, inner: InnerProblem, rhs: Tree, batches: Iterable[Any] | None
+    ) -> Solved:
+        strategy, audit, free = self._strategy, self._problem.audit, self._hooked.free
+        system, fresh = systems.system(inner, free), None
         if batches is not None:
-            fresh = FreshBatches(batches, self._fresh(inner), inner.isolation)
+            fresh = FreshBatches(batches, systems.of_further(free), inner.isolation)
         failures = dict(self._findings.ruled_out)
         linearisations = audit.accepted(
             system.linearisations(strategy.modes, failures),
@@ -361,41 +424,6 @@ class _OuterStep:
         audit.note(failures)
         return solved
 
-    def _system(self, inner: InnerProblem) -> System:
-        """The linear system of an inner problem."""
-        decay, damping = self._problem.weight_decay(inner.theta), self._strategy.damping
-
-        def slope() -> Slope:
-            in_place = InnerInPlace(inner, inner.reached())
-            return Slope(in_place.gradients, in_place.params(), in_place.rows)
-
-        return System(
-            params=inner.theta,
-            hparams={"weights": inner.weights},
-            loss=lambda: inner.loss,
-            function=inner.function,
-            slope=slope,
-            tables=inner.tables,
-            constants=self._hooked.free,
-            shift={name: decay[name] + damping for name in inner.theta},
-            preconditioner=self._strategy.preconditioner,
-            optimizers=self._problem.optimizers,
-        )
-
-    def _fresh(self, inner: InnerProblem) -> Callable[[Any], System]:
-        """Makes the system of a further batch."""
-
-        def system(batch: Any) -> System:
-            batch = differentiable(batch)
-            inner.isolation.include(tensors_in(batch))
-            inner.isolation.restore()
-            losses = self._problem.losses(batch)
-            with torch.no_grad():
-                weights = self._problem.weights(losses)
-            return self._system(self._inner(batch, losses, weights, {}, inner.isolation))
-
-        return system
-
     def _notify(self, info: SolveInfo) -> None:
         """Warn once of what the user should know, and log the rest."""
         logger.debug(info.message)
@@ -414,18 +442,6 @@ class _OuterStep:
             notices.warn("comparison", info.message)
         if info.alarming:
             notices.warn(info.status.name, info.message)
-
-
-def _remarks(theta: Tree, graph: Graph) -> list[str]:
-    """What is wrong with the problem for as long as it is of this kind."""
-    narrow, own = graph.narrowest(), max(rounding(theta), torch.finfo(torch.float32).eps)
-    if narrow is None or torch.finfo(narrow).eps <= own:
-        return []
-    return [
-        f"a part of the losses is computed in {narrow} (autocast inside the forward method), and "
-        "products with the Hessian have errors of percents: leave autocast to the caller, who "
-        "opens it around the call; outer steps then turn it off"
-    ]
 
 
 def _influence(solved: Solved) -> Tensor:

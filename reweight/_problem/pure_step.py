@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vjp
+from torch.func import functional_call, grad_and_value, jvp, vjp
 
 from reweight._problem.bilevel import BilevelProblem
 from reweight._tensors import Pending, Tree
+from reweight.losses import Losses
 from reweight.preconditioning import Preconditioner, diagonal_of
 from reweight.solvers import TracedSolver
 
@@ -62,6 +63,7 @@ class PureStep:
         theta: the inner parameters.
         phi: the parameters of the weighter.
         names: those inner parameters that the inner loss depends on.
+        first_order: whether the solver makes no products, so that no Hessian is needed.
 
     Attributes:
         missing: inner parameters that no module holds, so that they can't be replaced.
@@ -74,7 +76,10 @@ class PureStep:
         theta: Tree,
         phi: Tree,
         names: Sequence[str],
+        *,
+        first_order: bool,
     ) -> None:
+        self._first_order = first_order
         self._problem, self._solver, self._names = problem, solver, tuple(names)
         self._holder = Holder(problem.roots())
         self._inner, self._outer = self._holder.slots(theta), self._holder.slots(phi)
@@ -128,6 +133,7 @@ class PureStep:
         """
         problem, solver, names = self._problem, self._solver, self._names
         holder, inner_slots, outer_slots = self._holder, self._inner, self._outer
+        first_order = self._first_order
 
         def step(
             theta: Tree,
@@ -159,11 +165,15 @@ class PureStep:
             weighing: Any = vjp(weighed, phi)
             weights, pull_weights = weighing
 
+            def evaluated(part: Tree) -> Losses:
+                return call({**theta, **part}, phi, problem.evaluated, batch)  # type: ignore[no-any-return]
+
             def inner(part: Tree, w: Tensor) -> Tensor:
-                return problem.inner_loss(call({**theta, **part}, phi, problem.evaluated, batch), w)
+                return problem.inner_loss(evaluated(part), w)
 
             params = {name: theta[name] for name in names}
-            pull = vjp(torch.func.grad(inner), params, weights)[1]
+            if not first_order:
+                pull = vjp(torch.func.grad(inner), params, weights)[1]
 
             def matvec(v: Tensor) -> Tensor:
                 along = _unflat(v, params)
@@ -185,7 +195,12 @@ class PureStep:
                 b = root * b
                 u, of_solver = solver.solve(preconditioned, b)
                 u = root * u
-            influence = -pull(_unflat(u, params))[1]
+            if first_order:
+                direction = (_unflat(u, params),)
+                moved: Any = jvp(lambda part: evaluated(part).weighted, (params,), direction)
+                influence = -moved[1] / problem.divisor(losses.weighted)
+            else:
+                influence = -pull(_unflat(u, params))[1]
             (indirect,) = pull_weights(influence)
             numbers = [
                 outer_loss,

@@ -18,13 +18,13 @@ Evaluate = Callable[[Tree], tuple[float, Tree]]
 Product = Callable[[Tree, Tree], Tree]
 
 # Distance from the parameters at which everything is compared, relative to their size.
-_OFFSET = 1e-2
+OFFSET = 1e-2
 # Whatever differs, has to differ by this many times the error of the differences.
-_MARGIN = 10.0
+MARGIN = 10.0
 
 
 @dataclass(frozen=True)
-class _Limits:
+class Limits:
     """What can be told apart in one precision.
 
     Attributes:
@@ -45,11 +45,11 @@ class _Limits:
     flat: float
 
 
-_LIMITS = {
+LIMITS = {
     # Steps so small that few kinks of a ReLU lie in between; gradients have 15 digits.
-    torch.float64: _Limits((1e-3, 1e-5, 1e-7), 1e-3, 1e-6, 1e-5, 1e-6, 1e-6),
+    torch.float64: Limits((1e-3, 1e-5, 1e-7), 1e-3, 1e-6, 1e-5, 1e-6, 1e-6),
     # Gradients have six digits, so differences have three. That shows a missing term or factor.
-    torch.float32: _Limits((3e-2, 1e-2, 3e-3), 3e-2, 1e-2, 1e-2, 3e-2, 2e-2),
+    torch.float32: Limits((3e-2, 1e-2, 3e-3), 3e-2, 1e-2, 1e-2, 3e-2, 2e-2),
 }
 
 
@@ -89,17 +89,17 @@ def disagreement(
     Raises:
         TypeError: the differences are too inexact to tell.
     """
-    limits = _LIMITS.get(max((p.dtype for p in params.values()), key=_eps))
+    limits = LIMITS.get(max((p.dtype for p in params.values()), key=_eps))
     if limits is None:
         raise TypeError("the parameters have too few digits for differences of gradients")
     size = norm(params) / max(sum(p.numel() for p in params.values()), 1) ** 0.5
-    params = axpy(_OFFSET, _direction(params, constant, 2, least=size), params)
+    params = axpy(OFFSET, random_direction(params, constant, 2, least=size), params)
     _, here = evaluate(new_leaves(params))
-    v = _direction(params, constant, 0)
+    v = random_direction(params, constant, 0)
     expected, doubt = _differences(evaluate, params, v, limits.steps)
     total = max(norm(expected), limits.flat * norm(here))
     noise = sum(doubt.values())
-    if _MARGIN * noise > 0.5 * total:
+    if MARGIN * noise > 0.5 * total:
         raise TypeError(
             "differences of gradients are too inexact: they differ by "
             f"{noise / total:.1g} of their size from step to step, by rounding or by kinks"
@@ -110,16 +110,16 @@ def disagreement(
         for key, entry in expected.items():
             size = max(norm(entry), limits.small * total)
             apart = norm(found[key] - entry)
-            if apart > max(limits.share * size, _MARGIN * doubt[key]) and apart / size > worst:
+            if apart > max(limits.share * size, MARGIN * doubt[key]) and apart / size > worst:
                 worst, name = apart / size, key
         if not name:
             return None
-    w = _direction(params, constant, 1)
+    w = random_direction(params, constant, 1)
     other, other_doubt = _differences(evaluate, params, w, limits.steps)
     sizes = norm(w) * total + norm(v) * norm(other)
     noise = norm(w) * noise + norm(v) * sum(other_doubt.values())
     skew = abs(dot(w, expected) - dot(v, other))
-    symmetric = skew <= max(limits.skew * sizes, _MARGIN * noise)
+    symmetric = skew <= max(limits.skew * sizes, MARGIN * noise)
     of_the_loss = symmetric and _descends(evaluate, params, here, limits)
     return None if of_the_loss and product is None else Disagreement(name, worst, of_the_loss)
 
@@ -128,7 +128,9 @@ def _eps(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps
 
 
-def _direction(params: Tree, constant: Mapping[str, int], seed: int, least: float = 0.0) -> Tree:
+def random_direction(
+    params: Tree, constant: Mapping[str, int], seed: int, least: float = 0.0
+) -> Tree:
     """Normal random entries, scaled to the size of each parameter; zero in constant rows."""
     generator = torch.Generator().manual_seed(seed)
     direction = {}
@@ -167,7 +169,7 @@ def _differences(
     return best, doubt
 
 
-def _descends(evaluate: Evaluate, params: Tree, gradient: Tree, limits: _Limits) -> bool:
+def _descends(evaluate: Evaluate, params: Tree, gradient: Tree, limits: Limits) -> bool:
     """Whether the derivative of the loss along its gradient is the gradient's squared norm."""
     slope = norm(gradient)
     if slope == 0.0:
@@ -180,4 +182,4 @@ def _descends(evaluate: Evaluate, params: Tree, gradient: Tree, limits: _Limits)
     found = [central_difference(value, params, v, step) for step in limits.steps]
     doubt, value_along = min((abs(a - b), b) for a, b in zip(found, found[1:], strict=False))
     expected = slope * norm(v)
-    return abs(value_along - expected) <= max(limits.first * expected, _MARGIN * doubt)
+    return abs(value_along - expected) <= max(limits.first * expected, MARGIN * doubt)

@@ -8,11 +8,12 @@ from reweight._tables.graph import Graph, leaf_of
 from reweight._tables.inputs import GraphInputs
 from reweight._tables.lookups import looked_up
 from reweight._tables.substitute import SubstituteRows
-from reweight._tables.table import Table, pick, tables_of
+from reweight._tables.table import LookUp, Table, pick, tables_of
 
 __all__ = [
     "Graph",
     "GraphInputs",
+    "LookUp",
     "SubstituteRows",
     "Table",
     "leaf_of",

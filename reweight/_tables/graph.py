@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ class Graph:
 
     Args:
         loss: a tensor with its graph.
+        until: operations that are not entered: neither they nor what only they take is part of it.
 
     Attributes:
         nodes: every operation and every leaf, with the nodes that it takes.
@@ -27,13 +28,13 @@ class Graph:
         leaves: the nodes of the leaves, by the ``id`` of the leaf.
     """
 
-    def __init__(self, loss: Tensor) -> None:
+    def __init__(self, loss: Tensor, until: Container[Node] = ()) -> None:
         self.nodes: dict[Node, list[Node | None]] = {}
         waiting: list[Node | None] = [loss.grad_fn]
         nodes = self.nodes
         while waiting:
             node = waiting.pop()
-            if node is None or node in nodes:
+            if node is None or node in nodes or node in until:
                 continue
             nodes[node] = taken = [before for before, _ in node.next_functions]
             waiting += taken
@@ -108,13 +109,18 @@ class Graph:
         }
         return max(given, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
+    @property
+    def is_reentrant(self) -> bool:
+        """Whether a part of it is a reentrant checkpoint, whose inside is not part of it."""
+        return any(kind.__name__ == "CheckpointFunctionBackward" for kind in self.kinds)
+
     def refuse_reentrant(self, name: str) -> None:
         """Raise where a part of the graph is a reentrant checkpoint.
 
         ``torch.autograd.grad`` returns ``None`` for every parameter inside such a part, without an
         error.
         """
-        if any(kind.__name__ == "CheckpointFunctionBackward" for kind in self.kinds):
+        if self.is_reentrant:
             raise ValueError(
                 f"{name} runs through torch.utils.checkpoint with use_reentrant=True, which loses "
                 "the gradients of the parameters inside under torch.autograd.grad; pass "

@@ -107,14 +107,24 @@ class Table:
         return cls(weight, rows, all(x.linear for x in look_ups), look_ups, parts)
 
     @classmethod
+    def at(cls, weight: Tensor, rows: Tensor) -> Table:
+        """Some rows, ``[r]`` in ascending order, whatever reads them."""
+        return cls(weight, rows, True, (), ())
+
+    @classmethod
     def unread(cls, weight: Tensor) -> Table:
         """None of the table's rows."""
-        return cls(weight, torch.empty(0, dtype=torch.long, device=weight.device), True, (), ())
+        return cls.at(weight, torch.empty(0, dtype=torch.long, device=weight.device))
 
     @property
     def edges(self) -> list[GradientEdge]:
         """The outputs of the look-ups, as ``torch.autograd.grad`` takes them."""
         return [GradientEdge(look_up.node, 0) for look_up in self._look_ups]
+
+    @property
+    def look_ups(self) -> list[tuple[LookUp | MaximumLookUp, Tensor]]:
+        """The operations that read rows, each with the positions of these in :attr:`rows`."""
+        return list(zip(self._look_ups, self._at, strict=True))
 
     def values(self) -> Tensor:
         """The rows, ``[r, D]``."""

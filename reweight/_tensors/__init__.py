@@ -7,6 +7,7 @@ from reweight._tensors.checks import check_finite, check_loss, check_tree, some
 from reweight._tensors.describe import counted, described, spread
 from reweight._tensors.differences import central_difference
 from reweight._tensors.float64 import InFloat64, default_double, widened_in_place
+from reweight._tensors.forward_mode import moving, velocity
 from reweight._tensors.nested import doubled, map_tensors, tensors_in
 from reweight._tensors.reading import (
     Pending,
@@ -70,6 +71,7 @@ __all__ = [
     "largest_of",
     "map_tensors",
     "max_abs",
+    "moving",
     "new_leaves",
     "norm",
     "norms_of",
@@ -85,6 +87,7 @@ __all__ = [
     "stored",
     "tensors_in",
     "unflatten",
+    "velocity",
     "widened_in_place",
     "zeros_like",
 ]

@@ -223,8 +223,14 @@ class Blocks:
 
 
 def of_all_samples(x: Tree) -> Tree:
-    """A dict of sums over this process's samples, summed over all processes in one message."""
-    return x if alone() else unflatten(all_samples(flatten(x)), x)
+    """A dict of sums over this process's samples, summed over all processes in one message.
+
+    Other processes read other rows of a table, so the sums are dense.
+    """
+    if alone():
+        return x
+    x = {name: dense(entry) for name, entry in x.items()}
+    return unflatten(all_samples(flatten(x)), x)
 
 
 def rounding(x: Tensor | Tree) -> float:

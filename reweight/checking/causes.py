@@ -155,6 +155,12 @@ def _solver(problem: Problem, comparison: Comparison, rtol: float) -> tuple[str,
             f"the set-up is right; {name}: {info.status.design}, as chosen",
             f"{advice}{name} is {beside}. Its verdict: {info.message}",
         )
+    if info.matrix == "gauss_newton":
+        return (
+            "the set-up is right; the Gauss-Newton matrix in the place of the Hessian, as chosen",
+            f"{advice}With the Gauss-Newton matrix, {name} is {beside}. Its verdict: "
+            f"{info.message}",
+        )
     if info.trustworthy:
         return (
             f"the set-up is right; {name} solves to a residual of {info.relative_residual:.1g}, "

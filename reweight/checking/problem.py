@@ -39,7 +39,8 @@ from reweight.checking.budget import Budget
 from reweight.hypergradient import Hypergradient
 from reweight.losses import Losses
 from reweight.preconditioning import diagonal_of
-from reweight.solvers import Identity
+from reweight.solvers import Neumann
+from reweight.verdict import WAYS
 from reweight.wrapping import Reweighted
 
 logger = logging.getLogger("reweight")
@@ -159,7 +160,7 @@ class Problem:
         self._mode.needed = False  # if it was, by those
         self.move_to(self.nearby())
         self.outer_gradient()
-        self.hypergradient(solver=Identity())
+        self.hypergradient(solver=Neumann(0, step_size=1.0))  # no product, but the audit of them
         self.move_to(self.origin)
         if not self._mode.needed:
             self._precision.close()
@@ -228,7 +229,7 @@ class Problem:
 
         Args:
             added: to the damping.
-            solver: instead of its own.
+            solver: instead of its own, for the Hessian itself.
             decay: whether weight decay is part of the linear system.
             damping: whether the damping of the strategy is.
         """
@@ -236,8 +237,10 @@ class Problem:
         strategy = dataclasses.replace(
             own,
             solver=own.solver if solver is None else solver,
+            hvp="auto" if solver is not None and own.hvp in WAYS else own.hvp,
             damping=(own.damping if damping else 0.0) + added,
             preconditioner=own.preconditioner if solver is None else None,
+            curvature=own.curvature if solver is None else "hessian",
         )
         (optimizer,) = self.bilevel.optimizers  # of the check
         kept = [group["weight_decay"] for group in optimizer.param_groups]

@@ -1,4 +1,4 @@
-"""Solvers of ``A u = b`` that use products with ``A`` only."""
+"""Solvers of ``A u = b``; all but one use products with ``A`` only."""
 
 from reweight.solvers.base import PLAIN, LinearSolver, Solution
 from reweight.solvers.conjugate_gradient import ConjugateGradient
@@ -6,6 +6,7 @@ from reweight.solvers.identity import Identity
 from reweight.solvers.krylov import Krylov, lanczos
 from reweight.solvers.neumann import Neumann
 from reweight.solvers.nystrom import Nystrom
+from reweight.solvers.sample_space import SampleSpace
 from reweight.solvers.status import Status
 from reweight.solvers.traced import TracedSolver, UntraceableError, traced
 
@@ -17,6 +18,7 @@ __all__ = [
     "LinearSolver",
     "Neumann",
     "Nystrom",
+    "SampleSpace",
     "Solution",
     "Status",
     "TracedSolver",

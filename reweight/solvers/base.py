@@ -30,6 +30,7 @@ class Solution:
         detail: numbers that belong to the status (a growth factor, a step size), or ``""``.
         smallest_curvature: an upper bound of the smallest eigenvalue of ``A``, among those in whose
             eigenvectors ``b`` has a component, where the solver made one.
+        least: a lower bound of all eigenvalues of ``A``, where the solver knows one.
     """
 
     value: Any
@@ -37,6 +38,7 @@ class Solution:
     curvature: float | None = None
     detail: str = ""
     smallest_curvature: float | None = None
+    least: float | None = None
 
 
 class LinearSolver(ABC):

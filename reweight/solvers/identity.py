@@ -19,7 +19,8 @@ class Identity(LinearSolver):
 
     With ``ImplicitHypergradient(Identity(), preconditioner=SecondMoments())`` it is the rule of
     SAMA (Choe et al., NeurIPS 2023): one step of the adaptive optimizer in the place of the
-    inverse Hessian.
+    inverse Hessian. Under :func:`reweight.wrap` the step is of first order: the losses of the train
+    batch are differentiated along ``u``, and no graph of them is made.
 
     Args:
         step_size: ``α``, the inverse of the curvature that is assumed everywhere.

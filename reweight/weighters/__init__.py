@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reweight.weighters._histories import HistorySlices
 from reweight.weighters.base import SampleWeighter, stated_bounds
 from reweight.weighters.constant import ConstantWeighter
 from reweight.weighters.lookup import GroupWeighter, TableWeighter
@@ -13,6 +14,7 @@ __all__ = [
     "BehavioralPerceptron",
     "ConstantWeighter",
     "GroupWeighter",
+    "HistorySlices",
     "LossWeighter",
     "SampleWeighter",
     "TableWeighter",

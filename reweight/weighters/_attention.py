@@ -7,15 +7,17 @@ import math
 import torch
 from torch import Tensor, nn
 
+from reweight.weighters._histories import Histories, Part
+
 # On a CPU, rows of similar length are pooled together, in parts.
 # The number of scores in memory at a time: 2 MB in float32. Larger tensors do not fit the cache,
 # and the allocator requests new pages from the system each time: measured up to twice as slow.
 _SCORES_AT_ONCE = 2**19
 # The fixed cost of a part, in units of scores: about 80 µs, or 200 µs with the backward pass.
 _SCORES_PER_PART = 2**15
-# Lengths are rounded up to full vector registers. A softmax over 7 scores takes four times as long
-# as one over 8, and one over 25 takes twice as long as one over 24.
-_STEP = 8
+# Lengths are rounded up, so that with four heads the scores of a key fill whole vector registers: a
+# softmax over 7 keys takes four times as long as one over 8.
+_STEP = 4
 
 
 class PooledAttention(nn.Module):
@@ -28,9 +30,9 @@ class PooledAttention(nn.Module):
     * ``W [e_i ; E] + b = W_1 e_i + (W_2 E + b)``: the candidate's half is projected once.
     * In the keys, the candidate's half and the bias add the same number to all scores of a query.
       The softmax does not depend on it, so these parameters do not exist here.
-    * A score is ``qᵀ W_k e_j``, so ``W_kᵀ`` is multiplied into the weights of the queries. The
-      other factor is the history itself, which is the same for all heads. Neither the history nor
-      the queries have to be copied for each head.
+    * A score is ``(W_1 e_i + W_2 E + b)ᵀ W_k e_j``, so ``W_1ᵀ`` is multiplied into the weights of
+      the keys. The other factor is the history itself, which is the same for all heads and is not
+      copied for each. The candidate adds one number per key, which is the same for all queries.
     * The mean over the queries is applied to the attention matrix. What remains is one average of
       the history per head, so values and output are also projected once per row.
 
@@ -40,25 +42,17 @@ class PooledAttention(nn.Module):
 
     On a CPU the rows are pooled in parts of similar length. If padding is not attended to, each
     part is cut after its last real behaviour. Rows without a behaviour are left out. On other
-    devices the shapes are not changed, because the host would have to wait for the lengths.
-
-    A row without a real behaviour has no mean. With ``mask_keys`` it is treated as one behaviour of
-    zeros, so that the output still depends on the candidate. If the output were zero, all
-    candidates of such a user would get the same weight.
+    devices all rows are one part, because the host would have to wait for the lengths.
 
     Args:
         dim: Width D of the candidate and of each behaviour.
         num_heads: Number of heads; must divide 2·D.
-        mask_keys: True: padded positions are not attended to, and the mean is over the real
-            positions. False, as in the authors' code: padded positions are attended to, their own
-            outputs are zero, and the mean divides by N.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, mask_keys: bool) -> None:
+    def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         width = 2 * dim
         self.num_heads = num_heads
-        self.mask_keys = mask_keys
         self.query_key = nn.Linear(dim, 2 * width, bias=False)
         self.value = nn.Linear(dim, width, bias=False)
         self.candidate = nn.Linear(dim, 2 * width)  # the candidate's half of query and value
@@ -71,64 +65,48 @@ class PooledAttention(nn.Module):
         nn.init.zeros_(self.candidate.bias)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, item: Tensor, history: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, item: Tensor, histories: Histories) -> Tensor:
         """Pool the history.
 
         Args:
             item: Candidates, shape [B, D].
-            history: Behaviours, shape [B, N, D].
-            mask: True where the behaviour is real, shape [B, N], bool.
+            histories: One for each.
 
         Returns:
-            Interests, shape [B, 2·D]. For rows without a real behaviour: see the class; zeros
-            without ``mask_keys``.
+            Interests, shape [B, 2·D].
         """
-        shape = (self.num_heads, -1, history.shape[2])
+        shape = (self.num_heads, -1, item.shape[1])
         candidate_query, candidate_value = self.candidate(item).chunk(2, dim=-1)
         query_weight, key_weight = self.query_key.weight.view(2, *shape).unbind()
         key_weight = key_weight.transpose(1, 2) * key_weight.shape[1] ** -0.5
-        query_weight = torch.bmm(key_weight, query_weight).flatten(0, 1)
         candidate_query = _by_head(candidate_query.unflatten(1, (self.num_heads, -1)), key_weight)
-        share = self._share(mask.to(history.dtype))
-        averages = self._averages(query_weight, candidate_query, history, mask, share)
+        key_weight = torch.bmm(query_weight.transpose(1, 2), key_weight.transpose(1, 2))
+        averages = self._averages(key_weight.flatten(0, 1), candidate_query, histories)
         values = _by_head(averages, self.value.weight.view(shape)).flatten(1)
-        # The shares of a row sum to 1, or to n/N with unmasked keys. A term that is the same at all
-        # positions is scaled by that sum. An empty history counts as one zero vector, whose average
-        # is zero.
-        total = share.sum(1, keepdim=True)
-        if self.mask_keys:
-            total = total + ~mask.any(1, keepdim=True)
+        # A term that is the same at all positions is scaled by the sum of the shares. An empty
+        # history counts as one zero vector, whose average is zero.
+        total = histories.total()
         pooled = values + total * candidate_value
         output: Tensor = pooled @ self.out.weight.t() + total * self.out.bias
         return output
 
-    def _averages(
-        self, query_weight: Tensor, candidate: Tensor, history: Tensor, mask: Tensor, share: Tensor
-    ) -> Tensor:
+    def _averages(self, key_weight: Tensor, candidate: Tensor, histories: Histories) -> Tensor:
         """The average history of each head, [B, heads, D], zeros where all shares are zero."""
-        length = history.shape[1]
-        columns = (history, self._key_bias(mask, like=history), share)
-        if history.device.type != "cpu" or not length:
-            return self._average(query_weight, candidate, *columns)
-        if self.mask_keys:
-            needed = (mask * torch.arange(1, length + 1)).amax(1)
-        else:
-            needed = mask.any(1) * length
-        steps = (needed + (_STEP - 1)) // _STEP
+        if candidate.device.type != "cpu":
+            return self._average(key_weight, candidate, histories.part(histories.longest))
+        steps = (histories.needed() + (_STEP - 1)) // _STEP
         try:
             counts = steps.bincount(minlength=1).tolist()
         except RuntimeError:  # inside torch.vmap values cannot be read
-            return self._average(query_weight, candidate, *columns)
-        parts = _parts(counts, length, self.num_heads)
+            return self._average(key_weight, candidate, histories.part(histories.longest))
+        parts = _parts(counts, histories.longest, self.num_heads)
         if len(parts) == 1 and not counts[0]:
-            return self._average(query_weight, candidate, *(c[:, : parts[0][1]] for c in columns))
+            return self._average(key_weight, candidate, histories.part(parts[0][1]))
         rows = steps.argsort()[counts[0] :]
         averages = torch.cat(
             [
                 self._average(
-                    query_weight,
-                    candidate.index_select(0, part),
-                    *(column[:, :end].index_select(0, part) for column in columns),
+                    key_weight, candidate.index_select(0, part), histories.part(end, part)
                 )
                 for part, (_, end) in zip(
                     torch.split(rows, [n for n, _ in parts]), parts, strict=True
@@ -137,43 +115,29 @@ class PooledAttention(nn.Module):
         )
         return averages.new_zeros(candidate.shape).index_copy(0, rows, averages)
 
-    def _average(
-        self, query_weight: Tensor, candidate: Tensor, history: Tensor, bias: Tensor, share: Tensor
-    ) -> Tensor:
+    def _average(self, key_weight: Tensor, candidate: Tensor, part: Part) -> Tensor:
         """Attend and take the mean over the queries.
 
         Args:
-            query_weight: ``W_kᵀ W_1`` of all heads, scaled, [heads·D, D].
+            key_weight: ``W_1ᵀ W_k`` of all heads, scaled, [heads·D, D].
             candidate: The candidate's half of the queries, ``W_kᵀ (W_2 E + b)``, [B, heads, D].
-            history: Behaviours, [B, N, D].
-            bias: Added to the scores of each key, [B, N].
-            share: The share of each query in the mean, [B, N].
+            part: The histories of B rows.
 
         Returns:
             Averages, [B, heads, D].
         """
+        history, bias, share = part
         batch, length, dim = history.shape
         heads = self.num_heads
-        query = (history @ query_weight.t()).view(batch, length, heads, dim)
-        query = (query + candidate.unsqueeze(1)).view(batch, length * heads, dim)
-        scores = torch.baddbmm(bias.unsqueeze(1), query, history.transpose(1, 2))
-        attention = scores.softmax(-1).view(batch, length, heads * length)
-        pooled = torch.bmm(share.unsqueeze(1), attention).view(batch, heads, length)
-        return torch.bmm(pooled, history)
-
-    def _key_bias(self, mask: Tensor, *, like: Tensor) -> Tensor:
-        """The bias of the scores, [B, N]: -inf for keys that are not attended to."""
-        bias = like.new_zeros(mask.shape)
-        if self.mask_keys:
-            # An empty history attends to its padding, with share 0: -inf everywhere would give NaN.
-            bias.masked_fill_(~mask & mask.any(1, keepdim=True), -math.inf)
-        return bias
-
-    def _share(self, real: Tensor) -> Tensor:
-        """The share of each position in the mean, [B, N]; ``real`` is 1 or 0 at each position."""
-        if self.mask_keys:
-            return real / real.sum(1, keepdim=True).clamp(min=1)
-        return real / max(real.shape[1], 1)
+        key = (history @ key_weight.t()).view(batch, length * heads, dim)
+        bias = torch.baddbmm(bias.unsqueeze(2), history, candidate.transpose(1, 2))
+        scores = torch.bmm(key, history.transpose(1, 2)).add_(bias.view(batch, length * heads, 1))
+        # Over the first dimension of [keys, heads·queries] a softmax works on full vector registers
+        # at every length. Over the last one it takes 2 to 20 times as long where keys are few.
+        attention = scores.view(batch, length, heads * length).softmax(1)
+        attention = attention.view(batch, length * heads, length)
+        pooled = torch.bmm(share.unsqueeze(1), attention.transpose(1, 2))
+        return torch.bmm(pooled.view(batch, length, heads).transpose(1, 2), history)
 
 
 def _by_head(x: Tensor, weight: Tensor) -> Tensor:

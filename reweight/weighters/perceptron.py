@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reweight.weighters._attention import PooledAttention
+from reweight.weighters._histories import Histories, HistorySlices, Padded, Sliced
 from reweight.weighters._mlp import mlp
 from reweight.weighters._positive import positive
 from reweight.weighters.base import SampleWeighter
@@ -18,21 +19,23 @@ class BehaviorInputs(NamedTuple):
     """Inputs of the behavioral perceptron for B source-domain behaviours.
 
     The embeddings usually come from the tables of the recommendation model. The two histories may
-    have different lengths N. Padding may be at any position.
+    have different lengths N. Padding may be at any position. Many histories at once, such as all of
+    a data set, are cheaper as slices of one list.
 
     Attributes:
         item: Embeddings E_s of the candidate items, all feature fields concatenated, [B, D].
-        source_history: Embeddings of the user's recent source-domain items, [B, N, D].
-        target_history: Embeddings of the user's recent target-domain items, [B, N, D].
-        source_mask: True for a real behaviour, False for padding, [B, N], bool.
-        target_mask: The same for the target history, [B, N], bool.
+        source_history: Embeddings of the user's recent source-domain items, [B, N, D], or
+            :class:`HistorySlices`.
+        target_history: The same of the user's recent target-domain items.
+        source_mask: True for a real behaviour, False for padding, [B, N], bool; None for slices.
+        target_mask: The same for the target history.
     """
 
     item: Tensor
-    source_history: Tensor
-    target_history: Tensor
-    source_mask: Tensor
-    target_mask: Tensor
+    source_history: Tensor | HistorySlices
+    target_history: Tensor | HistorySlices
+    source_mask: Tensor | None = None
+    target_mask: Tensor | None = None
 
 
 class BehavioralPerceptron(SampleWeighter):
@@ -139,6 +142,7 @@ class BehavioralPerceptron(SampleWeighter):
             )
         self.dim = dim
         self.normalization = normalization
+        self.mask_keys = mask_keys
         self.gamma_map = gamma_map
         self.global_bias = global_bias if use_local else 0.0
         self.global_mlp: nn.Sequential | None = None
@@ -146,8 +150,8 @@ class BehavioralPerceptron(SampleWeighter):
         if use_global:
             self.global_mlp = mlp(dim, global_hidden, zero_last=not use_local)
         if use_local:
-            self.source_attention = PooledAttention(dim, num_heads, mask_keys=mask_keys)
-            self.target_attention = PooledAttention(dim, num_heads, mask_keys=mask_keys)
+            self.source_attention = PooledAttention(dim, num_heads)
+            self.target_attention = PooledAttention(dim, num_heads)
             self.local_mlp = mlp(4 * dim, local_hidden, zero_last=True)
         self.raw_gamma = nn.Parameter(torch.tensor(0.0 if gamma_map == "softplus" else 1.0))
 
@@ -182,6 +186,28 @@ class BehavioralPerceptron(SampleWeighter):
                 f"{list(losses.shape)}. Return Losses(weighted, inputs=...) with the losses and "
                 "the items of the same source behaviours, one loss per behaviour."
             )
+        return self.normalize(scores)
+
+    def normalize(self, scores: Tensor) -> Tensor:
+        """The weights of one batch from its scores: γ · σ(scores), Eq. 8.
+
+        With ``"sigmoid"`` a weight depends on its own score only. With ``"centered"`` and
+        ``"softmax"`` it depends on the batch. To weight several batches, call :meth:`scores` once
+        for all of them, and this for each.
+
+        Args:
+            scores: Scores of :meth:`scores`, shape [B].
+
+        Returns:
+            Weights, shape [B].
+
+        Example:
+            >>> import torch
+            >>> from reweight.weighters import BehavioralPerceptron
+            >>> perceptron = BehavioralPerceptron(dim=4, normalization="softmax")
+            >>> perceptron.normalize(torch.zeros(3)).tolist()
+            [1.0, 1.0, 1.0]
+        """
         if self.normalization == "softmax":
             return self.gamma * scores.shape[0] * scores.softmax(0)
         if self.normalization == "centered":
@@ -191,8 +217,8 @@ class BehavioralPerceptron(SampleWeighter):
     def scores(self, inputs: BehaviorInputs) -> Tensor:
         """The scores γ_1 · γ_2 of Eq. 8, before normalization.
 
-        Unlike weights with ``"softmax"``, they do not depend on the rest of the batch, so they can
-        be exported and compared.
+        Unlike weights with ``"centered"`` or ``"softmax"``, they do not depend on the rest of the
+        batch, so they can be exported and compared, and made for several batches in one call.
 
         Args:
             inputs: The behaviours, their items and their users' histories.
@@ -212,15 +238,22 @@ class BehavioralPerceptron(SampleWeighter):
             score = self.global_bias + self.global_mlp(item).squeeze(-1)
         if self.local_mlp is not None:
             source = self.source_attention(
-                item, inputs.source_history.to(dtype), inputs.source_mask
+                item, self._histories(inputs.source_history, inputs.source_mask)
             )
             target = self.target_attention(
-                item, inputs.target_history.to(dtype), inputs.target_mask
+                item, self._histories(inputs.target_history, inputs.target_mask)
             )
             local = self.local_mlp(torch.cat((source, target), dim=-1)).squeeze(-1)
             score = local if score is None else score * local
         assert score is not None
         return score
+
+    def _histories(self, history: Tensor | HistorySlices, mask: Tensor | None) -> Histories:
+        dtype = self.raw_gamma.dtype
+        if isinstance(history, HistorySlices):
+            return Sliced(history._replace(behaviors=history.behaviors.to(dtype)))
+        assert mask is not None
+        return Padded(history.to(dtype), mask, self.mask_keys)
 
     def extra_repr(self) -> str:
         """The constructor arguments that decide about its inputs and its weights."""
@@ -246,22 +279,71 @@ class BehavioralPerceptron(SampleWeighter):
             ("source", inputs.source_history, inputs.source_mask),
             ("target", inputs.target_history, inputs.target_mask),
         ):
-            if history.ndim != 3 or history.shape[::2] != item.shape:
+            if isinstance(history, HistorySlices):
+                self._check_slices(domain, history, mask, len(item))
+            else:
+                _check_padded(domain, history, mask, item)
+
+    def _check_slices(
+        self, domain: str, slices: HistorySlices, mask: Tensor | None, num: int
+    ) -> None:
+        if not self.mask_keys:
+            raise ValueError(
+                f"inputs.{domain}_history is given as slices, which have no padding, and this "
+                "perceptron attends to padding (mask_keys=False). Give histories [B, N, D] and "
+                "masks instead."
+            )
+        if mask is not None:
+            raise ValueError(
+                f"inputs.{domain}_mask has shape {list(mask.shape)}, but inputs.{domain}_history "
+                "is given as slices, in which every behaviour is real: leave the mask out."
+            )
+        behaviors, start, length = slices
+        if behaviors.ndim != 2 or behaviors.shape[1] != self.dim:
+            raise ValueError(
+                f"inputs.{domain}_history.behaviors has shape {list(behaviors.shape)}, expected "
+                f"[P, {self.dim}]: one embedding of the candidate's width per behaviour."
+            )
+        for name, values in (("start", start), ("length", length)):
+            if values.shape != (num,) or values.dtype != torch.int64:
                 raise ValueError(
-                    f"inputs.{domain}_history has shape {list(history.shape)}, expected "
-                    f"[{item.shape[0]}, N, {self.dim}]: one history per row of inputs.item, with "
-                    "embeddings of the same width as the candidate's."
+                    f"inputs.{domain}_history.{name} has shape {list(values.shape)} and dtype "
+                    f"{values.dtype}, expected [{num}] and torch.int64: one history per row of "
+                    "inputs.item."
                 )
-            if mask.dtype != torch.bool:
-                raise TypeError(
-                    f"inputs.{domain}_mask has dtype {mask.dtype}, expected torch.bool with True "
-                    "for a real behaviour. If padding has id 0, use mask = ids != 0."
-                )
-            if mask.shape != history.shape[:2]:
-                raise ValueError(
-                    f"inputs.{domain}_mask has shape {list(mask.shape)}, expected "
-                    f"{list(history.shape[:2])}: one entry per position of {domain}_history."
-                )
+        outside = (start < 0) | (length < 0) | (start + length > len(behaviors))
+        if outside.any():
+            row = int(outside.int().argmax())
+            raise ValueError(
+                f"inputs.{domain}_history: the slice of row {row} starts at {int(start[row])} and "
+                f"has {int(length[row])} behaviours, but there are {len(behaviors)}: start and "
+                "length count rows of behaviors."
+            )
+
+
+def _check_padded(domain: str, history: Tensor, mask: Tensor | None, item: Tensor) -> None:
+    if history.ndim != 3 or history.shape[::2] != item.shape:
+        raise ValueError(
+            f"inputs.{domain}_history has shape {list(history.shape)}, expected "
+            f"[{item.shape[0]}, N, {item.shape[1]}]: one history per row of inputs.item, with "
+            "embeddings of the same width as the candidate's."
+        )
+    if mask is None:
+        raise ValueError(
+            f"inputs.{domain}_mask is None, but inputs.{domain}_history is a tensor of shape "
+            f"{list(history.shape)}: give a mask [B, N] with True for a real behaviour. Only "
+            "HistorySlices have none."
+        )
+    if mask.dtype != torch.bool:
+        raise TypeError(
+            f"inputs.{domain}_mask has dtype {mask.dtype}, expected torch.bool with True "
+            "for a real behaviour. If padding has id 0, use mask = ids != 0."
+        )
+    if mask.shape != history.shape[:2]:
+        raise ValueError(
+            f"inputs.{domain}_mask has shape {list(mask.shape)}, expected "
+            f"{list(history.shape[:2])}: one entry per position of {domain}_history."
+        )
 
 
 def _check_positive(**widths: Sequence[int]) -> None:

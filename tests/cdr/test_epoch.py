@@ -9,9 +9,11 @@ import pytest
 
 from benchmarks import epoch
 from cdr.data import CrossDomainData
+from cdr.training import preset
 
 # Ten outer steps; batches of 32, so that an epoch has an odd batch at its end.
-TOLD = epoch.options(batch_size=32, history=8, interval=4)
+TOLD = epoch.in_each_step(epoch.options(batch_size=32, history=8, interval=4))
+AHEAD = epoch.options(batch_size=32, history=8, interval=4)
 STEPS = 40
 
 
@@ -46,6 +48,7 @@ def test_textbook_and_example_stay_together_in_float32(gappy: CrossDomainData) -
     difference = epoch.Difference()
     for _ in range(50):
         for runner in (ours, theirs):
+            runner.losses.clear()
             runner.steps(4)
             runner.outer()
         difference.look(ours, theirs)
@@ -61,12 +64,12 @@ def test_the_race_has_a_number_for_everyone(
 ) -> None:
     monkeypatch.setattr(epoch, "TURN", 8)
     monkeypatch.setattr(epoch, "PROFILED", 10)
-    result = epoch.race(tiny, TOLD, num_steps=16)
+    result = epoch.race(tiny, AHEAD, num_steps=16)
     assert result["steps"] == 16 and all(len(turns) == 2 for turns in result["inner"].values())
     found = epoch.summary(result, steps_of_epoch=8, interval=4)
     for group in ("step", "least", "overhead", "epoch", "ratios"):
         assert all(math.isfinite(value) and value > 0.0 for value in found[group].values())
-    for name in (epoch.EXAMPLE, epoch.TEXTBOOK):
+    for name in (epoch.EXAMPLE, epoch.EXAMPLE_EACH, epoch.TEXTBOOK):
         assert found["overhead"][name] > 1.0
         assert all(seconds > 0.0 for seconds in result["phases"][name].values())
     epoch.report(
@@ -80,6 +83,18 @@ def test_the_race_has_a_number_for_everyone(
         }
     )
     assert f"{epoch.TEXTBOOK} / {epoch.EXAMPLE}" in capsys.readouterr().out
+
+
+def test_the_default_preset_is_timed_without_a_textbook(
+    tiny: CrossDomainData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(epoch, "TURN", 5)
+    monkeypatch.setattr(epoch, "PROFILED", 4)
+    result = epoch.race_of_default(tiny, preset("default", "conet"), num_steps=5)
+    found = epoch.summary(result, steps_of_epoch=8, interval=5)
+    assert found["ratios"].keys() == {
+        f"{name} / {epoch.EXAMPLE_BASE}" for name in (epoch.EXAMPLE, epoch.EXAMPLE_EACH)
+    }
 
 
 def test_the_generated_data_has_the_counts_of_books_toys() -> None:

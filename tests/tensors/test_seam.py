@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from reweight import ConjugateGradient, Identity, ImplicitHypergradient, Neumann
+from benchmarks.catalogue.gauss_newton import PROBLEMS
+from reweight import ConjugateGradient, Identity, ImplicitHypergradient, Neumann, SampleSpace
 from reweight._tensors import cosine, dot, norm, reducing
 
 Tree = dict[str, Tensor]
@@ -123,3 +124,9 @@ def test_inner_products_of_shards_are_those_of_the_vector() -> None:
     # Outside of the context nothing is reduced.
     assert norm(x) == pytest.approx(expected[1], rel=1e-14)
     assert cosine({"a": x}, {"a": x}) == pytest.approx(1.0)
+
+
+def test_the_sample_space_is_that_of_one_process() -> None:
+    rw, batch, dev_batch = PROBLEMS["logistic"].wrapped(SampleSpace())
+    with reducing(samples=lambda x: x), pytest.raises(ValueError, match="several processes"):
+        rw.hypergradient(batch, dev_batch)

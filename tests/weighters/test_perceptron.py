@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reweight.weighters import BehavioralPerceptron, BehaviorInputs, _attention
+from reweight.weighters import BehavioralPerceptron, BehaviorInputs, HistorySlices, _attention
 from reweight.weighters._attention import PooledAttention
+from reweight.weighters._histories import Padded, Part
 
 F64 = torch.float64
 DIM, SOURCE, TARGET, BATCH = 6, 7, 4, 9
@@ -75,14 +76,14 @@ def plain_attention(attention: PooledAttention) -> nn.MultiheadAttention:
 
 
 def plain_pooling(
-    attention: PooledAttention, item: Tensor, history: Tensor, mask: Tensor
+    attention: PooledAttention, item: Tensor, history: Tensor, mask: Tensor, mask_keys: bool
 ) -> Tensor:
     """Eq. 4–6 row by row: attend over [e_i ; E], then average."""
     plain = plain_attention(attention)
     rows = []
     for e, h, m in zip(item, history, mask, strict=True):
         x = torch.cat((h, e.expand(h.shape[0], -1)), 1)
-        if not attention.mask_keys:
+        if not mask_keys:
             out = plain(x, x, x, need_weights=False)[0]
             rows.append((out * m.unsqueeze(1)).mean(0))
         else:
@@ -99,10 +100,11 @@ def plain_scores(perceptron: BehavioralPerceptron, inputs: BehaviorInputs) -> Te
         score = perceptron.global_bias + perceptron.global_mlp(inputs.item).squeeze(1)
     if perceptron.local_mlp is not None:
         item, source, target, source_mask, target_mask = inputs
+        keys = perceptron.mask_keys
         interests = torch.cat(
             (
-                plain_pooling(perceptron.source_attention, item, source, source_mask),
-                plain_pooling(perceptron.target_attention, item, target, target_mask),
+                plain_pooling(perceptron.source_attention, item, source, source_mask, keys),
+                plain_pooling(perceptron.target_attention, item, target, target_mask, keys),
             ),
             1,
         )
@@ -127,7 +129,7 @@ def test_scores_are_those_of_plain_multihead_attention(options: dict[str, Any]) 
 
 
 def assert_like_plain(
-    attention: PooledAttention, item: Tensor, history: Tensor, mask: Tensor
+    attention: PooledAttention, item: Tensor, history: Tensor, mask: Tensor, mask_keys: bool
 ) -> None:
     """Values and all gradients are those of torch's module; one row has to have a history."""
     item, history = item.clone().requires_grad_(), history.clone().requires_grad_()
@@ -135,7 +137,7 @@ def assert_like_plain(
     coefficients = torch.randn(len(item), 2 * DIM, dtype=F64)
     plain = plain_attention(attention)
     seen, real, padding, count = history, mask, None, torch.tensor(length)
-    if attention.mask_keys:
+    if mask_keys:
         # Where nothing is real there is one behaviour of zeros.
         none = ~mask.any(1)
         seen = history.masked_fill(none.view(-1, 1, 1), 0.0)
@@ -148,7 +150,7 @@ def assert_like_plain(
         (coefficients * expected).sum(),
         (item, history, plain.in_proj_weight, plain.out_proj.weight, plain.out_proj.bias),
     )
-    pooled = attention(item, history, mask)
+    pooled = attention(item, Padded(history, mask, mask_keys))
     # Rounding of sums of some tens of terms of order 1.
     torch.testing.assert_close(pooled, expected, rtol=1e-12, atol=1e-12)
     got = torch.autograd.grad(
@@ -179,9 +181,9 @@ def assert_like_plain(
 
 @pytest.mark.parametrize("mask_keys", [True, False])
 def test_gradients_are_those_of_plain_multihead_attention(mask_keys: bool) -> None:
-    attention = PooledAttention(DIM, 4, mask_keys=mask_keys).double()
+    attention = PooledAttention(DIM, 4).double()
     item, history, _, mask, _ = behaviors()
-    assert_like_plain(attention, item, history, mask)
+    assert_like_plain(attention, item, history, mask, mask_keys)
 
 
 @given(
@@ -207,12 +209,12 @@ def test_histories_of_any_lengths_are_pooled_like_whole_ones(
     if gaps:
         mask[:, :-1] &= torch.rand(batch, length - 1) < 0.5
         assume(mask.any())
-    attention = PooledAttention(DIM, 4, mask_keys=mask_keys).double()
+    attention = PooledAttention(DIM, 4).double()
     item = torch.randn(batch, DIM, dtype=F64)
     history = torch.randn(batch, length, DIM, dtype=F64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_attention, "_SCORES_PER_PART", scores_per_part)
-        assert_like_plain(attention, item, history, mask)
+        assert_like_plain(attention, item, history, mask, mask_keys)
 
 
 @given(
@@ -239,6 +241,93 @@ def test_the_split_by_length_is_the_cheapest(counts: list[int], missing: int, he
     ):
         bounds = itertools.pairwise([0, *cuts, len(ends)])
         assert cost(parts) <= cost([(b - a, ends[b - 1]) for a, b in bounds])
+
+
+def test_batches_scored_together_weigh_what_each_weighs_alone() -> None:
+    perceptron, inputs = trained(normalization="centered"), behaviors()
+    scores = perceptron.scores(inputs)
+    parts = [BehaviorInputs(*(x[rows] for x in inputs)) for rows in (slice(3), slice(3, None))]
+    for part, together in zip(parts, scores.split([3, BATCH - 3]), strict=True):
+        alone = perceptron(torch.zeros(len(together)), part)
+        # Rounding of sums of some tens of terms of order 1.
+        torch.testing.assert_close(perceptron.normalize(together), alone, rtol=1e-12, atol=1e-12)
+
+
+def padded(slices: HistorySlices) -> tuple[Tensor, Tensor]:
+    """The same histories [B, N, D] with their mask."""
+    places = zip(slices.start.tolist(), slices.length.tolist(), strict=True)
+    rows = [slices.behaviors[start : start + length] for start, length in places]
+    history = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=7.0)
+    return history, torch.arange(history.shape[1]) < slices.length.unsqueeze(1)
+
+
+@settings(max_examples=max(5, settings.default.max_examples // 5))
+@given(
+    lengths=st.lists(st.integers(0, 20), min_size=1, max_size=12),
+    scores_per_part=st.sampled_from((0, 300, 2**15)),
+    seed=st.integers(0, 1000),
+)
+def test_slices_are_pooled_like_padded_histories(
+    lengths: list[int], scores_per_part: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    perceptron, num = trained(), max(lengths) + 3  # short enough for slices to overlap
+
+    def some(order: list[int]) -> HistorySlices:
+        start = torch.tensor([int(torch.randint(num - n + 1, ())) for n in order])
+        embeddings = torch.randn(num, DIM, dtype=F64, requires_grad=True)
+        return HistorySlices(embeddings, start, torch.tensor(order))
+
+    item = torch.randn(len(lengths), DIM, dtype=F64, requires_grad=True)
+    source, target = some(lengths), some(lengths[::-1])
+    (source_history, source_mask), (target_history, target_mask) = padded(source), padded(target)
+    same = BehaviorInputs(item, source_history, target_history, source_mask, target_mask)
+    leaves = [item, source.behaviors, target.behaviors, *perceptron.parameters()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_attention, "_SCORES_PER_PART", scores_per_part)
+        got, expected = (perceptron.scores(x) for x in (BehaviorInputs(item, source, target), same))
+    coefficients = torch.randn(len(lengths), dtype=F64)
+    # Rounding of sums of some tens of terms of order 1, and of gradients of order 1 to 100.
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(
+        *(
+            torch.autograd.grad(
+                (coefficients * scores).sum(), leaves, materialize_grads=True, allow_unused=True
+            )
+            for scores in (got, expected)
+        ),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "named"),
+    [
+        ({"source_mask": torch.ones(2, 3, dtype=torch.bool)}, {}, "leave the mask out"),
+        ({}, {"mask_keys": False}, "mask_keys=False"),
+        ({"start": torch.tensor([0, 3])}, {}, "row 1 starts at 3 and has 2"),
+        ({"start": torch.tensor([-1, 0])}, {}, "row 0 starts at -1"),
+        ({"length": torch.tensor([1, -1])}, {}, "row 1 .* has -1"),
+        ({"start": torch.tensor([0.0, 0.0])}, {}, "start .*float32"),
+        ({"length": torch.tensor([1])}, {}, r"length .*\[1\]"),
+        ({"behaviors": torch.randn(4, DIM + 1)}, {}, rf"behaviors .*\[4, {DIM + 1}\]"),
+    ],
+)
+def test_slices_that_do_not_fit_are_named(
+    changes: dict[str, Tensor], options: dict[str, Any], named: str
+) -> None:
+    slices = HistorySlices(torch.randn(4, DIM), torch.tensor([0, 1]), torch.tensor([2, 2]))
+    slices = slices._replace(**{k: v for k, v in changes.items() if k != "source_mask"})
+    inputs = BehaviorInputs(torch.randn(2, DIM), slices, slices, changes.get("source_mask"))
+    with pytest.raises(ValueError, match=f"inputs.source_.*{named}"):
+        BehavioralPerceptron(DIM, **options).scores(inputs)
+
+
+def test_padded_histories_need_a_mask() -> None:
+    history = torch.randn(2, 3, DIM)
+    with pytest.raises(ValueError, match="source_mask is None"):
+        BehavioralPerceptron(DIM).scores(BehaviorInputs(torch.randn(2, DIM), history, history))
 
 
 def test_padding_changes_nothing() -> None:
@@ -270,45 +359,46 @@ def test_the_order_of_a_history_does_not_matter() -> None:
 
 def test_only_a_cpu_is_asked_for_the_lengths() -> None:
     # Meta tensors hold no numbers: whatever waits for one, as a host would for a GPU, fails.
-    attention = PooledAttention(DIM, 4, mask_keys=True).to("meta")
+    attention = PooledAttention(DIM, 4).to("meta")
     item, history, _, mask, _ = (field.to("meta") for field in behaviors(torch.float32))
-    assert attention(item, history, mask).shape == (BATCH, 2 * DIM)
+    assert attention(item, Padded(history, mask, True)).shape == (BATCH, 2 * DIM)
 
 
 def test_a_batch_too_large_for_the_cache_is_pooled_in_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    attention = PooledAttention(DIM, 4, mask_keys=True).double()
+    attention = PooledAttention(DIM, 4).double()
     item, history, _, mask, _ = behaviors()
-    whole = attention(item, history, mask)
+    histories = Padded(history, mask, True)
+    whole = attention(item, histories)
     sizes: list[int] = []
     average = attention._average
 
-    def counted(query_weight: Tensor, candidate: Tensor, *columns: Tensor) -> Tensor:
+    def counted(key_weight: Tensor, candidate: Tensor, part: Part) -> Tensor:
         sizes.append(len(candidate))
-        return average(query_weight, candidate, *columns)
+        return average(key_weight, candidate, part)
 
     monkeypatch.setattr(attention, "_average", counted)
     monkeypatch.setattr("reweight.weighters._attention._SCORES_AT_ONCE", 3 * 4 * SOURCE**2)
-    torch.testing.assert_close(attention(item, history, mask), whole, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(attention(item, histories), whole, rtol=1e-13, atol=1e-13)
     assert sizes == [3, 2, 2]  # rows 0 and 1 have no history
     sizes.clear()
     monkeypatch.setattr("reweight.weighters._attention._SCORES_AT_ONCE", 1)
-    torch.testing.assert_close(attention(item, history, mask), whole, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(attention(item, histories), whole, rtol=1e-13, atol=1e-13)
     assert sizes == [1] * (BATCH - 2)
 
 
 @pytest.mark.parametrize("mask_keys", [True, False])
 @pytest.mark.parametrize("length", [0, 1, 5])
 def test_an_empty_history_is_one_of_a_zero(mask_keys: bool, length: int) -> None:
-    attention = PooledAttention(DIM, 4, mask_keys=mask_keys).double()
+    attention = PooledAttention(DIM, 4).double()
     nn.init.ones_(attention.out.bias)  # zeros are to be zeros whatever it is
     item, history = torch.randn(3, DIM, dtype=F64), torch.randn(3, length, DIM, dtype=F64)
     empty = torch.zeros(3, length, dtype=torch.bool)
-    pooled = attention(item, history, empty)
+    pooled = attention(item, Padded(history, empty, mask_keys))
     if mask_keys:
         zero = torch.zeros(3, 1, DIM, dtype=F64)
-        expected = attention(item, zero, torch.ones(3, 1, dtype=torch.bool))
+        expected = attention(item, Padded(zero, torch.ones(3, 1, dtype=torch.bool), True))
         assert not torch.allclose(pooled[0], pooled[1])  # the candidate counts
     else:
         expected = torch.zeros(3, 2 * DIM, dtype=F64)
@@ -399,7 +489,7 @@ def test_two_zero_branches_are_a_saddle_and_the_unit_bias_leaves_it() -> None:
 
 def test_attention_starts_like_torchs() -> None:
     torch_module = nn.MultiheadAttention(2 * 32, 4)
-    ours = PooledAttention(32, 4, mask_keys=True)
+    ours = PooledAttention(32, 4)
     spread = torch_module.in_proj_weight.detach().std()
     for block in (ours.query_key, ours.value, ours.candidate):
         # 2,048 or more uniform draws: the standard error of the ratio is at most 1 %.

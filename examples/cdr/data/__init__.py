@@ -6,7 +6,15 @@ made, `batches` how rows of it become tensors for a model.
 
 from __future__ import annotations
 
-from cdr.data.batches import Batches, Candidates, History, PairBatch, Past, Windows
+from cdr.data.batches import (
+    Batches,
+    Candidates,
+    FlatHistories,
+    History,
+    PairBatch,
+    Past,
+    Windows,
+)
 from cdr.data.cache import sha256
 from cdr.data.dataset import Dataset, Pair, Published
 from cdr.data.generator import generate
@@ -35,6 +43,7 @@ __all__ = [
     "Dataset",
     "Hidden",
     "Histories",
+    "FlatHistories",
     "History",
     "Interactions",
     "Items",

@@ -27,6 +27,21 @@ class History:
 
 
 @dataclass(frozen=True)
+class FlatHistories:
+    """The histories of B rows one after another, without pads.
+
+    Args:
+        items: The positives of all rows, long [P], those of a row newest last.
+        start: Where those of each row begin, long [B].
+        length: How many they are, long [B].
+    """
+
+    items: Candidates
+    start: Tensor
+    length: Tensor
+
+
+@dataclass(frozen=True)
 class Past:
     """A user's positives in each domain before a candidate; None where the model reads none."""
 
@@ -48,9 +63,10 @@ class PairBatch:
         source_row: Row of the source behaviour in the data, long [B]; 0 for a pad.
         has_source: bool [B].
         source_history: The user's source positives before the source behaviour, for a weighter.
-        target_history: The user's target positives up to it, likewise.
+        target_history: The user's target positives up to it, likewise; both may be flat.
         target_past: What the model reads beside the target item.
         source_past: What the model reads beside the source item.
+        weight: Weight of each source loss, float32 [B], where it is made before the step.
     """
 
     user: Tensor
@@ -61,10 +77,11 @@ class PairBatch:
     source_user: Tensor
     source_row: Tensor
     has_source: Tensor
-    source_history: History | None = None
-    target_history: History | None = None
+    source_history: History | FlatHistories | None = None
+    target_history: History | FlatHistories | None = None
     target_past: Past | None = None
     source_past: Past | None = None
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.user)
@@ -116,32 +133,42 @@ class Batches:
         self._seen = self._readers((history_length, history_length))
         self._source_past, self._target_past = map(self._readers, (windows.source, windows.target))
 
-    def train_pairs(self, rows: Tensor) -> PairBatch:
-        """Training rows, each with a random source behaviour (BIAO's fetch(B_s))."""
-        target = self.data.train.select(rows.to(self._counts.device))
-        share = torch.rand(len(target), generator=self._generator, device=self._counts.device)
+    def train_pairs(self, *rows: Tensor, flat: bool = False) -> PairBatch:
+        """Training rows, each with a random source behaviour (BIAO's fetch(B_s)).
+
+        Args:
+            rows: Long [B]; the rows of several batches become one, with the source behaviours
+                that a call for each of them would draw.
+            flat: Whether the weighter's histories are flat.
+        """
+        device = self._counts.device
+        target = self.data.train.select(torch.cat(rows).to(device))
+        # A draw of two batches at once would give the second one other numbers.
+        draws = [torch.rand(len(part), generator=self._generator, device=device) for part in rows]
+        share = torch.cat(draws)
         if self._paired:
-            return self.pairs(target, share)
+            return self.pairs(target, share, flat=flat)
         num = len(self.data.source)
         row = (share * num).long().clamp_(max=num - 1)
         has_source = torch.ones_like(row, dtype=torch.bool)
-        return self._with_source(target, row, has_source, self.data.source.user[row])
+        return self._with_source(target, row, has_source, self.data.source.user[row], flat)
 
-    def pairs(self, target: Behaviors, share: Tensor) -> PairBatch:
+    def pairs(self, target: Behaviors, share: Tensor, *, flat: bool = False) -> PairBatch:
         """Target rows with the source behaviour at ``share`` in [0, 1) of the user's own ones."""
         count = self._counts.index_select(0, target.user)
         # float32 can round share·count up to count. Users without a behaviour become pads.
         place = torch.minimum((share * count).long(), count - 1)
         first = self.data.source_offsets.index_select(0, target.user)
-        return self._with_source(target, first + place, count > 0, target.user)
+        return self._with_source(target, first + place, count > 0, target.user, flat)
 
-    def source_rows(self, rows: Tensor) -> PairBatch:
+    def source_rows(self, rows: Tensor, *, flat: bool = False) -> PairBatch:
         """Source behaviours by their own row, beside a placeholder target."""
         nothing = torch.zeros_like(rows)
         user = self.data.source.user.index_select(0, rows)
         span = torch.stack([nothing, nothing], 1)
         target = Behaviors(user, nothing, nothing.float(), span, span)
-        return self._with_source(target, rows, torch.ones_like(rows, dtype=torch.bool), user)
+        has_source = torch.ones_like(rows, dtype=torch.bool)
+        return self._with_source(target, rows, has_source, user, flat)
 
     def _readers(self, lengths: tuple[int, int]) -> tuple[_Reader | None, _Reader | None]:
         data, (source, target) = self.data, lengths
@@ -151,7 +178,7 @@ class Batches:
         )
 
     def _with_source(
-        self, target: Behaviors, rows: Tensor, has_source: Tensor, user: Tensor
+        self, target: Behaviors, rows: Tensor, has_source: Tensor, user: Tensor, flat: bool
     ) -> PairBatch:
         data, pad = self.data, ~has_source
         rows = rows.masked_fill(pad, 0)
@@ -163,7 +190,12 @@ class Batches:
                 spans.index_select(0, rows).masked_fill_(pad.unsqueeze(1), 0)
                 for spans in (self._source_spans, self._target_spans)
             )
-        seen = _past(self._seen, spans, (item, None))
+        seen: list[History | FlatHistories | None] = [
+            None
+            if reader is None or span is None
+            else (reader.flat if flat else reader.gather)(span, exclude)
+            for reader, span, exclude in zip(self._seen, spans, (item, None), strict=True)
+        ]
         return PairBatch(
             user=target.user,
             target=Candidates(target.item, data.target_items.category.index_select(0, target.item)),
@@ -173,8 +205,8 @@ class Batches:
             source_user=user,
             source_row=rows,
             has_source=has_source,
-            source_history=None if seen is None else seen.source,
-            target_history=None if seen is None else seen.target,
+            source_history=seen[0],
+            target_history=seen[1],
             source_past=_past(self._source_past, spans, (item, None)),
             target_past=_past(
                 self._target_past, (target.source_past, target.target_past), (None, target.item)
@@ -202,7 +234,7 @@ class _Reader:
     """Gathers histories of one length in one domain."""
 
     def __init__(self, positives: Tensor, items: Items, length: int) -> None:
-        self._length = length
+        self._length, self._positives, self._items = length, positives, items
         category = items.category.index_select(0, positives)
         self._item, self._category = windows(positives, length), windows(category, length)
         self._columns = torch.arange(length, device=category.device)
@@ -220,3 +252,18 @@ class _Reader:
         return History(
             Candidates(item.mul_(mask), torch.where(mask, category, self._pad_category)), mask
         )
+
+    def flat(self, spans: Tensor, exclude: Tensor | None = None) -> FlatHistories:
+        """The same without pads."""
+        start, end = spans.unbind(1)
+        first = torch.maximum(start, end - self._length)
+        row = torch.repeat_interleave(end - first)
+        begins = (end - first).cumsum(0) - (end - first)
+        place = torch.arange(len(row), device=row.device) + (first - begins).index_select(0, row)
+        item = self._positives.index_select(0, place)
+        if exclude is not None:
+            kept = item != exclude.index_select(0, row)
+            item, row = item[kept], row[kept]
+        length = row.bincount(minlength=len(spans))
+        category = self._items.category.index_select(0, item)
+        return FlatHistories(Candidates(item, category), length.cumsum(0) - length, length)

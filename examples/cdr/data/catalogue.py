@@ -41,6 +41,7 @@ def notes_on_catalogue(
 
 def _ids(table: pa.Table, of_domain: bool) -> pa.ChunkedArray:
     """The item of each row, as in messages, with the domain in front where it belongs to the id."""
+    item = pc.cast(table["item"], pa.string())
     if not of_domain:
-        return table["item"]
-    return pc.binary_join_element_wise(table["domain"], table["item"], "/")
+        return item
+    return pc.binary_join_element_wise(pc.cast(table["domain"], pa.string()), item, "/")

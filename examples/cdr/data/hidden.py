@@ -40,7 +40,7 @@ def audit_hidden(data: CrossDomainData) -> Hidden:
     repeats = _met_before(history, data.source, data.source)
     for rows, batches in _in_chunks(data, repeats, history.end - history.start):
         batch = batches.source_rows(rows)
-        assert batch.source_history is not None and batch.source_past is not None
+        assert isinstance(batch.source_history, History) and batch.source_past is not None
         for shown in (batch.source_history, batch.source_past.source):
             _refuse_shown("source_history", shown, data.source.item[rows])
     num_target = 0

@@ -48,18 +48,23 @@ class PastFinder:
 
 def _slices(users: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the entries of some users begin and end, given the sorted users of all entries."""
-    return np.searchsorted(users, of, side="left"), np.searchsorted(users, of, side="right")
+    bounds = np.searchsorted(users, np.arange(of.max(initial=-1) + 2))
+    return bounds[of], bounds[of + 1]
 
 
 def _up_to(
     users: np.ndarray, times: np.ndarray, of: np.ndarray, until: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same up to and including a time; entries are sorted by user and time."""
-    # One integer per (user, time) that sorts as the pair does, so that a single search does.
-    ticks, code = np.unique(np.concatenate([times, until]), return_inverse=True)
-    past, now = np.split(code, [len(times)])
-    key, query = users * (len(ticks) + 1) + past, of * (len(ticks) + 1) + now
-    return np.searchsorted(users, of, side="left"), np.searchsorted(key, query, side="right")
+    # Complex numbers sort by their first part, then by the second, so that a single search does.
+    end = np.searchsorted(_pairs(users, times), _pairs(of, until), side="right")
+    return _slices(users, of)[0], end
+
+
+def _pairs(users: np.ndarray, times: np.ndarray) -> np.ndarray:
+    pairs = np.empty(len(users), dtype=np.complex128)
+    pairs.real, pairs.imag = users, times  # not u + 1j * t, which makes NaN of an infinite time
+    return pairs
 
 
 def _usable(train: IndexedRows, timed: bool) -> np.ndarray:

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from cdr.data.coded import Coded, encode
 from cdr.data.repeats import repeated_lines
 from cdr.data.schema import OTHERS, Behaviors, Interactions, Items
 from cdr.data.spellings import unicode_forms
@@ -73,26 +75,16 @@ def as_long(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
 
-def encode(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`np.unique(values, return_inverse=True)`, an order of magnitude faster on strings."""
-    encoded = pa.array(values).dictionary_encode()
-    unique = encoded.dictionary.to_numpy(zero_copy_only=False)
-    order = np.argsort(unique)
-    rank = np.empty(len(unique), dtype=np.int64)
-    rank[order] = np.arange(len(unique))
-    return unique[order], rank[encoded.indices.to_numpy()]
-
-
-def users_of(source: np.ndarray, target: np.ndarray) -> Users:
+def users_of(source: np.ndarray | Coded, target: np.ndarray | Coded) -> Users:
     """The users of two domains, given that of each row."""
-    source, target = encode(source)[0], encode(target)[0]
-    if any(users.dtype.kind in "iu" for users in (source, target)):
-        return Users(source, target, {})
-    forms = unicode_forms(np.concatenate([source, target]))
+    written = encode(source)[0], encode(target)[0]
+    if any(users.dtype.kind in "iu" for users in written):
+        return Users(*written, {})
+    forms = unicode_forms(np.concatenate(written))
     if not forms:
-        return Users(source, target, {})
-    source, target = (encode(_read_as(users, forms))[0] for users in (source, target))
-    return Users(source, target, forms)
+        return Users(*written, {})
+    read = [encode(_read_as(users, forms))[0] for users in written]
+    return Users(read[0], read[1], forms)
 
 
 def common_users(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -100,7 +92,7 @@ def common_users(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     both = (source, target)
     numeric = [users.dtype.kind in "iu" for users in both]
     # Without this check, numpy would compare 1 and "1" as objects and fail, or find them unequal.
-    common = np.intersect1d(source, target) if numeric[0] == numeric[1] else source[:0]
+    common = source[_places(source, target) >= 0] if numeric[0] == numeric[1] else source[:0]
     if not len(common):
         examples = [", ".join(repr(user) for user in users[:3].tolist()) for users in both]
         raise ValueError(
@@ -125,9 +117,7 @@ def index_rows(
     """
     written, code = encode(rows.user)
     unique = _read_as(written, forms)
-    place = np.searchsorted(user_ids, unique)
-    place[place == len(user_ids)] = 0
-    user = np.where(user_ids[place] == unique, place, -1)[code]
+    user = _places(unique, user_ids)[code]
     respelled = (unique != written)[code][user >= 0] if forms else np.zeros((), dtype=bool)
     rows, user = rows.select(user >= 0), user[user >= 0]
     item_ids, item, item_respelled = _items(rows.item)
@@ -137,7 +127,8 @@ def index_rows(
     if num_repeated:
         rows, user, item = rows.select(~repeated), user[~repeated], item[~repeated]
 
-    first_row = np.unique(item, return_index=True)[1]
+    first_row = np.empty(len(item_ids), dtype=np.int64)
+    first_row[item[::-1]] = np.arange(len(item))[::-1]  # of the rows of an item the last one stays
     if rows.category is None:
         names, category = np.array([OTHERS]), np.zeros(len(item_ids), dtype=np.int64)
     else:
@@ -145,9 +136,8 @@ def index_rows(
     items = Items(item_ids, as_long(category), tuple(str(name) for name in names))
 
     time = np.full(len(user), np.nan) if rows.time is None else rows.time.astype(np.float64)
-    order = np.arange(len(user)) if rows.order is None else rows.order
     indexed = IndexedRows(user, item, rows.label.astype(bool), time, rows.relevant)
-    indexed = indexed.select(_chronological(user, time, order))
+    indexed = indexed.select(_chronological(user, time, rows.order))
     return Domain(indexed, items, num_repeated, int(respelled.sum()))
 
 
@@ -179,7 +169,18 @@ def index_target(
     return replace(domain, rows=target_rows), extra_rows
 
 
-def _items(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _places(ids: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Where each id is among others that are sorted, all different; -1 where it is not."""
+    if not len(among):
+        return np.full(len(ids), -1)
+    if among.dtype.kind in "iu":
+        place = np.minimum(np.searchsorted(among, ids), len(among) - 1)
+        return np.where(among[place] == ids, place, -1)
+    found = pc.index_in(pa.array(ids, pa.string()), value_set=pa.array(among, pa.string()))
+    return np.asarray(pc.fill_null(found, -1).to_numpy(), dtype=np.int64)
+
+
+def _items(ids: np.ndarray | Coded) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The items, sorted; the place of each row's item; which rows are read in another form."""
     written, code = encode(ids)
     forms = {} if written.dtype.kind in "iu" else unicode_forms(written)
@@ -196,14 +197,20 @@ def _read_as(ids: np.ndarray, forms: Mapping[str, str]) -> np.ndarray:
     return np.array([forms.get(text, text) for text in ids], dtype=object)
 
 
-def _chronological(user: np.ndarray, time: np.ndarray, order: np.ndarray) -> np.ndarray:
+def _chronological(user: np.ndarray, time: np.ndarray, order: np.ndarray | None) -> np.ndarray:
     """Sorts by user, time, order; an unknown time counts as that of the behaviour before it."""
-    index = np.lexsort((order, user))
+    ties = () if order is None else (order,)  # sorting is stable: else the order of the file
+    if not np.isnan(time).any():
+        return np.lexsort((*ties, time, user))
+    index = np.lexsort((*ties, user))
     user, time = user[index], time[index]
-    return index[np.lexsort((np.arange(len(user)), last_known_time(user, time), user))]
+    return index[np.lexsort((last_known_time(user, time), user))]
 
 
 def last_known_time(user: np.ndarray, time: np.ndarray) -> np.ndarray:
     """Each row's time, or where unknown the last one known of the user's earlier rows, or -inf."""
-    known = np.maximum.accumulate(np.where(np.isnan(time), -1, np.arange(len(user))))
+    unknown = np.isnan(time)
+    if not unknown.any():
+        return time
+    known = np.maximum.accumulate(np.where(unknown, -1, np.arange(len(user))))
     return np.where(known >= np.searchsorted(user, user), time[known], -np.inf)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
+
 from cdr.data import tables
 from cdr.data.catalogue import notes_on_catalogue
 from cdr.data.dataset import Dataset, Pair
@@ -48,14 +50,7 @@ def load(
             domain is empty, a rating is not a number, a timestamp not a time, a domain is
             unknown, times cannot be compared, or no user is in both domains.
     """
-    table = tables.read(path, _COLUMNS)
-    for column in ("user", "item", "domain"):
-        table = tables.replace(table, column, tables.text(table, column, path))
-    table = tables.replace(
-        table, "label", tables.numbers(table, "rating", path, required=True) > tables.POSITIVE_ABOVE
-    )
-    read = times(table, "timestamp", path)
-    table = tables.replace(table, "time", read.values)
+    table, note = _log(path)
     if items is not None:
         catalogue = tables.read(items, ("item", "category"), optional=("domain",))
         for column in catalogue.column_names:
@@ -63,17 +58,34 @@ def load(
             column_text = tables.text(catalogue, column, items, required=filled)
             catalogue = tables.replace(catalogue, column, column_text)
     sources = tables.domains(table, source, target, path)
-    notes = [read.note] if read.note else []
+    notes = [note] if note else []
     if items is not None:
         notes += notes_on_catalogue(table, catalogue, (*sources, target), Path(items).name)
+    rows = [
+        tables.interactions(table, names, None if items is None else catalogue)
+        for names in (sources, (target,))
+    ]
+    del table  # the split is where most memory is needed
     return build(
         f"{'+'.join(sources)} → {target}",
-        tables.interactions(table, sources, None if items is None else catalogue),
-        tables.interactions(table, (target,), None if items is None else catalogue),
+        *rows,
         source_cut=source_cut,
         merge_lines=True,
         notes=notes,
     )
+
+
+def _log(path: Path | str) -> tuple[pa.Table, str]:
+    """The columns user, item, domain, label and time of a file, and a note on its times or ""."""
+    table = tables.read(path, _COLUMNS)
+    # Each text is dropped as soon as it has been read: they are most of the memory.
+    for column in ("user", "item", "domain"):
+        ids = tables.text(table, column, path)
+        table = tables.replace(table, column, ids.dictionary_encode())
+    rating = tables.numbers(table, "rating", path, required=True)
+    table = tables.replace(table.drop_columns("rating"), "label", rating > tables.POSITIVE_ABOVE)
+    read = times(table, "timestamp", path)
+    return tables.replace(table.drop_columns("timestamp"), "time", read.values), read.note
 
 
 def is_table(spec: str) -> bool:

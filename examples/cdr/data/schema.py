@@ -10,12 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cdr.data.coded import Coded
+
 OTHERS = "others"  # the category of an item whose category is unknown
 
 
 @dataclass(frozen=True, eq=False)
 class Interactions:
     """One domain as read: parallel arrays, one entry per behaviour, in file order.
+
+    Ids and categories may be :class:`cdr.data.coded.Coded` columns.
 
     Args:
         user: User ids, [n], strings or integers.
@@ -39,12 +43,12 @@ class Interactions:
         (2, ['ann'])
     """
 
-    user: np.ndarray
-    item: np.ndarray
+    user: np.ndarray | Coded
+    item: np.ndarray | Coded
     label: np.ndarray
     time: np.ndarray | None = None
     order: np.ndarray | None = None
-    category: np.ndarray | None = None
+    category: np.ndarray | Coded | None = None
     relevant: np.ndarray | None = None
 
     def __post_init__(self) -> None:

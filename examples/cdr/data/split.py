@@ -203,7 +203,7 @@ def _training_sizes(
         "short_users": int((counts < 3).sum()),
         "users_with_two": int((counts == 2).sum()),
         "users_with_one": int((counts == 1).sum()),
-        "users_without_source": len(counts) - len(np.unique(src.user)),
+        "users_without_source": int((np.bincount(src.user, minlength=len(counts)) == 0).sum()),
     }
 
 

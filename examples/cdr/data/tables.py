@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from cdr.data.coded import Coded, joined, of_arrow
 from cdr.data.schema import OTHERS, Interactions
 
 POSITIVE_ABOVE = 3.0  # a rating above it is a positive label
@@ -136,13 +138,7 @@ def numbers(
             f"{path}: column {column!r} is of type {values.type}, which is no date: write it as a "
             "timestamp, or as seconds since 1970."
         )
-    elif not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
-        strings = pc.utf8_trim_whitespace(pc.cast(values, pa.string()))
-        values = pc.if_else(pc.equal(strings, ""), None, strings)
-    try:
-        parsed: np.ndarray = pc.cast(values, pa.float64(), safe=False).to_numpy()
-    except pa.ArrowInvalid:  # it does not say where
-        parsed = np.array([_number(value) for value in values.to_pylist()])
+    values, parsed = _parsed(values)
     empty = values.is_null(nan_is_null=pa.types.is_floating(values.type)).to_numpy()
     wrong = ~np.isfinite(parsed) & (True if required else ~empty)
     if wrong.any():
@@ -153,6 +149,22 @@ def numbers(
             "rows are like this. Correct or drop them."
         )
     return parsed
+
+
+def _parsed(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, np.ndarray]:
+    """The values with null for blanks, and as float64: infinite where it is not a number."""
+    is_number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
+    if is_number or pa.types.is_string(values.type):
+        # Most files have a number in each row and no blank beside it: there is nothing to trim.
+        with suppress(pa.ArrowInvalid):
+            return values, pc.cast(values, pa.float64(), safe=False).to_numpy()
+    if not is_number:
+        strings = pc.utf8_trim_whitespace(pc.cast(values, pa.string()))
+        values = pc.if_else(pc.equal(strings, ""), None, strings)
+    try:
+        return values, pc.cast(values, pa.float64(), safe=False).to_numpy()
+    except pa.ArrowInvalid:  # it does not say where
+        return values, np.array([_number(value) for value in values.to_pylist()])
 
 
 def _number(value: str | None) -> float:
@@ -224,39 +236,54 @@ def interactions(
         The behaviours. `order` is left out where it is not known of all rows, `time` where it is
         known of none.
     """
-    several = len(names) > 1
-    parts = []
-    for name in names:
-        part = table.filter(pc.equal(table["domain"], name))
-        category = part["domain"] if several else None
-        if catalogue is not None:
-            category = _categories(part["item"], name, catalogue)
-            if several:
-                category = pc.binary_join_element_wise(name, category, "/")
-        if category is not None:
-            part = replace(part, "category", category)
-        if several:
-            part = replace(part, "item", pc.binary_join_element_wise(name, part["item"], "/"))
-        parts.append(part)
-    rows = {name: column.to_numpy() for name, column in _columns(pa.concat_tables(parts))}
-    ordered = "order" in rows and not np.isnan(rows["order"]).any()
+    parts = [table.filter(pc.equal(table["domain"], name)) for name in names]
+    columns = [
+        _texts(*each, catalogue, several=len(names) > 1) for each in zip(parts, names, strict=True)
+    ]
+    users, items, categories = zip(*columns, strict=True)
+    rows = pa.concat_tables(part.drop_columns(["user", "item", "domain"]) for part in parts)
+    time = rows["time"].to_numpy()
+    order = rows["order"].to_numpy() if "order" in rows.column_names else np.array([np.nan])
     return Interactions(
-        user=rows["user"],
-        item=rows["item"],
-        label=rows["label"],
-        time=None if np.isnan(rows["time"]).all() else rows["time"],
-        order=rows["order"].astype(np.int64) if ordered else None,
-        category=rows.get("category"),
+        user=joined(users),
+        item=joined(items),
+        label=rows["label"].to_numpy(),
+        time=None if np.isnan(time).all() else time,
+        order=None if np.isnan(order).any() else order.astype(np.int64),
+        category=None if None in categories else joined(categories),
     )
 
 
-def _columns(table: pa.Table) -> Iterable[tuple[str, pa.ChunkedArray]]:
-    return zip(table.column_names, table.columns, strict=True)
+def _texts(
+    part: pa.Table, domain: str, catalogue: pa.Table | None, several: bool
+) -> tuple[Coded, Coded, Coded | None]:
+    """Users, items and categories of the rows of a domain."""
+    users, user = of_arrow(part["user"])
+    items, item = of_arrow(part["item"])
+    categories = None
+    # What is told of an item is made once for each.
+    if catalogue is not None:
+        categories = _categories(items, domain, catalogue)
+        if several:
+            categories = pc.binary_join_element_wise(domain, categories, "/")
+    elif several:
+        categories = pa.repeat(domain, len(items))
+    if several:
+        items = pc.binary_join_element_wise(domain, items, "/")
+    return (
+        Coded(_objects(users), user),
+        Coded(_objects(items), item),
+        None if categories is None else Coded(_objects(categories), item),
+    )
 
 
-def _categories(items: pa.ChunkedArray, domain: str, catalogue: pa.Table) -> pa.ChunkedArray:
+def _objects(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(texts.to_numpy(zero_copy_only=False), dtype=object)
+
+
+def _categories(items: pa.Array, domain: str, catalogue: pa.Table) -> pa.Array:
     if "domain" in catalogue.column_names:
         catalogue = catalogue.filter(pc.equal(catalogue["domain"], domain))
     place = pc.index_in(items, value_set=catalogue["item"].combine_chunks())
-    category = pc.fill_null(pc.take(catalogue["category"], place), "")
+    category = pc.fill_null(pc.take(catalogue["category"].combine_chunks(), place), "")
     return pc.if_else(pc.equal(category, ""), OTHERS, category)

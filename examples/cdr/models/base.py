@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from cdr.common import at_least, positive
-from cdr.data import Candidates, CrossDomainData, History, PairBatch, Past, Windows
-from reweight import BehaviorInputs, Losses
+from cdr.data import Candidates, CrossDomainData, FlatHistories, History, PairBatch, Past, Windows
+from reweight import BehaviorInputs, HistorySlices, Losses
 
 
 @dataclass(frozen=True)
@@ -146,13 +146,10 @@ class CrossDomainModel(nn.Module, ABC):
         if batch.source_history is None or batch.target_history is None:
             return None
         with torch.no_grad():  # the wrapper detaches it anyway
-            return BehaviorInputs(
-                self.source_items(batch.source),
-                self.source_items(batch.source_history.items),
-                self.target_items(batch.target_history.items),
-                batch.source_history.mask,
-                batch.target_history.mask,
-            )
+            source, source_mask = _embedded(self.source_items, batch.source_history)
+            target, target_mask = _embedded(self.target_items, batch.target_history)
+            item = self.source_items(batch.source)
+            return BehaviorInputs(item, source, target, source_mask, target_mask)
 
     def _add_heads(self, target_width: int, source_width: int, bias: bool = True) -> None:
         """Add the heads and draw the embeddings: the last step of a subclass's ``__init__``."""
@@ -176,6 +173,16 @@ class ItemEmbedding(nn.Module):
 
     def forward(self, candidates: Candidates) -> Tensor:
         return torch.cat([self.item(candidates.item), self.category(candidates.category)], -1)
+
+
+def _embedded(
+    items: ItemEmbedding, history: History | FlatHistories
+) -> tuple[Tensor | HistorySlices, Tensor | None]:
+    """The embeddings of histories, and their mask if they are padded."""
+    embeddings = items(history.items)
+    if isinstance(history, FlatHistories):
+        return HistorySlices(embeddings, history.start, history.length), None
+    return embeddings, history.mask
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:

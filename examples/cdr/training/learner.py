@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import reweight
 from cdr.data import Batches, CrossDomainData, PairBatch
 from cdr.models import CrossDomainModel
+from cdr.training.ahead import scores, weighted_ahead
 from cdr.training.options import HOLDS_OUT, Options, OuterOptions
 from cdr.training.same_users import SameUsers
 from reweight import (
@@ -27,6 +28,9 @@ from reweight import (
     SampleWeighter,
     SplitSampler,
 )
+
+# Source behaviours weighed at once where all are.
+_CHUNK = 4096
 
 
 class Learner:
@@ -86,7 +90,25 @@ class Learner:
 
     def loss(self, batch: PairBatch) -> Tensor:
         """The weighted inner loss."""
-        return self.rw.loss(batch)
+        if batch.weight is None:
+            return self.rw.loss(batch)
+        losses = self.losses(self._model, batch)
+        return torch.as_tensor(losses.fixed) + (batch.weight * losses.weighted).mean()
+
+    def train_batches(
+        self, batches: Batches, rows: Iterator[Tensor], steps_left: Callable[[], int]
+    ) -> Iterator[PairBatch]:
+        """Batches for inner steps, with their weights where these are made ahead.
+
+        Args:
+            batches: Makes the batches.
+            rows: The training rows of each.
+            steps_left: Inner steps that come before the next outer step, at least 1.
+        """
+        weighter, most = self.rw.weighter, self._options.weights_ahead
+        if isinstance(weighter, BehavioralPerceptron) and most > 1:
+            return weighted_ahead(self._model, weighter, batches, rows, most, steps_left)
+        return map(batches.train_pairs, rows)
 
     def outer_step(self, batches: Batches) -> None:
         """Take one step of the weighter's optimizer."""
@@ -113,9 +135,25 @@ class Learner:
         # σ of Eq. 8 depends on the batch. Batches of one size, shuffled as in training, make the
         # weights of all behaviours comparable.
         rows = torch.randperm(num, generator=torch.Generator().manual_seed(0)).to(device)
-        chunks = torch.tensor_split(rows, -(-num // 4096))
-        weights = torch.cat([self.rw.weights(batches.source_rows(chunk)) for chunk in chunks])
+        chunks, weighter = torch.tensor_split(rows, -(-num // _CHUNK)), self.rw.weighter
+        if isinstance(weighter, BehavioralPerceptron):
+            every = self._scores(weighter, batches)
+            with torch.no_grad():
+                weights = torch.cat([weighter.normalize(every[chunk]) for chunk in chunks])
+        else:
+            weights = torch.cat([self.rw.weights(batches.source_rows(chunk)) for chunk in chunks])
         return torch.empty_like(weights).index_copy_(0, rows, weights).cpu().numpy()
+
+    def _scores(self, perceptron: BehavioralPerceptron, batches: Batches) -> Tensor:
+        """The scores of all source behaviours, which depend on no batch, in their order."""
+        rows = torch.arange(len(self._data.source), device=self._data.source.user.device)
+        flat = perceptron.mask_keys
+        return torch.cat(
+            [
+                scores(self._model, perceptron, batches.source_rows(part, flat=flat))
+                for part in torch.split(rows, _CHUNK)
+            ]
+        )
 
     def _is_inner(self, name: str) -> bool:
         return self._options.heads or not name.split(".")[0].endswith("head")

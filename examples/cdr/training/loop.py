@@ -164,13 +164,22 @@ class Training:
     def run_epoch(self, on_step: Callable[[int, int, int, float], None]) -> None:
         """Train for one epoch and look at the validation rows."""
         total = torch.zeros((), device=self._data.source_offsets.device)
-        for done, (rows, _) in enumerate(self.sampler, 1):
-            batch = self.batches.train_pairs(rows)
+        for done, batch in enumerate(self.epoch_batches(), 1):
             with self._explained():
                 total += self.step(batch)
             self.after_step()
             on_step(self.epoch, done, len(self.sampler), self.best)
         self.end_epoch(float(total) / len(self.sampler))
+
+    def epoch_batches(self) -> Iterator[PairBatch]:
+        """The batches of one epoch; a step has to be taken on each before the next is asked for."""
+        rows = (rows for rows, _ in self.sampler)
+        if self.learner is None:
+            return map(self.batches.train_pairs, rows)
+        interval = self._options.outer.interval
+        return self.learner.train_batches(
+            self.batches, rows, lambda: interval - self._steps % interval
+        )
 
     def step(self, batch: PairBatch) -> Tensor:
         """One inner step; the loss before it, detached, which the next call may overwrite."""

@@ -67,6 +67,10 @@ class OuterOptions:
     """Largest norm of the hypergradient; None: as it is."""
     interval: int = 5
     """Inner steps between two outer steps."""
+    weights_ahead: int = 32
+    """At most so many batches get their weights in one call of the perceptron, never past the next
+    outer step: their histories are embedded by the model as it is at the first of them, while the
+    perceptron is the current one. 1: in every step anew. The other weighters always do that."""
     batch_size: int = 512
     """Target behaviours in the train batch and in the dev batch of an outer step."""
     dev: Literal["same-users", "reshuffled", "in-order", "split", "split-users"] = "same-users"
@@ -90,7 +94,7 @@ class OuterOptions:
     def __post_init__(self) -> None:
         positive("outer", self, "lr", "clip")
         at_least(0, "outer", self, "weight_decay", "num_terms", "dev_head_steps")
-        at_least(1, "outer", self, "interval", "batch_size", "dev_head_batch_size")
+        at_least(1, "outer", self, "interval", "weights_ahead", "batch_size", "dev_head_batch_size")
         if self.step_size != "auto":
             positive("outer", self, "step_size")
         share("outer", self, "split")

@@ -51,8 +51,8 @@ def train_side_by_side(
         epoch, steps = running[0].epoch, len(running[0].sampler)
         best = sum(training.best for training in trainings) / len(trainings)
         # strict=True, so that every sampler reaches the end of its epoch.
-        for done, pairs in enumerate(zip(*(t.sampler for t in running), strict=True), 1):
-            batches = [t.batches.train_pairs(r) for t, (r, _) in zip(running, pairs, strict=True)]
+        epochs = zip(*(t.epoch_batches() for t in running), strict=True)
+        for done, batches in enumerate(epochs, 1):
             total += stack.step(batches)
             for training in running:
                 training.after_step()
@@ -147,8 +147,9 @@ class _Loss(nn.Module):
     def forward(self, batch: PairBatch) -> Tensor:
         if self.weighter is None or self._losses is None:
             return self._plain(batch)
-        losses = self._losses(self.model, batch)
-        with torch.no_grad():
-            weights = self.weighter(losses.weighted, losses.inputs)
+        losses, weights = self._losses(self.model, batch), batch.weight
+        if weights is None:
+            with torch.no_grad():
+                weights = self.weighter(losses.weighted, losses.inputs)
         loss: Tensor = losses.fixed + (weights * losses.weighted).mean()
         return loss

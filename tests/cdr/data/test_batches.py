@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cdr.data import Behaviors, CrossDomainData, Histories
-from cdr.data.batches import Batches, History, Windows
+from cdr.data.batches import Batches, FlatHistories, History, Windows
 from cdr.data.schema import Items
 
 LENGTH = 6
@@ -236,3 +236,36 @@ def test_the_source_row_is_that_of_the_source_behaviour(data: CrossDomainData) -
     assert torch.equal(data.source.user[row][real], batch.user[real])
     assert torch.equal(batch.source_user, batch.user)
     assert (row[~real] == 0).all()
+
+
+def test_flat_histories_are_the_padded_ones_without_pads(data: CrossDomainData) -> None:
+    # An item that a user has met before is hidden, which leaves a gap in the padded history.
+    rows = torch.cat([torch.arange(len(data.source)), torch.zeros(1, dtype=torch.long)])
+    again = replace(data.source_history, items=data.source_history.items % 7)
+    data = replace(
+        data, source=replace(data.source, item=data.source.item % 7), source_history=again
+    )
+    batches = Batches(data, LENGTH, seed=0)
+    padded, flat = batches.source_rows(rows), batches.source_rows(rows, flat=True)
+    hidden = 0
+    for shown, runs in (
+        (padded.source_history, flat.source_history),
+        (padded.target_history, flat.target_history),
+    ):
+        assert isinstance(shown, History) and isinstance(runs, FlatHistories)
+        assert torch.equal(runs.length, shown.mask.sum(1))
+        for row, (start, length) in enumerate(zip(runs.start, runs.length, strict=True)):
+            places = slice(int(start), int(start + length))
+            mask = shown.mask[row]
+            assert torch.equal(runs.items.item[places], shown.items.item[row][mask])
+            assert torch.equal(runs.items.category[places], shown.items.category[row][mask])
+            hidden += bool(mask.any()) and not bool(mask[: int(length)].all())
+    assert hidden, "no history has a gap"
+
+
+def test_several_batches_at_once_draw_what_each_would(tiny: CrossDomainData) -> None:
+    several = [torch.arange(20), torch.arange(40, 57), torch.arange(5)]
+    together = Batches(tiny, LENGTH, seed=3).train_pairs(*several)
+    batches = Batches(tiny, LENGTH, seed=3)
+    alone = [batches.train_pairs(rows).source_row for rows in several]
+    assert torch.equal(together.source_row, torch.cat(alone))

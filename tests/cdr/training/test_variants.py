@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scenarios import brief
 from torch import Tensor
 
-from cdr.data import CrossDomainData
+from cdr.data import Batches, CrossDomainData
 from cdr.models import MODELS
 from cdr.training.inner import fixed_weights
 from cdr.training.loop import Result, Training, train
@@ -200,25 +200,26 @@ def test_weights_that_are_missing_or_of_other_data_are_told(
 
 def seen_rows(training: Training) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """The rows of inner steps, and of the train and dev batches of outer steps, of one epoch."""
-    train_pairs, asked = training.batches.train_pairs, []
+    train_pairs, outer_step = training.batches.train_pairs, training.learner.outer_step
+    inner: list[Tensor] = []
+    outer: list[Tensor] = []
+    asked = inner
 
-    def noted(rows: Tensor) -> object:
-        asked.append(rows)
-        return train_pairs(rows)
+    def noted(*rows: Tensor, flat: bool = False) -> object:
+        asked.extend(rows)
+        return train_pairs(*rows, flat=flat)
+
+    def outer_noted(batches: Batches) -> None:
+        nonlocal asked
+        asked = outer
+        outer_step(batches)
+        asked = inner
 
     training.batches.train_pairs = noted  # type: ignore[method-assign]
-    inner: list[Tensor] = []
-    outer: tuple[list[Tensor], list[Tensor]] = ([], [])
-
-    def on_step(epoch: int, step: int, steps: int, best: float) -> None:
-        inner.append(asked[0])
-        for part, rows in zip(outer, asked[1:], strict=False):
-            part.append(rows)
-        asked.clear()
-
+    training.learner.outer_step = outer_noted  # type: ignore[method-assign]
     while not training.done:
-        training.run_epoch(on_step)
-    return inner, *outer
+        training.run_epoch(lambda *_: None)
+    return inner, outer[::2], outer[1::2]
 
 
 @pytest.mark.parametrize("ratio", [0.05, 0.2])

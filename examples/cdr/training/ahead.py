@@ -1,0 +1,74 @@
+"""Weights of the batches of several inner steps, made in one call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from cdr.common import tensors_in, with_tensors
+from cdr.data import Batches, PairBatch
+from cdr.models import CrossDomainModel
+from reweight import BehavioralPerceptron
+
+
+def weighted_ahead(
+    model: CrossDomainModel,
+    perceptron: BehavioralPerceptron,
+    batches: Batches,
+    rows: Iterator[Tensor],
+    most: int,
+    steps_left: Callable[[], int],
+) -> Iterator[PairBatch]:
+    """Batches with their weights, which are made for several batches at once.
+
+    Between two outer steps the perceptron does not change. The embeddings that it reads do, a
+    little in every step: the weights of a batch are those at the model's parameters before the
+    first step of its group. In return, the fixed costs of many small operations are paid once.
+
+    Args:
+        model: Embeds what the perceptron reads.
+        perceptron: Gives the weights.
+        batches: Makes the batches.
+        rows: The training rows of each batch.
+        most: Batches in a group, at most.
+        steps_left: Inner steps that come before the next outer step, at least 1. A group ends
+            there. It is called when a group has been used up.
+    """
+    while True:
+        left = steps_left()
+        # As few groups as may be, of equal size.
+        several = list(islice(rows, math.ceil(left / math.ceil(left / most))))
+        if not several:
+            return
+        yield from _weighted(model, perceptron, batches, several)
+
+
+def scores(model: CrossDomainModel, perceptron: BehavioralPerceptron, batch: PairBatch) -> Tensor:
+    """The perceptron's score of each source behaviour of a batch [B], without gradient."""
+    inputs = model.behavior_inputs(batch)
+    assert inputs is not None
+    with torch.no_grad():
+        return perceptron.scores(inputs)
+
+
+def _weighted(
+    model: CrossDomainModel,
+    perceptron: BehavioralPerceptron,
+    batches: Batches,
+    several: Sequence[Tensor],
+) -> Iterator[PairBatch]:
+    sizes = [len(rows) for rows in several]
+    batch = batches.train_pairs(*several, flat=perceptron.mask_keys)
+    parts = torch.split(scores(model, perceptron, batch), sizes)
+    with torch.no_grad():
+        # σ may compare within a batch.
+        weight = torch.cat([perceptron.normalize(part) for part in parts])
+    # The steps do not read the histories.
+    batch = replace(batch, weight=weight, source_history=None, target_history=None)
+    tensors = zip(*(torch.split(tensor, sizes) for tensor in tensors_in(batch)), strict=True)
+    return (with_tensors(batch, part) for part in tensors)
