@@ -194,6 +194,27 @@ def test_steps_that_measure_the_residual_are_eager_and_compared() -> None:
     assert sum("was compiled in" in each for each in warned) == 1
 
 
+def test_first_order_steps_are_compiled_and_compared_now_and_then() -> None:
+    one, two = pair(Identity(0.3), strategy={"verdict_every": 3})
+    found, _ = steps(one, SAME * 2)
+    assert [is_compiled(each) for each in found] == [False, True, True, False, True, True]
+    for ours, batch in zip(found, SAME * 2, strict=True):
+        theirs = two.hypergradient(*batch)
+        assert_same(ours, theirs)
+        assert ours.info.first_order and ours.info.hvp_mode == theirs.info.hvp_mode == "forward"
+        assert ours.info.last_residual is None and ours.info.relative_residual is None
+    assert "first-order" in found[2].info.message
+    assert found[2].info.detail == "compiled, last compared with an eager step 2 steps ago"
+
+
+def test_products_by_func_are_compiled_for_the_identity_too() -> None:
+    one, two = pair(Identity(0.3), strategy={"hvp": "func"})
+    found, _ = steps(one, SAME)
+    assert is_compiled(found[-1]) and found[-1].info.hvp_mode == "func"
+    assert found[-1].info.last_residual.age == 2
+    assert_same(found[-1], two.hypergradient(*SAME[-1]))
+
+
 def test_each_shape_is_compiled_up_to_a_limit() -> None:
     one, two = pair(Identity(), nn.Linear(3, 1).double())
     shapes = [batches(size, 0) for size in (4, 5, 6, 7, 8)]
@@ -274,6 +295,20 @@ def cheating(model: nn.Module, batch: Any) -> Losses:
     return Losses(losses.weighted * (1.01 if torch.compiler.is_compiling() else 1.0))
 
 
+class Half(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x / 2.0
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad / 2.0
+
+
+def without_forward_mode(model: nn.Module, batch: Any) -> Losses:
+    return Losses(Half.apply(squares(model, batch).weighted))
+
+
 def stated(model: nn.Module, batch: Any) -> Losses:
     x, y = batch
     return Losses.of(model(x), lambda out: (out.reshape(-1) - y).square())
@@ -293,6 +328,10 @@ FALLBACKS = {
     "the Gauss-Newton matrix": (
         {"strategy": {"curvature": "gauss_newton"}, "losses": stated},
         "curvature='gauss_newton'",
+    ),
+    "what forward mode does not differentiate": (
+        {"solver": Identity(), "losses": without_forward_mode},
+        "no exact derivatives",
     ),
     "a long series": ({"solver": Neumann(9)}, "more than 8 terms"),
     "a compiled model": ({"model": lambda: torch.compile(network())}, "compiled already"),
