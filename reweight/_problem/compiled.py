@@ -19,7 +19,7 @@ from reweight._problem.pure_step import PureStep
 from reweight._problem.weights import SATURATED
 from reweight._tensors import Tree, alone, can_read, read, some
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient
-from reweight.solvers import PLAIN, Neumann, TracedSolver, UntraceableError, traced
+from reweight.solvers import PLAIN, Identity, Neumann, TracedSolver, UntraceableError, traced
 from reweight.verdict import WAYS, SolveInfo
 from reweight.weighters import stated_bounds
 
@@ -168,7 +168,10 @@ class CompiledStep:
         if self._strategy.curvature != "hessian":
             raise _RefusedError(f"curvature={self._strategy.curvature!r} is not compiled")
         names, solver = [*inner.reached()], self._solver()
-        first_order = bool(self._strategy.ways)
+        stated = self._strategy.solver
+        first_order = None
+        if self._strategy.ways and isinstance(stated, Identity):
+            first_order = stated.step_size
         pure = PureStep(
             self._problem, solver, self._theta, self._phi, names, first_order=first_order
         )

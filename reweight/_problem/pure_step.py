@@ -63,7 +63,7 @@ class PureStep:
         theta: the inner parameters.
         phi: the parameters of the weighter.
         names: those inner parameters that the inner loss depends on.
-        first_order: whether the solver makes no products, so that no Hessian is needed.
+        first_order: the factor of the direction where no Hessian is needed, else ``None``.
 
     Attributes:
         missing: inner parameters that no module holds, so that they can't be replaced.
@@ -77,7 +77,7 @@ class PureStep:
         phi: Tree,
         names: Sequence[str],
         *,
-        first_order: bool,
+        first_order: float | None,
     ) -> None:
         self._first_order = first_order
         self._problem, self._solver, self._names = problem, solver, tuple(names)
@@ -108,16 +108,15 @@ class PureStep:
         like = theta[self._names[0]]
         params = {name: theta[name] for name in self._names}
         diagonal = diagonal_of(preconditioner, self._problem.optimizers, params, {})
-        root = None
         if diagonal is not None:
-            root = _flat([diagonal[name] for name in self._names]).to(like.dtype).sqrt()
+            diagonal = {name: entry.to(like.dtype) for name, entry in diagonal.items()}
         return (
             {name: p.detach() for name, p in theta.items()},
             {name: p.detach() for name, p in phi.items()},
             self._holder.buffers_now({**self._inner, **self._outer}),
             # A tensor, since a number would be compiled into the program.
             torch.tensor([shift[n] for n in self._names], dtype=like.dtype, device=like.device),
-            root,
+            diagonal,
             batch,
             dev_batch,
         )
@@ -127,9 +126,9 @@ class PureStep:
 
         It returns the hypergradient by name, the influence ``[B]``, and numbers ``[n]`` in float64:
         the outer loss, the fixed part, the largest loss, the mean, the smallest and the largest
-        weight, the largest entry of the right-hand side, the norm of the influence, the norms of
-        the term through the minimiser; where there is a preconditioner, ``vᵀv`` and ``vᵀAv`` of
-        each product; and those of the solver.
+        weight, the largest entry of the right-hand side (of the influence in a first-order step),
+        the norm of the influence, the norms of the term through the minimiser; where there is a
+        preconditioner, ``vᵀv`` and ``vᵀAv`` of each product; and those of the solver.
         """
         problem, solver, names = self._problem, self._solver, self._names
         holder, inner_slots, outer_slots = self._holder, self._inner, self._outer
@@ -140,7 +139,7 @@ class PureStep:
             phi: Tree,
             buffers: Tree,
             shift: Tensor,
-            root: Tensor | None,
+            diagonal: Tree | None,
             batch: Any,
             dev_batch: Any,
         ) -> tuple[Tree, Tensor, Tensor]:
@@ -172,34 +171,15 @@ class PureStep:
                 return problem.inner_loss(evaluated(part), w)
 
             params = {name: theta[name] for name in names}
-            if not first_order:
-                pull = vjp(torch.func.grad(inner), params, weights)[1]
-
-            def matvec(v: Tensor) -> Tensor:
-                along = _unflat(v, params)
-                product = pull(along)[0]
-                return _flat([product[n] + shift[i] * along[n] for i, n in enumerate(names)])
-
-            b = _flat([gradient[name] for name in names])
             met: list[Tensor] = []
-            if root is None:
-                u, of_solver = solver.solve(matvec, b)
+            if first_order is not None:
+                rates = _along(lambda part: evaluated(part).weighted, params, gradient, diagonal)
+                influence = rates * (-first_order / problem.divisor(losses.weighted))
+                largest, of_solver = influence.abs().max(), influence.new_zeros(0)
             else:
-
-                def preconditioned(v: Tensor) -> Tensor:
-                    along = root * v
-                    product = matvec(along)
-                    met.extend((torch.dot(along, along), torch.dot(along, product)))
-                    return root * product
-
-                b = root * b
-                u, of_solver = solver.solve(preconditioned, b)
-                u = root * u
-            if first_order:
-                direction = (_unflat(u, params),)
-                moved: Any = jvp(lambda part: evaluated(part).weighted, (params,), direction)
-                influence = -moved[1] / problem.divisor(losses.weighted)
-            else:
+                pull = vjp(torch.func.grad(inner), params, weights)[1]
+                b = _flat([gradient[name] for name in names])
+                u, largest, met, of_solver = _solved(solver, pull, params, b, shift, diagonal)
                 influence = -pull(_unflat(u, params))[1]
             (indirect,) = pull_weights(influence)
             numbers = [
@@ -209,16 +189,71 @@ class PureStep:
                 weights.mean(),
                 weights.min(),
                 weights.max(),
-                b.abs().max(),
+                largest,
                 torch.linalg.vector_norm(influence),
                 *map(torch.linalg.vector_norm, indirect.values()),
                 *met,
             ]
-            known = torch.stack([x.to(b.device, torch.float64) for x in numbers])
+            known = torch.stack([x.to(influence.device, torch.float64) for x in numbers])
             grads = {name: direct[name] + indirect[name] for name in phi}
-            return grads, influence, torch.cat((known, of_solver))
+            return grads, influence, torch.cat((known, of_solver.double()))
 
         return step  # type: ignore[return-value]
+
+
+def _along(
+    losses: Callable[[Tree], Tensor], params: Tree, gradient: Tree, diagonal: Tree | None
+) -> Tensor:
+    """``[B]``, the derivative of losses along ``D·v``."""
+    direction = {n: gradient[n] if diagonal is None else diagonal[n] * gradient[n] for n in params}
+    moved: Any = jvp(losses, (params,), (direction,))
+    rates: Tensor = moved[1]
+    return rates
+
+
+def _solved(
+    solver: TracedSolver,
+    pull: Callable[[Tree], Any],
+    params: Tree,
+    b: Tensor,
+    shift: Tensor,
+    diagonal: Tree | None,
+) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
+    """The solution, flat, and numbers.
+
+    Args:
+        solver: the solver.
+        pull: ``v -> (H v, ...)``.
+        params: what a flat vector is made of.
+        b: the right-hand side.
+        shift: ``[len(params)]``, curvature that ``pull`` does not have.
+        diagonal: the preconditioner.
+
+    Returns:
+        The solution; the largest entry of the right-hand side that the solver gets; with a
+        preconditioner ``vᵀv`` and ``vᵀAv`` of each product; the numbers of the solver.
+    """
+    met: list[Tensor] = []
+
+    def matvec(v: Tensor) -> Tensor:
+        along = _unflat(v, params)
+        product = pull(along)[0]
+        return _flat([product[n] + shift[i] * along[n] for i, n in enumerate(params)])
+
+    if diagonal is None:
+        u, of_solver = solver.solve(matvec, b)
+        return u, b.abs().max(), met, of_solver
+    root = _flat([diagonal[name] for name in params]).sqrt()
+
+    def preconditioned(v: Tensor) -> Tensor:
+        along = root * v
+        product = matvec(along)
+        met.extend((torch.dot(along, along), torch.dot(along, product)))
+        return root * product
+
+    b = root * b
+    u, of_solver = solver.solve(preconditioned, b)
+    return root * u, b.abs().max(), met, of_solver
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
