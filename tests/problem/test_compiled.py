@@ -40,6 +40,8 @@ from reweight import (
 )
 from reweight.diagnostics import agreement
 
+pytestmark = pytest.mark.filterwarnings("ignore:the outer step was compiled")
+
 SOLVERS = [Identity(0.3), Neumann(3, 0.05), Neumann(3), Neumann(0), Neumann(0, 0.1)]
 SAME = [batches(6, seed) for seed in (0, 10, 20)]
 
