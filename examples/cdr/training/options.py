@@ -67,10 +67,11 @@ class OuterOptions:
     """Largest norm of the hypergradient; None: as it is."""
     interval: int = 5
     """Inner steps between two outer steps."""
-    weights_ahead: int = 32
+    weights_ahead: int = 1
     """At most so many batches get their weights in one call of the perceptron, never past the next
     outer step: their histories are embedded by the model as it is at the first of them, while the
-    perceptron is the current one. 1: in every step anew. The other weighters always do that."""
+    perceptron is the current one. Much faster where outer steps are rare. 1: in every step anew,
+    as the other weighters always do."""
     batch_size: int = 512
     """Target behaviours in the train batch and in the dev batch of an outer step."""
     dev: Literal["same-users", "reshuffled", "in-order", "split", "split-users"] = "same-users"
