@@ -125,7 +125,8 @@ def _krylov_terms(num_terms: int, matvec: Matvec, b: Tensor) -> tuple[Tensor, Te
         numbers += [size, left]
     columns.append(torch.zeros_like(columns[0]))
     matrix = torch.stack(columns, 1)
-    restricted = matrix[:num_products, :num_products]
+    # Eigenvalues of what is not finite would raise here; the numbers show it to the caller.
+    restricted = matrix[:num_products, :num_products].nan_to_num(0.0, 0.0, 0.0)
     values = torch.linalg.eigvalsh((restricted + restricted.T) / 2.0)
     curvature = values.abs().max()
     step_size = 1.0 / curvature
