@@ -38,6 +38,7 @@ from reweight import (
     check_hypergradient,
     wrap,
 )
+from reweight._tensors import reducing
 from reweight.diagnostics import agreement
 
 pytestmark = pytest.mark.filterwarnings("ignore:the outer step was compiled")
@@ -390,13 +391,23 @@ def test_fresh_batches_are_products_of_eager_steps() -> None:
     assert not is_compiled(found)
 
 
+def test_several_processes_and_captured_graphs_are_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = pair(Neumann(2))
+    steps(one, SAME[:2])
+    with reducing(samples=lambda x: x):
+        (found,), warned = steps(one, SAME[:1])
+    assert not is_compiled(found) and any("several processes" in each for each in warned)
+    assert_same(found, two.hypergradient(*SAME[0]))
+    monkeypatch.setattr("reweight._problem.compiled.can_read", lambda _: False)
+    (found,), warned = steps(one, SAME[:1])
+    assert not is_compiled(found) and any("CUDA graph" in each for each in warned)
+
+
 @pytest.mark.parametrize(("solver", "limit"), [(Neumann(2), 1000), (Neumann(2, 0.1), 10)])
 def test_tables_by_rows_stay_eager(
     solver: Any, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from reweight._problem import compiled
-
-    monkeypatch.setattr(compiled, "_LARGEST_TABLE", limit)
+    monkeypatch.setattr("reweight._problem.compiled._LARGEST_TABLE", limit)
     model = nn.Embedding(20, 1).double()
 
     def losses(model: nn.Module, batch: Tensor) -> Losses:
