@@ -152,6 +152,25 @@ def test_compiled_steps_follow_parameters_weight_decay_and_modes() -> None:
     assert_same(second, two.hypergradient(*SAME[1]))
 
 
+def test_python_attributes_are_not_frozen_into_a_program() -> None:
+    class Scaled(nn.Linear):
+        factor: float
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.factor * super().forward(x)
+
+    model = Scaled(3, 1).double()
+    model.factor = 1.0
+    one, two = pair(Identity(), model)
+    steps(one, SAME[:2])
+    for factor in (0.5, 1.0):
+        model.factor = factor
+        (first, second), _ = steps(one, SAME[:2])
+        assert is_compiled(first) is (factor == 1.0) and is_compiled(second)
+        assert_same(second, two.hypergradient(*SAME[1]))
+    assert one.problem.compilation.programs == 2
+
+
 def test_new_parameters_are_compiled_anew() -> None:
     model = network()
     one, two = pair(Neumann(2), model)
