@@ -121,7 +121,9 @@ class ImplicitHypergradient:
             takes one Hessian-vector product, which is up to half of a short step. ``None`` means 1
             for solvers that aim at the inverse (conjugate gradients, Nyström, a Neumann series of
             20 terms or more, a callable), and 20 for truncated ones. A solution that the solver
-            claims to be exact is always measured. Called as a function, this class always measures.
+            claims to be exact is always measured. The curvature along a small residual, which tells
+            what error it can hide, takes three products more, and ``None`` means 20 for it. Called
+            as a function, this class always measures.
         compile: run the outer steps of :func:`reweight.wrap` by a program of ``torch.compile``, one
             for each shape of batches and four at most. It is compared with an eager step when it is
             new, and in every step that measures the residual, which stays eager. Compiling takes
@@ -340,6 +342,11 @@ class ImplicitHypergradient:
         if self.verdict_every is not None:
             return self.verdict_every
         return 1 if getattr(self.solver, "aims_at_inverse", True) else _SAMPLED
+
+    @property
+    def curvature_interval(self) -> int:
+        """The same for the curvature along a small residual, which takes three products."""
+        return _SAMPLED if self.verdict_every is None else self.verdict_every
 
     def _system(self, inner: Objective, theta: Tree, phi: Tree) -> System:
         def checked(p: Tree, h: Tree) -> Tensor:

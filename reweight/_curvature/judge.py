@@ -32,6 +32,8 @@ class Answer:
         preconditioned: whether the solver saw another operator than ``A``.
         fresh: whether each of the solver's products was with the Hessian of another batch.
         residual: what was measured, if it was.
+        along: the smallest curvature met along an earlier residual, to be used in the place of a
+            measurement; ``None`` to measure it.
     """
 
     mode: Mode
@@ -41,6 +43,7 @@ class Answer:
     preconditioned: bool
     fresh: bool
     residual: Residual | None
+    along: float | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,9 @@ def _with_residual(info: SolveInfo, answer: Answer, residual: Residual) -> Solve
     if not known and not answer.fresh and 0.0 < measured <= TRUSTED_RESIDUAL * size:
         # A small residual along directions of small curvature is a large error of u. A few more
         # products measure the curvature there.
-        along = answer.operator.smallest_along(left * (1.0 / measured))
+        along = answer.along
+        if along is None:
+            along = answer.operator.smallest_along(left * (1.0 / measured))
         smallest = _extreme(min, smallest, along)
     if answer.fresh:
         note = "each product used another batch, the residual is that of the train batch"

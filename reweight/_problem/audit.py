@@ -14,7 +14,7 @@ from reweight._problem.in_place import InnerInPlace
 from reweight._problem.inner import InnerProblem
 from reweight._problem.outputs import GaussNewtonAt
 from reweight._problem.second_derivatives import Disagreement, disagreement
-from reweight.verdict import WAYS, Comparison, LastResidual, Way
+from reweight.verdict import TRUSTED_RESIDUAL, WAYS, Comparison, LastResidual, SolveInfo, Way
 
 logger = logging.getLogger("reweight")
 
@@ -80,6 +80,7 @@ class Audit:
         self.findings = Findings()
         self._step = 0
         self._residual: tuple[int, object, float] | None = None
+        self._curvature: tuple[int, object, float] | None = None
 
     def begin(self, fingerprint: object) -> bool:
         """Begin an outer step.
@@ -118,10 +119,29 @@ class Audit:
 
         It is also due where the problem or the strategy is new.
         """
-        if self._residual is None or self.findings.looked == self._step:
-            return True
-        step, of, _ = self._residual
-        return of is not strategy or self._step - step >= interval
+        return self._recent(self._residual, strategy, interval) is None
+
+    def curvature(self, strategy: object, interval: int) -> float | None:
+        """The smallest curvature that was last measured along a small residual.
+
+        ``None`` if this step is to measure it, which is done every ``interval`` steps.
+        """
+        return self._recent(self._curvature, strategy, interval)
+
+    def note_curvature(self, strategy: object, info: SolveInfo) -> None:
+        """Note the smallest curvature of a verdict that measured along a small residual."""
+        residual, smallest = info.relative_residual, info.smallest_curvature
+        if residual is not None and residual <= TRUSTED_RESIDUAL and smallest is not None:
+            self._curvature = self._step, strategy, smallest
+
+    def _recent(
+        self, noted: tuple[int, object, float] | None, strategy: object, interval: int
+    ) -> float | None:
+        """A number that is not older than ``interval`` steps, of this problem and strategy."""
+        if noted is None or self.findings.looked == self._step:
+            return None
+        step, of, value = noted
+        return value if of is strategy and self._step - step < interval else None
 
     def residual(self, strategy: object, measured: float | None) -> LastResidual | None:
         """Note the residual of this step; without one, return the last one before."""

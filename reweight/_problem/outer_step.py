@@ -411,6 +411,7 @@ class _OuterStep:
             auto=strategy.hvp == "auto",
         )
         measure = audit.is_residual_due(strategy, strategy.interval)
+        along = audit.curvature(strategy, strategy.curvature_interval)
         solved = solve(
             system,
             rhs,
@@ -420,7 +421,10 @@ class _OuterStep:
             self._pending,
             fresh,
             measure=measure,
+            along=along,
         )
+        if along is None:
+            audit.note_curvature(strategy, solved.info)
         audit.note(failures)
         return solved
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from _support.wrapping import DEV, TRAIN, make
 from reweight import (
@@ -19,6 +20,7 @@ from reweight import (
     SolveInfo,
     Status,
 )
+from reweight._curvature.operator import Operator
 
 
 def infos(strategy: ImplicitHypergradient, steps: int, **options: Any) -> list[SolveInfo]:
@@ -76,6 +78,30 @@ def test_what_a_solver_claims_is_always_measured() -> None:
     found = infos(ImplicitHypergradient(claims, verdict_every=1000), 3)
     assert all(info.relative_residual is not None for info in found)
     assert all(info.status is Status.UNCONFIRMED for info in found)
+
+
+@pytest.mark.parametrize(("every", "expected"), [(None, [1, 0, 0]), (1, [1, 1, 1])])
+def test_the_curvature_along_a_small_residual_is_sampled(
+    every: int | None, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    original = Operator.smallest_along
+
+    def counted(self: Operator, v: Tensor) -> float:
+        calls.append(1)
+        return original(self, v)
+
+    monkeypatch.setattr(Operator, "smallest_along", counted)
+    solver = ConjugateGradient(max_steps=200, rtol=1e-6)
+    rw = make(hypergradient=ImplicitHypergradient(solver, damping=1.0, verdict_every=every))
+    found, met = [], []
+    for _ in range(3):
+        calls.clear()
+        met.append(rw.hypergradient(TRAIN, DEV).info)
+        found.append(len(calls))
+    assert found == expected
+    # The same problem in every step, so what was measured once holds.
+    assert all(info.trustworthy and info.error_estimate == met[0].error_estimate for info in met)
 
 
 def test_divergence_is_told_without_a_residual() -> None:
