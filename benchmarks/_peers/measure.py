@@ -39,7 +39,7 @@ class Counts:
     """What one call launches and holds.
 
     Attributes:
-        launches: operations, without views.
+        launches: operations that compute a tensor: no views, no questions about shapes.
         waits: operations and methods whose values Python waits for.
         peak_mib: memory.
     """
@@ -57,9 +57,15 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        self.counts.launches += not func.is_view
+        self.counts.launches += _computes(func)
         self.counts.waits += func._schema.name in WAITING
         return func(*args, **(kwargs or {}))
+
+
+def _computes(func: Any) -> bool:
+    """Whether an operation has work for a device; a view has none, nor what asks for shapes."""
+    returns = [str(each.type) for each in func._schema.returns]
+    return not func.is_view and (not returns or any("Tensor" in kind for kind in returns))
 
 
 class _Reads(TorchFunctionMode):
