@@ -106,7 +106,7 @@ class Compilation:
 @contextmanager
 def _saving_as_before() -> Iterator[None]:
     """Leave the hooks on saved tensors on: a program that raises in torch.func leaves them off."""
-    enabled = torch._C._autograd._saved_tensors_hooks_is_enabled()
+    enabled = torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
     try:
         yield
     finally:
