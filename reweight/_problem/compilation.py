@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import is_
 from typing import Any, Protocol
 
@@ -77,7 +78,7 @@ class Compilation:
         if self._function is None:
             return None
         try:
-            with torch.compiler.set_stance("fail_on_recompile"):
+            with _saving_as_before(), torch.compiler.set_stance("fail_on_recompile"):
                 return self._function(*args)
         except Exception as error:  # of torch where none fits; of the losses, which the user sees
             logger.debug("no compiled program for this outer step: %s", str(error))
@@ -95,10 +96,22 @@ class Compilation:
         if self._function is None:
             own = _with_own_code(self.pure.function())
             self._function = torch.compile(own, fullgraph=True, dynamic=False)
-        result = self._function(*args)
+        with _saving_as_before():
+            result = self._function(*args)
         self.seconds = time.perf_counter() - start
         logger.info("outer step compiled in %.1f s (program %d)", self.seconds, self.programs)
         return result
+
+
+@contextmanager
+def _saving_as_before() -> Iterator[None]:
+    """Leave the hooks on saved tensors on: a program that raises in torch.func leaves them off."""
+    enabled = torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if enabled:
+            torch._C._autograd._saved_tensors_hooks_enable()
 
 
 def _with_own_code(function: types.FunctionType) -> types.FunctionType:

@@ -497,6 +497,9 @@ def test_ids_out_of_range_raise_as_in_eager_steps() -> None:
     assert is_compiled(found[1])
     with pytest.raises(ValueError, match=r"sample id 6 at position 3"):
         one.hypergradient((train[0], ids + 3), dev)
+    # A program that raises must not leave hooks on saved tensors off, which checkpoints need.
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        pass
 
 
 def test_values_that_are_not_finite_raise_as_in_eager_steps() -> None:
