@@ -430,7 +430,8 @@ class _OuterStep:
 
     def _notify(self, info: SolveInfo) -> None:
         """Warn once of what the user should know, and log the rest."""
-        logger.debug(info.message)
+        if logger.isEnabledFor(logging.DEBUG):  # the sentence takes time to build
+            logger.debug(info.message)
         notices = self._problem.notices
         if info.hvp_mode == "finite_difference" and self._strategy.hvp == "auto":
             known = self._findings.ruled_out.items()
