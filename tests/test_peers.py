@@ -252,7 +252,7 @@ def test_ratios_are_by_problem_and_setting_and_other_numbers_are_in_brackets() -
         for line in report.ratios(ROWS).splitlines()
     ]
     assert lines[0][1:] == ["plain autograd", "Betty", "TorchOpt", "ours in fb"]
-    assert lines[2] == ["MLP 1 M", "1.00 · 1.25", "(3.00) · 0.50", "1.50 · -", "3.0 · 10.0"]
+    assert lines[2] == ["MLP 1 M", "0.50 · 1.25", "(1.50) · 0.50", "0.75 · -", "1.5 · 10.0"]
     assert len({len(line) for line in report.ratios(ROWS).splitlines()}) == 1, "aligned"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks._peers.ours import GENERAL
+from benchmarks._peers.ours import FIRST_ORDER, GENERAL
 from benchmarks._peers.race import Measured
 from benchmarks._peers.trainings import BASE
 
@@ -40,18 +40,22 @@ def _count(number: int | None) -> str:
     return "" if number is None else str(number)
 
 
-def ratios(rows: Sequence[Measured], base: str = GENERAL) -> str:
+def ratios(rows: Sequence[Measured]) -> str:
     """A table of time of ours over that of each other, by problem and setting.
 
-    A cell has a ratio for each setting. One in brackets has other numbers.
+    Ours are the defaults: with the identity, first-order steps. A cell has a ratio for each
+    setting. One in brackets has other numbers.
     """
     settings = _names(row.setting for row in rows)
     others = _names(row.method for row in rows if not row.ours)
     cells = _names(row.cell for row in rows)
     place = {(row.cell, row.setting, row.method): row for row in rows}
 
+    def default(cell: str, setting: str) -> Measured | None:
+        return place.get((cell, setting, FIRST_ORDER)) or place.get((cell, setting, GENERAL))
+
     def ratio(cell: str, setting: str, other: str) -> str:
-        ours, theirs = place.get((cell, setting, base)), place.get((cell, setting, other))
+        ours, theirs = default(cell, setting), place.get((cell, setting, other))
         if ours is None or theirs is None:
             return "-"
         text = f"{ours.ms / theirs.ms:.2f}"
@@ -62,7 +66,7 @@ def ratios(rows: Sequence[Measured], base: str = GENERAL) -> str:
         return " · ".join(found) if set(found) != {"-"} else "-"
 
     def own(cell: str) -> str:
-        found = [place.get((cell, setting, base)) for setting in settings]
+        found = [default(cell, setting) for setting in settings]
         return " · ".join("-" if row is None else f"{row.fb:.1f}" for row in found)
 
     head = [f"ours / peer: {' · '.join(settings)}", *others, "ours in fb"]
