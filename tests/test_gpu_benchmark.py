@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, outer_steps
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -60,3 +60,24 @@ def test_one_seed_and_several_are_timed(monkeypatch: pytest.MonkeyPatch, variant
     monkeypatch.setattr(gpu, "REPEATS", 1)
     data = gpu.make_data(gpu.Size(users=40, source_items=90, target_items=50))
     assert all(seconds > 0.0 for seconds in gpu.at_once(variant, data, 16).values())
+
+
+@pytest.mark.parametrize("name", ["GPT-2 small", "GPT-2 small, LoRA", "ResNet-18"])
+@pytest.mark.filterwarnings("ignore")  # of random weights
+def test_outer_steps_of_large_shapes_are_timed(name: str) -> None:
+    cpu = torch.device("cpu")
+    workload = outer_steps.workloads(cpu, small=True)[name]()
+    chosen = outer_steps.strategies(compiled=False)
+    rows = outer_steps.measured(workload, chosen, cpu, seconds=0.0, rounds=1)
+    assert [row["step"] for row in rows] == ["forward + backward", *chosen]
+    assert rows[0]["passes"] == 1.0 and all(row["ms"] > 0.0 for row in rows)
+    assert len({len(line) for line in outer_steps.table(name, rows).splitlines()}) == 1, "aligned"
+    modes = {n: s.compile for n, s in outer_steps.strategies(compiled=True).items()}
+    assert sum(modes.values()) == len(chosen)
+
+
+def test_the_shape_is_that_of_resnet_18() -> None:
+    convolutions = [m for m in outer_steps.resnet(64).modules() if isinstance(m, torch.nn.Conv2d)]
+    assert sum(m.kernel_size == (3, 3) for m in convolutions) == 17
+    # As many as in ResNet-18, but for the first layer, which has windows of 7 by 7 there.
+    assert sum(m.weight.numel() for m in convolutions) == 11_166_912 - 9_408 + 1_728
