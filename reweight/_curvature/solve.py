@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -33,6 +34,8 @@ from reweight._tensors import (
 )
 from reweight.solvers import LinearSolver, Solution, Status
 from reweight.verdict import SolveInfo
+
+_RHS = "the gradient of the outer loss"
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,16 @@ def solve(
     zero: Partial = dict(zeros_like(system.hparams))
     if not any(h.numel() for h in system.hparams.values()):
         return Solved(zero, nothing_to_solve(""))
-    check_finite("the gradient of the outer loss", stored(rhs), pending=pending)
     if fresh is not None:
         solver = on_fresh_batches(solver)
     for mode, linearisation in linearisations:
         free = system.free(linearisation)
-        if not (like := _restricted(rhs, linearisation, free)):
+        like = _restricted(rhs, linearisation, free)
+        # What is in v as well is looked at there.
+        rest = {n: x for n, x in rhs.items() if n not in like or n in linearisation.rows}
+        if rest:
+            check_finite(_RHS, stored(rest), pending=pending)
+        if not like:
             untouched: Partial = dict.fromkeys(system.hparams)
             return Solved(untouched, nothing_to_solve("the inner loss uses no parameter"))
         v = all_samples(flatten(like))
@@ -99,6 +106,8 @@ def solve(
         sides = [v] if setup.b is v else [v, setup.b]
         largest = [largest_of(found) for found in pending.read(*map(ends, sides))]
         of_v, of_b = largest[0], largest[-1]
+        if not math.isfinite(of_v):
+            check_finite(_RHS, stored(rhs))
         if of_v == 0.0:
             if max_abs(stored(rhs)) == 0.0:
                 return without_solve(system.hparams)

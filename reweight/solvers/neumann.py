@@ -183,15 +183,15 @@ def fixed_terms(
         step_size: of the series.
         products: computes inner products, see :func:`inner_products`.
     """
-    term, total = b, b.clone()
+    term, total = b, step_size * b
     numbers = [products((b, b))]
     for _ in range(num_terms):
         product = matvec(term)
         numbers.append(products((product, product), (term, product)))
         term = torch.add(term, product, alpha=-step_size)
-        total += term
+        total.add_(term, alpha=step_size)
         numbers.append(products((term, term)))
-    return total.mul_(step_size), numbers
+    return total, numbers
 
 
 def _flat(b: Tensor) -> Solution:
