@@ -11,11 +11,9 @@ from torch import Tensor
 from reweight._curvature.linearise import Mode
 from reweight._curvature.operator import Operator
 from reweight._tensors import Tree, check_finite, norm, power_of_two, rounding
-from reweight.solvers import Solution, Status
+from reweight.solvers import PLAIN, Solution, Status
 from reweight.verdict import TRUSTED_RESIDUAL, SolveInfo
 
-# Right-hand sides whose largest entry is in this range have squares that every type can hold.
-_PLAIN = (1e-6, 1e6)
 # The residual of a system that is solved to rounding, in units of rounding.
 _ROUNDING_RESIDUAL = 64.0
 
@@ -94,7 +92,7 @@ def judged(answer: Answer) -> SolveInfo:
 def _with_residual(info: SolveInfo, answer: Answer, residual: Residual) -> SolveInfo:
     """The verdict with what the residual says."""
     b, u, left, doubt = residual.b, residual.u, residual.value, residual.doubt
-    if not _PLAIN[0] < residual.largest < _PLAIN[1]:
+    if not PLAIN[0] < residual.largest < PLAIN[1]:
         # Squares would underflow or overflow: measure everything in other units.
         unit = 1.0 / power_of_two(answer.like, residual.largest)
         b, u, left, doubt = b * unit, u * unit, left * unit, doubt * unit

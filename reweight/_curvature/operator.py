@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from reweight._tensors import Blocks, Tree, all_samples, flatten, inner_products, read, rounding
-from reweight.solvers import lanczos
+from reweight.solvers import check_product, lanczos
 
 # Products for the curvature along the residual r: three give the smallest one in the span of
 # r, Ar, A²r.
@@ -75,12 +74,7 @@ class Operator:
         ((squared, along),) = read(inner_products((v, v), (v, product)))
         if squared > 0.0:
             quotient = along / squared
-            if not math.isfinite(quotient):
-                raise FloatingPointError(
-                    f"Hessian-vector product {self.count} is not finite (vᵀHv/vᵀv = {quotient}); "
-                    "the inner loss has an infinite second derivative here, or the series "
-                    "diverges: lower the solver's step size, or add damping"
-                )
+            check_product(self.count, quotient, "vᵀHv/vᵀv = ")
             self.largest = quotient if self.largest is None else max(quotient, self.largest)
             self.smallest = quotient if self.smallest is None else min(quotient, self.smallest)
         return product

@@ -1,5 +1,6 @@
 """Solvers of ``A u = b``; all but one use products with ``A`` only."""
 
+from reweight.solvers._products import check_product
 from reweight.solvers.base import PLAIN, LinearSolver, Solution
 from reweight.solvers.conjugate_gradient import ConjugateGradient
 from reweight.solvers.identity import Identity
@@ -23,6 +24,7 @@ __all__ = [
     "Status",
     "TracedSolver",
     "UntraceableError",
+    "check_product",
     "lanczos",
     "traced",
 ]

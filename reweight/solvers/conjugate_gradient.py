@@ -15,7 +15,6 @@ from reweight._tensors import dot, inner_products, read
 from reweight.solvers._fields import positive, whole
 from reweight.solvers._products import check_product
 from reweight.solvers.base import LinearSolver, Solution
-from reweight.solvers.krylov import tridiagonal
 from reweight.solvers.status import Status
 
 # The assumed relative error of a product with A, in units of rounding. A flat direction has a
@@ -127,8 +126,9 @@ class _Spectrum:
         """The smallest and the largest eigenvalue of ``A`` in the Krylov space so far."""
         if not self.diagonal:
             return 0.0, 0.0
-        size = len(self.diagonal)
-        values = np.linalg.eigvalsh(tridiagonal(self.diagonal, self.beside[: size - 1], size))
+        beside = self.beside[: len(self.diagonal) - 1]
+        matrix = np.diag(self.diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+        values = np.linalg.eigvalsh(matrix)
         return float(values[0]), float(values[-1])
 
     def solution(self, value: Tensor, status: Status) -> Solution:

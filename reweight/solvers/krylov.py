@@ -139,12 +139,3 @@ def _run(
         torch.mul(product, left.clamp(min=tiny).rsqrt(), out=rows[count])
         numbers.append(torch.cat((size, left, along)))
     return rows, numbers
-
-
-def tridiagonal(diagonal: list[float], beside: list[float], size: int) -> NDArray[np.float64]:
-    """The symmetric tridiagonal matrix with these entries; missing ones are zero."""
-    matrix = np.zeros((size, size))
-    matrix[np.arange(len(diagonal)), np.arange(len(diagonal))] = diagonal
-    off = np.arange(len(beside))
-    matrix[off, off + 1] = matrix[off + 1, off] = beside
-    return matrix
