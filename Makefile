@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test oldest coverage check lint format types bench peers docs dist hooks clean
+.PHONY: help demo test integrations oldest coverage check lint format types bench peers docs dist hooks clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,11 @@ oldest: ## run the tests with the oldest torch and the oldest dependencies, in .
 	@grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==/' > build/oldest.txt
 	@PIP_CONSTRAINT=build/oldest.txt $(MAKE) --no-print-directory test \
 		VENV=.venv-oldest TORCH="$$(grep '^torch==' build/oldest.txt)"
+
+# What they bring has no place among the other tests' packages.
+integrations: ## test reweight.integrations against the real packages, in .venv-integrations
+	@$(MAKE) --no-print-directory VENV=.venv-integrations .venv-integrations/.has-integrations
+	@.venv-integrations/bin/python -m pytest tests/integrations $(ARGS)
 
 check: lint types docs coverage ## all that must hold before a change goes in
 
@@ -74,7 +79,7 @@ hooks: $(VENV)/.has-dev ## set up all tools, and have git run the quick checks b
 	@$(BIN)/pre-commit install
 
 clean: ## remove the environments, builds and caches; runs/ stays
-	rm -rf $(VENV) .venv-oldest .venv-peers build dist docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-peers .venv-integrations build dist docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes in first and alone: left to the package's dependencies, pip would take the newest one

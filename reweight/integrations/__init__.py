@@ -1,0 +1,1 @@
+"""reweight inside other training loops; each module needs its package, and its extra brings it."""
