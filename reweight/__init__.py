@@ -10,7 +10,7 @@ from reweight.checking import CheckReport, CheckRow, check_hypergradient
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient
 from reweight.losses import Losses
 from reweight.preconditioning import SecondMoments
-from reweight.samplers import ReorderReuseSampler, SplitSampler
+from reweight.samplers import PairLoader, ReorderReuseSampler, SplitSampler
 from reweight.solvers import (
     ConjugateGradient,
     Identity,
@@ -51,6 +51,7 @@ __all__ = [
     "Losses",
     "Neumann",
     "Nystrom",
+    "PairLoader",
     "ReorderReuseSampler",
     "Reweighted",
     "SampleSpace",

@@ -2,10 +2,12 @@
 
 Both samplers yield *pairs* of index tensors, one batch for the inner problem and one for the outer.
 Both can be stopped and resumed in the middle of an epoch. Orders are pure functions of the seed and
-of the position: no global random state is read or changed.
+of the position: no global random state is read or changed. ``PairLoader`` loads the batches of
+both from a data set.
 """
 
+from reweight.samplers.loader import PairLoader
 from reweight.samplers.reorder_reuse import ReorderReuseSampler
 from reweight.samplers.split import SplitSampler
 
-__all__ = ["ReorderReuseSampler", "SplitSampler"]
+__all__ = ["PairLoader", "ReorderReuseSampler", "SplitSampler"]

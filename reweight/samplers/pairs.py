@@ -16,8 +16,8 @@ from reweight.samplers.repair import Ints, Repair
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
-# Independent random streams of one seed. SPLIT is SplitSampler's.
-TRAIN, DEV, REPAIR, SPLIT = range(4)
+# Independent random streams of one seed. SPLIT is SplitSampler's, LOADER PairLoader's.
+TRAIN, DEV, REPAIR, SPLIT, LOADER = range(5)
 
 
 @dataclass

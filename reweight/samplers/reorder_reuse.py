@@ -40,7 +40,8 @@ class ReorderReuseSampler(PairSampler):
         rank: which of these processes this is, from 0.
 
     Yields:
-        Pairs (train_indices, dev_indices) of 1-D int64 tensors on the CPU.
+        Pairs (train_indices, dev_indices) of 1-D int64 tensors on the CPU. :class:`PairLoader`
+        makes batches of them.
 
     Raises:
         ValueError: a number is out of range, or the two batches together exceed ``n`` although

@@ -30,7 +30,8 @@ class SplitSampler(PairSampler):
         rank: which of these processes this is, from 0.
 
     Yields:
-        Pairs (train_indices, dev_indices) of 1-D int64 tensors on the CPU.
+        Pairs (train_indices, dev_indices) of 1-D int64 tensors on the CPU. :class:`PairLoader`
+        makes batches of them.
 
     Raises:
         ValueError: a number is out of range, or a side of the split has fewer samples than there
