@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)  # for tensors this small, one thread is faster than several
     for name, problem in (("ten sources", sources), ("wrong labels", wrong_labels)):
         results = [problem(seed) for seed in range(seeds)]
-        print(f"| {name} | test accuracy |\n| --- | ---: |")
+        print(f"| {name} | mean over seeds |\n| --- | ---: |")
         for row in results[0]:
             values = torch.tensor([result[row] for result in results])
             error = f" ± {values.std() / seeds**0.5:.3f}" if seeds > 1 else ""

@@ -87,6 +87,12 @@ def check_parameters(
             "nothing for the outer problem to learn"
         )
     for name, p in (*theta.items(), *phi.items()):
+        if hasattr(p, "device_mesh"):  # a DTensor, whose module takes seconds to import
+            raise TypeError(
+                f"{name} is sharded over processes (a {type(p).__name__}, as fully_shard and "
+                "parallelize_module make), which outer steps do not support: leave the model whole "
+                "in each process, or choose the inner ones with inner_params=lambda name: ..."
+            )
         if not p.is_floating_point():
             raise TypeError(
                 f"{name} is complex: hypergradients are of real parameters. Keep its real and "
