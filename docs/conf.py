@@ -19,6 +19,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.doctest",
     "sphinx.ext.napoleon",
+    "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
 
@@ -38,8 +39,14 @@ napoleon_use_ivar = True
 doctest_test_doctest_blocks = ""
 
 html_theme = "furo"
+html_static_path = ["_style"]
+html_css_files = ["tables.css"]
 html_title = f"reweight {version}"
 html_show_sourcelink = False
+
+# What is copied from an interactive example is its input, without prompts and output.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 
 html_math_renderer = "mathml"
 
