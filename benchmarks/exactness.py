@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,9 +139,25 @@ def show(title: str, table: dict[str, dict[str, dict[str, Any]]]) -> None:
             cells = [f"{row[name]['error']:6.0e} {row[name]['outcome']}" for name in part]
             print(f"{solver:{width}}" + "".join(f"   {cell:<25}" for cell in cells).rstrip())
         print()
-    outcomes = [cell["outcome"] for row in table.values() for cell in row.values()]
-    right, wrong = outcomes.count("right"), outcomes.count("WRONG")
-    print(f"{right} right, {len(outcomes) - right - wrong} told or refused, {wrong} WRONG")
+    print("\n".join(summary(table)))
+
+
+def summary(table: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """A Markdown table with one row per solver, and all of them together in the last one."""
+    lines = [
+        "| | right | largest error of these | told or refused | WRONG |",
+        "| --- | ---: | ---: | --- | ---: |",
+    ]
+    everything = [cell for row in table.values() for cell in row.values()]
+    for name, cells in [*((n, list(row.values())) for n, row in table.items()), ("", everything)]:
+        outcomes = Counter(cell["outcome"] for cell in cells)
+        right, wrong = outcomes.pop("right", 0), outcomes.pop("WRONG", 0)
+        errors = [cell["error"] for cell in cells if cell["outcome"] == "right"]
+        largest = f"{max(errors):.0e}" if errors else "–"
+        told = ", ".join(f"{outcome} {count}" for outcome, count in outcomes.most_common())
+        label = f"`{name}`" if name else "**all**"
+        lines.append(f"| {label} | {right} | {largest} | {told or '–'} | {wrong} |")
+    return lines
 
 
 def main() -> None:

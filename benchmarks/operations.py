@@ -64,19 +64,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # the table shows the outcomes
-    width = max(map(len, OPERATIONS))
-    print(f"torch {torch.__version__}, 1 thread")
-    print(f"{'':{width}}  {'mode':17}  {'float64':>8}  {'float32':>8}  {'HVPs':>4}  {'ms':>6}")
+    print(f"torch {torch.__version__}, 1 thread\n")
+    print("| | mode | error in float64 | in float32 |")
+    print("| --- | --- | ---: | ---: |")
     rows = {}
     for name, operation in OPERATIONS.items():
         row = rows[name] = measured(operation)
-        line = f"{name:{width}}  {row['mode']:17}  "
-        if "words" not in row:
-            line += (
-                f"{row['error']:8.0e}  {row['error_float32']:8.0e}  {row['num_hvps']:4}  "
-                f"{row['milliseconds']:6.1f}"
-            )
-        print(line, flush=True)
+        errors = f"{row['error']:.0e} | {row['error_float32']:.0e}" if "error" in row else "– | –"
+        print(f"| {name} | `{row['mode']}` | {errors} |", flush=True)
     told = {name: row["words"] for name, row in rows.items() if "words" in row}
     print(
         f"\n{len(rows) - len(told)} of {len(rows)} are served. The others, in the library's words:"
