@@ -58,6 +58,13 @@ def test_a_line_that_vanishes_is_found(text: str, expected: list[int]) -> None:
     assert comments(text) == expected
 
 
+@every_page
+def test_nothing_is_installed_by_a_name_that_no_index_knows(page: Path) -> None:
+    """The distribution is not published, so only a path or an address can be installed."""
+    commands = re.findall(r"pip install[^`\n]*", page.read_text(encoding="utf-8"))
+    assert not [command for command in commands if "torch-reweight" in command]
+
+
 def named_paths(text: str) -> list[str]:
     """Paths in code marks and in links, as patterns: any word stands for a ``<name>``."""
     top = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != ".")

@@ -94,7 +94,9 @@ def best_of(problem: Problem, log_decays: Tensor, seed: int) -> tuple[Params, Te
 
 def learned(problem: Problem, seed: int) -> tuple[Params, Tensor]:
     """Learn the penalties in one training, then train anew with them."""
-    params = {name: nn.Parameter(value[0].detach()) for name, value in initial(1, seed).items()}
+    params: Params = {
+        name: nn.Parameter(value[0].detach()) for name, value in initial(1, seed).items()
+    }
     log_decay: Params = {name: nn.Parameter(torch.tensor(1e-3).log()) for name in LAYERS}
     optimizer = torch.optim.Adam(params.values(), lr=1e-2)
     outer_optimizer = torch.optim.Adam(log_decay.values(), lr=OUTER_LR)
