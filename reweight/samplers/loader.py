@@ -20,10 +20,10 @@ class PairLoader:
     batch of two samples and stacks the train rows and the dev rows; as ``sampler=`` with workers it
     begins two epochs at once and leaves one out.
 
-    Each ``iter()`` is one epoch, and ends the iterators from before. The state counts the pairs
-    that were handed out, not those that workers have loaded ahead. Workers get seeds that depend
-    on the sampler's seed and the epoch only, so no global random state is read or changed; a
-    resumed epoch starts the random numbers of its workers anew.
+    Each ``iter()`` is one epoch. The state counts the pairs that were handed out, not those that
+    workers have loaded ahead. Workers start anew in each epoch, with seeds that depend on the
+    sampler's seed and the epoch only, so no global random state is read or changed. An epoch that
+    is resumed in its middle has the same samples, but starts its workers' random numbers anew.
 
     Args:
         dataset: samples by index, with ``__getitem__`` and ``__len__``.
@@ -31,8 +31,7 @@ class PairLoader:
             loader moves it, so use it nowhere else.
         collate_fn: makes a batch of a list of samples, as for ``DataLoader``; called once for the
             train batch and once for the dev batch.
-        num_workers: processes that load pairs ahead; 0: this process loads them. They live as
-            long as the loader.
+        num_workers: processes that load pairs ahead; 0: this process loads them.
         pin_memory: copy the tensors of the batches to page-locked memory, for a faster way to a
             GPU.
 
@@ -81,7 +80,6 @@ class PairLoader:
             collate_fn=_as_it_is,
             num_workers=num_workers,
             pin_memory=pin_memory,
-            persistent_workers=num_workers > 0,
             generator=self._generator,
         )
         self._state: dict[str, Any] | None = None
@@ -93,6 +91,7 @@ class PairLoader:
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         """Begin the next epoch, or continue the one that ``load_state_dict`` restored."""
         self._epoch.pairs = iter(self.sampler)
+        # An iterator that was left early moves its own state only.
         self._state = state = self.sampler.state_dict()
         words = np.random.SeedSequence([self.sampler.seed, state["epoch"], LOADER])
         self._generator.manual_seed(int(words.generate_state(1)[0]))
@@ -101,9 +100,7 @@ class PairLoader:
     def _batches(
         self, loaded: Iterator[tuple[Any, Any]], state: dict[str, Any]
     ) -> Iterator[tuple[Any, Any]]:
-        # Persistent workers serve one epoch at a time, so an iterator that was left early would
-        # take pairs of the next one.
-        while self._state is state and (batches := next(loaded, None)) is not None:
+        for batches in loaded:
             state["position"] += 1
             if state["position"] == len(self):
                 state.update(epoch=state["epoch"] + 1, position=0)

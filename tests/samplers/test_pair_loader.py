@@ -99,15 +99,16 @@ def test_a_state_of_the_loader_is_one_of_the_sampler() -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_epoch_ends_the_one_that_was_left_early(num_workers: int) -> None:
+def test_an_epoch_that_was_left_early_does_not_disturb_the_next(num_workers: int) -> None:
     alone = reuse()
     epoch_of(alone)
     loader = PairLoader(Ids(), reuse(), num_workers=num_workers)
     left = iter(loader)
     next(left)
     rest = iter(loader)
-    assert next(left, None) is None
+    next(left)
     assert loaded(rest) == epoch_of(alone)
+    assert (loader.state_dict()["epoch"], loader.state_dict()["position"]) == (2, 0)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -129,6 +130,9 @@ def test_workers_draw_the_same_numbers_again_and_others_in_each_epoch() -> None:
     again = epochs()
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[0], first[1])
+    resumed = PairLoader(Noisy(), reuse(), num_workers=1)
+    resumed.load_state_dict({**reuse().state_dict(), "epoch": 1})
+    assert torch.equal(torch.cat([noise for (_, noise), _ in resumed]), first[1])
 
 
 def test_a_collate_function_makes_each_batch_and_many_samples_are_asked_for_at_once() -> None:
