@@ -83,7 +83,7 @@ _MAIN = "S 0 base ours, and oracle on generated data"
 
 _DATA = (
     f"{', '.join(f'{name} ({dataset.about})' for name, dataset in DATASETS.items())}, or a csv or "
-    "parquet file with the columns user, item, rating, timestamp, domain."
+    "parquet file with the columns user, item, rating, timestamp, domain. Any separator will do."
 )
 
 
@@ -99,7 +99,12 @@ class RunBiao:
     target: Annotated[str | None, optional("NAME", _FIRST)] = None
     """Target domain."""
     items: Annotated[Path | None, optional("PATH")] = None
-    """With a file of ratings: a csv or parquet file with the columns item, category."""
+    """With a file of ratings: a csv or parquet file with the columns item, category, and title if
+    there are any."""
+    like_threshold: Annotated[float | None, optional("RATING", "3, of 1 to 5")] = None
+    """A higher rating is positive; with a file of ratings, or recbole."""
+    separator: Annotated[str | None, optional("CHARACTER", "told from the header")] = None
+    """Between the columns of a file of ratings: comma, semicolon, tab, '|', '::', …"""
     source_cut: Literal["time", "all"] = "time"
     """Train on source behaviours earlier than the user's validation behaviour, or on all."""
     cache: Annotated[Path | None, optional("PATH", "ROOT/.cache-reweight")] = None
@@ -217,6 +222,8 @@ def _source(config: RunBiao) -> Source:
         source=config.source,
         target=config.target,
         items=config.items,
+        like_threshold=config.like_threshold,
+        separator=config.separator,
         source_cut=config.source_cut,
         cache=config.cache,
     )

@@ -61,6 +61,10 @@ class DataCommand:
     """Of amazon: several scenarios, by the names in the paper or in the files."""
     items: Annotated[Path | None, optional("PATH")] = None
     """With a file of ratings: a csv or parquet file with the columns item, category."""
+    like_threshold: Annotated[float | None, optional("RATING", "3, of 1 to 5")] = None
+    """A higher rating is positive; with a file of ratings, or recbole."""
+    separator: Annotated[str | None, optional("CHARACTER", "told from the header")] = None
+    """Between the columns of a file of ratings: comma, semicolon, tab, '|', '::', …"""
     source_cut: Literal["time", "all"] = "time"
     """Keep source behaviours earlier than the user's validation behaviour, or all."""
     cache: Annotated[Path | None, optional("PATH", "ROOT/.cache-reweight")] = None
@@ -85,6 +89,8 @@ def main(arguments: Sequence[str]) -> int:
             source=source,
             target=target,
             items=config.items,
+            like_threshold=config.like_threshold,
+            separator=config.separator,
             source_cut=config.source_cut,
             cache=config.cache,
         )
@@ -109,6 +115,8 @@ def data_options(
     source: str | None,
     target: str | None,
     items: Path | None,
+    like_threshold: float | None,
+    separator: str | None,
     source_cut: str,
     cache: Path | None,
 ) -> dict[str, Any]:
@@ -118,9 +126,10 @@ def data_options(
         ValueError: If an option is missing or does not go with `spec`.
     """
     dataset = find_dataset(spec)
-    flags: dict[str, object] = {"items": items, "cache": cache}
-    flags["source_cut"] = None if source_cut == "time" else source_cut
-    for flag, value in flags.items():
+    flags: dict[str, Any] = {"items": items, "cache": cache, "separator": separator}
+    flags["like_threshold"] = like_threshold
+    cut = None if source_cut == "time" else source_cut
+    for flag, value in (*flags.items(), ("source_cut", cut)):
         if value is not None and flag not in dataset.flags:
             raise ValueError(
                 f"--{flag.replace('_', '-')} {value} goes with {_GOES_WITH[flag]}, not with "
@@ -128,8 +137,7 @@ def data_options(
             )
     if root is None and dataset.holds:
         raise ValueError(f"--root is missing: give the folder that holds {dataset.holds}")
-    given: dict[str, Any] = {"root": root, "source": source, "target": target}
-    given |= {"items": items, "cache": cache}
+    given: dict[str, Any] = {"root": root, "source": source, "target": target, **flags}
     if "source_cut" in dataset.flags:
         given["source_cut"] = source_cut
     return {name: value for name, value in given.items() if value is not None}
@@ -137,6 +145,8 @@ def data_options(
 
 _GOES_WITH = {
     "items": "a file of ratings",
+    "separator": "a file of ratings",
+    "like_threshold": "a file of ratings and with --data recbole",
     "cache": "--data " + " or ".join(d.name for d in DATASETS.values() if "cache" in d.flags),
     "source_cut": "real data",
 }

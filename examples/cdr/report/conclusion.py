@@ -1,0 +1,115 @@
+"""What a run has shown of learned weights, in sentences: also that nothing was learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cdr.report.rounded import p_value, short, signed
+from cdr.report.summary import Summary
+
+Weights = NDArray[np.float32]
+
+# Within 5 % of each other, a weighted loss is the unweighted one but for a factor: less than what
+# another learning rate changes.
+_SAME = 0.05
+# Nine of ten: a perceptron may leave some at the ends of its range and have told apart the others.
+_MOST = 0.9
+# Of a weight's range: there its gradient is a hundredth of the one in the middle, or less.
+_END = 0.01
+# Seeds that correlate by less have under a hundredth of their variance in common.
+_AGREE = 0.1
+_LEVEL = 0.05
+
+
+def on_weights(label: str, weights: Sequence[Weights], same_data: bool) -> list[str]:
+    """Whether weights tell behaviours apart.
+
+    Args:
+        label: Model and variant.
+        weights: Of each seed the weight of each behaviour, [n] each.
+        same_data: Whether the behaviours are the same for all seeds.
+
+    Example:
+        >>> on_weights("CoNet+ours", [np.full(9, 1.01, dtype=np.float32)], True)[0][:66]
+        'CoNet+ours: nothing was learned, since the weights are all near 1 '
+    """
+    verdicts = [_verdict(each) for each in weights]
+    told = [
+        _counted(label, text, verdicts.count(verdict), len(weights))
+        for verdict, text in _VERDICTS.items()
+        if verdict in verdicts
+    ]
+    return told or (_on_agreement(label, weights) if same_data and len(weights) > 1 else [])
+
+
+_VERDICTS = {
+    "one": "nothing was learned, since the weights are all near 1 (nine of ten are within 5 % of "
+    "it): the perceptron has hardly moved. More outer steps (--outer.interval) or a higher "
+    "--outer.lr move it",
+    "equal": "nothing was learned, since the weights are all nearly the same, and not 1: they act "
+    "as one weight for the whole source, as --inner.gamma does",
+    "zero": "nothing was learned from the source, since nearly all weights are below .05: they "
+    "have run to 0, and the source is left out. A lower --outer.lr, or fewer epochs, keeps them",
+    "ends": "nine of ten weights are at the ends of their range, below a hundredth of the largest "
+    "or within a hundredth of it: saturated weights do not change any more. If this is not a clear "
+    "division of the behaviours, lower --outer.lr",
+}
+
+
+def _verdict(weights: Weights) -> str:
+    """A key of the verdicts, or "" if weights tell behaviours apart."""
+    low, middle, high = np.quantile(weights, ((1 - _MOST) / 2, 0.5, (1 + _MOST) / 2))
+    if high < _SAME:
+        return "zero"
+    if high - low <= 2 * _SAME * middle:
+        return "one" if 1 - _SAME <= low and high <= 1 + _SAME else "equal"
+    largest = weights.max()
+    ends = (weights < _END * largest) | (weights > (1 - _END) * largest)
+    return "ends" if ends.mean() >= _MOST else ""
+
+
+def _counted(label: str, text: str, count: int, seeds: int) -> str:
+    where = "" if count == seeds else f" in {count} of {seeds} seeds"
+    return f"{label}{where}: {text}."
+
+
+def _on_agreement(label: str, weights: Sequence[Weights]) -> list[str]:
+    pairs = np.corrcoef(np.stack(weights))[np.triu_indices(len(weights), 1)]
+    agreement = float(pairs.mean())
+    if agreement >= _AGREE:
+        return []
+    return [
+        f"{label}: the weights are noise. Seeds do not agree on which behaviours weigh more (the "
+        f"mean correlation of their weights is {agreement:.2f})."
+    ]
+
+
+def on_gains(rows: Mapping[str, Summary]) -> list[str]:
+    """Whether learned weights give more than the base model, as far as that can be told.
+
+    Args:
+        rows: By variant those that train with learned weights, compared with the base model.
+    """
+    return [_on_gain(row) for row in rows.values() if row.comparison is not None]
+
+
+def _on_gain(row: Summary) -> str:
+    c = row.comparison
+    assert c is not None
+    error = f"95 % interval over users [{signed(c.low)}, {signed(c.high)}]"
+    if c.p_value is not None:
+        error += f", p {_with_sign(p_value(c.p_value))} over seeds"
+    chance = c.low <= 0 <= c.high or (c.p_value is not None and c.p_value >= _LEVEL)
+    difference = f"{signed(c.difference)} AUC over the base model ({error})"
+    if chance:
+        return f"{row.label}: no gain is shown. {difference} is within its error."
+    if c.difference < 0:
+        return f"{row.label}: worse than the base model, by {short(-c.difference)} AUC ({error})."
+    return f"{row.label}: a gain of {difference}."
+
+
+def _with_sign(p: str) -> str:
+    return p if p.startswith("<") else f"= {p}"
