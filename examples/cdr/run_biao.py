@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -19,12 +20,21 @@ try:
     from cdr.common import write_json
     from cdr.data import DATASETS, CrossDomainData, find_dataset
     from cdr.models import MODELS
-    from cdr.report import Report, Summary, report, write_page
+    from cdr.report import (
+        Learned,
+        Report,
+        Summary,
+        on_gains,
+        on_weights,
+        report,
+        write_page,
+    )
     from cdr.runs import (
         Source,
         Task,
         data_command,
         environment,
+        item_titles,
         log_history,
         progress_bar,
         run,
@@ -37,6 +47,7 @@ try:
         PresetName,
         Result,
         check_variants,
+        plan,
         preset,
         remark,
         variant_label,
@@ -77,6 +88,7 @@ Examples:
   run_biao.py data amazon --root DATA      (trains nothing: counts, audits)
 """
 
+_SHOWN = ("ours", "search")  # whose weights are shown and kept
 _FIRST = "the data set's first scenario; a file needs one"
 _MAIN = "S 0 base ours, and oracle on generated data"
 
@@ -180,7 +192,9 @@ def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
     with run_folder(out) as folder:
         data = source.load(0)
         variants = _variants(config, data)
-        print(data_command.summary(data), flush=True)
+        # How files were read is said before hours of training, and again below the table.
+        told = map(data_command.bullet, data.reader_notes)
+        print(data_command.summary(data), *told, sep="\n", flush=True)
         config = replace(config, variants=variants, out=out, device=device)
         write_json(folder / "config.json", config)
         (folder / "command.txt").write_text(shlex.join(["run_biao.py", *arguments]) + "\n")
@@ -193,11 +207,13 @@ def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
         results = _train_all(tasks, config, folder)
         by_variant = {v: [results[v, seed] for seed in range(config.seeds)] for v in variants}
         table = report(by_variant, data, config.options.model_class.label, config.preset)
+        table = replace(table, conclusions=_conclusions(by_variant, table, source))
         seconds = time.perf_counter() - started
         _write_metrics(folder, by_variant, data, table, seconds)
         _write_weights(folder, by_variant, source)
         (folder / "table.md").write_text(table.markdown(), encoding="utf-8")
-        write_page(folder, table.document(), _curves(by_variant, table))
+        learned = _learned(by_variant, table, source)
+        write_page(folder, table.document(), _curves(by_variant, table), learned)
     print(f"\n{table}\n\n{seconds:.0f} s; everything is in {out}/")
     return table
 
@@ -265,6 +281,37 @@ def _curves(
     }
 
 
+def _conclusions(
+    results: dict[str, list[Result]], table: Report, source: Source
+) -> tuple[str, ...]:
+    """Whether weights were learned, and whether they gain anything."""
+    told, rows = [], {}
+    for variant, several in results.items():
+        kind, row = plan(variant), table.rows[variant]
+        if variant in _SHOWN:
+            weights = [each.weights for each in several if each.weights is not None]
+            told += on_weights(row.label, weights, same_data=not source.seeded)
+        # A search trains on fewer rows than the base model, for the sake of the weights alone.
+        if (kind.source == "learned" and not kind.keeps_last) or kind.weights == "learned":
+            rows[variant] = row
+    return (*told, *on_gains(rows))
+
+
+def _learned(results: dict[str, list[Result]], table: Report, source: Source) -> list[Learned]:
+    """The weights to show on the page; of data drawn anew for each seed, those of the first."""
+    shown = []
+    for variant in _SHOWN:
+        weights = [w for each in results.get(variant, []) if (w := each.weights) is not None]
+        if not weights:
+            continue
+        label, several = table.rows[variant].label, len(weights) > 1
+        if source.seeded and several:
+            label, weights = f"{label}, seed 0", weights[:1]
+        titles = partial(item_titles, source)
+        shown.append(Learned(label, source.load(0), np.stack(weights), titles))
+    return shown
+
+
 def _write_metrics(
     folder: Path,
     results: dict[str, list[Result]],
@@ -277,6 +324,7 @@ def _write_metrics(
         {
             "data": {"name": data.name, **data.statistics},
             "notes": table.notes,
+            "conclusions": table.conclusions,
             "seconds": seconds,
             "table": {variant: _row(row) for variant, row in table.rows.items()},
             "runs": {
@@ -311,7 +359,7 @@ def _write_weights(folder: Path, results: dict[str, list[Result]], source: Sourc
 
     learned = [
         (variant, seed, result.weights)
-        for variant in ("ours", "search")
+        for variant in _SHOWN
         for seed, result in enumerate(results.get(variant, []))
     ]
     tables = []

@@ -47,8 +47,8 @@ def on_weights(label: str, weights: Sequence[Weights], same_data: bool) -> list[
 
 _VERDICTS = {
     "one": "nothing was learned, since the weights are all near 1 (nine of ten are within 5 % of "
-    "it): the perceptron has hardly moved. More outer steps (--outer.interval) or a higher "
-    "--outer.lr move it",
+    "it): the perceptron has hardly moved. A smaller --outer.interval, a "
+    "higher --outer.lr or more epochs move it",
     "equal": "nothing was learned, since the weights are all nearly the same, and not 1: they act "
     "as one weight for the whole source, as --inner.gamma does",
     "zero": "nothing was learned from the source, since nearly all weights are below .05: they "
@@ -103,12 +103,12 @@ def _on_gain(row: Summary) -> str:
     if c.p_value is not None:
         error += f", p {_with_sign(p_value(c.p_value))} over seeds"
     chance = c.low <= 0 <= c.high or (c.p_value is not None and c.p_value >= _LEVEL)
-    difference = f"{signed(c.difference)} AUC over the base model ({error})"
+    difference = f"{signed(c.difference)} AUC over the base model"
     if chance:
-        return f"{row.label}: no gain is shown. {difference} is within its error."
+        return f"{row.label}: no gain is shown. {difference} is within its error ({error})."
     if c.difference < 0:
         return f"{row.label}: worse than the base model, by {short(-c.difference)} AUC ({error})."
-    return f"{row.label}: a gain of {difference}."
+    return f"{row.label}: a gain of {difference} ({error})."
 
 
 def _with_sign(p: str) -> str:

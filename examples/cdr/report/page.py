@@ -16,6 +16,7 @@ from cdr.report import plots
 from cdr.report.document import Document
 from cdr.report.learned import Learned
 from cdr.report.plots import Picture
+from cdr.report.readable import visible
 from cdr.report.template import TEMPLATE
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def write_page(
         pictures[-1].save(folder)
     elif curves:
         notes = (*notes, "Learning curves need matplotlib: pip install 'torch-reweight[plot]'.")
-    template = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE)
+    pages = jinja2.Environment(autoescape=True, trim_blocks=True, finalize=_visible)
+    template = pages.from_string(TEMPLATE)
     read = {
         name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in _JSON
     }
@@ -65,6 +67,11 @@ def write_page(
 
 
 _JSON = ("config", "environment")
+
+
+def _visible(value: object) -> object:
+    """What a template puts out, without control characters; markup has none left."""
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def learning_curves(curves: Curves) -> Picture:

@@ -64,11 +64,11 @@ TEMPLATE = """\
 {% for which, rows in learned.extremes.items() if rows %}
 <h3>Behaviours of the {{ which }} weight</h3>
 <div class="wide"><table class="small extremes"><thead><tr><th>weight</th><th class="left">item</th>
-<th class="left">user</th><th class="left">liked</th></tr></thead><tbody>
+<th class="left user">user</th><th class="left">liked</th></tr></thead><tbody>
 {% for one in rows %}<tr><td>{{ '%.3f'|format(one.weight) }}</td>
 <td class="left name">{{ one.item }}<small>{% if one.item_id %}{{ one.item_id }} · {% endif %}
-{{- one.category }}</small></td><td class="left name">{{ one.user }}</td>
-<td class="left">{{ 'yes' if one.liked else 'no' }}</td></tr>
+{{- one.category }}</small></td>
+<td class="left name user">{{ one.user }}</td><td class="left">{{ 'yes' if one.liked else 'no' }}</td></tr>
 {% endfor %}</tbody></table></div>
 {% if learned.tied(which) %}<p>{{ '{:,}'.format(learned.tied(which)) }} more have the weight of the
 last one.</p>{% endif %}
@@ -101,6 +101,7 @@ pre { background: #f5f5f5; padding: 0.8rem; white-space: pre-wrap; font-size: 0.
 details { margin: 0.6rem 0; } summary { cursor: pointer; }
 .conclusions { border-left: 4px solid #0072B2; background: #f2f7fb; padding: 0.5rem 1rem; }
 .conclusions p { margin: 0.3rem 0; }
+.user { min-width: 5.5rem; }
 .name { overflow-wrap: anywhere; unicode-bidi: isolate; }
 small { color: #555; } .extremes small { display: block; }
 .categories, .extremes { width: 100%; max-width: 52rem; }
@@ -127,6 +128,7 @@ small { color: #555; } .extremes small { display: block; }
   .categories th:nth-child(3), .categories td:nth-child(3) { display: none; }
   .categories small { display: block; }
   .bar { width: 28%; min-width: 4rem; }
+  figure img.broad { max-width: none; width: 40rem; }
 }
 </style>
 </head>
@@ -138,7 +140,8 @@ small { color: #555; } .extremes small { display: block; }
 </div>{% endif %}
 <ul>{% for note in document.notes %}<li>{{ note }}</li>{% endfor %}</ul>
 {% for picture, source in pictures %}
-<figure><img src="{{ source }}" alt="{{ picture.caption }}">
+<figure><div class="wide"><img {% if picture.width > 6 %}class="broad" {% endif %}
+src="{{ source }}" alt="{{ picture.caption }}"></div>
 <figcaption>{{ picture.caption }}</figcaption></figure>
 {% endfor %}
 {% for one in learned %}{{ weights(one) }}{% endfor %}

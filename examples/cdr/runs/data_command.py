@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str]) -> int:
         data = load(config.data, **given)
         print("\n" * (number > 0) + summary(data), flush=True)
         for note in data.notes:
-            print(_wrapped(f"• {note}"))
+            print(bullet(note))
         checks = check(data, dataset)
         if checks:
             compared.append(agrees(checks))
@@ -164,8 +165,14 @@ def summary(data: CrossDomainData) -> str:
     )
 
 
+def bullet(note: str) -> str:
+    """A note on data, below their summary."""
+    return _wrapped(f"• {note}")
+
+
 def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="    ")
+    width = min(100, shutil.get_terminal_size((100, 0)).columns)
+    return textwrap.fill(text, width, initial_indent="  ", subsequent_indent="    ")
 
 
 def _audited(data: CrossDomainData) -> bool:
