@@ -56,4 +56,6 @@ def with_points(table: pa.Table, column: str, path: Path | str) -> tuple[pa.Tabl
         )
     replaced = pc.if_else(commas, pc.replace_substring(values, ",", "."), values)
     numbers = f"{count:,} number{'s' * (count != 1)} with a decimal comma"
-    return tables.replace(table, column, replaced), f"{column!r} of {Path(path).name} has {numbers}."
+    return tables.replace(
+        table, column, replaced
+    ), f"{column!r} of {Path(path).name} has {numbers}."

@@ -134,7 +134,9 @@ def _advice(rating: np.ndarray, parts: Mapping[str, np.ndarray]) -> str:
     # Above a threshold that serves there are some of each domain, and below it some of the target.
     serving = target[target < ends["source"][1]]
     if not len(serving):
-        told = " and ".join(f"{low:g} to {high:g} in the {name}" for name, (low, high) in ends.items())
+        told = " and ".join(
+            f"{low:g} to {high:g} in the {name}" for name, (low, high) in ends.items()
+        )
         return (
             f"No --like-threshold fits both domains, whose scales are {told}: write the ratings on "
             "one scale."

@@ -170,9 +170,7 @@ def _unreadable(path: Path, error: Exception, dialect: Dialect | None) -> ValueE
     return ValueError(f"{path} cannot be read ({error}). {advice}")
 
 
-def _notes(
-    path: Path, dialect: Dialect, separator: str | None, table: pa.Table
-) -> tuple[str, ...]:
+def _notes(path: Path, dialect: Dialect, separator: str | None, table: pa.Table) -> tuple[str, ...]:
     notes = []
     if separator is None and dialect.separator != ",":
         notes.append(

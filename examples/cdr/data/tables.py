@@ -14,6 +14,7 @@ from cdr.data import domain_names
 from cdr.data.coded import Coded, joined, of_arrow
 from cdr.data.schema import OTHERS, Interactions
 
+
 def text(
     table: pa.Table, column: str, path: Path | str, *, required: bool = True
 ) -> pa.ChunkedArray:

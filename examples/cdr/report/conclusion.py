@@ -83,7 +83,7 @@ def _on_agreement(label: str, weights: Sequence[Weights]) -> list[str]:
         return []
     return [
         f"{label}: the weights are noise. Seeds do not agree on which behaviours weigh more (the "
-        f"mean correlation of their weights is {agreement:.2f})."
+        f"mean correlation of their weights is {f'{agreement:.2f}'.replace('-', '−')})."
     ]
 
 

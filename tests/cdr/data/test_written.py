@@ -81,7 +81,7 @@ SAME = {
         for n, line in enumerate(written(";").splitlines())
     ),
     "texts with line breaks": "".join(
-        f'{line},{"title" if not n else chr(34) + "one" + chr(10) + "two" + chr(34)}\n'
+        f"{line},{'title' if not n else chr(34) + 'one' + chr(10) + 'two' + chr(34)}\n"
         for n, line in enumerate(written().splitlines())
     ),
 }

@@ -90,9 +90,7 @@ class Strict(HTMLParser):
         self.texts.append(data)
 
 
-def test_names_on_the_page_cannot_be_more_than_names(
-    tiny: CrossDomainData, tmp_path: Path
-) -> None:
+def test_names_on_the_page_cannot_be_more_than_names(tiny: CrossDomainData, tmp_path: Path) -> None:
     items = tiny.source_items
     ids = np.array([f"{HOSTILE}{n}" for n in range(items.num)], dtype=object)
     categories = tuple(f"{HOSTILE}{n}" for n in range(items.num_categories))
