@@ -14,8 +14,8 @@ from cdr.data import amazon_files, tables
 from cdr.data.amazon_domains import PAPER_DOMAINS, TABLE_NAMES, full_name
 from cdr.data.cache import cached
 from cdr.data.dataset import Dataset, Pair, Published, counts, split_domains
-from cdr.data.line_files import BadLines
 from cdr.data.likes import LIKED_ABOVE
+from cdr.data.line_files import BadLines
 from cdr.data.schema import CrossDomainData
 from cdr.data.split import build
 

@@ -57,8 +57,8 @@ def load(
     table = tables.replace(table, "label", pc.equal(table["label"], "1"))
     table = tables.replace(table, "time", tables.numbers(table, "timestamp", path))
     table = tables.replace(table, "order", tables.numbers(table, "order", path))
-    columns = ("item", "category", "domain", "category_path")
-    catalogue = _named(reading.read(path.with_name("items.csv.gz"), columns).table)
+    of_items = ("item", "category", "domain", "category_path")
+    catalogue = _named(reading.read(path.with_name("items.csv.gz"), of_items).table)
     return build(
         f"{'+'.join(sources)} → {target}",
         tables.interactions(table, sources, catalogue),

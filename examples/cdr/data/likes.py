@@ -94,7 +94,7 @@ def parts_of(table: pa.Table, sources: tuple[str, ...], target: str) -> dict[str
 
 
 def _any(parts: Mapping[str, np.ndarray]) -> np.ndarray:
-    return np.any([*parts.values()], axis=0)
+    return np.asarray(np.any([*parts.values()], axis=0))
 
 
 def _of_another_scale(rating: np.ndarray, parts: Mapping[str, np.ndarray]) -> bool:

@@ -37,8 +37,8 @@ def unicode_forms(ids: np.ndarray) -> Mapping[str, str]:
 def refuse_shortened(column: pa.ChunkedArray, name: str, path: Path | str) -> None:
     """Refuse ids that a spreadsheet or a stray quote has made of others.
 
-    A spreadsheet writes 123456789012 as 1.23457E+11, and so different ids in one way. A quote at the
-    beginning of a value, without a counterpart, takes the lines up to the next quote into it.
+    A spreadsheet writes 123456789012 as 1.23457E+11, and so different ids in one way. A quote that
+    begins a value and has no counterpart takes the lines up to the next quote into it.
 
     Args:
         column: Ids, [n], as a dictionary.

@@ -65,7 +65,7 @@ def _verdict(weights: Weights) -> str:
     if high < _SAME:
         return "zero"
     if high - low <= 2 * _SAME * middle:
-        return "one" if 1 - _SAME <= low and high <= 1 + _SAME else "equal"
+        return "one" if low >= 1 - _SAME and high <= 1 + _SAME else "equal"
     largest = weights.max()
     ends = (weights < _END * largest) | (weights > (1 - _END) * largest)
     return "ends" if ends.mean() >= _MOST else ""
@@ -77,13 +77,14 @@ def _counted(label: str, text: str, count: int, seeds: int) -> str:
 
 
 def _on_agreement(label: str, weights: Sequence[Weights]) -> list[str]:
-    pairs = np.corrcoef(np.stack(weights))[np.triu_indices(len(weights), 1)]
-    agreement = float(pairs.mean())
+    correlations = np.asarray(np.corrcoef(np.stack(weights)))
+    agreement = float(correlations[np.triu_indices(len(weights), 1)].mean())
     if agreement >= _AGREE:
         return []
+    shown = f"{agreement:.2f}".replace("-", "−")
     return [
         f"{label}: the weights are noise. Seeds do not agree on which behaviours weigh more (the "
-        f"mean correlation of their weights is {f'{agreement:.2f}'.replace('-', '−')})."
+        f"mean correlation of their weights is {shown})."
     ]
 
 

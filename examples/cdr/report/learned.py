@@ -133,6 +133,11 @@ class Learned:
             spread=float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None,
         )
 
+    @property
+    def one_category(self) -> bool:
+        """Whether there is nothing to compare by category."""
+        return self.data.source_items.num_categories == 1
+
     @cached_property
     def histogram(self) -> tuple[Bin, ...]:
         """Bars from 0, or the lowest weight, to 2, or what nearly all weights are below."""

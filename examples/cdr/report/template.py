@@ -1,7 +1,7 @@
-"""The template of a page of results: a file by itself, without scripts or anything from elsewhere.
+"""The template of a page of results: a file by itself, without scripts or parts from elsewhere.
 
-Jinja escapes every value. On a narrow screen a wide table shows each row as a block of its own, with
-the head of the column beside each value, and a narrow one stays a table.
+Jinja escapes every value. On a narrow screen a wide table shows each row as a block of its own,
+with the head of the column beside each value, and a narrow one stays a table.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TEMPLATE = """\
 {% set bars = learned.histogram %}
 {% set most = bars|map(attribute='count')|max %}
 <figure>
-<div class="histogram" role="img" aria-label="Histogram of the learned weights; its numbers follow.">
+<div class="histogram" role="img" aria-label="Histogram of the learned weights">
 {%- for bar in bars %}<i style="height:{{ '%.1f'|format(100 * bar.count / most) }}%"></i>
 {%- endfor %}</div>
 <div class="axis"><span>{{ '%.2f'|format(bars[0].low) }}</span>
@@ -56,19 +56,23 @@ TEMPLATE = """\
 {% set shown, rest = learned.categories %}
 {% set top = [shown|map(attribute='weight')|max, rest.weight if rest else 0, 1]|max * 1.05 %}
 <h3>By category of the item</h3>
+{% if learned.one_category %}<p>All items are of one category. With a file of ratings, --items names a
+table with the columns item and category.</p>{% else %}
 <div class="wide"><table class="small categories"><thead><tr><th class="left">category</th>
-<th>behaviours</th><th>liked</th><th>mean weight</th><th class="bar">mark: 1</th></tr></thead><tbody>
+<th>behaviours</th><th>liked</th><th>mean weight</th><th class="bar">mark: 1</th></tr></thead>
+<tbody>
 {% for one in shown %}{{ category(one, top) }}{% endfor %}
 {% if rest %}{{ category(rest, top) }}{% endif %}
-</tbody></table></div>
+</tbody></table></div>{% endif %}
 {% for which, rows in learned.extremes.items() if rows %}
 <h3>Behaviours of the {{ which }} weight</h3>
 <div class="wide"><table class="small extremes"><thead><tr><th>weight</th><th class="left">item</th>
 <th class="left user">user</th><th class="left">liked</th></tr></thead><tbody>
 {% for one in rows %}<tr><td>{{ '%.3f'|format(one.weight) }}</td>
-<td class="left name">{{ one.item }}<small>{% if one.item_id %}{{ one.item_id }} · {% endif %}
-{{- one.category }}</small></td>
-<td class="left name user">{{ one.user }}</td><td class="left">{{ 'yes' if one.liked else 'no' }}</td></tr>
+<td class="left name">{{ one.item }}<small>{{ one.item_id }}
+{%- if not learned.one_category %}{{ ' · ' if one.item_id }}{{ one.category }}{% endif %}</small></td>
+<td class="left name user">{{ one.user }}</td>
+<td class="left">{{ 'yes' if one.liked else 'no' }}</td></tr>
 {% endfor %}</tbody></table></div>
 {% if learned.tied(which) %}<p>{{ '{:,}'.format(learned.tied(which)) }} more have the weight of the
 last one.</p>{% endif %}
@@ -99,11 +103,13 @@ figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; }
 figcaption { color: #444; font-size: 0.9rem; }
 pre { background: #f5f5f5; padding: 0.8rem; white-space: pre-wrap; font-size: 0.85rem; }
 details { margin: 0.6rem 0; } summary { cursor: pointer; }
-.conclusions { border-left: 4px solid #0072B2; background: #f2f7fb; padding: 0.5rem 1rem; }
+.conclusions { border-left: 4px solid #0072B2; background: #f2f7fb; padding: 0.5rem 1rem;
+  margin: 1.2rem 0; }
 .conclusions p { margin: 0.3rem 0; }
 .user { min-width: 5.5rem; }
 .name { overflow-wrap: anywhere; unicode-bidi: isolate; }
 small { color: #555; } .extremes small { display: block; }
+.extremes tr > :first-child { width: 3.5rem; }
 .categories, .extremes { width: 100%; max-width: 52rem; }
 .bar { width: 38%; min-width: 5rem; text-align: left; color: #555; font-weight: 400; }
 .bar div { position: relative; height: 0.95rem; margin-top: 0.15rem; background: #f2f2f2; }

@@ -1,4 +1,4 @@
-"""Files as programs write them: separators, quotes, encodings, decimal commas, heads in any case."""
+"""Files as programs write them: separators, quotes, encodings, decimal commas, heads."""
 
 from __future__ import annotations
 

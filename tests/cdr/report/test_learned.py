@@ -126,6 +126,14 @@ def test_the_page_shows_the_weights(tiny: CrossDomainData, tmp_path: Path) -> No
     assert "Learned weights" not in page(tmp_path, document)
 
 
+def test_one_category_is_no_table(tiny: CrossDomainData, tmp_path: Path) -> None:
+    items = tiny.source_items
+    one = replace(items, category=items.category * 0, category_names=("others",))
+    learned = Learned("x", replace(tiny, source_items=one), weights_of(tiny))
+    text = page(tmp_path, Document("x", (sheet(("a", "b"), [("c", "d")]),)), learned)
+    assert "All items are of one category" in text and ">others<" not in text
+
+
 def test_wide_tables_name_the_column_beside_each_value(tmp_path: Path) -> None:
     heads = ("model", "AUC", "±", "p", "remark")
     text = page(tmp_path, Document("x", (sheet(heads, [("CoNet", "1", "2", "3", "4")]),)))
