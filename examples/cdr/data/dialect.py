@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,15 +119,24 @@ def plain_name(name: str) -> str:
     return name.strip().casefold()
 
 
-def lines_of(path: Path) -> tuple[int, bool]:
-    """How many lines of a text file are not empty, and whether there is any quote in it."""
-    lines, quoted, after_end = 0, False, True
+def lines_if_quoted(path: Path) -> int:
+    """How many lines of a text file are not empty; 0 if there is no quote in it.
+
+    Most files have no quotes, and need not be looked at character by character.
+    """
+    if not any(b'"' in block for block in _blocks(path)):
+        return 0
+    lines, after_end = 0, True
+    for block in _blocks(path):
+        characters = np.frombuffer(block, np.uint8)
+        is_end = (characters == ord("\n")) | (characters == ord("\r"))
+        before = np.concatenate([[after_end], is_end[:-1]])
+        lines += int((before & ~is_end).sum())
+        after_end = bool(is_end[-1])
+    return lines
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
     with pa.input_stream(str(path)) as stream:
         while block := stream.read(_BLOCK):
-            quoted = quoted or b'"' in block
-            characters = np.frombuffer(block, np.uint8)
-            is_end = (characters == ord("\n")) | (characters == ord("\r"))
-            before = np.concatenate([[after_end], is_end[:-1]])
-            lines += int((before & ~is_end).sum())
-            after_end = bool(is_end[-1])
-    return lines, quoted
+            yield block

@@ -81,6 +81,12 @@ def likes(
             f"--like-threshold sets another rating: with {_middle(rating[_any(parts)]):.6g}, about "
             "half are positive."
         )
+    zeros = int((rating[_any(parts)] == 0).sum())
+    if threshold is None and zeros and (rating[_any(parts)] >= 0).all():
+        notes.append(
+            f"{zeros:,} ratings are 0 and count as negative: if 0 stands for no rating, leave "
+            "these rows out."
+        )
     return Likes(label, tuple(notes))
 
 

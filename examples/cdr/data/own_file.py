@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdr.data import reading, tables
+from cdr.data import domain_names, reading, tables
 from cdr.data.catalogue import notes_on_catalogue
 from cdr.data.dataset import Dataset, Pair
 from cdr.data.decimals import with_points
@@ -78,6 +78,7 @@ def load(
     liked = likes(rating, parts_of(table, sources, target), like_threshold, str(path))
     table = tables.replace(table.drop_columns("rating"), "label", liked.label)
     notes += liked.notes
+    notes += domain_names.left_out((*sources, target), tables.rows_of_domains(table))
     if items is not None:
         notes += notes_on_catalogue(table, catalogue, (*sources, target), Path(items).name)
     rows = [
@@ -100,7 +101,8 @@ def _log(path: Path | str, separator: str | None) -> tuple[pa.Table, list[str]]:
     notes = [*told]
     # Each text is dropped as soon as it has been read: they are most of the memory.
     for column in ("user", "item", "domain"):
-        ids = tables.text(table, column, path).dictionary_encode()
+        ids = _domain(table, path) if column == "domain" else tables.text(table, column, path)
+        ids = ids.dictionary_encode()
         refuse_shortened(ids, column, path)
         table = tables.replace(table, column, ids)
     for column in ("rating", "timestamp"):
@@ -111,6 +113,12 @@ def _log(path: Path | str, separator: str | None) -> tuple[pa.Table, list[str]]:
     read = times(table, "timestamp", path)
     notes += [read.note] if read.note else []
     return tables.replace(table.drop_columns("timestamp"), "time", read.values), notes
+
+
+def _domain(table: pa.Table, path: Path | str) -> pa.ChunkedArray:
+    """The column of domains: blanks around a name are none of it."""
+    trimmed = pc.utf8_trim_whitespace(tables.text(table, "domain", path, required=False))
+    return tables.text(tables.replace(table, "domain", trimmed), "domain", path)
 
 
 def is_table(spec: str) -> bool:
@@ -149,7 +157,7 @@ def _files(spec: str, root: Path, pairs: Sequence[Pair]) -> dict[str, Path]:
 def _domains(spec: str, root: Path, options: Mapping[str, Any]) -> Mapping[str, int]:
     path, separator = root / spec, options.get("separator")
     table = reading.read(path, ("domain",), separator=separator, hints=_HINTS).table
-    domains = tables.text(table, "domain", path).dictionary_encode()
+    domains = _domain(table, path).dictionary_encode()
     return tables.rows_of_domains(tables.replace(table, "domain", domains))
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from cdr.data.dialect import Dialect, dialect_of, lines_of, plain_name, separator_of
+from cdr.data.dialect import Dialect, dialect_of, lines_if_quoted, plain_name, separator_of
 
 _TEXT = (".csv", ".tsv", ".dat", ".txt")
 ENDINGS = (*_TEXT, *(f"{ending}.gz" for ending in _TEXT), ".parquet")
@@ -78,7 +78,7 @@ def read(
         else:
             names = pyarrow.parquet.read_schema(path).names
         found = _found(names, wanted, path)
-        _refuse_missing([c for c in columns if c not in found], names, path, dialect, hints or {})
+        _refuse_missing(columns, found, names, path, dialect, hints or {})
         if dialect is None:
             table = pyarrow.parquet.read_table(path, columns=list(found.values()))
         else:
@@ -138,17 +138,21 @@ def _found(names: Sequence[str], wanted: Sequence[str], path: Path) -> dict[str,
 
 
 def _refuse_missing(
-    missing: Sequence[str],
+    columns: Sequence[str],
+    found: Mapping[str, str],
     names: Sequence[str],
     path: Path,
     dialect: Dialect | None,
     hints: Mapping[str, str],
 ) -> None:
+    missing = [column for column in columns if column not in found]
     if not missing:
         return
     shown = [repr(name if len(name) <= 40 else f"{name[:39]}…") for name in names[:20]]
     more = f" and {len(names) - 20:,} more" if len(names) > 20 else ""
     read_with = f" (read with the separator {dialect.name})" if dialect else ""
+    # Where most columns are missing, the cause is another one.
+    hints = hints if 2 * len(missing) <= len(columns) else {}
     told = " ".join(hints[name] for name in missing if name in hints)
     raise ValueError(
         f"{path} has no column {' and no column '.join(map(repr, missing))}; its first line has "
@@ -159,6 +163,8 @@ def _refuse_missing(
 
 
 def _unreadable(path: Path, error: Exception, dialect: Dialect | None) -> ValueError:
+    told = " ".join(str(error).split())
+    told = told if len(told) <= 200 else f"{told[:199]}…"
     advice = "It is empty, cut off or not what its name says: write it again."
     if "UTF8" in str(error):
         advice = 'It is not written in UTF-8: save it as UTF-8 (in Excel: "CSV UTF-8").'
@@ -167,7 +173,7 @@ def _unreadable(path: Path, error: Exception, dialect: Dialect | None) -> ValueE
             f"Its lines have different numbers of columns, read with the separator {dialect.name}: "
             "quote texts that hold the separator, or set another one with --separator."
         )
-    return ValueError(f"{path} cannot be read ({error}). {advice}")
+    return ValueError(f"{path} cannot be read ({told}). {advice}")
 
 
 def _notes(path: Path, dialect: Dialect, separator: str | None, table: pa.Table) -> tuple[str, ...]:
@@ -177,9 +183,8 @@ def _notes(path: Path, dialect: Dialect, separator: str | None, table: pa.Table)
             f"{path.name} is read with the separator {dialect.name}, told from its header; "
             "--separator sets another one."
         )
-    lines, quoted = lines_of(path)
-    inside = lines - dialect.skipped - 1 - len(table)
-    if quoted and inside > 0:
+    inside = lines_if_quoted(path) - dialect.skipped - 1 - len(table)
+    if inside > 0:
         notes.append(
             f"{inside:,} lines of {path.name} are the continuation of a quoted text that begins on "
             "an earlier line. If no text has line breaks, a quote at the beginning of a value has "

@@ -15,6 +15,9 @@ _ISO = r"^\d{4}-\d\d-\d\d"
 _KIND = "a number or an ISO 8601 date or time, such as 2014-01-31 or 2014-01-31T12:30"
 _ZONE = r":\d\d.*(Z|[+-]\d\d(:?\d\d)?)$"
 _FRACTION = r"(:\d\d:\d\d),(\d+)"
+_APART = r"(:\d\d(?:\.\d+)?) ([+-]\d\d(?::?\d\d)?)$"
+_UTC = r"(:\d\d(?:\.\d+)?) ?(?:UTC|GMT)$"
+_MONTHS = r"^\s*(0?[1-9]|1[0-2])\.(19[89]\d|20\d\d)\s*$"
 
 
 class Times(NamedTuple):
@@ -47,10 +50,15 @@ def times(table: pa.Table, column: str, path: Path | str) -> Times:
     if not (pa.types.is_string(table[column].type) or pa.types.is_large_string(table[column].type)):
         return Times(tables.numbers(table, column, path, kind=_KIND), "")
     _refuse_shortened(table[column], column, path)
+    _refuse_months(table[column], column, path)
     # A date has a hyphen, which is quicker to look for.
     if not pc.any(pc.match_substring(table[column], "-")).as_py():
         return Times(tables.numbers(table, column, path, kind=_KIND), "")
     texts = pc.utf8_trim_whitespace(table[column])
+    # As databases and logs write them: "2014-01-31 12:30:00,5 +02:00", "2014-01-31 12:30:00 UTC".
+    texts = pc.replace_substring_regex(texts, _FRACTION, r"\1.\2")
+    texts = pc.replace_substring_regex(texts, _APART, r"\1\2")
+    texts = pc.replace_substring_regex(texts, _UTC, r"\1Z")
     iso = pc.fill_null(pc.match_substring_regex(texts, _ISO), False)
     if not pc.any(iso).as_py():
         return Times(tables.numbers(table, column, path, kind=_KIND), "")
@@ -60,10 +68,8 @@ def times(table: pa.Table, column: str, path: Path | str) -> Times:
     zoned = pc.and_(iso, pc.fill_null(pc.match_substring_regex(texts, _ZONE), False))
     local = pc.and_(iso, pc.invert(zoned))
     counts = {"numbers": int((~np.isnan(values)).sum())}
-    # A comma before the fraction is as good in ISO 8601, and Python's logs have it.
-    points = pc.replace_substring_regex(texts, _FRACTION, r"\1.\2")
     for rows, zone in ((local, None), (zoned, "UTC")):
-        values[rows.to_numpy()] = _seconds(points, rows, zone, column, path)
+        values[rows.to_numpy()] = _seconds(texts, rows, zone, table[column], column, path)
     dates = pc.and_(local, pc.equal(pc.utf8_length(texts), len("2014-01-31")))
     num_dates = pc.sum(dates).as_py()
     counts["dates, which count as the first moment of the day in UTC"] = num_dates
@@ -100,10 +106,30 @@ def _refuse_shortened(texts: pa.ChunkedArray, column: str, path: Path | str) -> 
         )
 
 
+def _refuse_months(texts: pa.ChunkedArray, column: str, path: Path | str) -> None:
+    """Refuse months such as 07.2014, which would be read as decimal numbers.
+
+    Raises:
+        ValueError: If all times are such months.
+    """
+    # A column of other numbers shows it by the first few.
+    for part in (texts[:100], texts):
+        known = part.filter(pc.not_equal(pc.utf8_trim_whitespace(part), ""))
+        if len(known) and not pc.all(pc.match_substring_regex(known, _MONTHS)).as_py():
+            return
+    if not len(known):
+        return
+    raise ValueError(
+        f"{path}: {column!r} is {known[0].as_py()!r} in its first row with a time, and like this "
+        "in all others: it looks like a month and a year. Write it as 2014-01-31."
+    )
+
+
 def _seconds(
     texts: pa.ChunkedArray,
     rows: pa.ChunkedArray,
     zone: str | None,
+    written: pa.ChunkedArray,
     column: str,
     path: Path | str,
 ) -> np.ndarray:
@@ -115,7 +141,7 @@ def _seconds(
         place = next(n for n, text in enumerate(asked) if not _is_moment(text, zone))
         row = int(np.flatnonzero(rows.to_numpy())[place])
         raise ValueError(
-            f"{path}: {column!r} is {texts[row].as_py()!r} in row {row + 1} (the first below the "
+            f"{path}: {column!r} is {written[row].as_py()!r} in row {row + 1} (the first below the "
             "header is row 1), which looks like an ISO 8601 date or time and is none from 1678 to "
             "2261. Correct it, or leave it empty where the time is unknown."
         ) from None

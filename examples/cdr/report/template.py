@@ -56,8 +56,8 @@ TEMPLATE = """\
 {% set shown, rest = learned.categories %}
 {% set top = [shown|map(attribute='weight')|max, rest.weight if rest else 0, 1]|max * 1.05 %}
 <h3>By category of the item</h3>
-{% if learned.one_category %}<p>All items are of one category. With a file of ratings, --items names a
-table with the columns item and category.</p>{% else %}
+{% if learned.one_category %}<p>All items are of one category. With a file of ratings, --items
+names a table with the columns item and category.</p>{% else %}
 <div class="wide"><table class="small categories"><thead><tr><th class="left">category</th>
 <th>behaviours</th><th>liked</th><th>mean weight</th><th class="bar">mark: 1</th></tr></thead>
 <tbody>
@@ -70,7 +70,8 @@ table with the columns item and category.</p>{% else %}
 <th class="left user">user</th><th class="left">liked</th></tr></thead><tbody>
 {% for one in rows %}<tr><td>{{ '%.3f'|format(one.weight) }}</td>
 <td class="left name">{{ one.item }}<small>{{ one.item_id }}
-{%- if not learned.one_category %}{{ ' · ' if one.item_id }}{{ one.category }}{% endif %}</small></td>
+{%- if not learned.one_category %}{{ ' · ' if one.item_id }}{{ one.category }}{% endif %}</small>
+</td>
 <td class="left name user">{{ one.user }}</td>
 <td class="left">{{ 'yes' if one.liked else 'no' }}</td></tr>
 {% endfor %}</tbody></table></div>

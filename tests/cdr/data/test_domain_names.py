@@ -46,6 +46,22 @@ def test_of_thousands_of_domains_the_largest_are_listed(tmp_path: Path) -> None:
         load(log(tmp_path, sizes), tmp_path, "Shop2999", "large")
 
 
+def test_blanks_around_a_name_are_none_of_it(tmp_path: Path) -> None:
+    rows = [
+        f"u,i{n},{5 - n % 4},{n},{' ' * (n % 3)}{'books' if n < 4 else 'toys'} \n" for n in range(8)
+    ]
+    (tmp_path / "log.csv").write_text(HEADER + "".join(rows))
+    data = load("log.csv", tmp_path, "books", "toys")
+    assert (data.statistics["source"], data.statistics["target"]) == (4, 4)
+
+
+def test_rows_of_a_name_in_another_form_are_told(tmp_path: Path) -> None:
+    rows = [f"u,i{n},{n % 6},{n},{name}\n" for name in ("books", "toys", "Books") for n in range(8)]
+    (tmp_path / "log.csv").write_text(HEADER + "".join(rows))
+    notes = load("log.csv", tmp_path, "books", "toys").notes
+    assert any(note.startswith("'Books' (8 rows) is not read") for note in notes)
+
+
 def test_a_file_of_one_domain_is_told_that_it_needs_two(tmp_path: Path) -> None:
     name = log(tmp_path, {"books": 3})
     with pytest.raises(ValueError, match=r"has the domain 'books' \(3 rows\) alone, and two"):

@@ -85,6 +85,16 @@ def test_the_threshold_that_is_proposed_is_one_that_works(tmp_path: Path) -> Non
     assert labels(scenario(tmp_path, [0, 1], [0, 1, 1], like_threshold=0)) == [0, 1, 0, 1, 1]
 
 
+def test_zeros_beside_ratings_are_noted(tmp_path: Path) -> None:
+    (note,) = (n for n in scenario(tmp_path, [0, 5], [0, 1, 4, 5]).notes if "no rating" in n)
+    assert note.startswith("2 ratings are 0 and count as negative")
+    for data in (
+        scenario(tmp_path, [0, 5], [0, 1, 4, 5], like_threshold=3),
+        scenario(tmp_path, [-4, 5], [0, 1, 4, 5]),
+    ):
+        assert not any("no rating" in note for note in data.notes)
+
+
 def test_a_source_without_negatives_is_noted(tmp_path: Path) -> None:
     data = scenario(tmp_path, [4, 5, 5], [1, 5, 2])
     assert any("All 3 ratings of the source are above 3" in note for note in data.notes)

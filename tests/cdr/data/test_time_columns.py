@@ -47,6 +47,9 @@ def number(n: int, moment: datetime.datetime) -> str:
         "%Y-%m-%dT%H:%M:%SZ",
         "%Y-%m-%d %H:%M:%S.000000",
         "%Y-%m-%dT%H:%M:%S+00:00",
+        "%Y-%m-%d %H:%M:%S +00:00",
+        "%Y-%m-%d %H:%M:%S UTC",
+        "%Y-%m-%d %H:%M:%S.000 UTC",
     ],
 )
 def test_iso_times_are_seconds(form: str, tmp_path: Path) -> None:
@@ -54,8 +57,15 @@ def test_iso_times_are_seconds(form: str, tmp_path: Path) -> None:
     assert seconds(data) == [moment.timestamp() for moment in MOMENTS]
     (note,) = (note for note in data.notes if "log.csv" in note)
     assert "from 2014-05-01T12:00:00 to 2014-05-02T23:00:00 in UTC" in note
-    zoned = "times with a zone" if form.endswith(("Z", "+00:00")) else "times without a zone"
+    zoned = "times with a zone" if form.endswith(("Z", "+00:00", "UTC")) else "times without a zone"
     assert f"6 {zoned}" in note
+
+
+def test_months_that_look_like_numbers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'timestamp' is '05.2014' .* month and a year"):
+        scenario(tmp_path, lambda _, moment: f"{moment:%m.%Y}")
+    data = scenario(tmp_path, lambda n, moment: f"{moment:%m.%Y}" if n else "0.5")
+    assert seconds(data)[:2] == [0.5, 5.2014]  # a counter, then
 
 
 def test_a_fraction_may_stand_behind_a_comma(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def with_row(row: str, separator: str = ",") -> str:
         (with_row('9\t"c\t4\t1\tbooks\n9\t"d\t4\t1\tbooks', "\t"), "'item' .*no counterpart"),
         (written(heads=["user", "item", "rating", "Domain", "DOMAIN"]), "'domain' 2 times"),
         (written(heads=["user", "rating", "rating", "timestamp", "domain"]), "'rating' 2 times"),
-        (written().partition("\n")[2], "no column 'user'.*its first line has '007'"),
+        (written().partition("\n")[2], "no column 'user'.*its first line has '007'.*add it.$"),
         (written("#"), "no column 'user'.*--separator sets another"),
         (written().encode("utf-16"), "UTF-16.*CSV UTF-8"),
         (with_row("ü,c,4,1,books").encode("cp1252"), "not written in UTF-8: save it"),
