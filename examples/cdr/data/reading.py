@@ -152,7 +152,7 @@ def _refuse_missing(
     more = f" and {len(names) - 20:,} more" if len(names) > 20 else ""
     read_with = f" (read with the separator {dialect.name})" if dialect else ""
     # Where most columns are missing, the cause is another one.
-    hints = hints if 2 * len(missing) <= len(columns) else {}
+    hints = hints if len(missing) == 1 or 2 * len(missing) <= len(columns) else {}
     told = " ".join(hints[name] for name in missing if name in hints)
     raise ValueError(
         f"{path} has no column {' and no column '.join(map(repr, missing))}; its first line has "

@@ -53,9 +53,9 @@ _VERDICTS = {
     "as one weight for the whole source, as --inner.gamma does",
     "zero": "nothing was learned from the source, since nearly all weights are below .05: they "
     "have run to 0, and the source is left out. A lower --outer.lr, or fewer epochs, keeps them",
-    "ends": "nine of ten weights are at the ends of their range, below a hundredth of the largest "
-    "or within a hundredth of it: saturated weights do not change any more. If this is not a clear "
-    "division of the behaviours, lower --outer.lr",
+    "ends": "the weights are saturated. Nine of ten are at the ends of their range, below a "
+    "hundredth of the largest weight or within a hundredth of it: they divide the behaviours in "
+    "two, and hardly change any more. A lower --outer.lr keeps them from the ends",
 }
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cdr.data import CrossDomainData
 from cdr.report.readable import readable
 
-_CATEGORIES = 20  # with a line of their own
+_CATEGORIES = 24  # with a line of their own
 _BINS = 20
 _EXTREMES = 10  # behaviours of the highest and of the lowest weight
 
