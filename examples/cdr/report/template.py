@@ -109,6 +109,7 @@ details { margin: 0.6rem 0; } summary { cursor: pointer; }
 .conclusions p { margin: 0.3rem 0; }
 .user { min-width: 5.5rem; }
 .name { overflow-wrap: anywhere; unicode-bidi: isolate; }
+.categories td { white-space: nowrap; } .categories td.name { white-space: normal; }
 small { color: #555; } .extremes small { display: block; }
 .extremes tr > :first-child { width: 3.5rem; }
 .categories, .extremes { width: 100%; max-width: 52rem; }
