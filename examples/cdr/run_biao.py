@@ -6,7 +6,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -307,9 +307,18 @@ def _learned(results: dict[str, list[Result]], table: Report, source: Source) ->
         label, several = table.rows[variant].label, len(weights) > 1
         if source.seeded and several:
             label, weights = f"{label}, seed 0", weights[:1]
-        titles = partial(item_titles, source)
+        titles = partial(_titles, source)
         shown.append(Learned(label, source.load(0), np.stack(weights), titles))
     return shown
+
+
+def _titles(source: Source, items: Collection[str]) -> dict[str, str]:
+    """The titles of items; a file of titles that cannot be read must not cost a finished run."""
+    try:
+        return item_titles(source, items)
+    except (ValueError, OSError) as error:
+        print(f"run_biao.py: the page shows ids, not titles: {error}", file=sys.stderr)
+        return {}
 
 
 def _write_metrics(

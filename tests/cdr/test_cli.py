@@ -187,6 +187,19 @@ def test_a_log_of_another_kind_is_read_and_shown(
     assert "th&#34; &lt;i&gt;book&lt;/i&gt;" in page and "&lt;b&gt;" in page and "<b>" not in page
 
 
+def test_titles_that_cannot_be_read_do_not_cost_the_run(
+    ratings: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = tmp_path / "items.csv"
+    items.write_text("item,category,title,Title\n1,a,b,c\n")  # which title?
+    told = ("--data", ratings, *DOMAINS, *BRIEF, "--items", items, "--variants", "ours")
+    assert run(*told, "--out", out) == 0
+    assert (out / "report.html").exists()
+    items.write_text("item,category,TITLE,Title\n1,a,b,c\n")
+    assert run(*told, "--out", f"{out}2") == 0
+    assert "the page shows ids, not titles: " in capsys.readouterr().err
+
+
 def _usual(ratings: Path, folder: Path) -> Path:
     assert (
         run("--data", ratings, *DOMAINS, *BRIEF, "--variants", "ours", "--out", folder / "u") == 0

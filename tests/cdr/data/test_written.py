@@ -68,6 +68,7 @@ SAME = {
     "quotes": re.sub(r"[^,\n]+", lambda found: f'"{found[0]}"', written()),
     "quotes and semicolons": re.sub(r"[^;\n]+", lambda found: f'"{found[0]}"', written(";")),
     "Excel's first line": "sep=;\r\n" + written(";"),
+    "the same behind a mark": "\ufeffsep=;\r\n" + written(";"),
     "heads in other cases": written(heads=["User", "ITEM", " Rating ", "TimeStamp", "Domain"]),
     "blank lines": written().replace("\n", "\n\n"),
     "no last line end": written().rstrip("\n"),
