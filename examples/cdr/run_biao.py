@@ -24,8 +24,7 @@ try:
         Learned,
         Report,
         Summary,
-        on_gains,
-        on_weights,
+        conclusions,
         report,
         write_page,
     )
@@ -47,7 +46,6 @@ try:
         PresetName,
         Result,
         check_variants,
-        plan,
         preset,
         remark,
         variant_label,
@@ -193,8 +191,8 @@ def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
         data = source.load(0)
         variants = _variants(config, data)
         # How files were read is said before hours of training, and again below the table.
-        told = map(data_command.bullet, data.reader_notes)
-        print(data_command.summary(data), *told, sep="\n", flush=True)
+        notes = map(data_command.bullet, data.reader_notes)
+        print(data_command.summary(data), *notes, sep="\n", flush=True)
         config = replace(config, variants=variants, out=out, device=device)
         write_json(folder / "config.json", config)
         (folder / "command.txt").write_text(shlex.join(["run_biao.py", *arguments]) + "\n")
@@ -207,7 +205,8 @@ def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
         results = _train_all(tasks, config, folder)
         by_variant = {v: [results[v, seed] for seed in range(config.seeds)] for v in variants}
         table = report(by_variant, data, config.options.model_class.label, config.preset)
-        table = replace(table, conclusions=_conclusions(by_variant, table, source))
+        told = conclusions(by_variant, table.rows, same_data=not source.seeded)
+        table = replace(table, conclusions=told)
         seconds = time.perf_counter() - started
         _write_metrics(folder, by_variant, data, table, seconds)
         _write_weights(folder, by_variant, source)
@@ -279,22 +278,6 @@ def _curves(
         ("", table.rows[variant].label): [[r["auc"] for r in each.history] for each in several]
         for variant, several in results.items()
     }
-
-
-def _conclusions(
-    results: dict[str, list[Result]], table: Report, source: Source
-) -> tuple[str, ...]:
-    """Whether weights were learned, and whether they gain anything."""
-    told, rows = [], {}
-    for variant, several in results.items():
-        kind, row = plan(variant), table.rows[variant]
-        if variant in _SHOWN:
-            weights = [each.weights for each in several if each.weights is not None]
-            told += on_weights(row.label, weights, same_data=not source.seeded)
-        # A search trains on fewer rows than the base model, for the sake of the weights alone.
-        if (kind.source == "learned" and not kind.keeps_last) or kind.weights == "learned":
-            rows[variant] = row
-    return (*told, *on_gains(rows))
 
 
 def _learned(results: dict[str, list[Result]], table: Report, source: Source) -> list[Learned]:

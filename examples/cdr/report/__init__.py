@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cdr.report.comparison import Comparison, compare, paired_p_value
-from cdr.report.conclusion import on_gains, on_weights
+from cdr.report.conclusion import conclusions
 from cdr.report.document import Document, Sheet, sheet
 from cdr.report.learned import Learned
 from cdr.report.page import Curves, learning_curves, write_page
@@ -39,12 +39,11 @@ __all__ = [
     "Summary",
     "Trained",
     "compare",
+    "conclusions",
     "learning_curves",
     "mean_auc",
     "meanings",
     "nothing_learned",
-    "on_gains",
-    "on_weights",
     "p_value",
     "paired",
     "paired_p_value",

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from cdr.report.rounded import p_value, short, signed
 from cdr.report.summary import Summary
+from cdr.training import Result, plan
 
 Weights = NDArray[np.float32]
 
@@ -17,11 +18,34 @@ Weights = NDArray[np.float32]
 _SAME = 0.05
 # Nine of ten: a perceptron may leave some at the ends of its range and have told apart the others.
 _MOST = 0.9
-# Of a weight's range: there its gradient is a hundredth of the one in the middle, or less.
+# Of a weight's range: there the gradient of a sigmoid is at most a 25th of that in its middle.
 _END = 0.01
 # Seeds that correlate by less have under a hundredth of their variance in common.
 _AGREE = 0.1
 _LEVEL = 0.05
+
+
+def conclusions(
+    results: Mapping[str, Sequence[Result]], rows: Mapping[str, Summary], *, same_data: bool
+) -> tuple[str, ...]:
+    """Whether weights were learned, and whether they gain anything.
+
+    Args:
+        results: By variant the trainings of each seed.
+        rows: By variant their summary.
+        same_data: Whether all seeds have the same data.
+    """
+    told, gains = [], {}
+    for variant, several in results.items():
+        kind, row = plan(variant), rows[variant]
+        weights = [each.weights for each in several if each.weights is not None]
+        # One weight for all behaviours is what ConstantWeighter is asked for.
+        if weights and variant != "constant":
+            told += on_weights(row.label, weights, same_data)
+        # A search trains on fewer rows than the base model, for the sake of the weights alone.
+        if (kind.source == "learned" and not kind.keeps_last) or kind.weights == "learned":
+            gains[variant] = row
+    return (*told, *on_gains(gains))
 
 
 def on_weights(label: str, weights: Sequence[Weights], same_data: bool) -> list[str]:
@@ -47,15 +71,17 @@ def on_weights(label: str, weights: Sequence[Weights], same_data: bool) -> list[
 
 _VERDICTS = {
     "one": "nothing was learned, since the weights are all near 1 (nine of ten are within 5 % of "
-    "it): the perceptron has hardly moved. A smaller --outer.interval, a "
-    "higher --outer.lr or more epochs move it",
+    "it): what gives the weights has hardly moved. A smaller --outer.interval, more epochs, or a "
+    "higher --outer.lr (of a search --search.lr) move it",
     "equal": "nothing was learned, since the weights are all nearly the same, and not 1: they act "
     "as one weight for the whole source, as --inner.gamma does",
     "zero": "nothing was learned from the source, since nearly all weights are below .05: they "
-    "have run to 0, and the source is left out. A lower --outer.lr, or fewer epochs, keeps them",
+    "have run to 0, and the source is left out. A lower --outer.lr (of a search "
+    "--search.lr) or fewer epochs keep them",
     "ends": "the weights are saturated. Nine of ten are at the ends of their range, below a "
     "hundredth of the largest weight or within a hundredth of it: they divide the behaviours in "
-    "two, and hardly change any more. A lower --outer.lr keeps them from the ends",
+    "two, and hardly change any more. A lower --outer.lr (of a search "
+    "--search.lr) keeps them from the ends",
 }
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from cdr.report.comparison import Comparison
-from cdr.report.conclusion import on_gains, on_weights
+from cdr.report.conclusion import conclusions, on_gains, on_weights
 from cdr.report.summary import Summary
+from cdr.training import Result, Scores
 
 RNG = np.random.default_rng(3)
 NOISE = RNG.standard_normal((3, 4000))
@@ -90,3 +91,29 @@ def test_a_gain_and_a_loss_beyond_their_errors_are_told() -> None:
 
 def test_without_a_base_model_nothing_is_said_of_gains() -> None:
     assert on_gains({"ours": ROW}) == []
+
+
+def trained(weights: np.ndarray | None) -> Result:
+    scores = Scores(np.ones(1, np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
+    kept = None if weights is None else weights.astype(np.float32)
+    return Result(scores, None, [], {}, weights=kept)
+
+
+def test_each_variant_is_judged_by_what_it_is_for() -> None:
+    flat, compared = np.ones(9), Comparison(0.001, None, -0.002, 0.004)
+    variants = ("S", "base", "ours", "search", "retrain", "random", "constant", "oracle")
+    results = {
+        name: [trained(flat if name in ("ours", "search", "constant") else None)]
+        for name in variants
+    }
+    rows = {name: replace(ROW, label=name, comparison=compared) for name in variants}
+    told = conclusions(results, rows, same_data=True)
+    about = [(text.partition(":")[0], "nothing was learned" in text) for text in told]
+    # A search is no recommender, a constant tells nothing apart, the oracle learns nothing.
+    assert about == [
+        ("ours", True),
+        ("search", True),
+        ("ours", False),
+        ("retrain", False),
+        ("constant", False),
+    ]
