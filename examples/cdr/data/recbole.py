@@ -38,8 +38,8 @@ def load(
     """Two domains, or several and one, from atomic files.
 
     The interactions of a domain are tab-separated, with a header that names columns and types:
-    user_id:token, item_id:token, rating:float and timestamp:float (in one unit
-    for all domains, or ISO 8601; empty where unknown), in any order; further columns are ignored.
+    user_id:token, item_id:token, rating:float and timestamp:float (in one unit for all domains, or
+    ISO 8601; empty where unknown), in any order; further columns are ignored.
     Items may have a file NAME.item beside them with item_id:token and category:token,
     categories:token_seq or class:token_seq; of a sequence the first token counts. Without one, a
     single domain has one category, "others", and several domains are each other's categories.
