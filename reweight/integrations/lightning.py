@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from reweight._problem import LossesFn, OuterFn
+from reweight.hypergradient import Hypergradient
 from reweight.integrations._dev_batches import DevBatches
 from reweight.integrations._lightning_names import BASES, nothing_logged
 from reweight.integrations._micro_batches import MicroBatches, over_micro_batches
@@ -45,6 +46,7 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
 
     Attributes:
         reweighted: the wrapped module, from the start of the training on.
+        result: the :class:`reweight.Hypergradient` of the last outer step, with its influences.
         steps: the number of optimizer steps so far.
 
     Raises:
@@ -108,6 +110,7 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
         self.weighter, self.outer_optimizer = weighter, outer_optimizer
         self.every, self.warmup_steps, self.whole_step = every, warmup_steps, whole_step
         self.reweighted: Reweighted | None = None
+        self.result: Hypergradient | None = None
         self.steps = 0
         self._dev = DevBatches(dev_loader)
         self._losses, self._outer_loss, self._options = losses, outer_loss, options
@@ -184,12 +187,13 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
         train = used[0] if len(used) == 1 else MicroBatches(tuple(used))
         dev = trainer.precision_plugin.convert_input(next(self._dev))
         self.outer_optimizer.zero_grad()
-        result = self.reweighted.outer_backward(train, trainer.strategy.batch_to_device(dev))
+        dev = trainer.strategy.batch_to_device(dev)
+        self.result = self.reweighted.outer_backward(train, dev)
         self.outer_optimizer.step()
         self.outer_optimizer.zero_grad()  # an optimizer of the module may hold the weighter too
         self._shown["reweight/weight_mean"] = float(self.reweighted.weights(train).mean())
-        if result.info.relative_residual is not None:
-            self._shown["reweight/residual"] = result.info.relative_residual
+        if (residual := self.result.info.relative_residual) is not None:
+            self._shown["reweight/residual"] = residual
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Follow the module, which the Trainer takes back to the CPU."""
