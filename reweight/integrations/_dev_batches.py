@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ class DevBatches:
 
     Args:
         loader: a ``DataLoader``, or anything else that can be iterated over repeatedly.
+        place: takes a batch to its device.
 
     Raises:
         TypeError: ``loader`` can be read only once, or not at all.
@@ -35,13 +36,13 @@ class DevBatches:
         'second'
     """
 
-    def __init__(self, loader: Iterable[Any]) -> None:
+    def __init__(self, loader: Iterable[Any], place: Callable[[Any], Any] | None = None) -> None:
         if isinstance(loader, Iterator) or not hasattr(loader, "__iter__"):
             raise TypeError(
                 f"dev_loader is a {type(loader).__name__}, and dev batches are read again and "
                 "again: pass a DataLoader or a list of batches, [dev_batch] for a single one"
             )
-        self._loader = loader
+        self._loader, self._place = loader, place
         samplers = [getattr(loader, "sampler", None)]
         samplers.append(getattr(getattr(loader, "batch_sampler", None), "sampler", None))
         found = (getattr(owner, "generator", None) for owner in (loader, *samplers))
@@ -70,7 +71,7 @@ class DevBatches:
             self._iterator = None
             return next(self)
         self._position += 1
-        return batch
+        return self._place(batch) if self._place else batch
 
     def _from(self, start: int) -> Iterator[Any]:
         """The batches of the epoch from a position on, each drawn with its own random numbers."""

@@ -28,17 +28,30 @@ class MicroBatches:
     batches: Sequence[Any]
 
 
-def over_micro_batches(losses: LossesFn) -> LossesFn:
+def over_micro_batches(losses: LossesFn | None, model: Any) -> LossesFn:
     """``losses`` that also take :class:`MicroBatches`: ``[B1 + B2 + ...]`` losses.
 
     Fixed parts are averaged, as accumulation does. What the weighter reads is concatenated along
     the first dimension.
+
+    Args:
+        losses: as :func:`reweight.wrap` takes them; default ``model.losses``.
+        model: the model.
+
+    Raises:
+        TypeError: there are no losses.
     """
+    if losses is None and not callable(getattr(model, "losses", None)):
+        raise TypeError(
+            f"losses is missing and {type(model).__name__} has no method losses(batch), which "
+            "returns one loss per sample: write one, or pass losses=lambda model, batch: ..."
+        )
+    each_batch: LossesFn = losses or (lambda module, batch: module.losses(batch))
 
     def grouped(model: Any, batch: Any) -> Losses | Tensor:
         if not isinstance(batch, MicroBatches):
-            return losses(model, batch)
-        found: list[Any] = [losses(model, each) for each in batch.batches]
+            return each_batch(model, batch)
+        found: list[Any] = [each_batch(model, each) for each in batch.batches]
         parts = [each if isinstance(each, Losses) else Losses(each) for each in found]
         if len(parts) == 1:
             return parts[0]

@@ -139,11 +139,10 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
         self.weighter.to(pl_module.device)
         # Loading its own state takes an optimizer's tensors to the device of its parameters.
         self.outer_optimizer.load_state_dict(self.outer_optimizer.state_dict())
-        losses = self._losses or _losses_of(pl_module)
         self.reweighted = wrap(
             pl_module,
             self.weighter,
-            over_micro_batches(losses),
+            over_micro_batches(self._losses, pl_module),
             self._outer_loss,
             trainer.optimizers or None,
             **self._options,
@@ -243,12 +242,3 @@ class ReweightMixin:
                 "Trainer(callbacks=[ReweightCallback(...)])"
             )
         return found[0].loss(batch)
-
-
-def _losses_of(pl_module: Any) -> LossesFn:
-    if not callable(getattr(pl_module, "losses", None)):
-        raise TypeError(
-            f"{type(pl_module).__name__} has no method losses(batch), which returns one loss per "
-            "sample: write one, or pass losses= to the ReweightCallback"
-        )
-    return lambda module, batch: module.losses(batch)
