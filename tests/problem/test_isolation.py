@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from _support.problems import squared_errors
-from _support.restless import MODES, Averaging, assert_same, batches, every_mode, make, untouched
+from _support.restless import (
+    MODES,
+    Averaging,
+    assert_same,
+    batches,
+    every_mode,
+    make,
+    untouched,
+    weighter,
+)
 from benchmarks.catalogue.operations import Bag
 from reweight import LossWeighter, SampleWeighter
 from reweight._problem.isolation import Isolation
