@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -193,6 +194,17 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
         self._shown["reweight/weight_mean"] = float(self.reweighted.weights(train).mean())
         if (residual := self.result.info.relative_residual) is not None:
             self._shown["reweight/residual"] = residual
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Warn if the training ended before the first outer step."""
+        if self.steps < self.warmup_steps + self.every:
+            warnings.warn(
+                f"no outer step was made: the first one follows optimizer step "
+                f"{self.warmup_steps + self.every} (warmup_steps={self.warmup_steps}, "
+                f"every={self.every}), and {self.steps} were counted. Train longer or lower these; "
+                "in manual optimization step what self.optimizers() returns, which Lightning counts",
+                stacklevel=2,
+            )
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Follow the module, which the Trainer takes back to the CPU."""

@@ -367,6 +367,29 @@ def test_a_training_step_without_weights_is_refused() -> None:
         fitted(Forgets())
 
 
+class Uncounted(Manual):
+    """Steps an optimizer behind Lightning's back."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        self.manual_backward(self.weighted_loss(batch))
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "match"),
+    [
+        (Line, {"warmup_steps": 11}, r"follows optimizer step 13 .* 12 were counted"),
+        (Uncounted, {}, r"0 were counted.*self\.optimizers\(\)"),
+    ],
+)
+def test_a_training_without_outer_steps_is_warned_of(
+    module: type[Line], options: Any, match: str
+) -> None:
+    with pytest.warns(UserWarning, match=match):
+        fitted(module(), callback(**options))
+
+
 def test_a_trainer_without_the_callback_is_refused() -> None:
     with pytest.raises(RuntimeError, match="0 ReweightCallbacks"):
         trainer().fit(Line(), train_loader())
