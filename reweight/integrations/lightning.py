@@ -201,8 +201,9 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
             warnings.warn(
                 f"no outer step was made: the first one follows optimizer step "
                 f"{self.warmup_steps + self.every} (warmup_steps={self.warmup_steps}, "
-                f"every={self.every}), and {self.steps} were counted. Train longer or lower these; "
-                "in manual optimization step what self.optimizers() returns, which Lightning counts",
+                f"every={self.every}), and {self.steps} were counted. Train longer, or lower "
+                "these. In manual optimization, step what self.optimizers() returns: Lightning "
+                "counts no others",
                 stacklevel=2,
             )
 
