@@ -14,12 +14,13 @@ from reweight._tensors import map_tensors, tensors_in
 from reweight.losses import Losses
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MicroBatches:
     """The batches whose gradients one optimizer step accumulated.
 
     An outer step on them is the outer step on one batch of all their samples. Each is evaluated by
-    itself, as in training, so they need not have the same shapes.
+    itself, as in training, so they need not have the same shapes. Every sample counts alike, while
+    accumulated means count every batch alike: the two are the same for batches of one size.
 
     Args:
         batches: at least one batch, each as ``losses`` takes it.
@@ -57,7 +58,10 @@ def over_micro_batches(losses: LossesFn | None, model: Any) -> LossesFn:
             return parts[0]
         fixed = sum(part.fixed for part in parts) / len(parts)
         inputs = _concatenated([part.inputs for part in parts])
-        return Losses(torch.cat([part.weighted for part in parts]), fixed, inputs)
+        joined = Losses(torch.cat([part.weighted for part in parts]), fixed, inputs)
+        if all(part.outputs is not None for part in parts):  # those of Losses.of
+            object.__setattr__(joined, "outputs", tuple(part.outputs for part in parts))
+        return joined
 
     return grouped
 

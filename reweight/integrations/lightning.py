@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -22,11 +23,11 @@ from reweight.wrapping import Reweighted, wrap
 class ReweightCallback(*BASES):  # type: ignore[misc]
     """Learns a weight per training sample while a Lightning ``Trainer`` trains.
 
-    After every ``every``-th optimizer step it makes an outer step: on the batches that
-    ``training_step`` passed to :meth:`loss` for this optimizer step, and the next dev batch. The
-    optimizers of the module are only read. Outer steps are computed in the precision of the
-    parameters: mixed precision is off in them. Automatic and manual optimization and accumulated
-    gradients are served; several processes are refused.
+    After every ``every``-th optimizer step that follows the warm-up, it makes an outer step: on the
+    batches that ``training_step`` passed to :meth:`loss` for this optimizer step, and the next dev
+    batch. The optimizers of the module are only read. Outer steps are computed in the precision of
+    the parameters: mixed precision is off in them. Automatic and manual optimization and
+    accumulated gradients are served; several processes are refused.
 
     A checkpoint of the Trainer holds the weighter, the outer optimizer, the position in
     ``dev_loader`` and the number of steps, so a resumed training makes the same outer steps.
@@ -35,8 +36,8 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
         weighter: learns the weights. It may be a part of the module.
         outer_optimizer: the optimizer of the weighter's parameters.
         dev_loader: the dev batches: a ``DataLoader``, or a list of batches.
-        warmup_steps: optimizer steps before the first ones that count: let the model learn
-            something first, as an epoch does, since in the first steps every sample helps.
+        warmup_steps: optimizer steps of the warm-up: some epochs, since in the first steps every
+            sample helps, also one with a wrong label.
         every: optimizer steps between two outer steps.
         losses: ``(module, batch) -> Losses | Tensor [B]``; default ``module.losses(batch)``.
         outer_loss: ``(module, batch) -> Tensor []``; default ``module.outer_loss(batch)``, or
@@ -128,8 +129,10 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
         """
         if self.reweighted is None:
             raise RuntimeError("the loss has weights only in trainer.fit(), which wraps the module")
-        if self._batches is not None and not any(batch is known for known in self._batches):
-            self._batches.append(batch)
+        # Without gradients it is not training_step that calls; a closure may call several times.
+        kept = self._batches if torch.is_grad_enabled() else None
+        if kept is not None and not any(batch is known for known in kept):
+            kept.append(batch)
         return self.reweighted.loss(batch)
 
     # -- hooks -----------------------------------------------------------------------------------

@@ -226,6 +226,17 @@ def test_four_accumulated_batches_are_one_of_four_times_the_size(module: type[Li
         assert torch.allclose(accumulated, at_once, rtol=1e-9, atol=1e-9)
 
 
+def test_batches_of_a_validation_between_accumulated_ones_are_left_out() -> None:
+    class Validated(Line):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("weighted", self.weighted_loss(batch))
+
+    given, module = callback(warmup_steps=0, every=1), Validated()
+    run = trainer(given, accumulate_grad_batches=4, val_check_interval=1)
+    run.fit(module, train_loader(), train_loader(24))
+    assert given.result.influence.shape == (16,) and "weighted" in run.callback_metrics
+
+
 @pytest.mark.parametrize(("whole_step", "samples_used"), [(True, 16), (False, 4)])
 def test_the_last_micro_batch_alone_serves_where_memory_is_short(
     whole_step: bool, samples_used: int

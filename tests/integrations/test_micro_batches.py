@@ -21,6 +21,13 @@ def losses(model: nn.Module, batch: Any) -> reweight.Losses:
     return reweight.Losses(error, fixed=penalty, inputs={"group": group, "x": (x, group)})
 
 
+def of_outputs(model: nn.Module, batch: Any) -> reweight.Losses:
+    """The same without a penalty, in the form that Gauss-Newton products need."""
+    x, y, group = batch
+    inputs = {"group": group, "x": (x, group)}
+    return reweight.Losses.of(model(x), lambda out: (out.squeeze(-1) - y).square(), inputs=inputs)
+
+
 class ByGroup(reweight.SampleWeighter):
     """A weight for each group, which also looks at the features."""
 
@@ -39,10 +46,15 @@ def batch(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return x, x.sum(1).sin(), torch.arange(n) % 2
 
 
-def test_micro_batches_are_one_batch_of_their_samples() -> None:
+@pytest.mark.parametrize(
+    ("losses", "curvature"), [(losses, "hessian"), (of_outputs, "gauss_newton")]
+)
+def test_micro_batches_are_one_batch_of_their_samples(losses: Any, curvature: Any) -> None:
     torch.manual_seed(0)
     model = nn.Linear(3, 1).double()
-    solver = reweight.ImplicitHypergradient(reweight.ConjugateGradient(20, rtol=1e-12))
+    solver = reweight.ImplicitHypergradient(
+        reweight.ConjugateGradient(20, rtol=1e-12), damping=0.1, curvature=curvature
+    )
     rw = reweight.wrap(
         model,
         ByGroup(),
