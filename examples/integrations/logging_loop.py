@@ -84,17 +84,16 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)  # for tensors this small, one thread is faster than several
     found: dict[str, list[float]] = {}
-    with SummaryWriter(given.logdir) as writer:  # type: ignore[no-untyped-call]
+    with SummaryWriter(given.logdir) as writer:
         for seed in range(given.seeds):
             train, dev, test = split(seed)
-            together = tuple(torch.cat(pair) for pair in zip(train, dev, strict=True))
-            logged = None if seed else writer
-            for name, arguments_of_fit in {
-                "plain": (train, seed, None, None),
-                "train and dev together": (together, seed, None, None),
-                "learned weights": (train, seed, dev, logged),
-            }.items():
-                model = fit(*arguments_of_fit)
+            together = torch.cat([train[0], dev[0]]), torch.cat([train[1], dev[1]])
+            models = {
+                "plain": fit(train, seed, None, None),
+                "train and dev together": fit(together, seed, None, None),
+                "learned weights": fit(train, seed, dev, None if seed else writer),
+            }
+            for name, model in models.items():
                 with torch.no_grad():
                     right = model(test[0]).argmax(1) == test[1]
                 found.setdefault(name, []).append(float(right.float().mean()))
