@@ -35,7 +35,10 @@ def loader(samples: int = 640) -> Any:
     return DataLoader(data, batch_size=4)
 
 
-def test_a_lightning_module_needs_fewer_than_fifteen_lines(capsys: Any) -> None:
+def test_a_lightning_module_needs_fewer_than_fifteen_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the Trainer writes a checkpoint
     pytest.importorskip("lightning")
     (diff,) = blocks("lightning.md", "diff")
     program, added = changed(diff)
