@@ -16,6 +16,7 @@ import reweight
 from reweight._problem import LossesFn, OuterFn
 from reweight.integrations._dev_batches import DevBatches
 from reweight.integrations._micro_batches import MicroBatches, over_micro_batches
+from reweight.integrations._precision import warn_of_half_precision
 from reweight.integrations._processes import check_one_process
 from reweight.weighters import SampleWeighter
 from reweight.wrapping import Reweighted
@@ -96,6 +97,7 @@ def wrap(
     losses = over_micro_batches(losses, inner)
     weighter.to(accelerator.device)
     reweighted = reweight.wrap(inner, weighter, losses, outer_loss, _plain(optimizer), **options)
+    warn_of_half_precision(reweighted)
     accelerator.register_for_checkpointing(reweighted)
     if outer_optimizer is not None:
         accelerator.register_for_checkpointing(outer_optimizer)

@@ -15,6 +15,7 @@ from reweight.hypergradient import Hypergradient
 from reweight.integrations._dev_batches import DevBatches
 from reweight.integrations._lightning_names import BASES, nothing_logged
 from reweight.integrations._micro_batches import MicroBatches, over_micro_batches
+from reweight.integrations._precision import warn_of_half_precision
 from reweight.integrations._processes import check_one_process
 from reweight.weighters import SampleWeighter
 from reweight.wrapping import Reweighted, wrap
@@ -151,6 +152,7 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
             trainer.optimizers or None,
             **self._options,
         )
+        warn_of_half_precision(self.reweighted)
         if self._loaded is not None:
             self._restore(self._loaded)
 

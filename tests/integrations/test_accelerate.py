@@ -190,6 +190,11 @@ def test_bad_arguments_are_named(change: dict[str, Any], match: str) -> None:
         wrap(**(given | change))
 
 
+def test_parameters_in_half_precision_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"torch\.bfloat16.*mixed_precision"):
+        Loop(dtype=torch.bfloat16)
+
+
 def test_a_prepared_dev_loader_is_refused() -> None:
     loop = Loop()
     with pytest.raises(TypeError, match="loader is one that accelerator.prepare returned"):

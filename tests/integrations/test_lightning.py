@@ -279,6 +279,11 @@ def test_outer_steps_are_made_without_autocast() -> None:
     }  # which second derivatives are compared in
 
 
+def test_parameters_in_half_precision_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"torch\.bfloat16.*bf16-mixed"):
+        fitted(precision="bf16-true")
+
+
 # -- checkpoints -----------------------------------------------------------------------------------
 
 
