@@ -17,8 +17,8 @@ def warn_of_half_precision(reweighted: Reweighted) -> None:
     if half:
         warnings.warn(
             f"parameters of the model are {', '.join(map(str, half))}, and outer steps are "
-            "computed in their precision: products with the Hessian have errors of percents. Keep the "
-            'parameters in float32 and train in mixed precision ("bf16-mixed" in Lightning, '
+            "computed in their precision: products with the Hessian have errors of percents. Keep "
+            'the parameters in float32 and train in mixed precision ("bf16-mixed" in Lightning, '
             'mixed_precision="bf16" in Accelerate)',
             stacklevel=3,
         )
