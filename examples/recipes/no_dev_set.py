@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 import reweight
 
 STEPS, OUTER_EVERY = 1500, 5
-GROUP_LR, LOSS_LR = 1e-2, 1e-3
+GROUP_LR, LOSS_LR = 1e-2, 1e-2
 Part = tuple[Tensor, ...]
 Result = dict[str, float]
 
@@ -90,15 +90,17 @@ def sources(seed: int) -> Result:
     def dev_loss(model: nn.Module, rows: Part) -> Tensor:
         return cross_entropy(model(task[rows[0]]), task_labels[rows[0]])
 
-    reuse = reweight.ReorderReuseSampler(100, 32, dev_batch_size=64, seed=seed)
-    split = reweight.SplitSampler(100, 0.2, 32, dev_batch_size=20, seed=seed)
-
     def score(
         kept: Tensor,
-        sampler: reweight.ReorderReuseSampler | reweight.SplitSampler = reuse,
         outer_lr: float = 0.0,
         weights: Tensor | None = None,
+        held_out: bool = False,
     ) -> tuple[float, Tensor]:
+        sampler = (
+            reweight.SplitSampler(100, 0.2, 32, dev_batch_size=20, seed=seed)
+            if held_out
+            else reweight.ReorderReuseSampler(100, 32, dev_batch_size=64, seed=seed)
+        )
         torch.manual_seed(seed)
         weighter = reweight.GroupWeighter(10) if weights is None else Fixed(weights)
         candidates = kept.nonzero().squeeze(1)
@@ -112,11 +114,10 @@ def sources(seed: int) -> Result:
 
     every = torch.ones(1000, dtype=torch.bool)
     reused, weights = score(every, outer_lr=GROUP_LR)
-    held_out, _ = score(every, split, outer_lr=GROUP_LR)
     return {
         "task only": score(every, weights=torch.zeros(10))[0],
         "both together": score(every)[0],
-        "learned, dev rows held out": held_out,
+        "learned, dev rows held out": score(every, outer_lr=GROUP_LR, held_out=True)[0],
         "learned, dev rows reused": reused,
         "retrained, weights fixed": score(every, weights=weights)[0],
         "retrained on sources above the mean weight": score((weights > weights.mean())[group])[0],
