@@ -33,7 +33,7 @@ def as_ids(ids: Any, name: str = "ids") -> Ids:
             raise TypeError(
                 f"{name} holds strings and {others}: use one kind of id, such as str(id) for all"
             )
-        values = np.asarray(values) if values else np.empty(0, np.int64)
+        values = np.asarray(values)
     if values.ndim != 1:
         raise ValueError(
             f"{name} has shape {tuple(values.shape)}, expected [N]: one id for each sample "
@@ -45,12 +45,14 @@ def as_ids(ids: Any, name: str = "ids") -> Ids:
         if any("\0" in value for value in values):
             raise ValueError(f"{name} holds a string with a NUL character, which numpy would cut")
         return values
+    if not len(values):
+        return np.empty(0, np.int64)
     if values.dtype.kind not in "iu":
         raise TypeError(
             f"{name} holds {values.dtype}: ids are integers or strings, so that two of them are "
             "equal or not. Number the samples from 0"
         )
-    if values.dtype.kind == "u" and len(values) and int(values.max()) > np.iinfo(np.int64).max:
+    if values.dtype.kind == "u" and int(values.max()) > np.iinfo(np.int64).max:
         raise ValueError(f"{name} holds {int(values.max())}, which does not fit into an int64")
     return values.astype(np.int64)
 
