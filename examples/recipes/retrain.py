@@ -9,9 +9,10 @@ docs/recipes/retrain.md.
 from __future__ import annotations
 
 import argparse
-import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,11 +35,10 @@ Batch = tuple[Tensor, Tensor, Tensor]  # features [B, 64], labels [B], ids [B]
 Data = Dataset[Batch]
 
 NOISE, NUM_CLASSES, NUM_TRAIN, NUM_DEV = 0.4, 10, 1000, 200
-EPOCHS, BATCH_SIZE, LEARNING_RATE = 40, 50, 3e-3
-# The search: which weighter, its outer learning rate, the epochs before the first outer step, and
-# the train batches between two of them.
+STEPS, BATCH_SIZE, LEARNING_RATE = 600, 50, 3e-3  # of every training, whatever its data
+# The search: which weighter, its outer learning rate, and the steps before the first outer step.
 WEIGHTER: Callable[[], reweight.SampleWeighter] = reweight.LossWeighter
-OUTER_LEARNING_RATE, WARMUP_EPOCHS, EVERY = 1e-3, 3, 1
+OUTER_LEARNING_RATE, WARMUP = 1e-3, 60
 
 ALL = np.arange(NUM_TRAIN)
 EQUAL = SampleValues(ALL, np.ones(NUM_TRAIN))
@@ -92,26 +92,35 @@ def new_model(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
 
 
+def batches(data: Dataset[Any]) -> Iterator[Any]:
+    """The batches of one training, epoch after epoch."""
+    loader = DataLoader(data, batch_size=BATCH_SIZE, shuffle=True)
+    endless = itertools.chain.from_iterable(itertools.repeat(loader))
+    return itertools.islice(endless, STEPS)
+
+
 def search(task: Task, seed: int) -> tuple[nn.Module, SampleValues]:
     """The first training: it learns the weights."""
     model, optimizer = new_model(seed)
     weighter = WEIGHTER()
     outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=OUTER_LEARNING_RATE)
     rw = reweight.wrap(model, weighter, losses, outer_loss, optimizer)
-    loader = DataLoader(task.train, batch_size=BATCH_SIZE, shuffle=True)
     dev_batch = next(iter(DataLoader(task.dev, batch_size=NUM_DEV)))
     collector = Collector(rw)
-    for epoch in range(EPOCHS):
-        for step, batch in enumerate(loader):
-            loss = rw.loss(batch)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if epoch >= WARMUP_EPOCHS and step % EVERY == 0:
-                outer_optimizer.zero_grad()
-                result = rw.outer_backward(batch, dev_batch)
-                outer_optimizer.step()
-                collector.add(batch[2], result, rw.weights(batch))
+    for step, batch in enumerate(batches(task.train)):
+        loss = rw.loss(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step < WARMUP:
+            # While all weights are equal, the influence tells samples apart. Later it says only
+            # what the weights have left to do.
+            result = rw.hypergradient(batch, dev_batch)
+            collector.add(batch[2], result, rw.weights(batch))
+        else:
+            outer_optimizer.zero_grad()
+            rw.outer_backward(batch, dev_batch)
+            outer_optimizer.step()
     model.eval()
     values = collect(rw, DataLoader(task.train, batch_size=250), ids=lambda batch: batch[2])
     return model, values.with_influence_of(collector.values())
@@ -124,12 +133,11 @@ def retrain(
     train = Subset(task.train, ids.tolist())
     data = WeightedTrainAndDev(train, task.dev if dev else Subset(task.dev, []), values, ids=ids)
     model, optimizer = new_model(seed)
-    for _ in range(EPOCHS):
-        for batch, weights in DataLoader(data, batch_size=BATCH_SIZE, shuffle=True):
-            loss = (weights * losses(model, batch)).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    for batch, weights in batches(data):
+        loss = (weights * losses(model, batch)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     return model
 
 

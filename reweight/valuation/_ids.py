@@ -23,7 +23,7 @@ def as_ids(ids: Any, name: str = "ids") -> Ids:
         ValueError: they are not of shape ``[N]``.
     """
     values = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else ids
-    if not isinstance(values, np.ndarray):
+    if not isinstance(values, np.ndarray) or values.dtype.kind == "O":
         if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
             raise TypeError(f"{name}={values!r}: pass one id for each sample, as a sequence [N]")
         values = list(values)
@@ -33,17 +33,15 @@ def as_ids(ids: Any, name: str = "ids") -> Ids:
             raise TypeError(
                 f"{name} holds strings and {others}: use one kind of id, such as str(id) for all"
             )
+        if str in kinds and any("\0" in value for value in values):
+            raise ValueError(f"{name} holds a string with a NUL character, which numpy would cut")
         values = np.asarray(values)
     if values.ndim != 1:
         raise ValueError(
             f"{name} has shape {tuple(values.shape)}, expected [N]: one id for each sample "
             "(.reshape(-1) removes further dimensions)"
         )
-    if values.dtype.kind == "O" and all(isinstance(value, str) for value in values):
-        values = values.astype(str)
     if values.dtype.kind == "U":
-        if any("\0" in value for value in values):
-            raise ValueError(f"{name} holds a string with a NUL character, which numpy would cut")
         return values
     if not len(values):
         return np.empty(0, np.int64)

@@ -108,7 +108,8 @@ def removal_curve(
 
     Args:
         train_and_score: ``(ids, seed) -> score``: trains a new model on the samples ``ids``
-            (sorted) and returns its score, the higher the better. The seed is for all that is random in it.
+            (sorted) and returns its score, the higher the better. The seed is for all
+            that is random in it.
         worst_first: ``[N]``, the ids in the order of removal, as
             :meth:`SampleValues.worst_first` returns them, or the ranking of any other method.
         shares: what to remove of all samples, at least 0 and below 1, ascending.

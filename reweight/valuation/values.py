@@ -107,7 +107,7 @@ class SampleValues:
         wanted = as_ids(ids)
         if len(wanted) and len(self) and wanted.dtype.kind != self.ids.dtype.kind:
             raise TypeError(
-                f"ids: got {wanted[0]!r}, but the table holds ids such as {self.ids[0]!r}: "
+                f"ids: got {named(wanted, 1)}, but the table holds {named(self.ids, 1)}: "
                 "integers and strings are never equal"
             )
         rows = np.searchsorted(self.ids, wanted).clip(max=max(len(self) - 1, 0))
