@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -32,7 +33,7 @@ from reweight.valuation import (
 )
 
 Batch = tuple[Tensor, Tensor, Tensor]  # features [B, 64], labels [B], ids [B]
-Data = Dataset[Batch]
+Data = Dataset[Any]  # of single samples (features, label, id)
 
 NOISE, NUM_CLASSES, NUM_TRAIN, NUM_DEV = 0.4, 10, 1000, 200
 STEPS, BATCH_SIZE, LEARNING_RATE = 600, 50, 3e-3  # of every training, whatever its data
@@ -40,13 +41,14 @@ STEPS, BATCH_SIZE, LEARNING_RATE = 600, 50, 3e-3  # of every training, whatever 
 WEIGHTER: Callable[[], reweight.SampleWeighter] = reweight.LossWeighter
 OUTER_LEARNING_RATE, WARMUP = 1e-3, 60
 
+Ids = NDArray[Any]
 ALL = np.arange(NUM_TRAIN)
 EQUAL = SampleValues(ALL, np.ones(NUM_TRAIN))
 
 
 @dataclass
 class Task:
-    """Data sets of (features, label, id); the ids of training samples are their positions."""
+    """Data sets; the ids of training samples are their positions."""
 
     train: Data
     labels: Tensor  # of the training samples, as noisy as they are
@@ -127,7 +129,7 @@ def search(task: Task, seed: int) -> tuple[nn.Module, SampleValues]:
 
 
 def retrain(
-    task: Task, ids: np.ndarray, seed: int, values: SampleValues = EQUAL, *, dev: bool = True
+    task: Task, ids: Ids, seed: int, values: SampleValues = EQUAL, *, dev: bool = True
 ) -> nn.Module:
     """The second training: a new model on the samples ``ids`` with their weights, and on dev."""
     train = Subset(task.train, ids.tolist())
@@ -181,25 +183,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Search weights, then train with them.")
     parser.add_argument("--seeds", type=int, default=5, help="how many (at least 2)")
     parser.add_argument("--save", metavar="FILE", help="the values of seed 0: .parquet, .csv, .npz")
-    parser.add_argument("--plot", metavar="FILE", help="plot the removal curve of seed 0")
+    parser.add_argument("--plot", metavar="FILE", help="plot the removal curve")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # for tensors this small, one thread is faster than several
 
     tasks = [make_task(seed) for seed in range(options.seeds)]
     results = [compare(task, seed) for seed, task in enumerate(tasks)]
     print(table([row for row, _ in results]))
-    task, (_, values) = tasks[0], results[0]
-    print(f"\nseed 0: {values}")
-    for name, rows in (("right", ~task.wrong), ("wrong", task.wrong)):
-        print(f"mean weight of {name} labels: {values.weights[rows.numpy()].mean():.2f}")
+    found = [values for _, values in results]
+    print(f"\nseed 0: {found[0]}")
+    for name, wrong in (("right", False), ("wrong", True)):
+        rows = (tasks[0].wrong == wrong).numpy()
+        print(f"mean weight of {name} labels: {found[0].weights[rows].mean():.2f}")
     if options.save:
-        values.save(options.save)
+        found[0].save(options.save)
 
-    def train_and_score(ids: np.ndarray, seed: int) -> float:
-        return accuracy(retrain(task, ids, seed), task.test)
+    def train_and_score(ids: Ids, seed: int) -> float:
+        return accuracy(retrain(tasks[seed], ids, seed), tasks[seed].test)
 
-    curve = removal_curve(train_and_score, values.worst_first(), seeds=range(options.seeds))
-    print(f"\ntrain without a share of the samples, by the influence of seed 0\n{curve}")
+    def worst_first(seed: int) -> Ids:
+        return found[seed].worst_first()
+
+    curve = removal_curve(train_and_score, worst_first, seeds=range(options.seeds))
+    print(f"\ntrained on dev and on the rest of the training samples\n{curve}")
     if options.plot:
         curve.plot(options.plot, score="test accuracy")
 

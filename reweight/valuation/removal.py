@@ -111,7 +111,9 @@ def removal_curve(
             (sorted) and returns its score, the higher the better. The seed is for all
             that is random in it.
         worst_first: ``[N]``, the ids in the order of removal, as
-            :meth:`SampleValues.worst_first` returns them, or the ranking of any other method.
+            :meth:`SampleValues.worst_first` returns them, or the ranking of any other method. Or a
+            function ``seed -> ids``, where each seed has a search of its own: only then do the
+            standard errors include the chance in the ranking.
         shares: what to remove of all samples, at least 0 and below 1, ascending.
         seeds: one training for each, and one order of random removal.
 
@@ -131,16 +133,15 @@ def removal_curve(
            50 %        4     1.000 ± 0.000     0.438 ± 0.062     0.000 ± 0.000    +0.562 ± 0.062
         mean ± standard error over 4 seeds
     """
-    order = as_ids(worst_first, "worst_first")
-    names, counts = np.unique(order, return_counts=True)
-    if len(names) != len(order):
-        raise ValueError(f"worst_first: {named(names[counts > 1])} stand more than once")
-    removed = _removed(shares, len(order))
     seeds = tuple(seeds)
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds={seeds!r}: pass one or more different integers")
+    orders = [_order(worst_first(seed) if callable(worst_first) else worst_first) for seed in seeds]
+    if len(sizes := sorted(set(map(len, orders)))) > 1:
+        raise ValueError(f"worst_first: the seeds rank {sizes} samples, and must rank equally many")
+    removed = _removed(shares, sizes[0])
     scores: dict[Way, Floats] = {way: np.empty((len(seeds), len(removed))) for way in WAYS}
-    for s, seed in enumerate(seeds):
+    for s, (seed, order) in enumerate(zip(seeds, orders, strict=True)):
         shuffled = np.random.default_rng(seed).permutation(order)
         ways: dict[Way, Ids] = dict(zip(WAYS, (order, shuffled, order[::-1]), strict=True))
         whole: float | None = None
@@ -152,8 +153,16 @@ def removal_curve(
                 kept = np.sort(sequence[count:])
                 score = scores[way][s, k] = _scored(train_and_score, kept, seed, way)
                 whole = score if count == 0 else whole
-    kept_counts = tuple(len(order) - count for count in removed)
+    kept_counts = tuple(sizes[0] - count for count in removed)
     return RemovalCurve(tuple(map(float, shares)), kept_counts, seeds, scores)
+
+
+def _order(worst_first: Any) -> Ids:
+    order = as_ids(worst_first, "worst_first")
+    names, counts = np.unique(order, return_counts=True)
+    if len(names) != len(order):
+        raise ValueError(f"worst_first: {named(names[counts > 1])} stand more than once")
+    return order
 
 
 def _removed(shares: Sequence[float], size: int) -> list[int]:

@@ -68,6 +68,16 @@ def test_one_seed_has_no_standard_error_and_is_told() -> None:
     assert "±" not in str(curve) and "may be chance" in str(curve)
 
 
+def test_every_seed_can_have_its_own_ranking() -> None:
+    rankings = {0: RANKING, 3: RANKING[::-1]}
+    curve = removal_curve(total, rankings.__getitem__, shares=(0.5,), seeds=(0, 3))
+    best = np.sort(GOODNESS)[10:].sum()
+    worst = np.sort(GOODNESS)[:10].sum()
+    assert curve.scores["worst first"].tolist() == [[best], [worst + 3.0]]
+    with pytest.raises(ValueError, match=r"rank \[4, 5\] samples"):
+        removal_curve(total, lambda seed: range(4 + seed), shares=(0.5,), seeds=(0, 1))
+
+
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
 def test_a_curve_is_drawn(tmp_path: Path, seeds: tuple[int, ...]) -> None:
     curve = removal_curve(total, RANKING, shares=(0.0, 0.5), seeds=seeds)
