@@ -7,6 +7,9 @@ from pathlib import Path
 
 import noisy_labels
 import pytest
+from recipes import retrain
+
+from reweight.valuation import SampleValues
 
 
 def test_noisy_labels_learns_which_labels_to_believe(
@@ -19,3 +22,29 @@ def test_noisy_labels_learns_which_labels_to_believe(
     right, wrong = (float(x) for x in re.findall(r"labels (\d\.\d+)", shown))
     assert learned > plain + 0.2
     assert right > 1.5 and wrong < 0.2
+
+
+@pytest.mark.slow
+def test_retrain_compares_all_ways_and_saves_and_draws(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrain, "STEPS", 100)
+    retrain.main(["--seeds", "2", "--save", f"{tmp_path}/v.csv", "--plot", f"{tmp_path}/c.png"])
+    assert (tmp_path / "c.png").stat().st_size > 10_000
+    assert len(SampleValues.load(tmp_path / "v.csv")) == retrain.NUM_TRAIN
+    shown = capsys.readouterr().out
+    # Seven ways with their mean and error; six shares in three ways.
+    assert len(re.findall(r"^[a-z][\w ,()-]+\d\.\d{3} ± \d\.\d{3}", shown, re.MULTILINE)) == 7
+    assert len(re.findall(r"^ *\d+ % +\d+( +\d\.\d{3} ± \d\.\d{3}){3}", shown, re.MULTILINE)) == 6
+
+
+@pytest.mark.slow
+def test_retrain_finds_wrong_labels_by_weight_and_by_influence() -> None:
+    task = retrain.make_task(0)
+    scores, values = retrain.compare(task, 0)
+    assert scores["learned weights, retrained"] > scores["both together"]
+    assert scores["pruned, retrained"] > scores["both together"]
+    wrong = task.wrong.numpy()
+    assert values.weights[~wrong].mean() > 5 * values.weights[wrong].mean()
+    worst = values.worst_first()[: int(wrong.sum())]
+    assert wrong[worst].mean() > 0.7

@@ -158,12 +158,12 @@ class WeightedTrainAndDev(Dataset[tuple[Any, Tensor]]):
         return len(self.weights)
 
     def __getitem__(self, index: int) -> tuple[Any, Tensor]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} samples")
+        if index < 0:
+            raise IndexError(f"index {index}: positions start at 0")
+        weight = self.weights[index]  # raises an IndexError at the end, which ends an iteration
         train, dev = self._parts
         late = index - self._num_train
-        sample = train[index] if late < 0 else dev[late]
-        return sample, self.weights[index]
+        return (train[index] if late < 0 else dev[late]), weight
 
 
 @dataclass(frozen=True)
