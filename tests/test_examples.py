@@ -28,23 +28,26 @@ def test_noisy_labels_learns_which_labels_to_believe(
 def test_retrain_compares_all_ways_and_saves_and_draws(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retrain, "STEPS", 100)
+    monkeypatch.setattr(retrain, "STEPS", 25)  # an epoch takes 20
+    monkeypatch.setattr(retrain, "WARMUP", 20)
     retrain.main(["--seeds", "2", "--save", f"{tmp_path}/v.csv", "--plot", f"{tmp_path}/c.png"])
     assert (tmp_path / "c.png").stat().st_size > 10_000
     assert len(SampleValues.load(tmp_path / "v.csv")) == retrain.NUM_TRAIN
     shown = capsys.readouterr().out
     # Seven ways with their mean and error; six shares in three ways.
-    assert len(re.findall(r"^[a-z][\w ,()-]+\d\.\d{3} ± \d\.\d{3}", shown, re.MULTILINE)) == 7
+    assert len(re.findall(r"^[a-z][\w ,()]+\d\.\d{3} ± \d\.\d{3}", shown, re.MULTILINE)) == 7
     assert len(re.findall(r"^ *\d+ % +\d+( +\d\.\d{3} ± \d\.\d{3}){3}", shown, re.MULTILINE)) == 6
 
 
 @pytest.mark.slow
-def test_retrain_finds_wrong_labels_by_weight_and_by_influence() -> None:
+def test_retrain_finds_wrong_labels_by_weight_and_by_influence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retrain, "STEPS", 300)
     task = retrain.make_task(0)
-    scores, values = retrain.compare(task, 0)
-    assert scores["learned weights, retrained"] > scores["both together"]
-    assert scores["pruned, retrained"] > scores["both together"]
+    _, values = retrain.search(task, 0)
     wrong = task.wrong.numpy()
-    assert values.weights[~wrong].mean() > 5 * values.weights[wrong].mean()
-    worst = values.worst_first()[: int(wrong.sum())]
-    assert wrong[worst].mean() > 0.7
+    assert values.weights[~wrong].mean() > 3 * values.weights[wrong].mean()
+    assert wrong[values.worst_first()[: int(wrong.sum())]].mean() > 0.7
+    retrained = retrain.accuracy(retrain.retrain(task, retrain.ALL, 0, values), task.test)
+    assert retrained > retrain.accuracy(retrain.retrain(task, retrain.ALL, 0), task.test)
