@@ -190,7 +190,7 @@ def _read_csv(path: Path) -> tuple[Columns, int]:
     }
     about = json.loads(_beside(path).read_text("utf-8")) if _beside(path).exists() else {}
     kinds = {c["name"]: c["datatype"] for c in about.get("tableSchema", {}).get("columns", ())}
-    if "id" in columns and kinds.get("id", _guessed(columns["id"])) == "integer":
+    if "id" in columns and kinds.get("id") != "string" and _are_integers(columns["id"]):
         columns["id"] = columns["id"].astype(np.int64)
     return columns, int(about.get("dc:identifier", str(VERSION)).rpartition(" ")[2])
 
@@ -207,15 +207,11 @@ def _id_type(ids: NDArray[Any]) -> str:
     return "string" if ids.dtype.kind == "U" else "integer"
 
 
-def _guessed(ids: NDArray[Any]) -> str:
-    """Integers if all are written as integers are: "007" is a name."""
-    return "integer" if all(_is_integer(value) for value in ids.tolist()) else "string"
-
-
-def _is_integer(text: str) -> bool:
+def _are_integers(ids: NDArray[Any]) -> bool:
+    """Whether all are written as int64 numbers are: "007" is a name."""
     try:
-        return str(int(text)) == text
-    except ValueError:
+        return bool((ids.astype(np.int64).astype(str) == ids).all())
+    except (ValueError, OverflowError):
         return False
 
 

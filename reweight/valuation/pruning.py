@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from reweight.valuation._ids import Ids, as_ids
-from reweight.valuation.values import By, Floats, SampleValues
+from reweight.valuation._ids import Ids, as_ids, named
+from reweight.valuation.values import By, SampleValues
+
+_SHOWN = 20  # strata that are printed
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,10 @@ class Pruned:
     def __str__(self) -> str:
         width = max([len("stratum"), *(len(str(name)) for name in self.counts)])
         lines = [f"{'stratum':<{width}}  {'kept':>8}  {'of':>8}"]
-        lines += [f"{name!s:<{width}}  {k:>8}  {n:>8}" for name, (k, n) in self.counts.items()]
+        rows = [f"{name!s:<{width}}  {k:>8}  {n:>8}" for name, (k, n) in self.counts.items()]
+        lines += rows[:_SHOWN]
+        if len(rows) > _SHOWN:
+            lines.append(f"and {len(rows) - _SHOWN} more strata")
         if self.tied:
             lines.append(
                 f"{self.tied} samples that were left out are as good as a kept one: the lowest ids "
@@ -79,26 +84,28 @@ def prune(values: SampleValues, share: float, *, strata: Any = None, by: By = "w
             f"strata: there are {len(names)} of them for {len(values)} samples: pass one for each "
             "of values.ids, in that order"
         )
-    goodness = values.harm(by)
-    kept: list[Ids] = []
-    counts: dict[Any, tuple[int, int]] = {}
-    tied = 0
-    for name in np.unique(names).tolist():
-        rows = np.flatnonzero(names == name)
-        best = rows[np.argsort(-goodness[rows], kind="stable")]  # rows are in the order of ids
-        size = max(1, int(share * len(rows) + 0.5))
-        kept.append(values.ids[best[:size]])
-        counts[name] = size, len(rows)
-        tied += _tied(goodness, best, size)
-        if len(rows) > size and np.ptp(goodness[rows]) == 0.0:
-            warnings.warn(
-                f"values: all {len(rows)} samples of stratum {name!r} have the same {by}, so the "
-                "lowest ids were kept. Nothing was learned about them, or all weights are at a "
-                "bound",
-                stacklevel=2,
-            )
-    return Pruned(np.sort(np.concatenate(kept)) if kept else values.ids, counts, tied)
-
-
-def _tied(goodness: Floats, best: Any, size: int) -> int:
-    return int((goodness[best[size:]] == goodness[best[size - 1]]).sum())
+    if not len(values):
+        return Pruned(values.ids, {}, 0)
+    goodness = values.goodness(by)
+    strata_names, group, counts = np.unique(names, return_inverse=True, return_counts=True)
+    # The best of each stratum first. The sort is stable, and rows ascend with ids.
+    order = np.lexsort((-goodness, group))
+    group, goodness = group[order], goodness[order]
+    starts = np.cumsum(counts) - counts
+    sizes = np.maximum(1, (share * counts + 0.5).astype(np.int64))
+    keep = np.arange(len(order)) - starts[group] < sizes[group]
+    alike = goodness[starts] == goodness[starts + counts - 1]
+    if (undecided := alike & (sizes < counts)).any():
+        warnings.warn(
+            f"values: all samples have the same {by} in {int(undecided.sum())} of {len(counts)} "
+            f"strata ({named(strata_names[undecided])}), so that the lowest ids were kept. Nothing "
+            "was learned about them, or all weights are at a bound",
+            stacklevel=2,
+        )
+    cut = goodness[starts + sizes - 1]
+    sizes_of = zip(strata_names.tolist(), sizes.tolist(), counts.tolist(), strict=True)
+    return Pruned(
+        np.sort(values.ids[order[keep]]),
+        {name: (size, count) for name, size, count in sizes_of},
+        int((goodness[~keep] == cut[group[~keep]]).sum()),
+    )

@@ -134,10 +134,14 @@ class SampleValues:
         Raises:
             ValueError: another word, or the influence was not gathered.
         """
-        return self.ids[np.argsort(self.harm(by), kind="stable")]
+        return self.ids[np.argsort(self.goodness(by), kind="stable")]
 
-    def harm(self, by: By) -> Floats:
-        """``[N]``, ascending from the most harmful sample to the most helpful one."""
+    def goodness(self, by: By) -> Floats:
+        """``[N]``, the higher the better: the weights, or the influence times -1.
+
+        Raises:
+            ValueError: as :meth:`worst_first`.
+        """
         if by == "weight":
             return self.weights
         if by != "influence":
@@ -158,10 +162,9 @@ class SampleValues:
         Raises:
             ValueError: ``other`` has no influence, or not of all samples.
         """
-        rows = other.rows_of(self.ids)
-        other.harm("influence")
-        assert other.influence is not None and other.seen is not None
-        return SampleValues(self.ids, self.weights, other.influence[rows], other.seen[rows])
+        rows, influence = other.rows_of(self.ids), -other.goodness("influence")
+        assert other.seen is not None
+        return SampleValues(self.ids, self.weights, influence[rows], other.seen[rows])
 
     def save(self, path: str | Path) -> None:
         """Write a ``.parquet``, ``.csv`` or ``.npz`` file, atomically.

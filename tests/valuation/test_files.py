@@ -77,9 +77,10 @@ def test_a_csv_file_is_a_plain_table(tmp_path: Path) -> None:
     ("text", "ids"),
     [
         ("id,weight\n2,0.5\n1,1.5\n", [1, 2]),
+        ("id,weight\n1,0.5\n99999999999999999999,1.5\n", ["1", "9" * 20]),
         ("\ufeffweight,other,id\r\n0.5,x,7\r\n1.5,y,007\r\n", ["007", "7"]),
     ],
-    ids=["integers", "names"],
+    ids=["integers", "too large", "names"],
 )
 def test_a_csv_file_from_elsewhere_is_read(tmp_path: Path, text: str, ids: list[Any]) -> None:
     (tmp_path / "other.csv").write_text(text, encoding="utf-8", newline="")

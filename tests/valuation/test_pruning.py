@@ -58,8 +58,17 @@ def test_equal_values_at_the_cut_are_told() -> None:
     kept = prune(SampleValues(range(5), [2.0, 1.0, 1.0, 1.0, 0.0]), 0.4)
     assert kept.ids.tolist() == [0, 1] and kept.tied == 2
     assert "2 samples that were left out are as good" in str(kept)
-    with pytest.warns(UserWarning, match="all 4 samples of stratum 'all' have the same weight"):
+    with pytest.warns(UserWarning, match="same weight in 1 of 1 strata \\('all'\\)"):
         prune(SampleValues(range(4), [1.0] * 4), 0.5)
+
+
+def test_many_strata_are_kept_in_one_go_and_not_all_printed() -> None:
+    users = np.repeat(np.arange(30_000), 3)
+    values = SampleValues(range(len(users)), np.tile([1.0, 3.0, 2.0], 30_000))
+    kept = prune(values, 0.3, strata=users)
+    assert (kept.ids == np.arange(30_000) * 3 + 1).all()
+    assert len(str(kept).splitlines()) < 30 and "and 29980 more strata" in str(kept)
+    assert prune(SampleValues([], []), 0.5).counts == {}
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan")])
