@@ -34,9 +34,9 @@ def test_retrain_compares_all_ways_and_saves_and_draws(
     assert (tmp_path / "c.png").stat().st_size > 10_000
     assert len(SampleValues.load(tmp_path / "v.csv")) == retrain.NUM_TRAIN
     shown = capsys.readouterr().out
-    # Seven ways with their mean and error; six shares in three ways.
+    # Seven ways with their mean and error; six shares in three ways, by influence and by weight.
     assert len(re.findall(r"^[a-z][\w ,()]+\d\.\d{3} ± \d\.\d{3}", shown, re.MULTILINE)) == 7
-    assert len(re.findall(r"^ *\d+ % +\d+( +\d\.\d{3} ± \d\.\d{3}){3}", shown, re.MULTILINE)) == 6
+    assert len(re.findall(r"^ *\d+ % +\d+( +\d\.\d{3} ± \d\.\d{3}){3}", shown, re.MULTILINE)) == 12
 
 
 @pytest.mark.slow

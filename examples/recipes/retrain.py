@@ -12,7 +12,7 @@ import argparse
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ STEPS, BATCH_SIZE, LEARNING_RATE = 600, 50, 3e-3  # of every training, whatever 
 WEIGHTER: Callable[[], reweight.SampleWeighter] = reweight.LossWeighter
 OUTER_LEARNING_RATE, WARMUP = 1e-3, 60
 
+BY: tuple[Literal["influence", "weight"], ...] = ("influence", "weight")
 Ids = NDArray[Any]
 ALL = np.arange(NUM_TRAIN)
 EQUAL = SampleValues(ALL, np.ones(NUM_TRAIN))
@@ -183,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Search weights, then train with them.")
     parser.add_argument("--seeds", type=int, default=5, help="how many (at least 2)")
     parser.add_argument("--save", metavar="FILE", help="the values of seed 0: .parquet, .csv, .npz")
-    parser.add_argument("--plot", metavar="FILE", help="plot the removal curve")
+    parser.add_argument("--plot", metavar="FILE", help="plot the removal curve by influence")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # for tensors this small, one thread is faster than several
 
@@ -201,13 +202,15 @@ def main(arguments: list[str] | None = None) -> None:
     def train_and_score(ids: Ids, seed: int) -> float:
         return accuracy(retrain(tasks[seed], ids, seed), tasks[seed].test)
 
-    def worst_first(seed: int) -> Ids:
-        return found[seed].worst_first()
-
-    curve = removal_curve(train_and_score, worst_first, seeds=range(options.seeds))
-    print(f"\ntrained on dev and on the rest of the training samples\n{curve}")
-    if options.plot:
-        curve.plot(options.plot, score="test accuracy")
+    for by in BY:
+        orders = [
+            values.worst_first(by, strata=task.labels)
+            for values, task in zip(found, tasks, strict=True)
+        ]
+        curve = removal_curve(train_and_score, orders.__getitem__, seeds=range(options.seeds))
+        print(f"\ntrained on the dev samples and a part of the others; removed by {by}\n{curve}")
+        if options.plot and by == "influence":
+            curve.plot(options.plot, score="test accuracy")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from reweight.valuation._ids import Ids, as_ids, named
+from reweight.valuation._ids import Ids, named
 from reweight.valuation.values import By, SampleValues
 
 _SHOWN = 20  # strata that are printed
@@ -78,16 +78,12 @@ def prune(values: SampleValues, share: float, *, strata: Any = None, by: By = "w
         raise ValueError(
             f"share={share!r}: the share of the samples to keep is above 0 and at most 1"
         )
-    names = np.full(len(values), "all") if strata is None else as_ids(strata, "strata")
-    if len(names) != len(values):
-        raise ValueError(
-            f"strata: there are {len(names)} of them for {len(values)} samples: pass one for each "
-            "of values.ids, in that order"
-        )
     if not len(values):
         return Pruned(values.ids, {}, 0)
     goodness = values.goodness(by)
-    strata_names, group, counts = np.unique(names, return_inverse=True, return_counts=True)
+    strata_names, group, counts = values.grouped(
+        ["all"] * len(values) if strata is None else strata
+    )
     # The best of each stratum first. The sort is stable, and rows ascend with ids.
     order = np.lexsort((-goodness, group))
     group, goodness = group[order], goodness[order]

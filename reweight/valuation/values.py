@@ -125,16 +125,50 @@ class SampleValues:
         """The weights ``[M]`` of the samples ``ids``, in their order; errors as :meth:`rows_of`."""
         return self.weights[self.rows_of(ids)]
 
-    def worst_first(self, by: By = "influence") -> Ids:
+    def worst_first(self, by: By = "influence", *, strata: Any = None) -> Ids:
         """All ids, from the most harmful to the most helpful; equal ones by ascending id.
+
+        Influences of different classes can't be compared where the model is biased: each sample of
+        a class that it predicts too seldom seems to help, one with a wrong label too. With class
+        labels as strata, each beginning of the order holds the same share of each class.
 
         Args:
             by: ``"influence"``: the largest first; ``"weight"``: the smallest first.
+            strata: ``[N]``, the stratum of each sample (integers or strings), in the order of
+                :attr:`ids`.
 
         Raises:
-            ValueError: another word, or the influence was not gathered.
+            ValueError: another word, the influence was not gathered, or strata of another number.
+
+        Example:
+            >>> values = SampleValues([0, 1, 2, 3], [1.0, 1.0, 1.0, 1.0], [0.4, 0.3, 0.2, 0.1])
+            >>> values.worst_first(strata=["cat", "cat", "dog", "dog"]).tolist()
+            [0, 2, 1, 3]
         """
-        return self.ids[np.argsort(self.goodness(by), kind="stable")]
+        goodness = self.goodness(by)
+        if strata is None:
+            return self.ids[np.argsort(goodness, kind="stable")]
+        group, counts = self.grouped(strata)[1:]
+        order = np.lexsort((goodness, group))
+        rank = np.empty(len(self))
+        rank[order] = np.arange(len(self)) - (np.cumsum(counts) - counts)[group[order]]
+        # The middle of each sample's part of its stratum: the same from both ends.
+        return self.ids[np.argsort((rank + 0.5) / counts[group], kind="stable")]
+
+    def grouped(self, strata: Any) -> tuple[Ids, NDArray[np.intp], NDArray[np.intp]]:
+        """The names of the strata, the stratum of each sample ``[N]``, and the sizes.
+
+        Raises:
+            TypeError: strata that are no integers or strings.
+            ValueError: there is not one for each sample.
+        """
+        names = as_ids(strata, "strata")
+        if len(names) != len(self):
+            raise ValueError(
+                f"strata: there are {len(names)} of them for {len(self)} samples: pass one for "
+                "each of values.ids, in that order"
+            )
+        return np.unique(names, return_inverse=True, return_counts=True)
 
     def goodness(self, by: By) -> Floats:
         """``[N]``, the higher the better: the weights, or the influence times -1.

@@ -36,6 +36,27 @@ def test_a_ranking_starts_with_the_most_harmful_and_breaks_ties_by_id() -> None:
     assert values.worst_first("weight").tolist() == [1, 2, 3, 0]
 
 
+@pytest.mark.parametrize("by", ["weight", "influence"])
+def test_with_strata_each_beginning_takes_the_same_share_of_each(by: Any) -> None:
+    rng = np.random.default_rng(0)
+    strata, goodness = rng.choice(["a", "b", "c"], 200, p=[0.7, 0.25, 0.05]), rng.random(200)
+    # The classes do not overlap: without strata, all of "a" would come first.
+    goodness += np.where(strata == "a", 0.0, 5.0)
+    values = SampleValues(range(200), goodness, -goodness)
+    order = values.worst_first(by, strata=strata)
+    assert sorted(order.tolist()) == list(range(200))
+    for name in "abc":
+        own = order[strata[order] == name]
+        assert (np.diff(goodness[own]) >= 0).all()
+        for removed in range(200):
+            taken = (strata[order[:removed]] == name).sum()
+            # Three strata, each at most half a sample away from its exact share.
+            assert abs(taken - removed * len(own) / 200) <= 1.5
+    assert values.worst_first(by, strata=["all"] * 200).tolist() == values.worst_first(by).tolist()
+    with pytest.raises(ValueError, match="strata: there are 1 of them for 200"):
+        values.worst_first(by, strata=["a"])
+
+
 def test_influence_of_a_search_joins_weights_of_its_end() -> None:
     end = SampleValues([0, 1], [0.5, 1.5])
     search = SampleValues([2, 1, 0], [1.0, 1.0, 1.0], [0.2, 0.1, 0.0], [9, 8, 7])
