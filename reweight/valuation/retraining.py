@@ -70,7 +70,8 @@ class FixedWeights(nn.Module):
 
         Raises:
             TypeError: ``inputs`` is not an int64 tensor.
-            ValueError: ``inputs`` has another shape than ``losses``, or an id has no weight.
+            ValueError: ``inputs`` has another shape than ``losses``, or an id has no weight. Inside
+                of ``torch.compile``, such an id gets the weight NaN.
         """
         if not isinstance(inputs, Tensor) or inputs.dtype != torch.int64:
             kind = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
@@ -82,14 +83,15 @@ class FixedWeights(nn.Module):
             )
         rows = torch.searchsorted(self.ids, inputs).clamp(max=len(self.ids) - 1)
         unknown = self.ids[rows] != inputs
-        if bool(unknown.any()):
+        # A compiled graph can't read values: there, the loss becomes NaN.
+        if not torch.compiler.is_compiling() and bool(unknown.any()):
             raise ValueError(
                 f"inputs: {int(unknown.sum())} of {len(inputs)} ids have no weight, the first is "
                 f"{int(inputs[unknown][0])}. The table holds {len(self.ids)} ids from "
                 f"{int(self.ids[0])} to {int(self.ids[-1])}: collect the weights of all samples, "
                 "or train on those that have one"
             )
-        return self.weights[rows].to(losses.dtype)
+        return self.weights[rows].to(losses.dtype).masked_fill(unknown, math.nan)
 
     def extra_repr(self) -> str:
         """The size of the table."""

@@ -51,6 +51,12 @@ def test_ids_without_a_weight_are_refused(ids: Any, error: type[Exception], word
         FixedWeights(VALUES)(torch.ones(2), ids)
 
 
+def test_fixed_weights_are_compiled_and_an_unknown_id_stays_visible() -> None:
+    compiled = torch.compile(FixedWeights(VALUES), backend="eager", fullgraph=True)
+    found = compiled(torch.ones(3), torch.tensor([13, 9, 12]))
+    assert found.tolist()[::2] == [2.5, 1.0] and math.isnan(found[1])
+
+
 def test_a_table_that_cannot_be_looked_up_is_refused() -> None:
     with pytest.raises(ValueError, match="no samples"):
         FixedWeights(SampleValues([], []))
