@@ -142,7 +142,8 @@ def removal_curve(
     removed = _removed(shares, sizes[0])
     scores: dict[Way, Floats] = {way: np.empty((len(seeds), len(removed))) for way in WAYS}
     for s, (seed, order) in enumerate(zip(seeds, orders, strict=True)):
-        shuffled = np.random.default_rng(seed).permutation(order)
+        # Of the sorted ids, so that two rankings are compared with the same random removal.
+        shuffled = np.random.default_rng(seed).permutation(np.sort(order))
         ways: dict[Way, Ids] = dict(zip(WAYS, (order, shuffled, order[::-1]), strict=True))
         whole: float | None = None
         for k, count in enumerate(removed):

@@ -74,6 +74,8 @@ def test_every_seed_can_have_its_own_ranking() -> None:
     best = np.sort(GOODNESS)[10:].sum()
     worst = np.sort(GOODNESS)[:10].sum()
     assert curve.scores["worst first"].tolist() == [[best], [worst + 3.0]]
+    one = removal_curve(total, RANKING, shares=(0.5,), seeds=(0, 3))
+    assert (one.scores["at random"] == curve.scores["at random"]).all()
     with pytest.raises(ValueError, match=r"rank \[4, 5\] samples"):
         removal_curve(total, lambda seed: range(4 + seed), shares=(0.5,), seeds=(0, 1))
 
