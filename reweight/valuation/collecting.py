@@ -140,7 +140,8 @@ def collect(
     """The weight of every sample in one pass, and its influence if there is a dev batch.
 
     The weights are those of the present weighter and model. Modules stay in their mode: call
-    ``model.eval()`` first for weights without dropout. Nothing is changed.
+    ``model.eval()`` first for weights without dropout. Nothing is changed. Where weights depend on
+    the rest of the batch, as those of ``LossWeighter`` do, use large shuffled batches.
 
     Args:
         rw: what :func:`reweight.wrap` returned.
@@ -222,9 +223,10 @@ def _refuse_other_weights(known: dict[int | str, float], ids: Ids, weights: Floa
     if len(clashes):
         raise ValueError(
             f"ids: {named(clashes)} were met more than once, with different weights. Either the "
-            "ids are shared by several samples, or the loader samples with replacement while the "
-            "losses are random (dropout, augmentation, batch norm in training mode). Pass one id "
-            "for each sample, and a loader that yields each sample once"
+            "ids are shared by several samples, or the loader yields samples twice while their "
+            "weights depend on the rest of the batch (as those of LossWeighter do, or batch norm "
+            "in training mode) or on chance (dropout, augmentation). Pass one id for each sample, "
+            "and a loader that yields each sample once"
         )
 
 
