@@ -5,7 +5,7 @@ Start at :func:`wrap`.
 
 from __future__ import annotations
 
-from reweight import diagnostics
+from reweight import diagnostics, valuation
 from reweight.checking import CheckReport, CheckRow, check_hypergradient
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient
 from reweight.losses import Losses
@@ -63,5 +63,6 @@ __all__ = [
     "TableWeighter",
     "check_hypergradient",
     "diagnostics",
+    "valuation",
     "wrap",
 ]

@@ -18,7 +18,13 @@ INTEGRATIONS = ROOT / "reweight" / "integrations"
 
 
 # What an extra brings, and the files that import it when they need it.
-OPTIONAL = {"_plot.py": {"matplotlib"}, "recorder.py": {"matplotlib"}}
+OPTIONAL = {
+    "_plot.py": {"matplotlib"},
+    "recorder.py": {"matplotlib"},
+    "_removal_plot.py": {"matplotlib"},
+    "removal.py": {"matplotlib"},
+    "files.py": {"pyarrow"},
+}
 
 
 def when_loaded(node: ast.AST) -> Iterator[ast.AST]:
@@ -66,7 +72,9 @@ def documented(module: ModuleType) -> list[str]:
     return re.findall(r"^\.\. auto\w+:: (\w+)$", "".join(texts), flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("module", [reweight, reweight.diagnostics], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [reweight, reweight.diagnostics, reweight.valuation], ids=lambda m: m.__name__
+)
 def test_every_public_name_exists_and_has_a_place_in_the_reference(module: ModuleType) -> None:
     assert all(hasattr(module, name) for name in module.__all__)
     names = [n for n in module.__all__ if not isinstance(getattr(module, n), ModuleType)]
