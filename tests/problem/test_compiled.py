@@ -38,10 +38,13 @@ from reweight import (
     check_hypergradient,
     wrap,
 )
-from reweight._tensors import reducing
+from reweight._tensors import no_compiling, reducing
 from reweight.diagnostics import agreement
 
-pytestmark = pytest.mark.filterwarnings("ignore:the outer step was compiled")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the outer step was compiled"),
+    pytest.mark.skipif(bool(no_compiling()), reason=no_compiling()),
+]
 
 SOLVERS = [Identity(0.3), Neumann(3, 0.05), Neumann(3), Neumann(0), Neumann(0, 0.1)]
 SAME = [batches(6, seed) for seed in (0, 10, 20)]
