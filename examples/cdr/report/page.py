@@ -99,7 +99,7 @@ def write_page(folder: Path, document: Document, curves: Curves) -> None:
         pictures.append(learning_curves(curves))
         pictures[-1].save(folder)
     elif curves:
-        notes = (*notes, "Learning curves need matplotlib: pip install 'torch-reweight[plot]'.")
+        notes = (*notes, "Learning curves need matplotlib: pip install matplotlib.")
     template = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(_TEMPLATE)
     read = {
         name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in _JSON
