@@ -496,7 +496,12 @@ OPERATIONS: dict[str, Operation] = {
     "ctc_loss": Operation(
         lambda: nn.Linear(4, 4), inputs=floats(5, 4), losses=ctc, expected=DIFFERENCES
     ),
-    "compiled module": Operation(compiled, expected="func", like=eager),
+    # torch.func fails in one that torch 2.4 compiled, and works in one of 2.6.
+    "compiled module": Operation(
+        compiled,
+        expected="func" if hasattr(torch.compiler, "set_stance") else DIFFERENCES,
+        like=eager,
+    ),
     "autocast bf16": layer(
         lambda: nn.Linear(4, 3), 3, around=lambda: torch.autocast("cpu", torch.bfloat16)
     ),
