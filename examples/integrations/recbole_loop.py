@@ -162,8 +162,8 @@ def main() -> None:
     plain = np.array([run["plain"][0] for run in runs])
     for way in runs[0]:
         auc = np.array([run[way][0] for run in runs])
-        weights = [run[way][1] for run in runs]
-        judged = f"{np.mean(weights):.2f}" if None not in weights else ""
+        separations = [found for run in runs if (found := run[way][1]) is not None]
+        judged = f"{np.mean(separations):.2f}" if separations else ""
         spread = (auc - plain).std(ddof=1) if len(runs) > 1 else np.nan
         print(
             f"| {way} | {auc.mean():.4f} | {(auc - plain).mean():+.4f} ± {spread:.4f} | {judged} |"
