@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,29 +86,28 @@ def in_float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+def settings_of(own: dict[str, Any]) -> dict[str, Any]:
+    """RecBole's settings for the files that every test finds in its folder."""
+    return {
+        "data_path": ".",
+        "load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"]},
+        "use_gpu": False,
+        "epochs": 2,
+        "train_batch_size": 32,
+        "checkpoint_dir": "saved",
+        "topk": [3],
+        **({} if "valid_metric" in own else {"valid_metric": "MRR@3"}),
+        **SMALL,
+        **own,
+    }
+
+
 class Case:
     """A model of RecBole, its configuration and its loaders."""
 
     def __init__(self, case: str, **settings: Any) -> None:
         name, own = MODELS[case]
-        columns = {"inter": ["user_id", "item_id", "rating", "timestamp"]}
-        self.config = Config(
-            name,
-            "tiny",
-            config_dict={
-                "data_path": ".",
-                "load_col": columns,
-                "use_gpu": False,
-                "epochs": 2,
-                "train_batch_size": 32,
-                "checkpoint_dir": "saved",
-                "topk": [3],
-                **({} if "valid_metric" in own else {"valid_metric": "MRR@3"}),
-                **SMALL,
-                **own,
-                **settings,
-            },
-        )
+        self.config = Config(name, "tiny", config_dict={**settings_of(own), **settings})
         logging.getLogger().setLevel(logging.ERROR)
         init_seed(0, True)
         self.train, self.valid, self.test = data_preparation(
@@ -196,17 +196,17 @@ def test_outer_steps_move_the_weights_of_users_in_the_batches(name: str) -> None
 
 @pytest.mark.parametrize("name", ["BPR", "DeepFM", "SASRec"])
 def test_a_resumed_run_continues_bit_for_bit(name: str) -> None:
-    whole = Case(name, epochs=4)
+    whole = Case(name, epochs=2)
     learner = whole.learner()
     learner.fit(whole.train, verbose=False)
 
-    half = Case(name, epochs=2)
+    half = Case(name, epochs=1)
     first = half.learner()
     first.fit(half.train, verbose=False)
-    again = Case(name, epochs=4)
+    again = Case(name, epochs=2)
     second = again.learner()
     second.resume_checkpoint(first.saved_model_file)
-    assert second.start_epoch == 2
+    assert second.start_epoch == 1
     init_seed(99, True)  # what happens in between must not matter
     second.fit(again.train, verbose=False)
     for kind in (lambda t: t.model, lambda t: t.rw.weighter):
@@ -344,3 +344,23 @@ def test_a_checkpoint_of_recbole_is_not_taken_for_one_with_weights() -> None:
     plain.fit(case.train, verbose=False)
     with pytest.raises(ValueError, match="not written by ReweightTrainer"):
         case.learner().resume_checkpoint(plain.saved_model_file)
+
+
+def test_the_page_runs_as_it_stands() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "integrations" / "recbole.md").read_text()
+    added, retrained = (
+        re.search(rf"^```{kind}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+        for kind in ("diff", "python")
+    )
+    assert added is not None and retrained is not None
+    lines = [line[1:] for line in added[1].splitlines() if not line.startswith("-")]
+    code = "\n".join([*lines, retrained[1], "trainer.fit(train)"])
+    names = {
+        **globals(),
+        "DeepFM": get_model("DeepFM"),
+        "settings": settings_of(LABELLED),
+        "Config": lambda model, data, config_dict: Config(model, "tiny", config_dict=config_dict),
+    }
+    exec(code, names)
+    assert isinstance(names["trainer"], FixedWeightTrainer)
+    assert names["table"][1:].std() > 0
