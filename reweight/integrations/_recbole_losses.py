@@ -65,8 +65,9 @@ class PerSampleLosses:
                     f"{_name(model)}.losses(interaction) returned a {type(own).__name__}: return "
                     "reweight.Losses(per_sample, fixed=penalty)"
                 )
-            read = own.inputs if self.inputs is None else self._read(interaction)
-            return Losses(own.weighted, own.fixed, read)
+            if self.inputs is None:
+                return own
+            return Losses(own.weighted, own.fixed, self._read(interaction))
         vector = _total(model, interaction)
         # Zeros in all models but those that add terms of their own; they count as fixed.
         rest = vector[-1]
@@ -123,9 +124,13 @@ def _total(model: Any, interaction: Any) -> Tensor:
 
     def samples(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
         losses = _unreduced(module, args, kwargs)
-        found.append(tuple(losses.shape))
+        found.append(module)
         if losses.ndim == 0 or len(losses) != rows:
-            return output  # a scalar: the shape of the total tells
+            raise _refusal(
+                model,
+                f"its {_name(module)} gets losses of shape {list(losses.shape)} for {rows} rows of "
+                "the interaction",
+            )
         each = losses if losses.ndim == 1 else losses.flatten(1).mean(1)
         return torch.cat([each, each.new_zeros(2)])
 
@@ -145,11 +150,7 @@ def _total(model: Any, interaction: Any) -> Tensor:
     if not found:
         raise _refusal(model, "no module of RecBole's or torch's losses is called in it")
     if total.shape != (rows + 2,):
-        raise _refusal(
-            model,
-            f"its loss modules return shapes {found} for {rows} rows of the interaction, "
-            "or their values are reduced once more",
-        )
+        raise _refusal(model, "what its loss modules return is reduced once more")
     return total
 
 

@@ -234,8 +234,9 @@ def test_hypergradients_are_those_of_a_minimum_solved_again(name: str) -> None:
         lambda own, rows: own.usual(rows).mean(),  # reduced again
         lambda own, rows: own.usual(rows).square(),  # not a sum of losses
         lambda own, rows: own.usual(rows[list(range(4))]),  # other rows
+        lambda own, rows: own.usual(rows) + own.usual(rows[list(range(4))]),  # other rows too
     ],
-    ids=["in-line", "reduced", "squared", "fewer rows"],
+    ids=["in-line", "reduced", "squared", "fewer rows", "fewer rows beside all"],
 )
 def test_a_loss_that_is_not_a_sum_over_rows_is_refused_by_name(change: Any) -> None:
     case = Case("DeepFM")
