@@ -137,8 +137,7 @@ def results(seed: int) -> dict[str, tuple[float, float | None]]:
             hypergradient=reweight.ImplicitHypergradient(reweight.Neumann(num_terms=30)),
         )
         searched = apart.auc(trainer)
-        with torch.no_grad():
-            learned = weighter(torch.zeros(USERS), apart.numbers()).numpy()
+        learned = weighter.table().detach()[apart.numbers()].numpy()
         judged = separation(learned[~panel], flips[~panel])
         return {
             "plain": (apart.auc(Trainer(apart.config, apart.model())), None),
