@@ -1,4 +1,4 @@
-"""The example of RecBole finds who rates by coin flip, and gains from it."""
+"""The example of RecBole finds who rates by coin flip."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:not a
 
 
 @pytest.mark.slow
-def test_learned_weights_find_the_coin_flips_and_help_a_new_training(
+def test_learned_weights_find_who_rates_by_coin_flip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     found = import_module("integrations.recbole_loop").results(seed=0)
-    auc, weights = found["learned, retrained"]
+    _, weights = found["learned weights"]
     assert weights is not None and weights > 0.9
-    assert auc > found["plain"][0]
