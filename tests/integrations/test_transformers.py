@@ -1,9 +1,7 @@
-"""The Trainer of transformers with learned weights, against the real packages, without downloads."""
+"""The Trainer of transformers with learned weights, against the real packages."""
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -300,29 +298,17 @@ def test_a_column_of_a_data_set_of_datasets_is_kept_and_others_are_dropped(tmp_p
     assert not torch.equal(group_weights(made.weighter), torch.ones(2))
 
 
-class Seen(torch.nn.Module):
-    """Notes the types of what a layer returns."""
-
-    def __init__(self, layer: torch.nn.Module) -> None:
-        super().__init__()
-        self.layer, self.types = layer, []
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(x)
-        self.types.append(y.dtype)
-        return y
-
-
 def test_outer_steps_are_made_without_the_autocast_of_the_trainer(tmp_path: Path) -> None:
-    model = gpt2()
-    model.transformer.h[0].mlp.c_fc = seen = Seen(model.transformer.h[0].mlp.c_fc)
+    model, types = gpt2(), []
+    layer = model.transformer.h[0].mlp.c_fc
+    layer.register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
     made = trainer(tmp_path, model, bf16=True, max_steps=1)
     made.train()
-    inner = seen.types.count(torch.bfloat16)
+    inner = types.count(torch.bfloat16)
     # The training step, and the two passes of the first one that compare losses.
-    assert inner == 3 and len(seen.types) > inner
+    assert inner == 3 and len(types) > inner
     made.model(**batch_of(texts(2)))
-    assert seen.types[-1] == torch.bfloat16  # it is put back
+    assert types[-1] == torch.bfloat16  # it is put back
 
 
 def test_the_residual_of_a_solver_is_logged(tmp_path: Path) -> None:
