@@ -352,6 +352,20 @@ def test_known_weights_are_used_as_they_are(tmp_path: Path) -> None:
         torch.testing.assert_close(weighted.model.state_dict()[name], value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["none", "compiled", "checkpointing"])
+def test_an_outer_step_does_not_depend_on_how_the_training_step_is_made(
+    tmp_path: Path, method: str
+) -> None:
+    settings = {
+        "none": {},
+        "compiled": {"torch_compile": True, "torch_compile_backend": "eager"},
+        "checkpointing": {"gradient_checkpointing": True},
+    }[method]
+    made = trainer(tmp_path, max_steps=2, **settings)
+    made.train()
+    assert group_weights(made.weighter).tolist() == pytest.approx([1.0, 1.0], abs=1)
+
+
 def test_the_trainer_of_trl_learns_weights_by_the_same_class(tmp_path: Path) -> None:
     from datasets import Dataset
 
@@ -414,3 +428,103 @@ def _words() -> Any:
     tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     return tokenizer
+
+
+# -- what it refuses -------------------------------------------------------------------------------
+
+
+def test_a_loss_that_the_model_adds_to_is_noticed(tmp_path: Path) -> None:
+    """Mixture-of-experts models add a term that balances the experts."""
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=2,
+        router_aux_loss_coef=0.1,
+        output_router_logits=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    with pytest.raises(ValueError, match=r"losses=\(model, batch, groups\)"):
+        trainer(tmp_path, MixtralForCausalLM(config)).train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"weighter": None}, "weight_column"),
+        ({"weight_column": "weight"}, "weighter"),
+        ({"dev_dataset": None}, "dev_dataset"),
+        ({"group_column": None}, "group_column"),
+        ({"dev_dataset": "dev"}, "eval_dataset"),
+        ({"dev_dataset": []}, "dev_dataset is empty"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+    ],
+)
+def test_arguments_that_it_cannot_honour_are_named(
+    tmp_path: Path, settings: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        trainer(tmp_path, **settings)
+
+
+def test_a_dev_set_that_is_a_stream_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="dev_dataset is of type list_iterator"):
+        trainer(tmp_path, dev_dataset=iter(texts(4)))
+
+
+@pytest.mark.parametrize("settings", [{"every": 0}, {"warmup_steps": -1}, {"lr": 0.0}])
+def test_outer_arguments_out_of_range_are_named(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        OuterArguments(**settings)
+
+
+@pytest.mark.parametrize("where", ["world_size", "n_gpu"])
+def test_several_processes_or_gpus_are_refused(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainingArguments, where, property(lambda self: 2))
+    with pytest.raises(NotImplementedError, match="a weighter of its own"):
+        trainer(tmp_path)
+
+
+def test_a_search_of_hyperparameters_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotImplementedError, match="hyperparameter_search"):
+        trainer(tmp_path).call_model_init(trial=object())
+
+
+@pytest.mark.parametrize(
+    ("row", "error", "named"),
+    [
+        ({"source": "web"}, TypeError, "class_encode_column"),
+        ({"source": 5}, ValueError, "num_groups"),
+        ({}, KeyError, "source"),
+    ],
+    ids=["a name", "out of range", "missing"],
+)
+def test_a_column_that_holds_no_ids_is_named(
+    tmp_path: Path, row: Row, error: type[Exception], named: str
+) -> None:
+    rows = [{k: v for k, v in one.items() if k != "source"} | row for one in texts(16)]
+    with pytest.raises(error, match=named):
+        trainer(tmp_path, train_dataset=rows).train()
+
+
+def test_rows_without_labels_are_named(tmp_path: Path) -> None:
+    rows = [{k: v for k, v in one.items() if k != "labels"} for one in texts(16)]
+    with pytest.raises(KeyError, match="DataCollatorForLanguageModeling"):
+        trainer(tmp_path, train_dataset=rows).train()
+
+
+def test_own_losses_are_one_per_row_where_micro_batches_are_averaged(tmp_path: Path) -> None:
+    def per_token(model: Any, batch: Any, groups: Any) -> Any:
+        return causal_lm_token_losses(model, batch, groups)
+
+    trainer(tmp_path, losses=per_token, max_steps=1).train()
+    with pytest.raises(ValueError, match="one loss per row"):
+        trainer(tmp_path, losses=per_token, gradient_accumulation_steps=2).train()

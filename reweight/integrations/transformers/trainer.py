@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +13,8 @@ from transformers import Trainer
 import reweight
 from reweight.integrations.transformers.batches import DevBatches, KeepColumn
 from reweight.integrations.transformers.losses import SHIPPED, LossesFn, causal_lm_losses, rows
+from reweight.integrations.transformers.problem import OuterLoss, StatedLosses, without_autocast
+from reweight.integrations.transformers.refusals import check_arguments, check_trainer
 
 FILE = "reweight.pt"  # in a checkpoint of the Trainer
 # Weights that are logged one by one: more are not read by anybody.
@@ -97,6 +97,9 @@ class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
         NotImplementedError: more than one process or GPU, DeepSpeed or FSDP.
     """
 
+    data_collator: Any
+    model_accepts_loss_kwargs: bool
+
     def __init__(
         self,
         *args: Any,
@@ -109,15 +112,15 @@ class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
         hypergradient: reweight.ImplicitHypergradient | None = None,
         **kwargs: Any,
     ) -> None:
-        _check(weighter, dev_dataset, group_column, weight_column)
+        check_arguments(weighter, dev_dataset, group_column, weight_column)
         self._column = weight_column or group_column
         super().__init__(*args, **kwargs)
-        self._check_trainer()
+        check_trainer(self)
         self.weighter = weighter
         self.outer_args = outer_args or OuterArguments()
         self.hypergradient = hypergradient or reweight.ImplicitHypergradient(reweight.Identity())
         accumulates = self.args.gradient_accumulation_steps > 1
-        self._losses = _Stated(losses, self._column, accumulates and losses not in SHIPPED)
+        self._losses = StatedLosses(losses, self._column, accumulates and losses not in SHIPPED)
         self._items = SHIPPED.get(losses, rows)
         self._reweighted: reweight.Reweighted | None = None
         self._last_weights: Tensor | None = None
@@ -149,7 +152,7 @@ class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
                 self.model,
                 self.weighter,
                 self._losses,
-                _OuterLoss(self._losses),
+                OuterLoss(self._losses),
                 optimizer,
                 self.hypergradient,
             )
@@ -218,12 +221,12 @@ class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
 
     def _outer_backward(self, inputs: dict[str, Any], num_items: Any) -> None:
         """Add the hypergradient of a micro-batch, by its share of the whole, to ``.grad``."""
-        parameters = list(self.weighter.parameters())
+        parameters = list(self.reweighted.weighter.parameters())
         before = [p.grad for p in parameters]
         self.outer_optimizer.zero_grad()
         if self._dev_batch is None:
             self._dev_batch = self._prepare_inputs(self._dev_batches.next())
-        with _without_autocast(self.model):
+        with without_autocast(self.model):
             result = self.reweighted.outer_backward(inputs, self._dev_batch)
         share = self._share(inputs, num_items)
         for p, grad in zip(parameters, before, strict=True):
@@ -256,6 +259,19 @@ class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
                 "it adds a term, such as one that balances experts. Pass your own losses=(model, "
                 "batch, groups) -> Losses(weighted=one loss per sequence, fixed=what is added)"
             )
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """As that of the ``Trainer``; not for the search of hyperparameters.
+
+        Raises:
+            NotImplementedError: in such a search, whose trials would share one weighter.
+        """
+        if trial is not None and self.weighter is not None:
+            raise NotImplementedError(
+                "hyperparameter_search would begin each trial with the weighter of the last one: "
+                "make a new ReweightTrainer with a new weighter for each trial"
+            )
+        return super().call_model_init(trial)
 
     # -- data ------------------------------------------------------------------------------------
 
@@ -331,117 +347,3 @@ class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
         if self._last_info is not None and self._last_info.relative_residual is not None:
             found["hypergradient_residual"] = self._last_info.relative_residual
         return found
-
-    # -- what it cannot honour -------------------------------------------------------------------
-
-    def call_model_init(self, trial: Any = None) -> Any:
-        """As that of the ``Trainer``; not for the search of hyperparameters.
-
-        Raises:
-            NotImplementedError: in such a search, whose trials would share one weighter.
-        """
-        if trial is not None and self.weighter is not None:
-            raise NotImplementedError(
-                "hyperparameter_search would begin each trial with the weighter of the last one: "
-                "make a new ReweightTrainer with a new weighter for each trial"
-            )
-        return super().call_model_init(trial)
-
-    def _check_trainer(self) -> None:
-        if self.args.world_size > 1 or self.args.n_gpu > 1:
-            raise NotImplementedError(
-                f"ReweightTrainer runs on one process and one GPU, got {self.args.world_size} "
-                f"processes and {self.args.n_gpu} GPUs: each would learn a weighter of its own. "
-                "Start one process, with CUDA_VISIBLE_DEVICES set to one GPU"
-            )
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise NotImplementedError(
-                "ReweightTrainer differentiates the model's own parameters, which DeepSpeed and "
-                "FSDP shard: train without them, with LoRA if memory is short"
-            )
-        if self.label_smoother is not None or self.compute_loss_func is not None:
-            raise ValueError(
-                "label_smoothing_factor and compute_loss_func would be ignored: the training loss "
-                "is the weighted mean of losses. Pass losses=(model, batch, groups) -> Losses"
-            )
-
-
-@dataclass(frozen=True)
-class _Stated:
-    """The losses as ``reweight.wrap`` takes them: the column becomes ``groups``."""
-
-    losses: LossesFn
-    column: str | None
-    one_per_row: bool
-
-    @property
-    def name(self) -> str:
-        return getattr(self.losses, "__name__", repr(self.losses))
-
-    def __call__(self, model: Any, batch: dict[str, Any]) -> reweight.Losses:
-        inputs = {k: v for k, v in batch.items() if k != self.column}
-        if self.column is not None and self.column not in batch:
-            raise KeyError(
-                f"the batch has no column {self.column!r}, only {sorted(batch)}: the training set "
-                "has no such column, or its preparation dropped it, as packing does"
-            )
-        found = self.losses(model, inputs, None if self.column is None else batch[self.column])
-        losses = found if isinstance(found, reweight.Losses) else reweight.Losses(found)
-        if self.one_per_row and len(losses.weighted) != rows(inputs):
-            raise ValueError(
-                f"{self.name} returned {len(losses.weighted)} losses for a batch of "
-                f"{rows(inputs)} rows: with gradient_accumulation_steps above 1, the micro-batches "
-                "are averaged by their rows, so return one loss per row"
-            )
-        return losses
-
-
-@dataclass(frozen=True)
-class _OuterLoss:
-    """The mean loss of a dev batch, without weights."""
-
-    stated: _Stated
-
-    def __call__(self, model: Any, batch: dict[str, Any]) -> Tensor:
-        inputs = {k: v for k, v in batch.items() if k != self.stated.column}
-        found = self.stated.losses(model, inputs, None)
-        if isinstance(found, Tensor):
-            return found.mean()
-        return found.weighted.mean() + found.fixed
-
-
-@contextlib.contextmanager
-def _without_autocast(model: Any) -> Iterator[None]:
-    """Take off the autocast that accelerate put inside the model's forward method."""
-    inside, own = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
-    if own is None:
-        yield
-        return
-    model.forward = own
-    try:
-        yield
-    finally:
-        model.forward = inside
-
-
-def _check(weighter: Any, dev_dataset: Any, group_column: Any, weight_column: Any) -> None:
-    if (weighter is None) == (weight_column is None):
-        raise ValueError(
-            "pass a weighter, which learns the weights, or weight_column, which holds them: got "
-            f"weighter={weighter!r}, weight_column={weight_column!r}"
-        )
-    if weighter is None and (dev_dataset is not None or group_column is not None):
-        raise ValueError(
-            "dev_dataset and group_column are for a weighter: the weights of weight_column are "
-            "not learned"
-        )
-    if weighter is not None and dev_dataset is None:
-        raise ValueError(
-            "dev_dataset is missing: the weighter learns which samples reduce the loss there"
-        )
-    lookups = reweight.GroupWeighter, reweight.TableWeighter
-    if isinstance(weighter, lookups) and group_column is None:
-        raise ValueError(
-            f"group_column is missing: {type(weighter).__name__} looks the weights up by the ids "
-            "of a column of train_dataset, numbered from 0"
-        )
