@@ -352,18 +352,25 @@ def test_known_weights_are_used_as_they_are(tmp_path: Path) -> None:
         torch.testing.assert_close(weighted.model.state_dict()[name], value, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["none", "compiled", "checkpointing"])
-def test_an_outer_step_does_not_depend_on_how_the_training_step_is_made(
-    tmp_path: Path, method: str
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"torch_compile": True, "torch_compile_backend": "eager"},
+        {"gradient_checkpointing": True},
+    ],
+    ids=["compiled", "gradient checkpointing"],
+)
+def test_what_is_learned_does_not_depend_on_how_passes_are_made(
+    tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    settings = {
-        "none": {},
-        "compiled": {"torch_compile": True, "torch_compile_backend": "eager"},
-        "checkpointing": {"gradient_checkpointing": True},
-    }[method]
-    made = trainer(tmp_path, max_steps=2, **settings)
-    made.train()
-    assert group_weights(made.weighter).tolist() == pytest.approx([1.0, 1.0], abs=1)
+    learned = []
+    for each in ({}, settings):
+        made = trainer(tmp_path, max_steps=3, **each)
+        made.train()
+        learned.append(group_weights(made.weighter))
+    # Derivatives of losses, by forward mode or by differences, in float32; Adam's steps of 0.05
+    # depend on their ratios.
+    torch.testing.assert_close(learned[1], learned[0], rtol=1e-3, atol=0)
 
 
 def test_the_trainer_of_trl_learns_weights_by_the_same_class(tmp_path: Path) -> None:
