@@ -491,6 +491,12 @@ def test_outer_arguments_out_of_range_are_named(settings: dict[str, float]) -> N
         OuterArguments(**settings)
 
 
+def test_weighters_that_can_saturate_get_a_lower_rate() -> None:
+    rates = [OuterArguments().rate(w) for w in (reweight.GroupWeighter(2), reweight.LossWeighter())]
+    assert rates == [1e-2, 1e-3]
+    assert OuterArguments(lr=0.5).rate(reweight.LossWeighter()) == 0.5
+
+
 @pytest.mark.parametrize("where", ["world_size", "n_gpu"])
 def test_several_processes_or_gpus_are_refused(
     tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch

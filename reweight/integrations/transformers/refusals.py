@@ -7,6 +7,9 @@ from typing import Any
 import reweight
 
 
+LOOKUPS = reweight.GroupWeighter, reweight.TableWeighter  # they read ids
+
+
 def check_arguments(weighter: Any, dev_dataset: Any, group_column: Any, weight_column: Any) -> None:
     """Raise for arguments that contradict each other."""
     if (weighter is None) == (weight_column is None):
@@ -23,8 +26,7 @@ def check_arguments(weighter: Any, dev_dataset: Any, group_column: Any, weight_c
         raise ValueError(
             "dev_dataset is missing: the weighter learns which samples reduce the loss there"
         )
-    lookups = reweight.GroupWeighter, reweight.TableWeighter
-    if isinstance(weighter, lookups) and group_column is None:
+    if isinstance(weighter, LOOKUPS) and group_column is None:
         raise ValueError(
             f"group_column is missing: {type(weighter).__name__} looks the weights up by the ids "
             "of a column of train_dataset, numbered from 0"
