@@ -6,7 +6,6 @@ from typing import Any
 
 import reweight
 
-
 LOOKUPS = reweight.GroupWeighter, reweight.TableWeighter  # they read ids
 
 

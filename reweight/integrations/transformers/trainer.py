@@ -28,8 +28,8 @@ class OuterArguments:
     Args:
         every: an outer step is made at each ``every``-th optimizer step.
         warmup_steps: optimizer steps before the first outer step.
-        lr: of Adam, which moves the weighter's parameters. ``None``: 1e-2 for a ``GroupWeighter`` or
-            a ``TableWeighter``, whose parameters are weights, and 1e-3 for others, which at higher
+        lr: of Adam, which moves the weighter's parameters. ``None``: 1e-2 for a ``GroupWeighter``
+            or ``TableWeighter``, whose parameters are weights, and 1e-3 for others, which at higher
             rates run to their bound.
 
     Raises:
