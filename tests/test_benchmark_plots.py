@@ -69,7 +69,7 @@ def test_the_same_numbers_give_the_same_small_files_which_the_page_shows(tmp_pat
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     # That of the contestants has the most marks and names, which are drawn as outlines.
     assert all(path.stat().st_size < 80_000 for path in first)
-    page = (plot.PLACE.parent.parent / "benchmarks.md").read_text(encoding="utf-8")
+    page = (plot.PLACE.parent.parent / "reference" / "benchmarks.md").read_text(encoding="utf-8")
     assert set(re.findall(r"_static/benchmarks/(\S+)", page)) == {path.name for path in first}
     assert {path.name for path in plot.PLACE.iterdir()} == {path.name for path in first}
 

@@ -50,7 +50,7 @@ def test_the_reference_is_the_exact_influence(dense: bool, monkeypatch: pytest.M
 
 
 def test_every_client_is_on_its_page() -> None:
-    page = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "clients.md").read_text(encoding="utf-8")
     scripts = list((ROOT / "benchmarks" / "clients").glob("[!_]*_*.py"))
     assert scripts
     assert all(script.name in page for script in scripts)

@@ -58,7 +58,7 @@ def test_the_core_does_not_import_integrations() -> None:
 
 def documented(module: ModuleType) -> list[str]:
     """The names that the reference describes after it turned to ``module``."""
-    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
     parts = re.split(r"^\.\. currentmodule:: ([\w.]+)$", page, flags=re.MULTILINE)[1:]
     texts = [
         text for name, text in zip(parts[::2], parts[1::2], strict=True) if name == module.__name__

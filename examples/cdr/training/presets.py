@@ -57,7 +57,7 @@ def preset(name: PresetName, model: str) -> Options:
     """The options that a preset gives to a model.
 
     Args:
-        name: "default": found by search (docs/cdr.md); "paper": what the text of the paper says
+        name: "default": found by search (docs/cdr/index.md); "paper": what the paper says
             (BIAO, section 4.3); "authors": what the authors' released code does for CoNet, except
             that there the candidate's embedding in the global branch is not detached.
         model: A name of :data:`cdr.models.MODELS`.
