@@ -174,7 +174,7 @@ class Comparison:
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """The mean and its standard error; the error of one value is infinite."""
+    """The mean and its standard error, which is unknown (infinite) for one value."""
     if len(values) < 2:
         return values[0], math.inf
     return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
