@@ -135,7 +135,8 @@ def train(model: Any, data: Data, mixture: Tensor, steps: int, *, learn: bool = 
     with torch.no_grad():
         weights = weighter(torch.zeros(len(SOURCES)), torch.arange(len(SOURCES)))
     # Drawn by these probabilities, rows count in the mean as they do with the weights.
-    return mixture * weights / (mixture * weights).sum()
+    learned: Tensor = mixture * weights / (mixture * weights).sum()
+    return learned
 
 
 class Comparison:
