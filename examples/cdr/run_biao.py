@@ -6,8 +6,9 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -19,12 +20,20 @@ try:
     from cdr.common import write_json
     from cdr.data import DATASETS, CrossDomainData, find_dataset
     from cdr.models import MODELS
-    from cdr.report import Report, Summary, report, write_page
+    from cdr.report import (
+        Learned,
+        Report,
+        Summary,
+        conclusions,
+        report,
+        write_page,
+    )
     from cdr.runs import (
         Source,
         Task,
         data_command,
         environment,
+        item_titles,
         log_history,
         progress_bar,
         run,
@@ -77,13 +86,14 @@ Examples:
   run_biao.py data amazon --root DATA      (trains nothing: counts, audits)
 """
 
+_SHOWN = ("ours", "search")  # whose weights are shown and kept
 _FIRST = "the data set's first scenario; a file needs one"
 _MAIN = "S 0 base ours, and oracle on generated data"
 
 
 _DATA = (
     f"{', '.join(f'{name} ({dataset.about})' for name, dataset in DATASETS.items())}, or a csv or "
-    "parquet file with the columns user, item, rating, timestamp, domain."
+    "parquet file with the columns user, item, rating, timestamp, domain. Any separator will do."
 )
 
 
@@ -99,7 +109,12 @@ class RunBiao:
     target: Annotated[str | None, optional("NAME", _FIRST)] = None
     """Target domain."""
     items: Annotated[Path | None, optional("PATH")] = None
-    """With a file of ratings: a csv or parquet file with the columns item, category."""
+    """With a file of ratings: a csv or parquet file with the columns item, category, and title if
+    there are any."""
+    like_threshold: Annotated[float | None, optional("RATING", "3, of 1 to 5")] = None
+    """A higher rating is positive; with a file of ratings, or recbole."""
+    separator: Annotated[str | None, optional("CHARACTER", "told from the header")] = None
+    """Between the columns of a file of ratings: comma, semicolon, tab, '|', '::', …"""
     source_cut: Literal["time", "all"] = "time"
     """Train on source behaviours earlier than the user's validation behaviour, or on all."""
     cache: Annotated[Path | None, optional("PATH", "ROOT/.cache-reweight")] = None
@@ -175,7 +190,9 @@ def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
     with run_folder(out) as folder:
         data = source.load(0)
         variants = _variants(config, data)
-        print(data_command.summary(data), flush=True)
+        # How files were read is said before hours of training, and again below the table.
+        notes = map(data_command.bullet, data.reader_notes)
+        print(data_command.summary(data), *notes, sep="\n", flush=True)
         config = replace(config, variants=variants, out=out, device=device)
         write_json(folder / "config.json", config)
         (folder / "command.txt").write_text(shlex.join(["run_biao.py", *arguments]) + "\n")
@@ -188,11 +205,14 @@ def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
         results = _train_all(tasks, config, folder)
         by_variant = {v: [results[v, seed] for seed in range(config.seeds)] for v in variants}
         table = report(by_variant, data, config.options.model_class.label, config.preset)
+        told = conclusions(by_variant, table.rows, same_data=not source.seeded)
+        table = replace(table, conclusions=told)
         seconds = time.perf_counter() - started
         _write_metrics(folder, by_variant, data, table, seconds)
         _write_weights(folder, by_variant, source)
         (folder / "table.md").write_text(table.markdown(), encoding="utf-8")
-        write_page(folder, table.document(), _curves(by_variant, table))
+        learned = _learned(by_variant, table, source)
+        write_page(folder, table.document(), _curves(by_variant, table), learned)
     print(f"\n{table}\n\n{seconds:.0f} s; everything is in {out}/")
     return table
 
@@ -217,6 +237,8 @@ def _source(config: RunBiao) -> Source:
         source=config.source,
         target=config.target,
         items=config.items,
+        like_threshold=config.like_threshold,
+        separator=config.separator,
         source_cut=config.source_cut,
         cache=config.cache,
     )
@@ -258,6 +280,30 @@ def _curves(
     }
 
 
+def _learned(results: dict[str, list[Result]], table: Report, source: Source) -> list[Learned]:
+    """The weights to show on the page; of data drawn anew for each seed, those of the first."""
+    shown = []
+    for variant in _SHOWN:
+        weights = [w for each in results.get(variant, []) if (w := each.weights) is not None]
+        if not weights:
+            continue
+        label, several = table.rows[variant].label, len(weights) > 1
+        if source.seeded and several:
+            label, weights = f"{label}, seed 0", weights[:1]
+        titles = partial(_titles, source)
+        shown.append(Learned(label, source.load(0), np.stack(weights), titles))
+    return shown
+
+
+def _titles(source: Source, items: Collection[str]) -> dict[str, str]:
+    """The titles of items; a file of titles that cannot be read must not cost a finished run."""
+    try:
+        return item_titles(source, items)
+    except (ValueError, OSError) as error:
+        print(f"run_biao.py: the page shows ids, not titles: {error}", file=sys.stderr)
+        return {}
+
+
 def _write_metrics(
     folder: Path,
     results: dict[str, list[Result]],
@@ -270,6 +316,7 @@ def _write_metrics(
         {
             "data": {"name": data.name, **data.statistics},
             "notes": table.notes,
+            "conclusions": table.conclusions,
             "seconds": seconds,
             "table": {variant: _row(row) for variant, row in table.rows.items()},
             "runs": {
@@ -304,7 +351,7 @@ def _write_weights(folder: Path, results: dict[str, list[Result]], source: Sourc
 
     learned = [
         (variant, seed, result.weights)
-        for variant in ("ours", "search")
+        for variant in _SHOWN
         for seed, result in enumerate(results.get(variant, []))
     ]
     tables = []

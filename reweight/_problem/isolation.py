@@ -24,6 +24,9 @@ from reweight._problem.random_state import Generators
 from reweight._problem.writes import Guard, Writes, all_of, memory
 from reweight._tensors import Tree, map_tensors, tensors_in
 
+# What Accelerate's prepare() sets on a module to open autocast in it.
+_ACCELERATES = {"forward", "_original_forward"}
+
 
 class Isolation:
     """Saves the state that a forward pass may change, and restores it.
@@ -308,6 +311,7 @@ def isolated(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(_plain_gradients(parts, theta or {}))
         stack.enter_context(_no_cached_parametrizations())
+        stack.enter_context(_no_autocast_inside(parts))
         isolation = Isolation(parts, devices, theta, guard, batches, watch=watch, objects=objects)
         stack.callback(isolation.close)
         isolation.open()
@@ -367,6 +371,22 @@ def _no_cached_parametrizations() -> Iterator[None]:
         yield
     finally:
         parametrize._cache_enabled, parametrize._cache = enabled, cache
+
+
+@contextmanager
+def _no_autocast_inside(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """Call the ``forward`` that Accelerate wrapped in autocast, without its wrapper.
+
+    That autocast opens inside the call, where turning it off around the call does not reach it.
+    """
+    wrapped = [(part, vars(part)["forward"]) for part in parts if vars(part).keys() >= _ACCELERATES]
+    try:
+        for part, _ in wrapped:
+            part.forward = vars(part)["_original_forward"]
+        yield
+    finally:
+        for part, forward in wrapped:
+            part.forward = forward
 
 
 @contextmanager

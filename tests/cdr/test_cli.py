@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -153,6 +154,72 @@ def test_the_page_does_without_matplotlib(
     assert run("--data", ratings, *DOMAINS, *BRIEF, "--variants", "S", "--out", out) == 0
     assert "Learning curves need matplotlib" in (out / "report.html").read_text()
     assert not (out / "curves.png").exists()
+
+
+def test_a_log_of_another_kind_is_read_and_shown(
+    ratings: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pyarrow.csv.read_csv(ratings).to_pydict()
+    days = np.datetime64("2020-01-01") + np.array(table["timestamp"], dtype="timedelta64[D]")
+    rows = zip(table["user"], table["item"], table["rating"], days, table["domain"], strict=True)
+    lines = [f"{u};{i};{str(r / 10).replace('.', ',')};{day};{d}\r\n" for u, i, r, day, d in rows]
+    path = tmp_path / "excel.csv"
+    path.write_text("\ufeffUser;Item;Rating;Timestamp;Domain\r\n" + "".join(lines))
+    items = tmp_path / "items.csv"
+    titles = [f'{n};{"<b>" if n % 2 else "$x"};"The ""{n}th"" <i>book</i>"\n' for n in range(100)]
+    items.write_text("item;category;title\n" + "".join(titles))
+    told = ("--data", path, *DOMAINS, *BRIEF, "--items", items, "--variants", "base", "ours")
+    assert run(*told, "--out", out) == 2
+    assert "Pass --like-threshold: with 0.2, " in capsys.readouterr().err
+    assert run(*told, "--like-threshold", 0.3, "--out", out) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = " ".join(lines[: next(n for n, line in enumerate(lines) if "valid AUC" in line)])
+    end = " ".join(lines[next(n for n, line in enumerate(lines) if line.startswith("•")) :])
+    for text in (" ".join(start.split()), " ".join(end.split())):  # before the training, and after
+        assert "excel.csv is read with the separator semicolon" in text
+        assert "with a decimal comma" in text and "dates, which count as the first" in text
+    usual, unusual = (
+        pyarrow.parquet.read_table(folder / "weights.parquet")["label"].to_pylist()
+        for folder in (_usual(ratings, tmp_path), out)
+    )
+    assert usual == unusual
+    page = (out / "report.html").read_text()
+    assert "th&#34; &lt;i&gt;book&lt;/i&gt;" in page and "&lt;b&gt;" in page and "<b>" not in page
+
+
+def test_titles_that_cannot_be_read_do_not_cost_the_run(
+    ratings: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = tmp_path / "items.csv"
+    items.write_text("item,category,title,Title\n1,a,b,c\n")  # which title?
+    told = ("--data", ratings, *DOMAINS, *BRIEF, "--items", items, "--variants", "ours")
+    assert run(*told, "--out", out) == 0
+    assert (out / "report.html").exists()
+    items.write_text("item,category,TITLE,Title\n1,a,b,c\n")
+    assert run(*told, "--out", f"{out}2") == 0
+    assert "the page shows ids, not titles: " in capsys.readouterr().err
+
+
+def _usual(ratings: Path, folder: Path) -> Path:
+    assert (
+        run("--data", ratings, *DOMAINS, *BRIEF, "--variants", "ours", "--out", folder / "u") == 0
+    )
+    return folder / "u"
+
+
+def test_a_run_ends_with_what_was_learned(
+    ratings: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ("--data", ratings, *DOMAINS, *BRIEF, "--variants", "base", "ours", "--seeds", 2)
+    assert run(*told, "--outer.lr", "1e-9", "--out", out) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    learned = "CoNet+ours: nothing was learned, since the weights are all near 1"
+    gain = "CoNet+ours: no gain is shown."
+    page = html.unescape((out / "report.html").read_text())
+    for text in (printed, page, (out / "table.md").read_text()):
+        assert learned in text and gain in text
+    assert printed.rindex("•") < printed.index(learned) < printed.index(gain)
+    assert json.loads((out / "metrics.json").read_text())["conclusions"][0].startswith(learned)
 
 
 def test_the_command_is_kept(finished: Path, ratings: Path) -> None:
@@ -366,16 +433,47 @@ def test_ratings_of_one_class(
 ) -> None:
     rows = pyarrow.csv.read_csv(ratings).num_rows
     path = changed(ratings, tmp_path / "r.csv", rating=[5] * rows)
-    refused(capsys, out, "validation behaviours are positive", "--data", path, *DOMAINS)
+    refused(capsys, out, "ratings of the target are 5.*implicit", "--data", path, *DOMAINS)
+
+
+def test_validation_behaviours_of_one_class(
+    ratings: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pyarrow.csv.read_csv(ratings)
+    toys = np.array(table["domain"].to_pylist()) == "toys"
+    # Toys are liked, but for a time before all others.
+    path = changed(
+        ratings,
+        tmp_path / "r.csv",
+        rating=np.where(toys & (table["timestamp"].to_numpy() > 320), 5, 1 + 3 * ~toys),
+    )
+    words = "validation behaviours are positive"
+    refused(capsys, out, words, "--data", path, *DOMAINS)
 
 
 def test_an_unknown_domain(ratings: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     domains = ("--source", "books", "--target", "nope")
-    refused(capsys, out, "no domain 'nope'.*'books', 'toys'", "--data", ratings, *domains)
+    refused(
+        capsys,
+        out,
+        r"no domain 'nope'.*'books' \(690 rows\), 'toys' \(361 rows\)",
+        "--data",
+        ratings,
+        *domains,
+    )
 
 
 def test_no_domain(ratings: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(capsys, out, "name two domains", "--data", ratings)
+
+
+def test_a_log_without_domains_named_lists_them(
+    ratings: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = r"--source and --target; there are 'books' \(690 rows\), 'toys' \(361 rows\)"
+    refused(capsys, out, words, "--data", ratings)
+    words = "no domain 'Toy' in .*; is 'toys' meant"
+    refused(capsys, out, words, "--data", ratings, "--source", "books", "--target", "Toy")
 
 
 def test_no_common_user(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -403,6 +501,9 @@ def test_tiny_users_only(out: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ("'nope' is unknown.*amazon5", "--data nope"),
         ("--items x.csv goes with a file", "--data g1 --items x.csv"),
         ("--items x.csv goes with a file", "--data g2 --items x.csv"),
+        ("--separator ; goes with a file of ratings", "--data amazon5 --root x --separator ;"),
+        ("--like-threshold 4.0 goes with .* --data recbole", "--like-threshold 4"),
+        ("--like-threshold 0.0 goes with", "--data epinions --root x --like-threshold 0"),
         ("--items x.csv goes with a file", "--data amazon5 --root x --items x.csv"),
         ('"g1".*root', "--data g1 --root x"),
         ("--source-cut all goes with real data", "--source-cut all"),

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from _support.problems import squared_errors
-from _support.restless import MODES, Averaging, assert_same, batches, every_mode, make, untouched
+from _support.restless import (
+    MODES,
+    Averaging,
+    assert_same,
+    batches,
+    every_mode,
+    make,
+    untouched,
+    weighter,
+)
 from benchmarks.catalogue.operations import Bag
 from reweight import LossWeighter, SampleWeighter
 from reweight._problem.isolation import Isolation
@@ -227,3 +236,32 @@ def test_a_batch_that_was_made_in_inference_mode_serves_as_any_other() -> None:
         copies = [tuple(x.clone() for x in batch) for batch in (train, dev)]
         assert_same(rw.hypergradient(*copies), expected)
         assert torch.equal(rw.weights(copies[0]), weights)
+
+
+def single(in_autocast: bool) -> Any:
+    """A wrapped model in float32; its ``forward`` may be as Accelerate leaves it for bfloat16."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    if in_autocast:
+        net._original_forward = net.forward
+        net.forward = torch.autocast("cpu", torch.bfloat16)(net.forward)  # type: ignore
+    return make(net, weighter=weighter().float())
+
+
+def test_the_autocast_that_accelerate_puts_into_forward_is_off_in_outer_steps() -> None:
+    train, dev = (tuple(x.float() for x in batch) for batch in batches())
+    rw, plain = single(True), single(False)
+    forward = rw.model.forward
+    found, expected = rw.hypergradient(train, dev), plain.hypergradient(train, dev)
+    assert found.info == expected.info
+    assert all(torch.equal(found.grads[name], g) for name, g in expected.grads.items())
+    assert rw.model.forward is forward
+    assert forward(train[0]).dtype == torch.bfloat16
+
+
+def test_an_error_in_an_outer_step_leaves_that_autocast_in_place() -> None:
+    rw = single(True)
+    forward = rw.model.forward
+    with pytest.raises(RuntimeError):
+        rw.hypergradient((torch.ones(2, 7), torch.ones(2)), (torch.ones(2, 7), torch.ones(2)))
+    assert rw.model.forward is forward

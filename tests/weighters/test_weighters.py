@@ -47,8 +47,11 @@ Case = tuple[Callable[[], SampleWeighter], Callable[[int, torch.dtype], Any]]
 CASES: dict[str, Case] = {
     "constant": (ConstantWeighter, nothing),
     "loss": (LossWeighter, nothing),
+    "loss-scale": (lambda: LossWeighter(learn_scale=True), nothing),
     "table": (lambda: TableWeighter(4), ids),
     "group": (lambda: GroupWeighter(4), ids),
+    "group-sizes": (lambda: GroupWeighter(4, sizes=[30, 20, 7, 3]), ids),
+    "group-scale": (lambda: GroupWeighter(4, learn_scale=True), ids),
     "perceptron": (lambda: BehavioralPerceptron(DIM), behaviors),
     "perceptron-centered": (
         lambda: BehavioralPerceptron(DIM, normalization="centered"),

@@ -14,6 +14,7 @@ from cdr.data import amazon_files, tables
 from cdr.data.amazon_domains import PAPER_DOMAINS, TABLE_NAMES, full_name
 from cdr.data.cache import cached
 from cdr.data.dataset import Dataset, Pair, Published, counts, split_domains
+from cdr.data.likes import LIKED_ABOVE
 from cdr.data.line_files import BadLines
 from cdr.data.schema import CrossDomainData
 from cdr.data.split import build
@@ -76,7 +77,7 @@ def load(
         BadLines.of(metadata[d]).sentence_on_repeated(f.metadata.name) for d, f in files.items()
     ]
     log, catalogue = _joined(_of_common_users(reviews, target)), _joined(metadata)
-    log = tables.replace(log, "label", pc.greater(log["rating"], tables.POSITIVE_ABOVE))
+    log = tables.replace(log, "label", pc.greater(log["rating"], LIKED_ABOVE))
     log = tables.replace(log, "time", pc.cast(log["time"], pa.float64()))
     data = build(
         f"Amazon {'+'.join(sources)} → {target}",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdr.data import tables
+from cdr.data import reading, tables
 from cdr.data.amazon_domains import TABLE_NAMES
 from cdr.data.dataset import Dataset, Pair, Published, counts, table_files
 from cdr.data.schema import OTHERS, CrossDomainData
@@ -46,7 +46,8 @@ def load(
         ValueError: If a file lacks a column or a domain is unknown.
     """
     path = Path(root) / "amazon5" / "interactions.csv.gz"
-    table = tables.read(path, ("user", "item", "label", "timestamp", "order", "domain"))
+    columns = ("user", "item", "label", "timestamp", "order", "domain")
+    table = reading.read(path, columns).table
     sources = tables.domains(table, source, target, path)
     wanted = pc.is_in(table["domain"], value_set=pa.array([*sources, target]))
     table = table.filter(wanted)
@@ -56,9 +57,8 @@ def load(
     table = tables.replace(table, "label", pc.equal(table["label"], "1"))
     table = tables.replace(table, "time", tables.numbers(table, "timestamp", path))
     table = tables.replace(table, "order", tables.numbers(table, "order", path))
-    catalogue = _named(
-        tables.read(path.with_name("items.csv.gz"), ("item", "category", "domain", "category_path"))
-    )
+    of_items = ("item", "category", "domain", "category_path")
+    catalogue = _named(reading.read(path.with_name("items.csv.gz"), of_items).table)
     return build(
         f"{'+'.join(sources)} → {target}",
         tables.interactions(table, sources, catalogue),
@@ -119,7 +119,7 @@ def titles(root: Path, pair: Pair, items: Collection[str]) -> dict[str, str]:
         items: Their ids.
     """
     path = root / "amazon5" / "items.csv.gz"
-    table = tables.read(path, ("item",), optional=("title",))
+    table = reading.read(path, ("item",), optional=("title",)).table
     if "title" not in table.column_names:
         return {}
     table = table.filter(pc.is_in(table["item"], value_set=pa.array(list(items), pa.string())))

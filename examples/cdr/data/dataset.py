@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cdr.data.schema import CrossDomainData
 
@@ -52,7 +53,10 @@ class Dataset:
         short_names: What a table calls a domain.
         prefix: What a table puts in front of the domains.
         published: What is known of scenarios, by `CrossDomainData.name`.
-        titles: The titles of some items, by id, from the root, the source and the target.
+        titles: The titles of some items, by id, from the root, the source and the target; and from
+            ``catalogue=``, the path of the table of items, where `flags` has "items".
+        domains: Of a data set without scenarios the domains, with their numbers of rows where these
+            are counted, from the root and the options of `load`.
         cache_folder: From the root and ``--cache``: where `load` keeps what it has read.
         sample: A little of generated data; only of a generator, whose data have no files.
     """
@@ -69,7 +73,8 @@ class Dataset:
     short_names: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
     published: Mapping[str, Published] = field(default_factory=dict)
-    titles: Callable[[Path, Pair, Collection[str]], Mapping[str, str]] | None = None
+    titles: Callable[..., Mapping[str, str]] | None = None
+    domains: Callable[[Path, Mapping[str, Any]], Mapping[str, int | None]] | None = None
     cache_folder: Callable[[Path, Path | None], Path] | None = None
     sample: Callable[[], CrossDomainData] | None = None
 

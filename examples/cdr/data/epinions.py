@@ -8,8 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdr.data import tables
+from cdr.data import reading, tables
 from cdr.data.dataset import Dataset, Published, counts, table_files
+from cdr.data.likes import LIKED_ABOVE
 from cdr.data.schema import CrossDomainData
 from cdr.data.split import build
 
@@ -43,13 +44,14 @@ def load(
         ValueError: If it lacks a column or a domain is unknown.
     """
     path = Path(root) / "epinions" / "interactions.csv.gz"
-    table = tables.read(path, ("user", "item", "rating", "timestamp", "order", "domain"))
+    columns = ("user", "item", "rating", "timestamp", "order", "domain")
+    table = reading.read(path, columns).table
     if source == "others":
         source = sorted(set(pc.unique(table["domain"]).to_pylist()) - {target}, key=int)
     sources = tables.domains(table, source, target, path)
     wanted = pc.is_in(table["domain"], value_set=pa.array([*sources, target]))
     table = table.filter(wanted)
-    label = tables.numbers(table, "rating", path, required=True) > tables.POSITIVE_ABOVE
+    label = tables.numbers(table, "rating", path, required=True) > LIKED_ABOVE
     table = tables.replace(table, "label", label)
     table = tables.replace(table, "time", tables.numbers(table, "timestamp", path))
     table = tables.replace(table, "order", tables.numbers(table, "order", path))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from cdr.data import tables
+from cdr.data import domain_names, likes, tables
 from cdr.data.catalogue import notes_on_catalogue
 from cdr.data.dataset import Dataset, Pair, split_domains
 from cdr.data.schema import CrossDomainData
@@ -33,12 +33,13 @@ def load(
     target: str,
     *,
     source_cut: str = "time",
+    like_threshold: float | None = None,
 ) -> CrossDomainData:
     """Two domains, or several and one, from atomic files.
 
     The interactions of a domain are tab-separated, with a header that names columns and types:
-    user_id:token, item_id:token, rating:float (positive above 3) and timestamp:float (in one unit
-    for all domains, or ISO 8601; empty where unknown), in any order; further columns are ignored.
+    user_id:token, item_id:token, rating:float and timestamp:float (in one unit for all domains, or
+    ISO 8601; empty where unknown), in any order; further columns are ignored.
     Items may have a file NAME.item beside them with item_id:token and category:token,
     categories:token_seq or class:token_seq; of a sequence the first token counts. Without one, a
     single domain has one category, "others", and several domains are each other's categories.
@@ -49,6 +50,7 @@ def load(
             The path of a file, relative to `root`, is taken as well: "books/train.inter".
         target: NAME of the domain to recommend in, likewise.
         source_cut: See :func:`cdr.data.split.build`.
+        like_threshold: A rating above it is positive; by default 3, for a scale from 1 to 5.
 
     Returns:
         The scenario.
@@ -56,15 +58,19 @@ def load(
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If a file cannot be read, lacks a column or has an empty or wrong entry, a
-            domain is named twice, times cannot be compared, or no user is in both domains.
+            domain is named twice, times cannot be compared, all labels are of one class, or no
+            user is in both domains.
     """
     sources = tables.named_once(source, target)
     files = find(root, (*sources, target))
     read = {name: _interactions(f.interactions, name) for name, f in files.items()}
     table = pa.concat_tables(part for part, _ in read.values())
+    parts = likes.parts_of(table, sources, target)
+    liked = likes.likes(table["rating"].to_numpy(), parts, like_threshold, str(root))
+    table = tables.replace(table.drop_columns("rating"), "label", liked.label)
     catalogues = [_items(f.items, name) for name, f in files.items() if f.items is not None]
     catalogue = pa.concat_tables(catalogues) if catalogues else None
-    notes = [note for _, note in read.values() if note]
+    notes = [*liked.notes, *(note for _, note in read.values() if note)]
     if catalogue is not None:
         described = [name for name, f in files.items() if f.items is not None]
         notes += notes_on_catalogue(table, catalogue, described, "the .item files")
@@ -108,10 +114,21 @@ def _find(root: Path, name: str) -> Path:
     for path in places:
         if path.is_file():
             return path
+    there = domains(root)
+    similar = domain_names.close(name, there)
     raise FileNotFoundError(
         f"There is no file {' and no file '.join(map(str, places))}; check the folder and the "
         "names of the domains."
+        + (f" Is {' or '.join(map(repr, similar))} meant?" if similar else "")
+        + (f" There are {domain_names.listed(there)}." if there else "")
     )
+
+
+def domains(root: Path) -> dict[str, None]:
+    """The domains whose files are in a folder; their rows are not counted."""
+    found = [*root.glob("*.inter"), *root.glob("*/*.inter")]
+    known = sorted({path.stem for path in found if path.parent.name in (path.stem, root.name)})
+    return dict.fromkeys(known)
 
 
 def _interactions(path: Path, domain: str) -> tuple[pa.Table, str]:
@@ -122,7 +139,7 @@ def _interactions(path: Path, domain: str) -> tuple[pa.Table, str]:
     interactions = {
         "user": tables.text(table, columns["user_id"], path),
         "item": tables.text(table, columns["item_id"], path),
-        "label": rating > tables.POSITIVE_ABOVE,
+        "rating": rating,
         "time": time.values,
         "domain": pa.repeat(domain, len(table)),
     }
@@ -192,5 +209,7 @@ DATASET = Dataset(
     about="RecBole's atomic files",
     load=load,
     holds="NAME/NAME.inter of each domain",
+    flags=frozenset({"source_cut", "like_threshold"}),
     files=_files,
+    domains=lambda root, options: domains(root),
 )

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cdr.data import amazon, amazon5, epinions, generator, own_file, recbole
+from cdr.data import amazon, amazon5, domain_names, epinions, generator, own_file, reading, recbole
 from cdr.data.dataset import Dataset, Pair
 from cdr.data.schema import CrossDomainData
 
@@ -38,8 +38,8 @@ def find_dataset(spec: str) -> Dataset:
     if own_file.is_table(spec):
         return own_file.dataset(spec)
     raise ValueError(
-        f"spec {spec!r} is unknown; give {', '.join(map(repr, DATASETS))} or the path of a .csv, "
-        ".csv.gz or .parquet file."
+        f"spec {spec!r} is unknown; give {', '.join(map(repr, DATASETS))} or the path of a file "
+        f"that ends in {', '.join(reading.ENDINGS)}."
     )
 
 
@@ -61,7 +61,8 @@ def load(
         target: Target domain, likewise.
         **options: Further arguments of :func:`cdr.data.generator.generate` (num_users, seed) or
             of the data set's `load`: source_cut for all; cache for :func:`cdr.data.amazon.load`;
-            items for :func:`cdr.data.own_file.load`.
+            items and separator for :func:`cdr.data.own_file.load`; like_threshold for it and
+            for :func:`cdr.data.recbole.load`.
 
     Returns:
         The scenario.
@@ -84,8 +85,19 @@ def load(
     if root is None and dataset.holds:
         raise ValueError(f"root is None; give the folder that holds {dataset.holds}.")
     if not dataset.scenarios and len(given) < 2:
-        raise ValueError(f"source={source!r}, target={target!r}: name two domains of {spec}.")
+        there = dataset.domains(Path(root or "."), options) if dataset.domains else {}
+        raise ValueError(f"source={source!r}, target={target!r}: {_name_two(spec, there)}")
     return dataset.load(root, **given, **options)
+
+
+def _name_two(spec: str, there: Mapping[str, int | None]) -> str:
+    if len(there) == 1:
+        return (
+            f"{spec} has the domain {domain_names.listed(there)} alone, and two are needed, a "
+            "source and a target: take a file of both, with their names in the column domain."
+        )
+    listed = f"; there are {domain_names.listed(there)}" if there else ""
+    return f"name two domains of {spec}, with --source and --target{listed}."
 
 
 def complete(dataset: Dataset, root: Path, pairs: Sequence[Pair]) -> list[Pair]:

@@ -228,6 +228,7 @@ class CrossDomainData:
         notes: Sentences that a table of results on this data must print.
         repaired: Of rows that were not taken as they stand in the log: how many, by what was done.
             Trainings are kept under it too.
+        reader_notes: Those of the notes that say how files were read.
     """
 
     name: str
@@ -248,6 +249,7 @@ class CrossDomainData:
     statistics: dict[str, int]
     notes: tuple[str, ...]
     repaired: Mapping[str, int] = field(default_factory=dict)
+    reader_notes: tuple[str, ...] = ()
 
     @property
     def num_users(self) -> int:

@@ -1,8 +1,9 @@
-"""Ids that are equal, or may be meant to be, although they are written differently."""
+"""Ids that are equal, or may be meant to be, although they are written differently; broken ids."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,41 @@ def unicode_forms(ids: np.ndarray) -> Mapping[str, str]:
     shared = pc.is_in(composed, value_set=_repeated(composed))
     pairs = zip(texts.filter(shared).to_pylist(), composed.filter(shared).to_pylist(), strict=True)
     return {text: common for text, common in pairs if text != common}
+
+
+def refuse_shortened(column: pa.ChunkedArray, name: str, path: Path | str) -> None:
+    """Refuse ids that a spreadsheet or a stray quote has made of others.
+
+    A spreadsheet writes 123456789012 as 1.23457E+11, and so different ids in one way. A quote that
+    begins a value and has no counterpart takes the lines up to the next quote into it.
+
+    Args:
+        column: Ids, [n], as a dictionary.
+        name: Of the column.
+        path: Of the file.
+
+    Raises:
+        ValueError: If there is such an id.
+    """
+    ids = pc.unique(column)
+    ids = ids.dictionary if pa.types.is_dictionary(ids.type) else ids
+    for pattern, told in (
+        (
+            r"^\d[.,]\d+E\+\d+$",
+            "is a number that a spreadsheet has shortened: different ids may have become one. "
+            "Export the table again with the column as text",
+        ),
+        (
+            r"[\r\n]",
+            "has a line break: a quote at the beginning of a value has no counterpart, and lines "
+            "are lost. Double each quote within a value and put the value in quotes, or remove it",
+        ),
+    ):
+        broken = pc.match_substring_regex(ids, pattern)
+        if pc.any(broken).as_py():
+            first = ids[pc.index(broken, True).as_py()].as_py()
+            shown = first if len(first) <= 80 else f"{first[:79]}…"
+            raise ValueError(f"{path}: column {name!r} holds {shown!r}, which {told}.")
 
 
 def alike(ids: np.ndarray) -> tuple[int, tuple[str, ...]]:

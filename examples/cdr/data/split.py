@@ -153,6 +153,7 @@ def build(
             *notes,
         ),
         repaired={what: count for what, count in repaired.items() if count},
+        reader_notes=tuple(notes),
     )
 
 

@@ -1,4 +1,4 @@
-"""Csv and parquet tables: their columns, their domains, and behaviours made of their rows."""
+"""Tables of behaviours: their columns, their domains, and what becomes of their rows."""
 
 from __future__ import annotations
 
@@ -9,62 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
 
+from cdr.data import domain_names
 from cdr.data.coded import Coded, joined, of_arrow
 from cdr.data.schema import OTHERS, Interactions
-
-POSITIVE_ABOVE = 3.0  # a rating above it is a positive label
-
-
-def read(path: Path | str, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
-    """Columns of a csv or parquet file; those of a csv come as strings, "" where empty.
-
-    Args:
-        path: A file that ends in .csv, .csv.gz or .parquet.
-        columns: Columns the file must have.
-        optional: Columns to read if the file has them.
-
-    Returns:
-        A table of these columns.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is of another kind, cannot be read, lacks a column or has no rows.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}; check the path to the data.")
-    try:
-        if path.name.endswith((".csv", ".csv.gz")):
-            with pyarrow.csv.open_csv(path) as reader:
-                names = reader.schema.names
-            wanted = [name for name in (*columns, *optional) if name in names]
-            as_strings = pyarrow.csv.ConvertOptions(
-                include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())
-            )
-            table = pyarrow.csv.read_csv(path, convert_options=as_strings)
-        elif path.suffix == ".parquet":
-            names = pyarrow.parquet.read_schema(path).names
-            wanted = [name for name in (*columns, *optional) if name in names]
-            table = pyarrow.parquet.read_table(path, columns=wanted)
-        else:
-            raise ValueError(f"{path} is neither .csv, .csv.gz nor .parquet; convert it to one.")
-    except (pa.ArrowInvalid, OSError, EOFError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}). It is empty, cut off or not what its name says: "
-            "write it again."
-        ) from error
-    missing = [name for name in columns if name not in names]
-    if missing:
-        raise ValueError(
-            f"{path} has no column {' and no column '.join(map(repr, missing))}; it has "
-            f"{', '.join(map(repr, names))}. Rename or add it."
-        )
-    if not len(table):
-        raise ValueError(f"{path} has a header but no rows; write it again.")
-    return table
 
 
 def text(
@@ -191,16 +139,19 @@ def domains(
         ValueError: If a name is not found in the table's column domain, is given twice, or is
             the target's.
     """
-    found = sorted(pc.unique(table["domain"]).to_pylist())
+    found = rows_of_domains(table)
     if isinstance(source, str):
         source = (source,) if source in found else source.split("+")
     for argument, name in [*(("source", name) for name in source), ("target", target)]:
         if name not in found:
-            raise ValueError(
-                f"{argument}: there is no domain {name!r} in {path}; there are "
-                f"{', '.join(map(repr, found))}."
-            )
+            raise ValueError(domain_names.unknown(argument, name, found, str(path)))
     return named_once(source, target)
+
+
+def rows_of_domains(table: pa.Table) -> dict[str, int]:
+    """How many rows each domain of a table has, by its column domain."""
+    counted = pc.value_counts(table["domain"])
+    return dict(zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True))
 
 
 def named_once(source: str | Sequence[str], target: str) -> tuple[str, ...]:

@@ -12,8 +12,12 @@ import pyarrow.compute as pc
 from cdr.data import tables
 
 _ISO = r"^\d{4}-\d\d-\d\d"
-_KIND = "a number or an ISO 8601 date or time"
+_KIND = "a number or an ISO 8601 date or time, such as 2014-01-31 or 2014-01-31T12:30"
 _ZONE = r":\d\d.*(Z|[+-]\d\d(:?\d\d)?)$"
+_FRACTION = r"(:\d\d:\d\d),(\d+)"
+_APART = r"(:\d\d(?:\.\d+)?) ([+-]\d\d(?::?\d\d)?)$"
+_UTC = r"(:\d\d(?:\.\d+)?) ?(?:UTC|GMT)$"
+_MONTHS = r"^\s*(0?[1-9]|1[0-2])\.(19[89]\d|20\d\d)\s*$"
 
 
 class Times(NamedTuple):
@@ -22,7 +26,7 @@ class Times(NamedTuple):
     Args:
         values: Seconds since 1970 of dates and timestamps, numbers as they are, NaN where a time
             is unknown; float64 [n].
-        note: What to tell if times are written in several ways; "" if not.
+        note: What dates and times were read as text; "" if there are none.
     """
 
     values: np.ndarray
@@ -45,10 +49,16 @@ def times(table: pa.Table, column: str, path: Path | str) -> Times:
     """
     if not (pa.types.is_string(table[column].type) or pa.types.is_large_string(table[column].type)):
         return Times(tables.numbers(table, column, path, kind=_KIND), "")
+    _refuse_shortened(table[column], column, path)
+    _refuse_months(table[column], column, path)
     # A date has a hyphen, which is quicker to look for.
     if not pc.any(pc.match_substring(table[column], "-")).as_py():
         return Times(tables.numbers(table, column, path, kind=_KIND), "")
     texts = pc.utf8_trim_whitespace(table[column])
+    # As databases and logs write them: "2014-01-31 12:30:00,5 +02:00", "2014-01-31 12:30:00 UTC".
+    texts = pc.replace_substring_regex(texts, _FRACTION, r"\1.\2")
+    texts = pc.replace_substring_regex(texts, _APART, r"\1\2")
+    texts = pc.replace_substring_regex(texts, _UTC, r"\1Z")
     iso = pc.fill_null(pc.match_substring_regex(texts, _ISO), False)
     if not pc.any(iso).as_py():
         return Times(tables.numbers(table, column, path, kind=_KIND), "")
@@ -59,20 +69,67 @@ def times(table: pa.Table, column: str, path: Path | str) -> Times:
     local = pc.and_(iso, pc.invert(zoned))
     counts = {"numbers": int((~np.isnan(values)).sum())}
     for rows, zone in ((local, None), (zoned, "UTC")):
-        values[rows.to_numpy()] = _seconds(texts, rows, zone, column, path)
+        values[rows.to_numpy()] = _seconds(texts, rows, zone, table[column], column, path)
     dates = pc.and_(local, pc.equal(pc.utf8_length(texts), len("2014-01-31")))
-    counts["dates, which count as the first moment of the day"] = pc.sum(dates).as_py()
-    counts["times without a zone, taken as UTC"] = pc.sum(local).as_py() - pc.sum(dates).as_py()
+    num_dates = pc.sum(dates).as_py()
+    counts["dates, which count as the first moment of the day in UTC"] = num_dates
+    counts["times without a zone, taken as UTC"] = pc.sum(local).as_py() - num_dates
     counts["times with a zone"] = pc.sum(zoned).as_py()
-    told = [f"{count:,} {what}" for what, count in counts.items() if count]
-    note = f"{column!r} of {Path(path).name} has {', '.join(told)}: all are read as seconds."
-    return Times(values, note if len(told) > 1 else "")
+    told = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    known = values[iso.to_numpy()]
+    first, last = (str(np.datetime64(int(end), "s")) for end in (known.min(), known.max()))
+    return Times(
+        values,
+        f"{column!r} of {Path(path).name} has {told}: all are read as seconds. Dates and times are "
+        f"from {first} to {last} in UTC.",
+    )
+
+
+def _refuse_shortened(texts: pa.ChunkedArray, column: str, path: Path | str) -> None:
+    """Refuse numbers in exponential notation with fewer digits than the exponent asks for.
+
+    Raises:
+        ValueError: If there is such a number.
+    """
+    if not pc.any(pc.match_substring(texts, "e+", ignore_case=True)).as_py():
+        return
+    parts = pc.extract_regex(texts, r"^\s*-?\d(?:[.,](?P<digits>\d*))?[eE]\+(?P<exponent>\d+)\s*$")
+    digits = pc.utf8_length(pc.struct_field(parts, "digits"))
+    exponent = pc.cast(pc.struct_field(parts, "exponent"), pa.int64())
+    shortened = pc.fill_null(pc.less(pc.cast(digits, pa.int64()), exponent), False)
+    if pc.any(shortened).as_py():
+        row = pc.index(shortened, True).as_py()
+        raise ValueError(
+            f"{path}: {column!r} is {texts[row].as_py()!r} in row {row + 1} (the first below the "
+            "header is row 1), a number that a spreadsheet has rounded: different times have "
+            "become one. Export the table again with all digits, or with dates."
+        )
+
+
+def _refuse_months(texts: pa.ChunkedArray, column: str, path: Path | str) -> None:
+    """Refuse months such as 07.2014, which would be read as decimal numbers.
+
+    Raises:
+        ValueError: If all times are such months.
+    """
+    # A column of other numbers shows it by the first few.
+    for part in (texts[:100], texts):
+        known = part.filter(pc.not_equal(pc.utf8_trim_whitespace(part), ""))
+        if len(known) and not pc.all(pc.match_substring_regex(known, _MONTHS)).as_py():
+            return
+    if not len(known):
+        return
+    raise ValueError(
+        f"{path}: {column!r} is {known[0].as_py()!r} in its first row with a time, and like this "
+        "in all others: it looks like a month and a year. Write it as 2014-01-31."
+    )
 
 
 def _seconds(
     texts: pa.ChunkedArray,
     rows: pa.ChunkedArray,
     zone: str | None,
+    written: pa.ChunkedArray,
     column: str,
     path: Path | str,
 ) -> np.ndarray:
@@ -84,7 +141,7 @@ def _seconds(
         place = next(n for n, text in enumerate(asked) if not _is_moment(text, zone))
         row = int(np.flatnonzero(rows.to_numpy())[place])
         raise ValueError(
-            f"{path}: {column!r} is {texts[row].as_py()!r} in row {row + 1} (the first below the "
+            f"{path}: {column!r} is {written[row].as_py()!r} in row {row + 1} (the first below the "
             "header is row 1), which looks like an ISO 8601 date or time and is none from 1678 to "
             "2261. Correct it, or leave it empty where the time is unknown."
         ) from None

@@ -84,7 +84,7 @@ def cases(data: CrossDomainData, weights: NDArray[np.float32], titles: Titles) -
                 seen.add(user)
                 chosen[row] = kind
     shown = {row: _shown(data, row) for row in chosen}
-    known = titles({_bare(name) for items in shown.values() for part in items for name, _ in part})
+    known = titles({name for items in shown.values() for part in items for name, _ in part})
     found = []
     for row, kind in chosen.items():
         (item,), source_history, target_history = (
@@ -129,14 +129,9 @@ def _histories(data: CrossDomainData, rows: Tensor) -> list[tuple[Tensor, Tensor
     ]
 
 
-def _bare(name: str) -> str:
-    """The id without the domain's name, which items of joint sources have in front."""
-    return name.rpartition("/")[2]
-
-
 def _named(name: str, category: str, titles: Mapping[str, str]) -> str:
     """Category and title, as far as they are known; else the item's id."""
-    title = titles.get(_bare(name), "")
+    title = titles.get(name, "")
     if category == OTHERS:
         return title or name
     category = f"category {category}" if category.isdigit() else category

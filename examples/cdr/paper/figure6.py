@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cdr.data import find_dataset
 from cdr.paper.cases import SHOWN, Case, cases, numbered, user_specific
 from cdr.paper.learned_weights import Floats, learned_weights
 from cdr.paper.study import Cell, Results, Study, variants
 from cdr.report import Document, Picture, plots
-from cdr.runs import Source
+from cdr.runs import Source, item_titles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,14 +62,6 @@ def document(results: Results) -> Document:
         f"the first seed. Histories: the last {SHOWN} positives before the behaviour."
     )
     return Document(results.study.title, sheets, (_picture(found),), tuple(notes), values)
-
-
-def item_titles(source: Source, items: Collection[str]) -> Mapping[str, str]:
-    """The titles of some items by id, if the data set has them."""
-    dataset, options = find_dataset(source.spec), dict(source.options)
-    if dataset.titles is None:
-        return {}
-    return dataset.titles(Path(options["root"]), (options["source"], options["target"]), items)
 
 
 def _picture(found: list[Panel]) -> Picture:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from cdr.report.comparison import Comparison, compare, paired_p_value
+from cdr.report.conclusion import conclusions
 from cdr.report.document import Document, Sheet, sheet
+from cdr.report.learned import Learned
 from cdr.report.page import Curves, learning_curves, write_page
 from cdr.report.plots import Picture
 from cdr.report.rounded import p_value, percent, short, signed
@@ -27,6 +29,7 @@ __all__ = [
     "Comparison",
     "Curves",
     "Document",
+    "Learned",
     "Picture",
     "RELA_IMPR",
     "Report",
@@ -36,6 +39,7 @@ __all__ = [
     "Summary",
     "Trained",
     "compare",
+    "conclusions",
     "learning_curves",
     "mean_auc",
     "meanings",

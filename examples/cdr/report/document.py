@@ -78,6 +78,7 @@ class Document:
     Attributes:
         values: all numbers, one dict a line of the csv file, with the same keys.
         appendix: Tables for reference, which are not printed on the terminal.
+        conclusions: Sentences on what the numbers show.
     """
 
     title: str
@@ -86,12 +87,13 @@ class Document:
     notes: tuple[str, ...] = ()
     values: tuple[dict[str, object], ...] = field(default=(), repr=False)
     appendix: tuple[Sheet, ...] = ()
+    conclusions: tuple[str, ...] = ()
 
     def markdown(self) -> str:
         """Without the pictures."""
         notes = "\n".join(f"- {note}" for note in self.notes)
         sheets, appendix = ([s.markdown() for s in part] for part in (self.sheets, self.appendix))
-        parts = [f"## {self.title}", *sheets, notes, *appendix]
+        parts = [f"## {self.title}", *sheets, *self.conclusions, notes, *appendix]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def text(self) -> str:
@@ -100,7 +102,10 @@ class Document:
         notes = [
             textwrap.fill(n, width, initial_indent="• ", subsequent_indent="  ") for n in self.notes
         ]
-        parts = [self.title, *(sheet.text() for sheet in self.sheets), "\n".join(notes)]
+        # Last, where a reader of the terminal looks first.
+        concluded = [textwrap.fill(text, width) for text in self.conclusions]
+        sheets = (sheet.text() for sheet in self.sheets)
+        parts = [self.title, *sheets, "\n".join(notes), "\n".join(concluded)]
         return "\n\n".join(part for part in parts if part)
 
     def csv(self) -> str:

@@ -14,82 +14,33 @@ import numpy as np
 from cdr.common import to_json
 from cdr.report import plots
 from cdr.report.document import Document
+from cdr.report.learned import Learned
 from cdr.report.plots import Picture
+from cdr.report.readable import visible
+from cdr.report.template import TEMPLATE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _STYLES = ("-", "--", ":")
 
-_TEMPLATE = """\
-{% macro table(sheet) %}
-<div class="wide"><table>
-{% if sheet.title %}<caption>{{ sheet.title }}</caption>{% endif %}
-<thead>
-{% if sheet.grouped %}<tr>{% for heading, heads in sheet.groups %}<th colspan="{{ heads|length }}">
-{{- heading }}</th>{% endfor %}</tr>{% endif %}
-<tr>{% for _, heads in sheet.groups %}{% set outer = loop.index0 %}{% for head in heads %}
-<th{% if outer == 0 and loop.index0 < sheet.left %} class="left"{% endif %}>{{ head }}</th>
-{%- endfor %}{% endfor %}</tr>
-</thead>
-<tbody>
-{% for row in sheet.rows %}<tr>{% for cell in row %}
-<td{% if loop.index0 < sheet.left %} class="left"{% endif %}>{{ cell }}</td>
-{%- endfor %}</tr>
-{% endfor %}</tbody>
-</table></div>
-{% endmacro %}
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ document.title }}</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; margin: 2rem auto; padding: 0 1rem;
-  max-width: 76rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right;
-  vertical-align: top; }
-th.left, td.left { text-align: left; }
-tr > :first-child { white-space: nowrap; }
-.wide + .wide { margin-top: 1.2rem; }
-thead tr:first-child th[colspan] { text-align: center; border-bottom: 1px solid #888; }
-caption { text-align: left; font-weight: 600; padding: 0.8rem 0 0.2rem; }
-figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; }
-figcaption { color: #444; font-size: 0.9rem; }
-pre { background: #f5f5f5; padding: 0.8rem; overflow-x: auto; font-size: 0.85rem; }
-details { margin: 0.6rem 0; } summary { cursor: pointer; }
-</style>
-</head>
-<body>
-<h1>{{ document.title }}</h1>
-{% for sheet in document.sheets %}{{ table(sheet) }}{% endfor %}
-<ul>{% for note in document.notes %}<li>{{ note }}</li>{% endfor %}</ul>
-{% for picture, source in pictures %}
-<figure><img src="{{ source }}" alt="{{ picture.caption }}">
-<figcaption>{{ picture.caption }}</figcaption></figure>
-{% endfor %}
-{% for sheet in document.appendix %}{{ table(sheet) }}{% endfor %}
-<h2>How it was made</h2>
-<pre>{{ command }}</pre>
-<details><summary>Options</summary><pre>{{ config }}</pre></details>
-<details><summary>Environment</summary><pre>{{ environment }}</pre></details>
-</body>
-</html>
-"""
-
 Curves = Mapping[tuple[str, str], Sequence[Sequence[float]]]
 """By panel and method, of each seed the validation AUC of each epoch."""
 
 
-def write_page(folder: Path, document: Document, curves: Curves) -> None:
+def write_page(
+    folder: Path, document: Document, curves: Curves, learned: Sequence[Learned] = ()
+) -> None:
     """Write report.html into a folder that has command, config and environment already.
 
     The pictures of the document have to be there as svg files; learning curves are drawn here, if
     matplotlib is installed.
+
+    Args:
+        folder: Of a run.
+        document: What it has shown.
+        curves: See :data:`Curves`.
+        learned: Weights to show.
     """
     import jinja2
 
@@ -100,12 +51,14 @@ def write_page(folder: Path, document: Document, curves: Curves) -> None:
         pictures[-1].save(folder)
     elif curves:
         notes = (*notes, "Learning curves need matplotlib: pip install 'torch-reweight[plot]'.")
-    template = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(_TEMPLATE)
+    pages = jinja2.Environment(autoescape=True, trim_blocks=True, finalize=_visible)
+    template = pages.from_string(TEMPLATE)
     read = {
         name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in _JSON
     }
     page = template.render(
         document=replace(document, notes=notes),
+        learned=learned,
         pictures=[(picture, _inline(folder / f"{picture.name}.svg")) for picture in pictures],
         command=(folder / "command.txt").read_text(encoding="utf-8").strip(),
         **{name: to_json(value, indent=2) for name, value in read.items()},
@@ -114,6 +67,11 @@ def write_page(folder: Path, document: Document, curves: Curves) -> None:
 
 
 _JSON = ("config", "environment")
+
+
+def _visible(value: object) -> object:
+    """What a template puts out, without control characters; markup has none left."""
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def learning_curves(curves: Curves) -> Picture:
@@ -147,7 +105,9 @@ def learning_curves(curves: Curves) -> Picture:
             panel.legend(frameon=False, fontsize=7.0, ncols=1 + len(methods) // 8)
 
     caption = "Validation AUC by epoch: thin lines are seeds, thick ones their mean."
-    return Picture("curves", caption, draw, 0.3 + 3.0 * -(-len(titles) // columns))
+    # A panel by itself is narrow, so that its letters can be read on a phone.
+    width = plots.WIDTH if columns > 1 else 5.0
+    return Picture("curves", caption, draw, 0.3 + 3.0 * -(-len(titles) // columns), width)
 
 
 def _inline(path: Path) -> str:

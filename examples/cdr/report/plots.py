@@ -24,6 +24,7 @@ _STYLE: dict[str, Any] = {
     "svg.hashsalt": "reweight",
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 9.0,
+    "text.parse_math": False,  # a name with "$" in it is no formula
     "axes.titlesize": 10.0,
     "axes.edgecolor": GREY,
     "axes.spines.top": False,

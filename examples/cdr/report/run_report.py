@@ -23,11 +23,12 @@ from cdr.training import WEIGHT_AUC, plan, variant_label
 
 @dataclass(frozen=True)
 class Report:
-    """The rows of a table, and the sentences below it."""
+    """The rows of a table, the sentences below it, and what they show of learned weights."""
 
     title: str
     rows: dict[str, Summary]
     notes: tuple[str, ...]
+    conclusions: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.document().text()
@@ -39,7 +40,8 @@ class Report:
     def document(self) -> Document:
         """The same to be printed, or put on a page."""
         head, *body = self._cells()
-        return Document(self.title, (sheet(head, body),), notes=self.notes)
+        table = sheet(head, body)
+        return Document(self.title, (table,), notes=self.notes, conclusions=self.conclusions)
 
     def _cells(self) -> list[list[str]]:
         # 80 columns wide at most, without remarks.

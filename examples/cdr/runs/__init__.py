@@ -9,6 +9,7 @@ from cdr.runs.logs import KeptLog, log_history, logged
 from cdr.runs.machine import environment
 from cdr.runs.progress import progress_bar
 from cdr.runs.runner import Source, Task, run
+from cdr.runs.titles import item_titles
 
 __all__ = [
     "Completed",
@@ -20,6 +21,7 @@ __all__ = [
     "check_output",
     "complete",
     "environment",
+    "item_titles",
     "log_history",
     "logged",
     "options_read",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,10 @@ class DataCommand:
     """Of amazon: several scenarios, by the names in the paper or in the files."""
     items: Annotated[Path | None, optional("PATH")] = None
     """With a file of ratings: a csv or parquet file with the columns item, category."""
+    like_threshold: Annotated[float | None, optional("RATING", "3, of 1 to 5")] = None
+    """A higher rating is positive; with a file of ratings, or recbole."""
+    separator: Annotated[str | None, optional("CHARACTER", "told from the header")] = None
+    """Between the columns of a file of ratings: comma, semicolon, tab, '|', '::', …"""
     source_cut: Literal["time", "all"] = "time"
     """Keep source behaviours earlier than the user's validation behaviour, or all."""
     cache: Annotated[Path | None, optional("PATH", "ROOT/.cache-reweight")] = None
@@ -85,13 +90,15 @@ def main(arguments: Sequence[str]) -> int:
             source=source,
             target=target,
             items=config.items,
+            like_threshold=config.like_threshold,
+            separator=config.separator,
             source_cut=config.source_cut,
             cache=config.cache,
         )
         data = load(config.data, **given)
         print("\n" * (number > 0) + summary(data), flush=True)
         for note in data.notes:
-            print(_wrapped(f"• {note}"))
+            print(bullet(note))
         checks = check(data, dataset)
         if checks:
             compared.append(agrees(checks))
@@ -109,6 +116,8 @@ def data_options(
     source: str | None,
     target: str | None,
     items: Path | None,
+    like_threshold: float | None,
+    separator: str | None,
     source_cut: str,
     cache: Path | None,
 ) -> dict[str, Any]:
@@ -118,9 +127,10 @@ def data_options(
         ValueError: If an option is missing or does not go with `spec`.
     """
     dataset = find_dataset(spec)
-    flags: dict[str, object] = {"items": items, "cache": cache}
-    flags["source_cut"] = None if source_cut == "time" else source_cut
-    for flag, value in flags.items():
+    flags: dict[str, Any] = {"items": items, "cache": cache, "separator": separator}
+    flags["like_threshold"] = like_threshold
+    cut = None if source_cut == "time" else source_cut
+    for flag, value in (*flags.items(), ("source_cut", cut)):
         if value is not None and flag not in dataset.flags:
             raise ValueError(
                 f"--{flag.replace('_', '-')} {value} goes with {_GOES_WITH[flag]}, not with "
@@ -128,8 +138,7 @@ def data_options(
             )
     if root is None and dataset.holds:
         raise ValueError(f"--root is missing: give the folder that holds {dataset.holds}")
-    given: dict[str, Any] = {"root": root, "source": source, "target": target}
-    given |= {"items": items, "cache": cache}
+    given: dict[str, Any] = {"root": root, "source": source, "target": target, **flags}
     if "source_cut" in dataset.flags:
         given["source_cut"] = source_cut
     return {name: value for name, value in given.items() if value is not None}
@@ -137,6 +146,8 @@ def data_options(
 
 _GOES_WITH = {
     "items": "a file of ratings",
+    "separator": "a file of ratings",
+    "like_threshold": "a file of ratings and with --data recbole",
     "cache": "--data " + " or ".join(d.name for d in DATASETS.values() if "cache" in d.flags),
     "source_cut": "real data",
 }
@@ -154,8 +165,14 @@ def summary(data: CrossDomainData) -> str:
     )
 
 
+def bullet(note: str) -> str:
+    """A note on data, below their summary."""
+    return _wrapped(f"• {note}")
+
+
 def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="    ")
+    width = min(100, shutil.get_terminal_size((100, 0)).columns)
+    return textwrap.fill(text, width, initial_indent="  ", subsequent_indent="    ")
 
 
 def _audited(data: CrossDomainData) -> bool:

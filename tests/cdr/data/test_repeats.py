@@ -79,7 +79,7 @@ def test_items_that_a_user_meets_again_are_counted(tmp_path: Path) -> None:
     (note,) = (n for n in scenario(tmp_path, LINES).notes if "had met before" in n)
     assert note.startswith("1 source and 2 target behaviours (1 of validation, 1 of test)")
     without = [line for place, line in enumerate(LINES) if place not in (2, 5, 6)]
-    more = ["u,z,5,7,toys"]
+    more = ["u,z,1,7,toys"]
     assert not any("had met before" in n for n in scenario(tmp_path, without + more).notes)
 
 

@@ -84,14 +84,14 @@ def test_items_that_look_equal_are_noted_also_of_joint_sources(tmp_path: Path) -
         "u,x1,5,1,films",
         "u,x01,5,1,films",
     ]
-    lines += [f"u,t{n},5,{n},toys" for n in range(2, 5)]
+    lines += [f"u,t{n},{n},{n},toys" for n in range(2, 5)]
     (tmp_path / "log.csv").write_text("\n".join(["user,item,rating,timestamp,domain", *lines]))
     notes = load("log.csv", tmp_path, "books+films", "toys").notes
     assert any("2 source item ids differ" in note and "'books/01'" in note for note in notes)
 
 
 def parquet(folder: Path, users: pa.Array) -> CrossDomainData:
-    columns = {"item": list("abcdef"), "rating": [5] * 6, "timestamp": list(range(6))}
+    columns = {"item": list("abcdef"), "rating": [5, 1] * 3, "timestamp": list(range(6))}
     table = pa.table({"user": users, **columns, "domain": ["books"] * 2 + ["toys"] * 4})
     pyarrow.parquet.write_table(table, folder / "log.parquet")
     return load("log.parquet", folder, "books", "toys")

@@ -22,7 +22,7 @@ Write = Callable[[int, datetime.datetime], str]
 def scenario(folder: Path, write: Write) -> CrossDomainData:
     """Two source and four target behaviours of a user, in the order of `MOMENTS`."""
     rows = [
-        f"u,i{n},5,{write(n, moment)},{'books' if n < 2 else 'toys'}\n"
+        f"u,i{n},{5 - 4 * (n % 2)},{write(n, moment)},{'books' if n < 2 else 'toys'}\n"
         for n, moment in enumerate(MOMENTS)
     ]
     path = folder / "log.csv"
@@ -47,12 +47,33 @@ def number(n: int, moment: datetime.datetime) -> str:
         "%Y-%m-%dT%H:%M:%SZ",
         "%Y-%m-%d %H:%M:%S.000000",
         "%Y-%m-%dT%H:%M:%S+00:00",
+        "%Y-%m-%d %H:%M:%S +00:00",
+        "%Y-%m-%d %H:%M:%S UTC",
+        "%Y-%m-%d %H:%M:%S.000 UTC",
     ],
 )
 def test_iso_times_are_seconds(form: str, tmp_path: Path) -> None:
     data = scenario(tmp_path, lambda _, moment: moment.strftime(form))
     assert seconds(data) == [moment.timestamp() for moment in MOMENTS]
-    assert not [note for note in data.notes if "log.csv" in note]
+    (note,) = (note for note in data.notes if "log.csv" in note)
+    assert "from 2014-05-01T12:00:00 to 2014-05-02T23:00:00 in UTC" in note
+    zoned = "times with a zone" if form.endswith(("Z", "+00:00", "UTC")) else "times without a zone"
+    assert f"6 {zoned}" in note
+
+
+def test_months_that_look_like_numbers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'timestamp' is '05.2014' .* month and a year"):
+        scenario(tmp_path, lambda _, moment: f"{moment:%m.%Y}")
+    data = scenario(tmp_path, lambda n, moment: f"{moment:%m.%Y}" if n else "0.5")
+    assert seconds(data)[:2] == [0.5, 5.2014]  # a counter, then
+
+
+def test_a_fraction_may_stand_behind_a_comma(tmp_path: Path) -> None:
+    def write(_: int, moment: datetime.datetime) -> str:
+        return f'"{moment:%Y-%m-%d %H:%M:%S},500"'  # as Python's logging does
+
+    data = scenario(tmp_path, write)
+    assert seconds(data) == [moment.timestamp() + 0.5 for moment in MOMENTS]
 
 
 def test_zones_are_respected(tmp_path: Path) -> None:
@@ -64,6 +85,17 @@ def test_zones_are_respected(tmp_path: Path) -> None:
 def test_a_date_is_the_first_moment_of_its_day(tmp_path: Path) -> None:
     data = scenario(tmp_path, lambda _, moment: str(moment.date()))
     assert seconds(data) == [moment.timestamp() // 86_400 * 86_400 for moment in MOMENTS]
+    assert any("6 dates, which count as the first moment of the day" in n for n in data.notes)
+
+
+def test_times_that_a_spreadsheet_has_rounded_are_refused(tmp_path: Path) -> None:
+    def excel(_: int, moment: datetime.datetime) -> str:
+        return f"{moment.timestamp() * 1000:.5E}"  # 1.39895E+12
+
+    with pytest.raises(ValueError, match=r"'timestamp' is '1.39895E\+12' in row 1.*rounded"):
+        scenario(tmp_path, excel)
+    exact = scenario(tmp_path, lambda _, moment: f"{moment.timestamp():.18e}")  # as numpy
+    assert seconds(exact) == [moment.timestamp() for moment in MOMENTS]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +135,7 @@ def test_what_is_neither_number_nor_iso_is_named_beside_dates(tmp_path: Path) ->
 
 
 def parquet(folder: Path, timestamp: pa.Array) -> CrossDomainData:
-    names = {"user": ["u"] * 6, "item": list("abcdef"), "rating": [5] * 6}
+    names = {"user": ["u"] * 6, "item": list("abcdef"), "rating": [5, 1] * 3}
     domain = ["books"] * 2 + ["toys"] * 4
     table = pa.table({**names, "timestamp": timestamp, "domain": domain})
     pyarrow.parquet.write_table(table, folder / "log.parquet")

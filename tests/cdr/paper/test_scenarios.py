@@ -40,7 +40,7 @@ def test_what_is_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["g3", "recbole", "amazon5:Beauty", "amazon5:Beauty:", "ebay:a:b", "log.txt:a:b", ""]
+    "name", ["g3", "recbole", "amazon5:Beauty", "amazon5:Beauty:", "ebay:a:b", "log.xlsx:a:b", ""]
 )
 def test_bad_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"--data {name}.*SPEC:SOURCE:TARGET"):

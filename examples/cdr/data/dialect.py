@@ -1,0 +1,142 @@
+"""How a file of separated values is written: its separator, and where its header is."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "|", "::": "::"}
+"""The separators that are guessed, in words."""
+
+_HEAD = 1 << 16  # bytes: more than any header
+_BLOCK = 1 << 24
+_SEP_LINE = re.compile(r'"?sep=(.)"?$')  # Excel writes and reads such a first line
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a text file is written.
+
+    Args:
+        separator: Between columns.
+        skipped: Lines above the header.
+    """
+
+    separator: str
+    skipped: int = 0
+
+    @property
+    def name(self) -> str:
+        """The separator, in words."""
+        return NAMES.get(self.separator, repr(self.separator))
+
+
+def separator_of(text: str) -> str:
+    r"""The separator that an option names.
+
+    Args:
+        text: "comma", "semicolon", "tab" or "\\t", "::", or one character.
+
+    Raises:
+        ValueError: It can't separate columns.
+
+    Example:
+        >>> separator_of("tab"), separator_of("^")
+        ('\t', '^')
+    """
+    words = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "::": "::"}
+    found = words.get(text, text)
+    if found in NAMES:
+        return found
+    if len(found) != 1 or not 32 <= ord(found) < 127 or found.isalnum() or found in "\"'.-+_":
+        raise ValueError(
+            f"--separator {text!r} cannot separate columns; give comma, semicolon, tab, '|', '::' "
+            "or another single character that is neither a letter, a digit nor a quote."
+        )
+    return found
+
+
+def dialect_of(path: Path, columns: Collection[str], separator: str | None = None) -> Dialect:
+    """The way in which a file is written.
+
+    The separator is the one that finds the most of the columns in the header, whatever the rows
+    look like: decimal commas and texts with commas in them do not mislead it.
+
+    Args:
+        path: A text file, gzipped if its name ends in .gz.
+        columns: Names that the header may have, in any case.
+        separator: The separator, if it is known.
+
+    Raises:
+        ValueError: If the text is in an encoding that is not read.
+        OSError: If the file cannot be read or decompressed.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "log.csv"
+        >>> _ = path.write_text("User;Item;Rating\\nann;a, b;4,5\\n")
+        >>> dialect_of(path, ("user", "item", "rating")).name
+        'semicolon'
+    """
+    with pa.input_stream(str(path)) as stream:
+        head: bytes = stream.read(_HEAD)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
+        raise ValueError(
+            f'{path} is not written in UTF-8: it is UTF-16, as Excel\'s "Unicode text", or no '
+            'text at all. Save it as UTF-8 (in Excel: "CSV UTF-8").'
+        )
+    lines = [line for line in head.decode("utf-8-sig", errors="replace").splitlines() if line]
+    skipped, announced = 0, _SEP_LINE.match(lines[0]) if lines else None
+    if announced is not None:
+        skipped, lines = 1, lines[1:]
+        separator = separator or announced[1]
+    if separator is None:
+        header = lines[0] if lines else ""
+        separator = max(NAMES, key=lambda each: _fit(header_names(header, each), columns))
+    return Dialect(separator, skipped)
+
+
+def header_names(header: str, separator: str) -> list[str]:
+    """The names in a header."""
+    if separator == "::":
+        return header.split(separator)
+    return next(csv.reader([header], delimiter=separator), [])
+
+
+def _fit(names: Sequence[str], columns: Collection[str]) -> tuple[int, int]:
+    plain = [plain_name(name) for name in names]
+    return sum(column in plain for column in columns), len(plain)
+
+
+def plain_name(name: str) -> str:
+    """A column's name without what does not matter in it: upper case and blanks around it."""
+    return name.strip().casefold()
+
+
+def lines_if_quoted(path: Path) -> int:
+    """How many lines of a text file are not empty; 0 if there is no quote in it.
+
+    Most files have no quotes, and need not be looked at character by character.
+    """
+    if not any(b'"' in block for block in _blocks(path)):
+        return 0
+    lines, after_end = 0, True
+    for block in _blocks(path):
+        characters = np.frombuffer(block, np.uint8)
+        is_end = (characters == ord("\n")) | (characters == ord("\r"))
+        before = np.concatenate([[after_end], is_end[:-1]])
+        lines += int((before & ~is_end).sum())
+        after_end = bool(is_end[-1])
+    return lines
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with pa.input_stream(str(path)) as stream:
+        while block := stream.read(_BLOCK):
+            yield block

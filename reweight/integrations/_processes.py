@@ -1,0 +1,23 @@
+"""Outer steps belong to one process."""
+
+from __future__ import annotations
+
+from torch import distributed
+
+
+def check_one_process(announced: int) -> None:
+    """Raise where several processes train one model.
+
+    Each would differentiate its own share of the batch and learn another weighter, without a word.
+
+    Args:
+        announced: the number of processes that the training framework states.
+    """
+    several = distributed.is_available() and distributed.is_initialized()
+    size = max(announced, distributed.get_world_size() if several else 1)
+    if size > 1:
+        raise RuntimeError(
+            f"{size} processes train this model, and outer steps are made for one process: each "
+            "process would learn weights of its own. Learn the weights with one process "
+            "(devices=1, or num_processes=1), and train with the learned weights on many"
+        )

@@ -1,0 +1,85 @@
+"""An outer step on micro-batches is the outer step on one batch of all their samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reweight
+from reweight.integrations._micro_batches import MicroBatches, over_micro_batches
+
+SIZES = (3, 5)
+
+
+def losses(model: nn.Module, batch: Any) -> reweight.Losses:
+    x, y, group = batch
+    penalty = 0.1 * sum(p.square().sum() for p in model.parameters())
+    error = (model(x).squeeze(-1) - y).square()
+    return reweight.Losses(error, fixed=penalty, inputs={"group": group, "x": (x, group)})
+
+
+def of_outputs(model: nn.Module, batch: Any) -> reweight.Losses:
+    """The same without a penalty, in the form that Gauss-Newton products need."""
+    x, y, group = batch
+    inputs = {"group": group, "x": (x, group)}
+    return reweight.Losses.of(model(x), lambda out: (out.squeeze(-1) - y).square(), inputs=inputs)
+
+
+class ByGroup(reweight.SampleWeighter):
+    """A weight for each group, which also looks at the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+    def forward(self, losses: Tensor, inputs: Any) -> Tensor:
+        assert inputs["x"][0].shape == (len(losses), 3) and inputs["x"][1] is inputs["group"]
+        return self.raw[inputs["group"]] * (1 + inputs["x"][0].square().sum(1))
+
+
+def batch(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 3, generator=generator, dtype=torch.float64)
+    return x, x.sum(1).sin(), torch.arange(n) % 2
+
+
+@pytest.mark.parametrize(
+    ("losses", "curvature"), [(losses, "hessian"), (of_outputs, "gauss_newton")]
+)
+def test_micro_batches_are_one_batch_of_their_samples(losses: Any, curvature: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1).double()
+    solver = reweight.ImplicitHypergradient(
+        reweight.ConjugateGradient(20, rtol=1e-12), damping=0.1, curvature=curvature
+    )
+    rw = reweight.wrap(
+        model,
+        ByGroup(),
+        over_micro_batches(losses, model),
+        lambda model, batch: losses(model, batch).weighted.mean(),
+        hypergradient=solver,
+    )
+    parts = [batch(n, n) for n in SIZES]
+    whole = tuple(torch.cat(each) for each in zip(*parts, strict=True))
+    split, joined = rw.hypergradient(MicroBatches(parts), whole), rw.hypergradient(whole, whole)
+    # The same formula with sums in another order, through a solve of condition below 100.
+    assert torch.allclose(split.influence, joined.influence, rtol=1e-11)
+    assert torch.allclose(split.grads["raw"], joined.grads["raw"], rtol=1e-11)
+    assert torch.equal(rw.weights(MicroBatches(parts)), rw.weights(whole))
+
+
+def test_inputs_without_a_row_per_sample_are_refused() -> None:
+    def shared(model: nn.Module, batch: Any) -> reweight.Losses:
+        return reweight.Losses(losses(model, batch).weighted, inputs=torch.tensor(0.5))
+
+    grouped = over_micro_batches(shared, None)
+    with pytest.raises(ValueError, match=r"inputs have shapes \[\(\)\]"):
+        grouped(nn.Linear(3, 1).double(), MicroBatches([batch(3, 0), batch(3, 1)]))
+
+
+def test_a_model_without_losses_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"losses is missing and Linear has no method losses"):
+        over_micro_batches(None, nn.Linear(1, 1))
