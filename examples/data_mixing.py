@@ -134,19 +134,19 @@ def train(model: Any, data: Data, mixture: Tensor, steps: int, *, learn: bool = 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    with torch.no_grad():
-        weights = weighter(torch.zeros(len(SOURCES)), torch.arange(len(SOURCES)))
-    return probabilities(mixture, weights)
+    return probabilities(mixture, weighter)
 
 
-def probabilities(mixture: Tensor, weights: Tensor) -> Tensor:
+@torch.no_grad()
+def probabilities(mixture: Tensor, weighter: reweight.GroupWeighter) -> Tensor:
     """By which sources are to be drawn instead of by a mixture, after its weights were learned.
 
     Rows then count in the mean as they do with the weights. A source whose share has fallen to less
     than half is left out: a few rows of useless text in each batch still cost much.
     """
-    shares: Tensor = mixture * weights / (mixture * weights).sum()
-    kept = shares * (shares >= mixture / 2)
+    shares = mixture * weighter.table()
+    shares = shares / shares.sum()
+    kept: Tensor = shares * (shares >= mixture / 2)
     return kept / kept.sum()
 
 

@@ -78,7 +78,7 @@ def main() -> None:
         for name, trainer in (("plain", plain), ("learned weights", weighted)):
             trainer.train()
             print(f"{name:<16} loss of evaluation {trainer.evaluate()['eval_loss']:.3f}")
-    weights = weighter(torch.zeros(3), torch.arange(3)).tolist()
+    weights = weighter.table().tolist()
     print("weights: same grammar {:.2f}, other grammar {:.2f}, none {:.2f}".format(*weights))
 
 

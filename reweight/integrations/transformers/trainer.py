@@ -14,7 +14,7 @@ import reweight
 from reweight.integrations.transformers.batches import DevBatches, KeepColumn
 from reweight.integrations.transformers.losses import SHIPPED, LossesFn, causal_lm_losses, rows
 from reweight.integrations.transformers.problem import OuterLoss, StatedLosses, without_autocast
-from reweight.integrations.transformers.refusals import LOOKUPS, check_arguments, check_trainer
+from reweight.integrations.transformers.refusals import check_arguments, check_trainer
 
 FILE = "reweight.pt"  # in a checkpoint of the Trainer
 # Weights that are logged one by one: more are not read by anybody.
@@ -28,9 +28,7 @@ class OuterArguments:
     Args:
         every: an outer step is made at each ``every``-th optimizer step.
         warmup_steps: optimizer steps before the first outer step.
-        lr: of Adam, which moves the weighter's parameters. ``None``: 1e-2 for a ``GroupWeighter``
-            or ``TableWeighter``, whose parameters are weights, and 1e-3 for others, which at higher
-            rates run to their bound.
+        lr: of Adam, which moves the weighter's parameters; each weighter recommends one.
 
     Raises:
         ValueError: a value out of range.
@@ -43,11 +41,10 @@ class OuterArguments:
 
     every: int = 10
     warmup_steps: int = 0
-    lr: float | None = None
+    lr: float = 1e-2
 
     def __post_init__(self) -> None:
-        rate_is_wrong = self.lr is not None and not self.lr > 0
-        if self.every < 1 or self.warmup_steps < 0 or rate_is_wrong:
+        if self.every < 1 or self.warmup_steps < 0 or not self.lr > 0:
             raise ValueError(
                 f"{self}: every must be at least 1, warmup_steps at least 0, and lr above 0"
             )
@@ -55,12 +52,6 @@ class OuterArguments:
     def due(self, step: int) -> bool:
         """Whether an outer step is made at the ``step``-th optimizer step, counted from 0."""
         return step >= self.warmup_steps and (step - self.warmup_steps) % self.every == 0
-
-    def rate(self, weighter: reweight.SampleWeighter) -> float:
-        """The learning rate of a weighter."""
-        if self.lr is not None:
-            return self.lr
-        return 1e-2 if isinstance(weighter, LOOKUPS) else 1e-3
 
 
 class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
@@ -140,8 +131,7 @@ class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
             self.data_collator = KeepColumn(self.data_collator, self._column)
         if weighter is not None:
             weighter.to(self.args.device)
-            rate = self.outer_args.rate(weighter)
-            self.outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=rate)
+            self.outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=self.outer_args.lr)
             self._dev_batches = self._batches_of(dev_dataset)
 
     # -- one step --------------------------------------------------------------------------------
@@ -348,10 +338,7 @@ class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
         if self._last_weights is not None and self._last_weights.numel():
             found["weight_mean"] = float(self._last_weights.mean())
         if isinstance(self.weighter, reweight.GroupWeighter):
-            raw = self.weighter.raw
-            with torch.no_grad():
-                groups = torch.arange(raw.numel(), device=raw.device)
-                weights = self.weighter(torch.zeros_like(raw), groups).tolist()
+            weights = self.weighter.table().tolist()
             if len(weights) <= _LOGGED_WEIGHTS:
                 found.update((f"weight_{group}", w) for group, w in enumerate(weights))
         if self._last_info is not None and self._last_info.relative_residual is not None:
