@@ -33,7 +33,7 @@ from reweight.integrations.transformers import causal_lm_losses
 SOURCES = "docstrings", "code", "random"
 ROWS = 600, 5000, 5000  # of each source
 DEV_ROWS, TEST_ROWS, LENGTH, BATCH = 64, 500, 48, 16
-OUTER_LR, EVERY = 1e-1, 5
+OUTER_LR, EVERY = 5e-2, 5
 FIRST_SEED = 100  # the settings were chosen on lower ones
 UNIFORM = torch.ones(3) / 3
 DOMAIN = torch.tensor([1.0, 0.0, 0.0])
