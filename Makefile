@@ -67,12 +67,15 @@ docs: $(VENV)/.has-docs ## build docs/_build/html and run the pages' snippets
 	@$(BIN)/sphinx-build -W --keep-going -q -b doctest docs docs/_build/doctest
 	@echo "docs/_build/html/index.html"
 
-dist: $(VENV)/.has-dev ## build dist/ and run an example with its wheel, in an environment of its own
+dist: $(VENV)/.has-dev ## build dist/, look inside, and run an example with its wheel in an environment of its own
 	@rm -rf dist build/installed
 	@$(BIN)/python -m build --quiet .
+	@$(BIN)/python -m tests.distribution dist
+	@$(BIN)/twine check --strict dist/*
 	@$(PYTHON) -m venv build/installed
 	@build/installed/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' dist/*.whl
-	@build/installed/bin/python examples/noisy_labels.py
+	@build/installed/bin/python -m pip check
+	@cd build && installed/bin/python ../examples/noisy_labels.py
 	@ls dist/*
 
 hooks: $(VENV)/.has-dev ## set up all tools, and have git run the quick checks before each commit

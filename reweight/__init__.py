@@ -5,8 +5,9 @@ Start at :func:`wrap`.
 
 from __future__ import annotations
 
-from reweight import diagnostics
-from reweight.checking import CheckReport, CheckRow, check_hypergradient
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient
 from reweight.losses import Losses
 from reweight.preconditioning import SecondMoments
@@ -32,6 +33,10 @@ from reweight.weighters import (
     TableWeighter,
 )
 from reweight.wrapping import Reweighted, wrap
+
+if TYPE_CHECKING:
+    from reweight import diagnostics, valuation
+    from reweight.checking import CheckReport, CheckRow, check_hypergradient
 
 __version__ = "0.1.0"
 
@@ -63,5 +68,27 @@ __all__ = [
     "TableWeighter",
     "check_hypergradient",
     "diagnostics",
+    "valuation",
     "wrap",
 ]
+
+# What no training needs is loaded when it is first named, by the part that holds it.
+_LATER = {
+    "CheckReport": "checking",
+    "CheckRow": "checking",
+    "check_hypergradient": "checking",
+    "checking": "checking",
+    "diagnostics": "diagnostics",
+    "valuation": "valuation",
+}
+
+if not TYPE_CHECKING:  # a type checker would take every name for one that exists
+
+    def __getattr__(name: str) -> object:
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        part = import_module(f"{__name__}.{_LATER[name]}")
+        return part if name == _LATER[name] else getattr(part, name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LATER})

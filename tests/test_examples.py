@@ -7,6 +7,9 @@ from pathlib import Path
 
 import noisy_labels
 import pytest
+from recipes import retrain
+
+from reweight.valuation import SampleValues
 
 
 def test_noisy_labels_learns_which_labels_to_believe(
@@ -19,3 +22,32 @@ def test_noisy_labels_learns_which_labels_to_believe(
     right, wrong = (float(x) for x in re.findall(r"labels (\d\.\d+)", shown))
     assert learned > plain + 0.2
     assert right > 1.5 and wrong < 0.2
+
+
+@pytest.mark.slow
+def test_retrain_compares_all_ways_and_saves_and_draws(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrain, "STEPS", 25)  # an epoch takes 20
+    monkeypatch.setattr(retrain, "WARMUP", 20)
+    retrain.main(["--seeds", "2", "--save", f"{tmp_path}/v.csv", "--plot", f"{tmp_path}/c.png"])
+    assert (tmp_path / "c.png").stat().st_size > 10_000
+    assert len(SampleValues.load(tmp_path / "v.csv")) == retrain.NUM_TRAIN
+    shown = capsys.readouterr().out
+    # Seven ways with their mean and error; six shares in three ways, by influence and by weight.
+    assert len(re.findall(r"^[a-z][\w ,()]+\d\.\d{3} ± \d\.\d{3}", shown, re.MULTILINE)) == 7
+    assert len(re.findall(r"^ *\d+ % +\d+( +\d\.\d{3} ± \d\.\d{3}){3}", shown, re.MULTILINE)) == 12
+
+
+@pytest.mark.slow
+def test_retrain_finds_wrong_labels_by_weight_and_by_influence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retrain, "STEPS", 300)
+    task = retrain.make_task(0)
+    _, values = retrain.search(task, 0)
+    wrong = task.wrong.numpy()
+    assert values.weights[~wrong].mean() > 3 * values.weights[wrong].mean()
+    assert wrong[values.worst_first()[: int(wrong.sum())]].mean() > 0.7
+    retrained = retrain.accuracy(retrain.retrain(task, retrain.ALL, 0, values), task.test)
+    assert retrained > retrain.accuracy(retrain.retrain(task, retrain.ALL, 0), task.test)

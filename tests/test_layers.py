@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
             {"hypergradient"},
             {"_problem"},
             {"wrapping"},
-            {"checking", "diagnostics"},
+            {"checking", "diagnostics", "valuation"},
             {"__init__"},
             {"integrations"},
         ),
@@ -51,6 +51,7 @@ FOREIGN = {
     "_cdata": "of a storage: its address, which is the identity of the memory",
     "_cache": "of parametrize: weights cached before parameters moved",
     "_cache_enabled": "of parametrize: weights cached before parameters moved",
+    "_sampler": "of a loader of RecBole: what draws its negatives, which has no public name",
 }
 SAVED = "_saved_"  # autograd nodes show by these names what they keep for the backward pass
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,13 @@ INTEGRATIONS = ROOT / "reweight" / "integrations"
 
 
 # What an extra brings, and the files that import it when they need it.
-OPTIONAL = {"_plot.py": {"matplotlib"}, "recorder.py": {"matplotlib"}}
+OPTIONAL = {
+    "_plot.py": {"matplotlib"},
+    "recorder.py": {"matplotlib"},
+    "_removal_plot.py": {"matplotlib"},
+    "removal.py": {"matplotlib"},
+    "files.py": {"pyarrow"},
+}
 
 
 def when_loaded(node: ast.AST) -> Iterator[ast.AST]:
@@ -66,7 +73,9 @@ def documented(module: ModuleType) -> list[str]:
     return re.findall(r"^\.\. auto\w+:: (\w+)$", "".join(texts), flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("module", [reweight, reweight.diagnostics], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [reweight, reweight.diagnostics, reweight.valuation], ids=lambda m: m.__name__
+)
 def test_every_public_name_exists_and_has_a_place_in_the_reference(module: ModuleType) -> None:
     assert all(hasattr(module, name) for name in module.__all__)
     names = [n for n in module.__all__ if not isinstance(getattr(module, n), ModuleType)]
@@ -84,3 +93,22 @@ def test_the_citation_and_the_changelog_name_this_version() -> None:
     assert f"\nversion: {reweight.__version__}\n" in citation
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(rf"^## \[?{re.escape(reweight.__version__)}\b", changelog, re.MULTILINE)
+
+
+def test_no_command_installs_the_package_from_an_index_that_does_not_have_it() -> None:
+    # A release that is published changes this test. Until then pip finds no distribution of the
+    # name; `pip install .` in a checkout works, and `name @ git+...`.
+    listed = subprocess.check_output(["git", "ls-files", "*.py", "*.md"], cwd=ROOT, text=True)
+    command = re.compile(r"pip install[^\n`]*torch-reweight(?!\S*\s*@)")
+    pages = [ROOT / name for name in listed.splitlines() if not name.startswith("tests/")]
+    assert pages
+    wrong = [page for page in pages if command.search(page.read_text(encoding="utf-8"))]
+    assert not wrong
+
+
+def test_the_readme_names_the_oldest_versions_that_the_package_asks_for() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (dependencies,) = re.findall(r"^dependencies = \[(.*)\]$", project, re.MULTILINE)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, oldest in re.findall(r'"(\w+)>=([\d.]+)"', dependencies):
+        assert f"{name} ≥ {oldest}" in readme

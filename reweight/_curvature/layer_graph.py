@@ -116,7 +116,7 @@ def _uses(name: str, parameter: Tensor, graph: Graph, takers: Takers) -> Iterato
             for taker, at in takers[node]:
                 yield _product(name, taker, at, "linear")
         elif parameter.ndim == 1:
-            yield _row(name, parameter, node, place)
+            yield _row(name, node, place)
         else:
             yield _product(name, node, place, "transposed")
 
@@ -131,12 +131,9 @@ def _product(name: str, node: Any, place: int, kind: Literal["linear", "transpos
     raise _not_served(name, node)
 
 
-def _row(name: str, parameter: Tensor, node: Any, place: int) -> _Use:
+def _row(name: str, node: Any, place: int) -> _Use:
     """A parameter that is added to each row, or multiplies it."""
     operation = node.name()
-    made = getattr(node, "_input_metadata", ())
-    if not made or tuple(made[0].shape[-1:]) != tuple(parameter.shape):
-        raise _not_served(name, node)
     if operation == "AddmmBackward0" and place == 0 and node._saved_beta == 1:
         return _Use(node, "row", None)
     if operation == "AddBackward0" and (place == 0 or node._saved_alpha == 1):
@@ -206,6 +203,8 @@ def _layer(
     pieces = []
     for use in uses:
         signal = signals[use.node]
+        if use.kind == "row" and signal.shape[-1:] != parameter.shape:  # it is broadcast
+            raise _not_served(name, use.node)
         signal = signal.reshape(len(signal), -1, signal.shape[-1])
         pieces.append((use.rows, signal, _samples(name, signal.shape[1], count, signal.device)))
     if kinds == {"row"}:

@@ -17,7 +17,7 @@ from reweight._problem.inner import InnerProblem
 from reweight._problem.isolation import is_compiled, twice_differentiable
 from reweight._problem.pure_step import PureStep
 from reweight._problem.weights import SATURATED
-from reweight._tensors import Tree, alone, can_read, read, some
+from reweight._tensors import Tree, alone, can_read, no_compiling, read, some
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient
 from reweight.solvers import PLAIN, Identity, Neumann, TracedSolver, UntraceableError, traced
 from reweight.verdict import WAYS, SolveInfo
@@ -325,7 +325,6 @@ def only_eager(problem: BilevelProblem, theta: Tree, batches: object, hooks: obj
         batches: further train batches, or ``None``.
         hooks: gradient hooks on inner parameters.
     """
-    reason = ""
     if batches is not None:
         reason = "batches= gives every product another batch"
     elif hooks:
@@ -334,6 +333,8 @@ def only_eager(problem: BilevelProblem, theta: Tree, batches: object, hooks: obj
         reason = "several processes share the samples"
     elif not all(map(can_read, theta.values())):
         reason = "a CUDA graph is captured, in which no number of a compiled step can be looked at"
+    else:
+        reason = no_compiling()
     if reason:
         say_not_compiled(problem, reason)
     return bool(reason)

@@ -71,9 +71,9 @@ def _again(inner: InnerProblem) -> Callable[[], Graph]:
     return evaluated
 
 
-def remarks_on(theta: Tree, graph: Graph) -> list[str]:
+def remarks_on(inner: InnerProblem) -> list[str]:
     """What is wrong with the problem for as long as it is of this kind."""
-    narrow, own = graph.narrowest(), max(rounding(theta), torch.finfo(torch.float32).eps)
+    narrow, own = inner.narrowest(), max(rounding(inner.theta), torch.finfo(torch.float32).eps)
     if narrow is None or torch.finfo(narrow).eps <= own:
         return []
     return [

@@ -96,12 +96,22 @@ class InnerProblem:
 
     def is_all_alive(self) -> bool:
         """Whether every operation of the loss takes part in its gradient now."""
-        inputs = [*GraphInputs(self.theta, self.tables).inputs, self.weights]
         try:
-            return self.graph.is_all_alive(self.loss, inputs)
+            return self.graph.is_all_alive(self.loss, self._inputs())
         except RuntimeError as error:  # compiled parts can be differentiated only once
             logger.info("no gradient to look at: %s", str(error))
             return True
+
+    def narrowest(self) -> torch.dtype | None:
+        """The floating-point type of fewest digits in the loss; ``None`` where nothing shows it."""
+        try:
+            return self.graph.narrowest(self.loss, self._inputs())
+        except RuntimeError as error:  # as in is_all_alive
+            logger.info("no types to look at: %s", str(error))
+            return None
+
+    def _inputs(self) -> list[Any]:
+        return [*GraphInputs(self.theta, self.tables).inputs, self.weights]
 
     def padding(self, by_rows: Container[str]) -> dict[str, int]:
         """Rows of tables that are padding, which are constants; of tables that are used whole."""

@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 # Larger ones hold data, which passes read.
 _LARGEST, _LARGEST_ARRAY = 10_000, 1_000_000
 _CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
-_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _PLAIN = frozenset((int, float, bool, str, type(None)))
 # Loggers, classes, functions and modules hold what the whole process shares, which is not restored.
 _SHARED = sys.stdlib_module_names - {"types", "collections", "argparse"}
@@ -46,12 +45,18 @@ class Objects:
 
 def holds_numbers(x: Any) -> bool:
     """Whether an object is an array, a random generator or an optimizer."""
-    return isinstance(x, (np.ndarray, Optimizer, *_GENERATORS))
+    return isinstance(x, (np.ndarray, Optimizer)) or _is_generator(x)
 
 
 def is_mutable(x: Any) -> bool:
     """Whether an object is a container, an array or a random generator."""
-    return type(x) in _CONTAINERS or isinstance(x, (np.ndarray, *_GENERATORS))
+    return type(x) in _CONTAINERS or isinstance(x, np.ndarray) or _is_generator(x)
+
+
+def _is_generator(x: Any) -> bool:
+    # Not a constant of the module: numpy loads its random part when it is named.
+    kinds = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+    return isinstance(x, kinds)
 
 
 def _parts(x: Any) -> Iterator[Any]:

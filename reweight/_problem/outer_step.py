@@ -394,7 +394,7 @@ class _OuterStep:
             self._problem, inner, self._phi, leaves, self._given, look=self._look
         )
         if self._look and inner.weights.numel():
-            self._findings.remarks = remarks_on(self._theta, inner.graph)
+            self._findings.remarks = remarks_on(inner)
 
     def _solved(
         self, systems: Systems, inner: InnerProblem, rhs: Tree, batches: Iterable[Any] | None

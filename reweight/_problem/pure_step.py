@@ -145,9 +145,9 @@ class PureStep:
         ) -> tuple[Tree, Tensor, Tensor]:
             def call(th: Tree, ph: Tree, function: Callable[..., Any], *args: Any) -> Any:
                 values = {slot: th[name] for slot, name in inner_slots.items()}
-                values |= {slot: ph[name] for slot, name in outer_slots.items()}
+                values.update({slot: ph[name] for slot, name in outer_slots.items()})
                 # Every pass starts from the same buffers, and may write into its own.
-                values |= {slot: x.clone() for slot, x in buffers.items()}
+                values.update({slot: x.clone() for slot, x in buffers.items()})
                 return functional_call(holder, values, (function, *args), tie_weights=False)
 
             def outer(th: Tree, ph: Tree) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.random.mtrand import get_bit_generator
 from torch import Tensor
 
 # 624 words and a position.
@@ -96,7 +95,7 @@ class Generators:
 
 def _words() -> bytes | None:
     """The memory of numpy's global bit generator, if it is of the usual kind."""
-    generator = get_bit_generator()
+    generator = np.random.mtrand.get_bit_generator()
     if not isinstance(generator, np.random.MT19937):
         return None
     return ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
-from reweight._tensors import Tree
+from reweight._tensors import Tree, shows_types
+
+Grads = tuple[Tensor | None, ...]
 
 _LEAF: type = type(get_gradient_edge(torch.zeros((), requires_grad=True)).node)
 
@@ -48,10 +50,17 @@ class Graph:
         """
         dead: list[Node] = []
 
-        def look(node: Node, grads: tuple[Tensor | None, ...]) -> None:
+        def look(node: Node, grads: Grads) -> None:
             if not any(g is not None and bool(g.any()) for g in grads):
                 dead.append(node)
 
+        self._look_back(look, loss, inputs)
+        return not dead
+
+    def _look_back(
+        self, look: Callable[[Node, Grads], None], loss: Tensor, inputs: list[Any]
+    ) -> None:
+        """Show ``look`` the operations that a gradient passes, each with what reaches it."""
         hooks = [
             node.register_prehook(functools.partial(look, node))
             for node in self.nodes
@@ -62,7 +71,6 @@ class Graph:
         finally:
             for hook in hooks:
                 hook.remove()
-        return not dead
 
     def shared(self, other: Graph) -> list[Node]:
         """The operations that are also part of another graph."""
@@ -99,15 +107,23 @@ class Graph:
             waiting += self.nodes[node]
         return False
 
-    def narrowest(self) -> torch.dtype | None:
-        """The floating-point type of fewest digits that an operation gives."""
-        given = {
-            metadata.dtype
-            for node in self.nodes
-            for metadata in getattr(node, "_input_metadata", ())
-            if metadata.dtype.is_floating_point
-        }
-        return max(given, key=lambda dtype: torch.finfo(dtype).eps, default=None)
+    def narrowest(self, loss: Tensor, inputs: list[Any]) -> torch.dtype | None:
+        """The floating-point type of fewest digits that an operation gives.
+
+        Args:
+            loss: the tensor that it is the graph of.
+            inputs: what the loss is differentiated by, where torch does not show the types.
+        """
+        given: set[torch.dtype] = set()
+        if shows_types(loss.grad_fn):
+            for node in self.nodes:
+                given |= {metadata.dtype for metadata in getattr(node, "_input_metadata", ())}
+        else:  # a derivative has the type of what it is taken by
+            self._look_back(
+                lambda _, grads: given.update(g.dtype for g in grads if g is not None), loss, inputs
+            )
+        real = [dtype for dtype in given if dtype.is_floating_point]
+        return max(real, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
     @property
     def is_reentrant(self) -> bool:

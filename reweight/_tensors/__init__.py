@@ -41,6 +41,7 @@ from reweight._tensors.vectors import (
     unflatten,
     zeros_like,
 )
+from reweight._tensors.versions import no_compiling, shows_types
 
 __all__ = [
     "Blocks",
@@ -73,6 +74,7 @@ __all__ = [
     "max_abs",
     "moving",
     "new_leaves",
+    "no_compiling",
     "norm",
     "norms_of",
     "now_or_later",
@@ -82,6 +84,7 @@ __all__ = [
     "reducing",
     "rounding",
     "scale",
+    "shows_types",
     "some",
     "spread",
     "stored",

@@ -26,7 +26,7 @@ def plot_rows(rows: Rows, path: str | Path | None) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "plots need matplotlib: pip install 'torch-reweight[plot]'", name="matplotlib"
+            "plots need matplotlib: pip install matplotlib", name="matplotlib"
         ) from error
     # Not pyplot, which would keep a reference to the figure and choose a GUI backend.
     figure = Figure(figsize=(10.0, 6.4), layout="constrained")

@@ -6,13 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from reweight.samplers._arguments import at_least, optional_size, replica
-from reweight.samplers.repair import Ints, Repair
+from reweight.samplers.repair import Repair
+
+if TYPE_CHECKING:
+    from reweight.samplers.repair import Ints
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from reweight._tensors import all_entries, inner_products, norm, power_of_two, read
 from reweight.solvers._products import check_product
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # If what is left of a product after orthogonalisation is below this share of it, in units of
 # rounding, it is noise and the subspace is invariant.

@@ -32,8 +32,8 @@ class LossWeighter(SampleWeighter):
     the other samples of the batch: a batch of one sample always has the weight 1, and small batches
     give noisy weights. Use batches of 16 samples or more.
 
-    Recommended outer optimizer: ``torch.optim.Adam(weighter.parameters(), lr=1e-2)``, from the first
-    step on.
+    Recommended outer optimizer: ``torch.optim.Adam(weighter.parameters(), lr=RATE)``, from the
+    first step on.
 
     Args:
         hidden: Width of the hidden layer.
@@ -57,7 +57,8 @@ class LossWeighter(SampleWeighter):
         super().__init__()
         if hidden < 1:
             raise ValueError(f"hidden={hidden!r}: hidden must be at least 1.")
-        self.mlp = mlp(1, (hidden,), zero_last=True)
+        # The mean cancels a bias of the last layer.
+        self.mlp = mlp(1, (hidden,), zero_last=True, last_bias=False)
         scale = nn.Parameter(torch.zeros(())) if learn_scale else None
         self.register_parameter("raw_scale", scale)
 
@@ -71,7 +72,7 @@ class LossWeighter(SampleWeighter):
         Returns:
             Weights above 0 with a mean of 1, shape [B], in the weighter's dtype.
         """
-        dtype = self.mlp[0].weight.dtype
+        dtype = next(self.mlp.parameters()).dtype
         h = self.mlp(_standardized(losses).to(dtype).unsqueeze(-1)).squeeze(-1)
         weights = mean_one(h)
         return weights if self.raw_scale is None else weights * positive(self.raw_scale)

@@ -144,6 +144,15 @@ UNSEEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+def is_read_in_func() -> bool:
+    """Whether this torch reads the numbers of a tensor inside of torch.func."""
+    try:
+        torch.func.grad(lambda x: x * torch.tensor([2]).tolist()[0])(torch.ones(()))
+    except RuntimeError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("hvp", MODES)
 @pytest.mark.parametrize("read", UNSEEN)
 def test_look_ups_by_other_names_are_served_too(read: str, hvp: str) -> None:
@@ -151,6 +160,10 @@ def test_look_ups_by_other_names_are_served_too(read: str, hvp: str) -> None:
         def forward(self, index: Tensor) -> Tensor:
             return self.out(UNSEEN[read](self.items.weight, index)).tanh()
 
+    if read == "list" and hvp == "func" and not is_read_in_func():
+        with pytest.raises(RuntimeError, match='hvp="auto" may'):
+            catalogue(model=Other().double(), hvp=hvp).hypergradient(TRAIN, DEV)
+        return
     with quiet():
         got = catalogue(model=Other().double(), hvp=hvp).hypergradient(TRAIN, DEV)
         expected = catalogue(hvp="autograd").hypergradient(TRAIN, DEV)

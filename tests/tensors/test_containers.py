@@ -312,8 +312,11 @@ def test_a_mapping_out_of_reach_that_cannot_be_made_anew_is_left_as_it_is() -> N
 
 def test_objects_in_sets_have_their_entries_before_they_are_hashed() -> None:
     x = ones()
-    slotted, mapped_x = trees.map_tensors(negated, [{Slotted(x, 1), Pair(x, 2)}, x])
-    assert slotted == {Slotted(mapped_x, 1), Pair(mapped_x, 2)}
+    made, mapped_x = trees.map_tensors(negated, [{Slotted(x, 1), Pair(x, 2)}, x])
+    of = {type(one): one for one in made}
+    # Dataclasses compare tensors from Python 3.13 on, so no set is compared with another one.
+    assert of[Slotted].x is mapped_x and of[Pair] == Pair(mapped_x, 2)
+    assert all(one in made for one in made)  # a set finds what has the hash that it came with
     # What can't change must be made first.
     uncopied: list[Any] = []
     frozen = frozenset([Slotted(x, 1)])

@@ -207,24 +207,67 @@ def test_constant_refuses_a_start_that_is_not_positive(initial: float) -> None:
         ConstantWeighter(initial)
 
 
-def test_loss_weights_stay_between_zero_and_two() -> None:
-    weighter = LossWeighter(hidden=3)
+def test_the_mean_weight_of_a_batch_is_one_whatever_the_network_learned() -> None:
+    weighter = LossWeighter(hidden=3).double()
     perturb(weighter)
-    weights = weighter(torch.tensor([0.0, 1e3, 1e6]), None)
-    assert ((weights >= 0) & (weights <= 2)).all()
+    for losses in (
+        torch.rand(9),
+        torch.randn(9),
+        torch.tensor([0.0, 1e3, 1e6]),
+        1e-30 * torch.rand(9),
+    ):
+        weights = weighter(losses.double(), None)
+        assert (weights > 0).all()
+        # Rounding of a sum of at most nine numbers.
+        assert float(weights.detach().mean()) == pytest.approx(1.0, abs=1e-14)
+
+
+def test_loss_weights_do_not_depend_on_the_unit_of_the_loss_and_equal_losses_weigh_one() -> None:
+    weighter = LossWeighter(hidden=3).double()
+    perturb(weighter)
+    losses = torch.rand(9, dtype=torch.float64)
+    # The standard deviation has a floor of 1e-6 beside values of about 1.
+    torch.testing.assert_close(
+        weighter(1e4 * losses, None), weighter(losses, None), rtol=1e-9, atol=0
+    )
+    assert torch.equal(
+        weighter(torch.full((5,), 0.7, dtype=torch.float64), None), torch.ones(5).double()
+    )
+    assert torch.equal(weighter(torch.zeros(5, dtype=torch.float64), None), torch.ones(5).double())
+
+
+@pytest.mark.parametrize(
+    "make", [LossWeighter, lambda **k: GroupWeighter(4, **k), lambda **k: TableWeighter(4, **k)]
+)
+def test_a_common_pull_on_all_weights_moves_the_scale_only(
+    make: Callable[..., SampleWeighter],
+) -> None:
+    losses, known = torch.rand(4, dtype=torch.float64), torch.arange(4)
+    bound = make().double()
+    perturb(bound)
+    grads = torch.autograd.grad(bound(losses, known).sum(), list(bound.parameters()))
+    assert max(float(grad.abs().max()) for grad in grads) < 1e-12  # rounding of terms of about 1
+    free = make(learn_scale=True).double()
+    free(losses, known).sum().backward()
+    assert free.raw_scale.grad is not None and free.raw_scale.grad > 0
+    with torch.no_grad():
+        free.raw_scale += 3.0
+    assert float(free(losses, known).detach().mean()) == pytest.approx(
+        float(positive(torch.tensor(3.0).double()))
+    )
 
 
 def test_loss_weighter_can_learn_to_drop_large_losses() -> None:
     weighter = LossWeighter(hidden=16)
     losses = torch.cat((torch.rand(32), 3 + torch.rand(32)))
-    wanted = torch.cat((torch.ones(32), torch.zeros(32)))
+    wanted = torch.cat((torch.full((32,), 2.0), torch.zeros(32)))
     optimizer = torch.optim.Adam(weighter.parameters(), lr=0.05)
     for _ in range(60):
         optimizer.zero_grad()
         (weighter(losses, None) - wanted).square().mean().backward()
         optimizer.step()
     weights = weighter(losses, None)
-    assert weights[:32].min() > 0.5 > weights[32:].max()
+    assert weights[:32].min() > 1.0 > weights[32:].max()
 
 
 def test_loss_weighter_takes_losses_of_another_dtype() -> None:
@@ -238,15 +281,49 @@ def test_loss_weighter_refuses_an_empty_hidden_layer() -> None:
 
 
 @pytest.mark.parametrize("make", [TableWeighter, GroupWeighter])
-def test_a_lookup_moves_only_the_rows_of_the_batch(make: type[TableWeighter]) -> None:
-    weighter = make(5)
-    weighter(torch.rand(3), torch.tensor([1, 3, 1])).sum().backward()
-    # d positive/dx at 0 is 1/(2 log 2); row 1 occurs twice.
-    slope = 0.5 / math.log(2)
-    assert weighter.raw.grad is not None
+def test_a_lookup_is_a_softmax_over_its_table(make: type[TableWeighter]) -> None:
+    weighter = make(5).double()
+    perturb(weighter)
+    rows = torch.tensor([1, 3, 1])
+    weights = weighter(torch.rand(3), rows)
+    # Rounding of a sum of five numbers.
+    torch.testing.assert_close(weights, 5 * weighter.raw.softmax(0)[rows], rtol=1e-14, atol=0)
+    assert torch.equal(weighter.table()[rows], weights)
+
+
+def test_the_mean_weight_of_all_samples_is_one_for_groups_of_known_sizes() -> None:
+    sizes = torch.tensor([700.0, 200.0, 99.0, 1.0], dtype=torch.float64)
+    weighter = GroupWeighter(4, sizes=sizes.tolist()).double()
+    perturb(weighter)
+    weights = weighter.table().detach()
+    # The sizes pass through float32 once.
+    assert float((weights * sizes).sum() / sizes.sum()) == pytest.approx(1.0, rel=1e-6)
     torch.testing.assert_close(
-        weighter.raw.grad, torch.tensor([0.0, 2 * slope, 0.0, slope, 0.0]), rtol=1e-6, atol=0
+        weighter.probabilities(), weights * sizes / (weights * sizes).sum(), rtol=1e-6, atol=0
     )
+    assert float(GroupWeighter(4).probabilities().sum()) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "found"),
+    [
+        ([1, 2], r"\[2\].*3 groups"),
+        ([1, 0, 2], r"sizes\[1\]=0\.0"),
+        ([1, 2, float("nan")], r"sizes\[2\]=nan"),
+    ],
+)
+def test_sizes_that_are_not_one_positive_number_a_group_are_refused(
+    sizes: list[float], found: str
+) -> None:
+    with pytest.raises(ValueError, match=found):
+        GroupWeighter(3, sizes=sizes)
+
+
+@pytest.mark.parametrize("make", [TableWeighter, GroupWeighter])
+def test_a_single_weight_of_mean_one_is_refused(make: type[TableWeighter]) -> None:
+    with pytest.raises(ValueError, match="ConstantWeighter"):
+        make(1)
+    assert make(1, learn_scale=True)(torch.rand(2), torch.tensor([0, 0])).tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(("make", "counted"), [(TableWeighter, "sample"), (GroupWeighter, "group")])
@@ -273,3 +350,7 @@ def test_a_lookup_refuses_what_is_not_one_id_per_loss(make: type[TableWeighter])
 
 def test_the_repr_shows_the_size() -> None:
     assert repr(GroupWeighter(3)) == "GroupWeighter(num_groups=3)"
+    assert (
+        repr(TableWeighter(3, learn_scale=True)) == "TableWeighter(num_samples=3, learn_scale=True)"
+    )
+    assert repr(LossWeighter(7)).startswith("LossWeighter(\n  hidden=7")

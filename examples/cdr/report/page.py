@@ -50,7 +50,7 @@ def write_page(
         pictures.append(learning_curves(curves))
         pictures[-1].save(folder)
     elif curves:
-        notes = (*notes, "Learning curves need matplotlib: pip install 'torch-reweight[plot]'.")
+        notes = (*notes, "Learning curves need matplotlib: pip install matplotlib.")
     pages = jinja2.Environment(autoescape=True, trim_blocks=True, finalize=_visible)
     template = pages.from_string(TEMPLATE)
     read = {

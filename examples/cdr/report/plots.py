@@ -79,7 +79,7 @@ def needed() -> None:
         ValueError: it is not installed.
     """
     if not available():
-        raise ValueError("pictures need matplotlib: pip install 'torch-reweight[plot]'")
+        raise ValueError("pictures need matplotlib: pip install matplotlib")
 
 
 def panels(figure: Figure, num: int, columns: int, share_axes: bool = False) -> list[Axes]:

@@ -1,0 +1,61 @@
+"""What an older torch lacks is said, or found in another way; here the newer one plays it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from _support.compiling import assert_same, batches, mean_error, network, squares, weighter
+from reweight import ImplicitHypergradient, Neumann, Reweighted, wrap
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def wrapped(model: nn.Module, **how: Any) -> Reweighted:
+    strategy = ImplicitHypergradient(Neumann(3, 0.05), **how)
+    return wrap(model, weighter(), losses=squares, outer_loss=mean_error, hypergradient=strategy)
+
+
+def test_compiling_without_a_torch_that_can_is_eager_and_says_which_one_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(torch.compiler, "set_stance", raising=False)
+    batch, dev_batch = batches(6, 0)
+    compiling, eager = wrapped(network(), compile=True), wrapped(network())
+    with pytest.warns(UserWarning, match=r"eagerly.*torch 2\.6 or newer.*" + torch.__version__[:3]):
+        found = compiling.hypergradient(batch, dev_batch)
+    assert_same(found, eager.hypergradient(batch, dev_batch))
+    compiling.hypergradient(batch, dev_batch)  # said once: a second warning is an error here
+
+
+class Rounded(nn.Module):
+    """Gives float64, and computes a part of it in another type."""
+
+    def __init__(self, to: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self.to_ = nn.Linear(3, 4).double(), nn.Linear(4, 1).double(), to
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.body(x)).to(self.to_).double()
+        return self.head(hidden)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("to", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_named_where_the_graph_does_not_show_types(
+    to: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reweight._tables.graph.shows_types", lambda node: False)
+    with pytest.warns(UserWarning, match=f"computed in {to}"):
+        info = wrapped(Rounded(to)).hypergradient(*batches(6, 0)).info
+    assert not info.trustworthy
+
+
+def test_full_precision_gives_no_warning_where_the_graph_does_not_show_types(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("reweight._tables.graph.shows_types", lambda node: False)
+    wrapped(Rounded(torch.float64)).hypergradient(*batches(6, 0))
