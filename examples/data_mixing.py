@@ -193,17 +193,32 @@ class Comparison:
         self.mixtures["LoRA"].append(learned)
 
     def trained(
-        self, make: Callable[[], Any], data: Data, mixture: Tensor, seed: int, **how: bool
+        self,
+        make: Callable[[], Any],
+        data: Data,
+        mixture: Tensor,
+        seed: int,
+        *,
+        learn: bool = False,
     ) -> tuple[Any, Tensor]:
         """Train one model; return it and the mixture that it learned."""
         torch.manual_seed(seed)
         model = make()
-        return model, train(model, data, mixture, self.steps, **how)
+        return model, train(model, data, mixture, self.steps, learn=learn)
 
-    def run(self, name: str, *what: Any, **how: bool) -> tuple[Any, Tensor]:
+    def run(
+        self,
+        name: str,
+        make: Callable[[], Any],
+        data: Data,
+        mixture: Tensor,
+        seed: int,
+        *,
+        learn: bool = False,
+    ) -> tuple[Any, Tensor]:
         """Train one model, and note its test loss under a name."""
-        model, learned = self.trained(*what, **how)
-        self.found.setdefault(name, []).append(loss_on(model, what[1].test))
+        model, learned = self.trained(make, data, mixture, seed, learn=learn)
+        self.found.setdefault(name, []).append(loss_on(model, data.test))
         return model, learned
 
     def lead(self, better: str, worse: str) -> str:
@@ -256,8 +271,8 @@ def main(arguments: list[str] | None = None) -> None:
         ("LoRA: learned, then sampled", [f"LoRA: {each}" for each in baselines[:3]]),
     ):
         print(f"gain of '{way}'")
-        for each in worse:
-            print(compare.lead(way, each))
+        for baseline in worse:
+            print(compare.lead(way, baseline))
 
 
 if __name__ == "__main__":
