@@ -1,0 +1,111 @@
+"""Batches for the Trainer: a column that its collators would drop, and the dev set's order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+Collator = Callable[[list[Any]], dict[str, Any]]
+
+
+class KeepColumn:
+    """A data collator that adds one column of numbers to the batches of another collator.
+
+    Collators fail at columns that they do not know, or drop them.
+
+    Args:
+        collator: makes a batch of the other columns.
+        column: the name of the column; examples without it are passed on as they are.
+
+    Raises:
+        TypeError: examples that are not mappings, or values that are not numbers.
+
+    Example:
+        >>> keep = KeepColumn(lambda examples: {"rows": len(examples)}, "source")
+        >>> keep([{"text": "a", "source": 1}, {"text": "b", "source": 0}])
+        {'rows': 2, 'source': tensor([1, 0])}
+    """
+
+    def __init__(self, collator: Collator, column: str) -> None:
+        self.collator, self.column = collator, column
+
+    def __call__(self, examples: list[Any]) -> dict[str, Any]:
+        """The batch of some examples."""
+        if not isinstance(examples[0], Mapping):
+            raise TypeError(
+                f"examples are of type {type(examples[0]).__name__}, in which the column "
+                f"{self.column!r} cannot be looked up: let the data set return dicts"
+            )
+        if self.column not in examples[0]:
+            return self.collator(examples)
+        values = [example[self.column] for example in examples]
+        others = [{k: v for k, v in one.items() if k != self.column} for one in examples]
+        try:
+            column = torch.as_tensor(values)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"the column {self.column!r} must hold one number per example, got "
+                f"{values[0]!r}. Number the groups from 0; with the package datasets: "
+                f"dataset.class_encode_column({self.column!r})"
+            ) from error
+        return {**self.collator(others), self.column: column}
+
+
+class DevBatches:
+    """Endless batches of the dev set: each pass in an order of its own, known from the seed.
+
+    Args:
+        dataset: has a length and is read by index.
+        collate: makes a batch of examples.
+        batch_size: samples in a batch, the whole set where this is smaller. The samples of a
+            pass that do not fill a batch are left to the next passes.
+        seed: of the orders.
+
+    Raises:
+        TypeError: a data set without a length.
+        ValueError: an empty data set.
+
+    Example:
+        >>> batches = DevBatches([10, 11, 12, 13], sorted, batch_size=2, seed=0)
+        >>> sorted(batches.next() + batches.next())
+        [10, 11, 12, 13]
+        >>> batches.state_dict()
+        {'epoch': 0, 'position': 4}
+    """
+
+    def __init__(
+        self, dataset: Any, collate: Callable[[list[Any]], Any], batch_size: int, seed: int
+    ) -> None:
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise TypeError(
+                f"dev_dataset is of type {type(dataset).__name__}, which has no length or no "
+                "index: dev batches are drawn at random, so that it must be a map-style data set"
+            )
+        if not len(dataset):
+            raise ValueError("dev_dataset is empty: there is nothing to learn the weights from")
+        self._dataset, self._collate = dataset, collate
+        self._size, self._seed = min(batch_size, len(dataset)), seed
+        self._epoch = self._position = 0
+
+    def next(self) -> Any:
+        """The next batch."""
+        if self._position + self._size > len(self._dataset):
+            self._epoch, self._position = self._epoch + 1, 0
+        order = self._order()[self._position : self._position + self._size]
+        self._position += self._size
+        return self._collate([self._dataset[index] for index in order])
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch begins."""
+        return {"epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue where a state was taken."""
+        self._epoch, self._position = state["epoch"], state["position"]
+
+    def _order(self) -> Sequence[int]:
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        order: list[int] = torch.randperm(len(self._dataset), generator=generator).tolist()
+        return order

@@ -1,0 +1,85 @@
+"""What ``reweight.wrap`` gets of a Trainer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+import reweight
+from reweight.integrations.transformers.losses import LossesFn, rows
+
+
+@dataclass(frozen=True)
+class StatedLosses:
+    """The losses as ``reweight.wrap`` takes them.
+
+    Args:
+        losses: ``(model, batch, groups)``.
+        column: of the batch, which becomes ``groups``; the model does not see it.
+        one_per_row: whether anything but one loss per row is an error.
+    """
+
+    losses: LossesFn
+    column: str | None
+    one_per_row: bool
+
+    @property
+    def name(self) -> str:
+        """Of the user's function."""
+        return getattr(self.losses, "__name__", repr(self.losses))
+
+    def __call__(self, model: Any, batch: dict[str, Any]) -> reweight.Losses:
+        """The losses of a train batch.
+
+        Raises:
+            KeyError: the batch has no such column.
+            ValueError: there is not one loss per row where there has to be.
+        """
+        inputs = {k: v for k, v in batch.items() if k != self.column}
+        if self.column is not None and self.column not in batch:
+            raise KeyError(
+                f"the batch has no column {self.column!r}, only {sorted(batch)}: the training set "
+                "has no such column, or its preparation dropped it, as packing does"
+            )
+        found = self.losses(model, inputs, None if self.column is None else batch[self.column])
+        losses = found if isinstance(found, reweight.Losses) else reweight.Losses(found)
+        if self.one_per_row and len(losses.weighted) != rows(inputs):
+            raise ValueError(
+                f"{self.name} returned {len(losses.weighted)} losses for a batch of "
+                f"{rows(inputs)} rows: with gradient_accumulation_steps above 1, the micro-batches "
+                "are averaged by their rows, so return one loss per row"
+            )
+        return losses
+
+
+@dataclass(frozen=True)
+class OuterLoss:
+    """The mean loss of a dev batch, without weights."""
+
+    stated: StatedLosses
+
+    def __call__(self, model: Any, batch: dict[str, Any]) -> Tensor:
+        """The loss of a dev batch."""
+        inputs = {k: v for k, v in batch.items() if k != self.stated.column}
+        found = self.stated.losses(model, inputs, None)
+        if isinstance(found, Tensor):
+            return found.mean()
+        return found.weighted.mean() + found.fixed
+
+
+@contextlib.contextmanager
+def without_autocast(model: Any) -> Iterator[None]:
+    """Take off the autocast that accelerate put inside the model's forward method."""
+    inside, own = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
+    if own is None:
+        yield
+        return
+    model.forward = own
+    try:
+        yield
+    finally:
+        model.forward = inside
