@@ -102,7 +102,8 @@ def _own(value: Any) -> Record:
             lazy = isinstance(value, nn.parameter.UninitializedTensorMixin)
             storage = 0 if lazy else value.data_ptr()
         hooks = len(value._backward_hooks or ()), len(value._post_accumulate_grad_hooks or ())
-        grad_fn = None if value.is_leaf else id(value.grad_fn)
+        # The node itself: Python makes a new object for it, with another id, if none is kept.
+        grad_fn = None if value.is_leaf else value.grad_fn
         grad = value.grad if value.is_leaf else None
         return (
             *("object", id(value), "value", _bits(value), "storage", storage),
