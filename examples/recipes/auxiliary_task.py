@@ -27,7 +27,7 @@ Batch = tuple[Main, Auxiliary]
 NUM_MAIN, NUM_DEV, NUM_AUXILIARY = 50, 100, 1000
 NUM_TASKS = 4  # even or odd, with a loop or without; the last two have random answers
 STEPS, BATCH_SIZE = 1000, 50  # of each kind of samples
-OUTER_LR = 3e-2
+OUTER_EVERY, OUTER_LR = 5, 5e-2
 GRID = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)  # the fixed weights that are tried
 
 
@@ -93,14 +93,15 @@ def fit(
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, weight_decay=1e-4)
     outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=OUTER_LR)
     rw = reweight.wrap(model, weighter, optimizer=optimizer)
-    for own, other in zip(rows(len(main[1])), rows(len(auxiliary[1])), strict=True):
+    pairs = zip(rows(len(main[1])), rows(len(auxiliary[1])), strict=True)
+    for step, (own, other) in enumerate(pairs):
         pixels, answers, question = auxiliary
         batch = (main[0][own], main[1][own]), (pixels[other], answers[other], question[other])
         loss = rw.loss(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if dev is not None:
+        if dev is not None and step % OUTER_EVERY == 0:
             outer_optimizer.zero_grad()
             rw.outer_backward(batch, dev)
             outer_optimizer.step()
@@ -137,8 +138,8 @@ def compare(seed: int) -> dict[str, float]:
         return accuracy(fit(own, auxiliary, weighter, seed), test)
 
     def dev_loss(weight: float) -> float:
-        with torch.no_grad():
-            return float(fit(main, auxiliary, Given(*[weight] * NUM_TASKS), seed).outer_loss(dev))
+        model = fit(main, auxiliary, Given(*[weight] * NUM_TASKS), seed)
+        return float(model.outer_loss(dev).detach())
 
     best = min(GRID, key=dev_loss)
     useful = each.table().detach()

@@ -28,7 +28,7 @@ NUM_CLASSES, COMMON, IMBALANCE = (
 )  # samples of the most common class; its ratio to the rarest
 NUM_DEV, NUM_TEST = 10, 50  # of each class
 STEPS, BATCH_SIZE = 1000, 50  # of every training, whatever its data
-OUTER_LR = 3e-2
+OUTER_EVERY, OUTER_LR = 5, 5e-2
 
 
 def split(seed: int) -> dict[str, Batch]:
@@ -79,15 +79,16 @@ def search(train: Batch, dev: Batch, seed: int) -> tuple[nn.Module, Tensor]:
     weighter = reweight.GroupWeighter(NUM_CLASSES, sizes=train[1].bincount().tolist())
     outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=OUTER_LR)
     rw = reweight.wrap(model, weighter, losses, outer_loss, optimizer)
-    for rows in batches(len(train[1])):
+    for step, rows in enumerate(batches(len(train[1]))):
         batch = train[0][rows], train[1][rows]
         loss = rw.loss(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        outer_optimizer.zero_grad()
-        rw.outer_backward(batch, dev)
-        outer_optimizer.step()
+        if step % OUTER_EVERY == 0:
+            outer_optimizer.zero_grad()
+            rw.outer_backward(batch, dev)
+            outer_optimizer.step()
     return model, weighter.table().detach()
 
 

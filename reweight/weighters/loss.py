@@ -32,7 +32,7 @@ class LossWeighter(SampleWeighter):
     the other samples of the batch: a batch of one sample always has the weight 1, and small batches
     give noisy weights. Use batches of 16 samples or more.
 
-    Recommended outer optimizer: ``torch.optim.Adam(weighter.parameters(), lr=RATE)``, from the
+    Recommended outer optimizer: ``torch.optim.Adam(weighter.parameters(), lr=1e-3)``, from the
     first step on.
 
     Args:
