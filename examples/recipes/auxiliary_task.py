@@ -155,7 +155,7 @@ def compare(seed: int) -> dict[str, float]:
         "weight per task, retrained": on(both, each),
         "useful tasks only (oracle)": on(both, Given(1, 1, 0, 0)),
         "* fixed weight": best,
-        "* one learned weight": float(one(torch.zeros(1))),
+        "* one learned weight": float(one(torch.zeros(1)).detach()),
         "* weight of a useful task": float(useful[:2].mean()),
         "* weight of a useless task": float(useful[2:].mean()),
     }
