@@ -491,13 +491,32 @@ def test_outer_arguments_out_of_range_are_named(settings: dict[str, float]) -> N
         OuterArguments(**settings)
 
 
-@pytest.mark.parametrize("where", ["world_size", "n_gpu"])
+@pytest.mark.parametrize(
+    ("where", "named"), [("world_size", "2 processes train"), ("n_gpu", "CUDA_VISIBLE_DEVICES")]
+)
 def test_several_processes_or_gpus_are_refused(
-    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, where: str, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TrainingArguments, where, property(lambda self: 2))
-    with pytest.raises(NotImplementedError, match="a weighter of its own"):
+    with pytest.raises(NotImplementedError, match=named):
         trainer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("weighter", "lr", "used"),
+    [
+        (reweight.GroupWeighter(2), None, 5e-2),
+        (reweight.TableWeighter(64), None, 5e-2),
+        (reweight.LossWeighter(4), None, 1e-3),
+        (reweight.LossWeighter(4), 3e-3, 3e-3),
+    ],
+    ids=["groups", "samples", "losses", "stated"],
+)
+def test_the_learning_rate_is_the_one_that_suits_the_weighter(
+    tmp_path: Path, weighter: Any, lr: float | None, used: float
+) -> None:
+    made = trainer(tmp_path, weighter=weighter, outer_args=OuterArguments(lr=lr))
+    assert made.outer_optimizer.param_groups[0]["lr"] == used
 
 
 def test_a_search_of_hyperparameters_is_refused(tmp_path: Path) -> None:
