@@ -480,6 +480,14 @@ def test_arguments_that_it_cannot_honour_are_named(
         trainer(tmp_path, **settings)
 
 
+def test_a_dev_set_that_became_smaller_is_named_on_resuming(tmp_path: Path) -> None:
+    saved = {"save_strategy": "steps", "save_steps": 3, "per_device_eval_batch_size": 4}
+    trainer(tmp_path, max_steps=3, **saved).train()  # three of the four dev batches
+    smaller = trainer(tmp_path, dev_dataset=texts(8, sources=1, seed=1), **saved)
+    with pytest.raises(ValueError, match="the dev data have 2 batches"):
+        smaller.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
 def test_a_dev_set_that_is_a_stream_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="dev_dataset is of type list_iterator"):
         trainer(tmp_path, dev_dataset=iter(texts(4)))
