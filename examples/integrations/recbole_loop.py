@@ -98,20 +98,27 @@ class Data:
         return DeepFM(self.config, self.train.dataset)
 
     def numbers(self) -> torch.Tensor:
-        """RecBole's number of each user, from 1; 0 is padding."""
+        """RecBole's number of each user, less 1, since RecBole's 0 is padding."""
         token = self.train.dataset.token2id
-        return torch.tensor([int(token("user_id", str(user))) for user in range(USERS)])
+        return torch.tensor([int(token("user_id", str(user))) - 1 for user in range(USERS)])
 
     def fixed(self, weights: np.ndarray) -> FixedWeightTrainer:
-        """A trainer with one weight per user, of mean 1."""
-        table = torch.zeros(USERS + 1)
-        table[self.numbers()] = torch.as_tensor(weights / weights.mean(), dtype=torch.float32)
-        return FixedWeightTrainer(self.config, self.model(), lambda rows: table[rows["user_id"]])
+        """A trainer with one weight per user, of mean 1 over the train rows."""
+        table = torch.zeros(USERS)
+        table[self.numbers()] = torch.as_tensor(weights, dtype=torch.float32)
+        table /= table[group(self.train.dataset.inter_feat)].mean()
+        return FixedWeightTrainer(self.config, self.model(), lambda rows: table[group(rows)])
 
     def auc(self, trainer: Any) -> float:
         """Train and return the AUC on test rows, at the last epoch."""
         trainer.fit(self.train, saved=False, verbose=False)
         return float(trainer.evaluate(self.test, load_best_model=False)["auc"])
+
+
+def group(rows: Any) -> torch.Tensor:
+    """The group of each row: its user. RecBole's number 0 is padding and gets no group."""
+    users: torch.Tensor = rows["user_id"] - 1
+    return users
 
 
 def separation(weights: np.ndarray, flips: np.ndarray) -> float:
@@ -125,15 +132,15 @@ def results(seed: int) -> dict[str, tuple[float, float | None]]:
         os.chdir(made)  # RecBole writes its logs here
         flips, panel = write_ratings(Path(made), seed)
         apart, pooled = (Data(name, Path(made), seed) for name in ("apart", "pooled"))
-        weighter = reweight.GroupWeighter(USERS + 1)
+        weighter = reweight.GroupWeighter(USERS)
         trainer = ReweightTrainer(
             apart.config,
             apart.model(),
             weighter,
             apart.dev.dataset.inter_feat,  # all dev rows in each outer step
-            inputs="user_id",
+            inputs=group,
             stop_epoch=2,
-            outer_lr=0.05,
+            outer_lr=0.02,
             hypergradient=reweight.ImplicitHypergradient(reweight.Neumann(num_terms=30)),
         )
         searched = apart.auc(trainer)
