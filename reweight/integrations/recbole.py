@@ -47,8 +47,8 @@ class ReweightTrainer(WeightedTrainer):
             samples is clearest in the first epochs, so ``2`` and a new training with
             :class:`FixedWeightTrainer` is a good start.
         every: train batches from one outer step to the next.
-        outer_lr: learning rate of the weighter's Adam. The docstring of each weighter recommends
-            one: 1e-3 suits ``LossWeighter``, about 5e-2 ``GroupWeighter``.
+        outer_lr: learning rate of the weighter's Adam; 1e-3 suits ``LossWeighter``, a table of
+            some hundred groups about 0.02, see the page of this integration.
         hypergradient: how to solve; the default of :func:`reweight.wrap`.
 
     Attributes:
@@ -67,7 +67,7 @@ class ReweightTrainer(WeightedTrainer):
         train, valid, test = data_preparation(config, create_dataset(config))
         model = BPR(config, train.dataset)
         weighter = reweight.GroupWeighter(model.n_users)
-        trainer = ReweightTrainer(config, model, weighter, valid, inputs="user_id", outer_lr=5e-2)
+        trainer = ReweightTrainer(config, model, weighter, valid, inputs="user_id", outer_lr=0.02)
         trainer.fit(train, valid)
     """
 
