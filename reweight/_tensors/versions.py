@@ -1,4 +1,4 @@
-"""What an older torch lacks. Each is looked for by what it offers, not by its number."""
+"""What an older torch lacks. Each is looked for by what it offers; a fault has only a number."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import torch
 
 def no_compiling() -> str:
     """Why outer steps can't be compiled by this torch; ``""`` where they can."""
-    if hasattr(torch.compiler, "set_stance"):  # runs a program only where one fits
+    # Before 2.6 there is no way to run a program only where one fits. In 2.6, a program that raises
+    # inside torch.func (an id out of range) leaves that stance on: torch's clean-up fails before it
+    # puts it back, and nothing in this process is compiled from then on.
+    if torch.torch_version.TorchVersion(torch.__version__) >= (2, 7):
         return ""
-    return f"it needs torch 2.6 or newer, and this is {torch.__version__}"
+    return f"it needs torch 2.7 or newer, and this is {torch.__version__}"
 
 
 def shows_types(node: Any) -> bool:

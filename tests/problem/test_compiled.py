@@ -253,9 +253,7 @@ def test_each_shape_is_compiled_up_to_a_limit() -> None:
 
 def test_wrapped_objects_do_not_share_a_limit() -> None:
     # torch.compile keeps programs by code, eight of one code by default.
-    name = "recompile_limit"
-    limit = name if hasattr(torch._dynamo.config, name) else "cache_size_limit"  # in torch 2.6
-    with torch._dynamo.config.patch({limit: 2}):
+    with torch._dynamo.config.patch(recompile_limit=2):
         for _ in range(4):
             one, _ = pair(Identity(), nn.Linear(3, 1).double())
             found, _ = steps(one, SAME[:2])
