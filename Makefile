@@ -36,7 +36,8 @@ oldest: ## run the tests with the oldest torch and the oldest dependencies, in .
 # What they bring has no place among the other tests' packages.
 integrations: ## test reweight.integrations against the real packages, in .venv-integrations
 	@$(MAKE) --no-print-directory VENV=.venv-integrations .venv-integrations/.has-integrations
-	@.venv-integrations/bin/python -m pytest tests/integrations reweight/integrations $(ARGS)
+	@.venv-integrations/bin/python -m pytest --numprocesses 2 --dist loadfile \
+		tests/integrations reweight/integrations $(ARGS)
 
 check: lint types docs coverage ## all that must hold before a change goes in
 

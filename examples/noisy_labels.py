@@ -18,10 +18,7 @@ import reweight
 from reweight.diagnostics import Recorder
 
 NUM_CLASSES, NUM_FEATURES, NOISE = 5, 20, 0.4
-# The number of steps before the first outer step. In the first steps every sample helps, even one
-# with a wrong label, so all weights would reach their maximum and stay there. After the warm-up,
-# the losses of right and wrong labels differ.
-WARMUP = 200
+STEPS = 1000
 Batch = tuple[Tensor, Tensor]
 
 
@@ -51,17 +48,17 @@ def fit(
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, weight_decay=1e-4)
 
     weighter = reweight.LossWeighter()
-    outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=1e-2)
+    outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=1e-3)
     rw = reweight.wrap(model, weighter, losses, outer_loss, optimizer)
 
-    for step in range(1500):
+    for step in range(STEPS):
         rows = torch.randint(len(train[1]), (100,))
         batch = train[0][rows], train[1][rows]
         loss = rw.loss(batch)  # was: losses(model, batch).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if learn_weights and step >= WARMUP and step % 5 == 0:
+        if learn_weights:
             outer_optimizer.zero_grad()
             result = rw.outer_backward(batch, dev)
             outer_optimizer.step()

@@ -97,7 +97,7 @@ def test_losses_without_readable_values_are_described_too() -> None:
 @pytest.mark.parametrize(
     ("weighter", "printed"),
     [
-        (LossWeighter(4), "LossWeighter(hidden=4), 13 parameters, weights between 0 and 2"),
+        (LossWeighter(4), "LossWeighter(hidden=4), 12 parameters"),
         (ConstantWeighter(0.5), "ConstantWeighter(), 1 parameter, 1 weight: 0.5"),
         (GroupWeighter(3), "GroupWeighter(num_groups=3), 3 parameters, 3 weights: mean 1, from 1"),
         (TableWeighter(9), "TableWeighter(num_samples=9), 9 parameters, 9 weights: mean 1"),

@@ -279,7 +279,7 @@ class CompiledStep:
         if not all(map(math.isfinite, found)):
             return None
         numbers_left = iter(found)
-        *_, mean, smallest, largest, of_b, size = itertools.islice(numbers_left, 8)
+        *_, of_b, size = head = [*itertools.islice(numbers_left, 10)]
         responses = [*itertools.islice(numbers_left, len(self._phi))]
         solver = self._solver()
         met = None
@@ -291,7 +291,7 @@ class CompiledStep:
             return None
         if solver.num_products and not PLAIN[0] <= of_b <= PLAIN[1]:
             return None
-        level = (mean, smallest, largest) if problem.progress.is_reading else ()
+        level = head[3:8] if problem.progress.is_reading else ()
         weighter = problem.weighter
         at_bound = problem.progress.meet(type(weighter).__name__, level, stated_bounds(weighter))
         if not at_bound and math.hypot(*responses) < SATURATED * size:

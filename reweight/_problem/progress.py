@@ -28,6 +28,9 @@ _MOVES = 4
 _MOVED = 1.25
 # ... and if it is further than this factor from the mean weight of the first outer step.
 _FACTOR = 4.0
+# Few samples of a batch carry all the weight if its effective sample size is below this share of
+# it, or below two samples. Batches of fewer samples than _MANY say nothing.
+_FEW, _MANY = 0.05, 8
 # Calls after which a weighter is called unmoved: where .grad was cleared in between, and at all.
 # Between two steps of an optimizer, gradients may be accumulated over many calls.
 _UNMOVED, _UNMOVED_UNCLEARED = 20, 100
@@ -35,11 +38,20 @@ _UNMOVED, _UNMOVED_UNCLEARED = 20, 100
 
 @dataclass(frozen=True)
 class Level:
-    """The weights of a batch in three numbers."""
+    """The weights of a batch in a few numbers."""
 
     mean: float
     smallest: float
     largest: float
+    size: float
+    effective_size: float  # (Σ weights)² / Σ weights²
+
+    @property
+    def is_concentrated(self) -> bool:
+        """Whether few samples carry all the weight."""
+        if self.size < _MANY or self.smallest < 0.0:
+            return False
+        return self.effective_size < max(2.0, _FEW * self.size)
 
     def bound(self, bounds: Bounds) -> str:
         """The bound that all weights are at, with its value; ``""`` if they are at none."""
@@ -50,6 +62,14 @@ class Level:
         if high - self.smallest <= furthest:
             return f"at most {high:.3g}"
         return f"at least {low:.3g}" if self.largest - low <= furthest else ""
+
+
+def levels(weights: Tensor) -> list[Tensor]:
+    """The fields of :class:`Level` of the weights ``[B]`` of a batch, on their device."""
+    # Half precision rounds the sums, and overflows.
+    w = weights if weights.dtype == torch.float64 else weights.float()
+    size = torch.full_like(w[0], w.numel())
+    return [w.mean(), w.min(), w.max(), size, w.sum().square() / w.square().sum()]
 
 
 class Progress:
@@ -79,10 +99,9 @@ class Progress:
 
         There are none in most steps.
         """
-        w = weights.detach()
-        if not (self.is_reading and w.numel()):
-            return w.new_empty(0)
-        return torch.stack((w.mean(), *w.aminmax()))
+        if not (self.is_reading and weights.numel()):
+            return weights.new_empty(0)
+        return torch.stack(levels(weights.detach()))
 
     def meet(self, name: str, level: Sequence[float], bounds: Bounds | None) -> bool:
         """Note the weights of a batch, and warn if all are at a bound.
@@ -99,6 +118,16 @@ class Progress:
         if not level:
             return False
         self._level = met = Level(*level)
+        if met.is_concentrated:
+            self._notices.warn(
+                "concentrated",
+                f"the weights of {name} let few samples decide: of {met.size:.0f} samples in the "
+                f"batch, the effective number is {met.effective_size:.1f} after {self.steps} outer "
+                "steps. A model that is trained on so few samples fits them and little else. "
+                "The usual cause is an outer learning rate that is too high: start again with a "
+                "new weighter and a third of the rate. If it is right that so few samples are "
+                "of use, take larger batches.",
+            )
         bound = "" if bounds is None else met.bound(bounds)
         if bound:
             self._notices.warn(

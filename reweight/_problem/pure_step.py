@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, jvp, vjp
 
 from reweight._problem.bilevel import BilevelProblem
+from reweight._problem.progress import levels
 from reweight._tensors import Pending, Tree
 from reweight.losses import Losses
 from reweight.preconditioning import Preconditioner, diagonal_of
@@ -125,8 +126,8 @@ class PureStep:
         """The outer step, as a function of :meth:`arguments` that changes nothing.
 
         It returns the hypergradient by name, the influence ``[B]``, and numbers ``[n]`` in float64:
-        the outer loss, the fixed part, the largest loss, the mean, the smallest and the largest
-        weight, the largest entry of the right-hand side (of the influence in a first-order step),
+        the outer loss, the fixed part, the largest loss, those that ``Progress.meet`` wants of the
+        weights, the largest entry of the right-hand side (of the influence in a first-order step),
         the norm of the influence, the norms of the term through the minimiser; where there is a
         preconditioner, ``vᵀv`` and ``vᵀAv`` of each product; and those of the solver.
         """
@@ -186,9 +187,7 @@ class PureStep:
                 outer_loss,
                 torch.as_tensor(losses.fixed).reshape(()),
                 losses.weighted.abs().max(),
-                weights.mean(),
-                weights.min(),
-                weights.max(),
+                *levels(weights),
                 largest,
                 torch.linalg.vector_norm(influence),
                 *map(torch.linalg.vector_norm, indirect.values()),

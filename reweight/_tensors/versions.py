@@ -12,7 +12,7 @@ def no_compiling() -> str:
     # Before 2.6 there is no way to run a program only where one fits. In 2.6, a program that raises
     # inside torch.func (an id out of range) leaves that stance on: torch's clean-up fails before it
     # puts it back, and nothing in this process is compiled from then on.
-    if torch.torch_version.TorchVersion(torch.__version__) >= (2, 7):
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 7):
         return ""
     return f"it needs torch 2.7 or newer, and this is {torch.__version__}"
 

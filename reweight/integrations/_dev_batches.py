@@ -83,8 +83,8 @@ class DevBatches:
                 batch = next(iterator, self)
             if batch is self and position < start:
                 raise ValueError(
-                    f"dev_loader has {position} batches, and the checkpoint was written after "
-                    f"batch {start}: resume with the loader of the training that wrote it"
+                    f"the dev data have {position} batches, and the checkpoint was written after "
+                    f"batch {start}: resume with the dev data of the training that wrote it"
                 )
             if batch is self:
                 return

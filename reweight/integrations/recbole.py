@@ -48,7 +48,7 @@ class ReweightTrainer(WeightedTrainer):
             :class:`FixedWeightTrainer` is a good start.
         every: train batches from one outer step to the next.
         outer_lr: learning rate of the weighter's Adam; 1e-3 suits ``LossWeighter``, a table of
-            groups wants about 0.1.
+            some hundred groups about 0.02, see the page of this integration.
         hypergradient: how to solve; the default of :func:`reweight.wrap`.
 
     Attributes:
@@ -67,7 +67,7 @@ class ReweightTrainer(WeightedTrainer):
         train, valid, test = data_preparation(config, create_dataset(config))
         model = BPR(config, train.dataset)
         weighter = reweight.GroupWeighter(model.n_users)
-        trainer = ReweightTrainer(config, model, weighter, valid, inputs="user_id", outer_lr=0.1)
+        trainer = ReweightTrainer(config, model, weighter, valid, inputs="user_id", outer_lr=0.02)
         trainer.fit(train, valid)
     """
 

@@ -107,8 +107,10 @@ class TableWeighter(_LookupWeighter):
     find mislabelled samples, or as a reference for weighters that generalise. The gradient is
     dense, of the size of the table.
 
-    Recommended outer optimizer: ``torch.optim.Adam(weighter.parameters(), lr=RATE_TABLE)``, and as
-    many outer steps as let every sample take part in ten or more.
+    Recommended outer optimizer: ``torch.optim.Adam(weighter.parameters(), lr=1e-2)``, with an outer
+    step after every training step, from the first one on; ``lr=3e-2`` with one every 5 steps. Let
+    every sample take part in many outer steps: with 20 each, the learned weights were no better
+    than equal ones on two of three data sets of 1,000 samples; with 200 each, they were on 100.
 
     Args:
         num_samples: Size of the training set; ids are 0 to ``num_samples - 1``.
@@ -141,7 +143,8 @@ class GroupWeighter(_LookupWeighter):
     The weights lie on a simplex: their mean is 1, over the groups or, with ``sizes``, over the
     samples. They are a mixture of the groups (:meth:`probabilities`), which can also be sampled.
 
-    Recommended outer optimizer: ``torch.optim.Adam(weighter.parameters(), lr=RATE_GROUP)``.
+    Recommended outer optimizer: ``torch.optim.Adam(weighter.parameters(), lr=1e-2)``, with an outer
+    step after every training step, from the first one on; ``lr=3e-2`` with one every 5 steps.
 
     Args:
         num_groups: Number of groups; ids are 0 to ``num_groups - 1``.

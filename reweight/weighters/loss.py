@@ -32,8 +32,9 @@ class LossWeighter(SampleWeighter):
     the other samples of the batch: a batch of one sample always has the weight 1, and small batches
     give noisy weights. Use batches of 16 samples or more.
 
-    Recommended outer optimizer: ``torch.optim.Adam(weighter.parameters(), lr=RATE)``, from the
-    first step on.
+    Recommended outer optimizer: ``torch.optim.Adam(weighter.parameters(), lr=1e-3)``, with an
+    outer step after every training step, from the first one on; ``lr=3e-3`` with one every 5 steps.
+    A rate of 1e-2 let a few samples with large losses take all the weight in some runs.
 
     Args:
         hidden: Width of the hidden layer.

@@ -9,7 +9,34 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from reweight import TableWeighter
+from reweight import SampleWeighter
+
+
+class FreeWeights(SampleWeighter):
+    """One weight per id, softplus(raw)/log 2: each parameter acts on its own weight only."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.zeros(size))
+
+    def forward(self, losses: Tensor, inputs: Tensor) -> Tensor:
+        return nn.functional.softplus(self.raw[inputs]) / math.log(2.0)
+
+
+class SigmoidWeights(SampleWeighter):
+    """Weights between 0 and 2 by the loss, which can run to a bound together."""
+
+    bounds = (0.0, 2.0)
+
+    def __init__(self, hidden: int = 100) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(1, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        nn.init.zeros_(self.mlp[2].weight)
+        nn.init.zeros_(self.mlp[2].bias)
+
+    def forward(self, losses: Tensor, inputs: Any = None) -> Tensor:
+        weights: Tensor = 2.0 * self.mlp(losses.unsqueeze(-1)).squeeze(-1).sigmoid()
+        return weights
 
 
 def squared_errors(model: nn.Module, batch: Any) -> Tensor:
@@ -32,7 +59,7 @@ class Ridge:
     """
 
     model: nn.Linear
-    weighter: TableWeighter
+    weighter: FreeWeights
     train: tuple[Tensor, Tensor, Tensor]
     dev: tuple[Tensor, Tensor]
     hessian: Tensor  # with weight decay, without damping
@@ -71,7 +98,7 @@ def ridge(
     influence = -2.0 * c * (a @ theta - y) * (a @ u)
 
     model = nn.Linear(dim, 1, dtype=torch.float64)
-    weighter = TableWeighter(size).double()
+    weighter = FreeWeights(size).double()
     with torch.no_grad():
         model.weight.copy_(theta[:-1])
         model.bias.copy_(theta[-1])

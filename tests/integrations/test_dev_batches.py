@@ -98,5 +98,5 @@ def test_a_shorter_loader_than_that_of_the_checkpoint_is_refused() -> None:
     list(islice(long, 3))
     short = DevBatches([1, 2])
     short.load_state_dict(long.state_dict())
-    with pytest.raises(ValueError, match="dev_loader has 2 batches.*after batch 3"):
+    with pytest.raises(ValueError, match="the dev data have 2 batches.*after batch 3"):
         next(short)

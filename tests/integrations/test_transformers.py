@@ -480,6 +480,14 @@ def test_arguments_that_it_cannot_honour_are_named(
         trainer(tmp_path, **settings)
 
 
+def test_a_dev_set_that_became_smaller_is_named_on_resuming(tmp_path: Path) -> None:
+    saved = {"save_strategy": "steps", "save_steps": 3, "per_device_eval_batch_size": 4}
+    trainer(tmp_path, max_steps=3, **saved).train()  # three of the four dev batches
+    smaller = trainer(tmp_path, dev_dataset=texts(8, sources=1, seed=1), **saved)
+    with pytest.raises(ValueError, match="the dev data have 2 batches"):
+        smaller.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
 def test_a_dev_set_that_is_a_stream_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="dev_dataset is of type list_iterator"):
         trainer(tmp_path, dev_dataset=iter(texts(4)))
@@ -491,13 +499,32 @@ def test_outer_arguments_out_of_range_are_named(settings: dict[str, float]) -> N
         OuterArguments(**settings)
 
 
-@pytest.mark.parametrize("where", ["world_size", "n_gpu"])
+@pytest.mark.parametrize(
+    ("where", "named"), [("world_size", "2 processes train"), ("n_gpu", "CUDA_VISIBLE_DEVICES")]
+)
 def test_several_processes_or_gpus_are_refused(
-    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, where: str, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TrainingArguments, where, property(lambda self: 2))
-    with pytest.raises(NotImplementedError, match="a weighter of its own"):
+    with pytest.raises(NotImplementedError, match=named):
         trainer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("weighter", "lr", "used"),
+    [
+        (reweight.GroupWeighter(2), None, 5e-2),
+        (reweight.TableWeighter(64), None, 5e-2),
+        (reweight.LossWeighter(4), None, 1e-3),
+        (reweight.LossWeighter(4), 3e-3, 3e-3),
+    ],
+    ids=["groups", "samples", "losses", "stated"],
+)
+def test_the_learning_rate_is_the_one_that_suits_the_weighter(
+    tmp_path: Path, weighter: Any, lr: float | None, used: float
+) -> None:
+    made = trainer(tmp_path, weighter=weighter, outer_args=OuterArguments(lr=lr))
+    assert made.outer_optimizer.param_groups[0]["lr"] == used
 
 
 def test_a_search_of_hyperparameters_is_refused(tmp_path: Path) -> None:

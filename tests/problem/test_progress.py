@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from _support.problems import FreeWeights, SigmoidWeights
 from _support.wrapping import DEV, SIZE, TRAIN, make
 from reweight import (
     BehavioralPerceptron,
@@ -116,7 +117,7 @@ def noisy(seed: int, outer_lr: float) -> list[str]:
     y = torch.where(torch.rand(200) < 0.1, -1.0, 1.0) * x.sum(1).sign()
     model = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    weighter = LossWeighter()
+    weighter = SigmoidWeights()
     outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=outer_lr)
 
     def losses(model: nn.Module, rows: Tensor) -> Tensor:
@@ -212,14 +213,25 @@ def test_bounds_that_stay_limit_a_drift_and_those_of_a_learned_scale_do_not() ->
     assert "went from 1" in text
 
 
-def test_like_groups_under_adam_are_told() -> None:
+@pytest.mark.parametrize(
+    ("weigh", "drifts"),
+    [
+        (lambda: FreeWeights(5), True),
+        (lambda: GroupWeighter(5, learn_scale=True), True),
+        (lambda: GroupWeighter(5), False),
+    ],
+    ids=["free", "learned scale", "mean of one"],
+)
+def test_the_common_scale_of_like_groups_drifts_under_adam_and_is_told(
+    weigh: Callable[[], SampleWeighter], drifts: bool
+) -> None:
     """Adam's steps do not see the common scale, on which the hypergradient pulls."""
     torch.manual_seed(0)
     x, groups = torch.randn(200, 30), torch.arange(200) % 5
     y = (torch.rand(200) < (x @ torch.randn(30) / 6).sigmoid()).float()
     model = nn.Sequential(nn.Linear(30, 32), nn.ReLU(), nn.Linear(32, 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    weighter = GroupWeighter(5)
+    weighter = weigh()
     outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=0.1)
 
     def losses(model: nn.Module, rows: Tensor) -> Losses:
@@ -240,8 +252,46 @@ def test_like_groups_under_adam_are_told() -> None:
                 rw.outer_backward(train, dev)
                 outer_optimizer.step()
 
-    (found,) = told(run)
-    assert "mean weight of GroupWeighter" in found
+    found = told(run)
+    assert len(found) == drifts
+    assert all(f"mean weight of {type(weighter).__name__}" in text for text in found)
+    if not drifts:
+        assert float(weighter(torch.ones(5), torch.arange(5)).detach().mean()) == pytest.approx(1.0)
+
+
+# -- few samples -----------------------------------------------------------------------------------
+
+
+def weighed(weights: Tensor) -> list[str]:
+    progress = Progress(Notices())
+
+    def run() -> None:
+        for _ in range(2):
+            progress.meet("Mine", progress.level_of(weights).tolist(), None)
+
+    return told(run)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_batch_whose_weight_lies_on_few_samples_is_told_once(dtype: torch.dtype) -> None:
+    (text,) = weighed(torch.tensor([1e-3] * 99 + [100.0], dtype=dtype))
+    assert "of 100 samples" in text and "number is 1.0" in text and "a third of the rate" in text
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        torch.ones(100),
+        torch.tensor([0.0] * 60 + [2.0] * 40),
+        torch.tensor([0.0] * 90 + [10.0] * 10),
+        torch.tensor([0.0, 0.0, 7.0]),  # of so few samples, two can well be worth nothing
+        torch.zeros(100),
+        torch.tensor([-1.0, 1.0] * 20),
+    ],
+    ids=len,
+)
+def test_weights_that_keep_many_samples_are_not_told(weights: Tensor) -> None:
+    assert not weighed(weights)
 
 
 # -- no movement -----------------------------------------------------------------------------------

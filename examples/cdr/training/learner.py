@@ -246,10 +246,11 @@ def _optimizer(weighter: SampleWeighter, options: OuterOptions) -> torch.optim.O
 def _weighter(data: CrossDomainData, options: Options) -> SampleWeighter:
     kind, perceptron = options.outer.weighter, options.perceptron
     if kind == "loss":
-        return LossWeighter()
+        # The scale balances the source's losses against the target's, which are fixed.
+        return LossWeighter(learn_scale=True)
     if kind == "group":
         # One group more: the pad of users without source behaviours.
-        return GroupWeighter(data.source_items.num_categories + 1)
+        return GroupWeighter(data.source_items.num_categories + 1, learn_scale=True)
     if kind == "constant":
         return ConstantWeighter()
     return BehavioralPerceptron(

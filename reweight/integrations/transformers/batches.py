@@ -1,11 +1,14 @@
-"""Batches for the Trainer: a column that its collators would drop, and the dev set's order."""
+"""Batches for the Trainer: a column that its collators would drop, and those of the dev set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
+
+from reweight.integrations._dev_batches import DevBatches
 
 Collator = Callable[[list[Any]], dict[str, Any]]
 
@@ -53,7 +56,7 @@ class KeepColumn:
         return {**self.collator(others), self.column: column}
 
 
-class DevBatches:
+def dev_batches(dataset: Any, collate: Collator, batch_size: int, seed: int) -> DevBatches:
     """Endless batches of the dev set: each pass in an order of its own, known from the seed.
 
     Args:
@@ -68,44 +71,23 @@ class DevBatches:
         ValueError: an empty data set.
 
     Example:
-        >>> batches = DevBatches([10, 11, 12, 13], sorted, batch_size=2, seed=0)
-        >>> sorted(batches.next() + batches.next())
+        >>> batches = dev_batches([10, 11, 12, 13], sorted, batch_size=2, seed=0)
+        >>> sorted(next(batches) + next(batches))
         [10, 11, 12, 13]
-        >>> batches.state_dict()
-        {'epoch': 0, 'position': 4}
     """
-
-    def __init__(
-        self, dataset: Any, collate: Callable[[list[Any]], Any], batch_size: int, seed: int
-    ) -> None:
-        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-            raise TypeError(
-                f"dev_dataset is of type {type(dataset).__name__}, which has no length or no "
-                "index: dev batches are drawn at random, so that it must be a map-style data set"
-            )
-        if not len(dataset):
-            raise ValueError("dev_dataset is empty: there is nothing to learn the weights from")
-        self._dataset, self._collate = dataset, collate
-        self._size, self._seed = min(batch_size, len(dataset)), seed
-        self._epoch = self._position = 0
-
-    def next(self) -> Any:
-        """The next batch."""
-        if self._position + self._size > len(self._dataset):
-            self._epoch, self._position = self._epoch + 1, 0
-        order = self._order()[self._position : self._position + self._size]
-        self._position += self._size
-        return self._collate([self._dataset[index] for index in order])
-
-    def state_dict(self) -> dict[str, int]:
-        """Where the next batch begins."""
-        return {"epoch": self._epoch, "position": self._position}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue where a state was taken."""
-        self._epoch, self._position = state["epoch"], state["position"]
-
-    def _order(self) -> Sequence[int]:
-        generator = torch.Generator().manual_seed(self._seed + self._epoch)
-        order: list[int] = torch.randperm(len(self._dataset), generator=generator).tolist()
-        return order
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise TypeError(
+            f"dev_dataset is of type {type(dataset).__name__}, which has no length or no "
+            "index: dev batches are drawn at random, so that it must be a map-style data set"
+        )
+    if not len(dataset):
+        raise ValueError("dev_dataset is empty: there is nothing to learn the weights from")
+    loader = DataLoader(
+        dataset,
+        batch_size=min(batch_size, len(dataset)),
+        shuffle=True,
+        drop_last=True,
+        collate_fn=collate,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return DevBatches(loader)

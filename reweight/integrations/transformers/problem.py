@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,17 +67,3 @@ class OuterLoss:
         if isinstance(found, Tensor):
             return found.mean()
         return found.weighted.mean() + found.fixed
-
-
-@contextlib.contextmanager
-def without_autocast(model: Any) -> Iterator[None]:
-    """Take off the autocast that accelerate put inside the model's forward method."""
-    inside, own = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
-    if own is None:
-        yield
-        return
-    model.forward = own
-    try:
-        yield
-    finally:
-        model.forward = inside

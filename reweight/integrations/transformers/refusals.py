@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import reweight
+from reweight.integrations._processes import check_one_process
 
 LOOKUPS = reweight.GroupWeighter, reweight.TableWeighter  # they read ids
 
@@ -35,11 +36,11 @@ def check_arguments(weighter: Any, dev_dataset: Any, group_column: Any, weight_c
 def check_trainer(trainer: Any) -> None:
     """Raise for settings of a Trainer under which its weights would be wrong or ignored."""
     args = trainer.args
-    if args.world_size > 1 or args.n_gpu > 1:
+    check_one_process(args.world_size)
+    if args.n_gpu > 1:
         raise NotImplementedError(
-            f"ReweightTrainer runs on one process and one GPU, got {args.world_size} processes "
-            f"and {args.n_gpu} GPUs: each would learn a weighter of its own. Start one process, "
-            "with CUDA_VISIBLE_DEVICES set to one GPU"
+            f"ReweightTrainer runs on one GPU, and the Trainer would put copies of the model on "
+            f"{args.n_gpu}: set CUDA_VISIBLE_DEVICES to one GPU"
         )
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise NotImplementedError(

@@ -11,14 +11,17 @@ from torch import Tensor
 from transformers import Trainer
 
 import reweight
-from reweight.integrations.transformers.batches import DevBatches, KeepColumn
+from reweight.integrations._dev_batches import DevBatches
+from reweight.integrations.transformers.batches import KeepColumn, dev_batches
 from reweight.integrations.transformers.losses import SHIPPED, LossesFn, causal_lm_losses, rows
-from reweight.integrations.transformers.problem import OuterLoss, StatedLosses, without_autocast
-from reweight.integrations.transformers.refusals import check_arguments, check_trainer
+from reweight.integrations.transformers.problem import OuterLoss, StatedLosses
+from reweight.integrations.transformers.refusals import LOOKUPS, check_arguments, check_trainer
 
 FILE = "reweight.pt"  # in a checkpoint of the Trainer
 # Weights that are logged one by one: more are not read by anybody.
 _LOGGED_WEIGHTS = 20
+# What weighters recommend for Adam: those that look weights up, and all others.
+_RATE_OF_LOOKUPS, _RATE = 5e-2, 1e-3
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class OuterArguments:
     Args:
         every: an outer step is made at each ``every``-th optimizer step.
         warmup_steps: optimizer steps before the first outer step.
-        lr: of Adam, which moves the weighter's parameters; each weighter recommends one.
+        lr: of Adam, which moves the weighter's parameters; default 5e-2 for a ``GroupWeighter`` or
+            ``TableWeighter``, and 1e-3 for any other weighter.
 
     Raises:
         ValueError: a value out of range.
@@ -41,10 +45,11 @@ class OuterArguments:
 
     every: int = 10
     warmup_steps: int = 0
-    lr: float = 1e-2
+    lr: float | None = None
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.warmup_steps < 0 or not self.lr > 0:
+        positive = self.lr is None or self.lr > 0
+        if self.every < 1 or self.warmup_steps < 0 or not positive:
             raise ValueError(
                 f"{self}: every must be at least 1, warmup_steps at least 0, and lr above 0"
             )
@@ -131,7 +136,10 @@ class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
             self.data_collator = KeepColumn(self.data_collator, self._column)
         if weighter is not None:
             weighter.to(self.args.device)
-            self.outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=self.outer_args.lr)
+            rate = _RATE_OF_LOOKUPS if isinstance(weighter, LOOKUPS) else _RATE
+            self.outer_optimizer = torch.optim.Adam(
+                weighter.parameters(), lr=self.outer_args.lr or rate
+            )
             self._dev_batches = self._batches_of(dev_dataset)
 
     # -- one step --------------------------------------------------------------------------------
@@ -225,9 +233,8 @@ class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
         before = [p.grad for p in parameters]
         self.outer_optimizer.zero_grad()
         if self._dev_batch is None:
-            self._dev_batch = self._prepare_inputs(self._dev_batches.next())
-        with without_autocast(self.model):
-            result = self.reweighted.outer_backward(inputs, self._dev_batch)
+            self._dev_batch = self._prepare_inputs(next(self._dev_batches))
+        result = self.reweighted.outer_backward(inputs, self._dev_batch)
         share = self._share(inputs, num_items)
         for p, grad in zip(parameters, before, strict=True):
             if p.grad is not None:
@@ -297,7 +304,7 @@ class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
             dataset = self._remove_unused_columns(dataset, description="dev")
         else:
             collator = self._get_collator_with_removed_columns(collator, description="dev")
-        return DevBatches(dataset, collator, self.args.eval_batch_size, self.args.seed)
+        return dev_batches(dataset, collator, self.args.eval_batch_size, self.args.seed)
 
     # -- checkpoints and logs --------------------------------------------------------------------
 
