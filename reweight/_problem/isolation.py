@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from reweight._problem.objects import Objects
 from reweight._problem.random_state import Generators
 from reweight._problem.writes import Guard, Writes, all_of, memory
-from reweight._tensors import Tree, map_tensors, tensors_in
+from reweight._tensors import Tree, map_tensors, set_version, tensors_in
 
 # What Accelerate's prepare() sets on a module to open autocast in it.
 _ACCELERATES = {"forward", "_original_forward"}
@@ -148,7 +148,7 @@ class Isolation:
                 whole.copy_(value)
             for x, version in versions:
                 if x._version != version:
-                    _set_version(x, version)
+                    set_version(x, version)
 
     def saved(self, buffer: Tensor) -> Tensor:
         """A new tensor with the saved value of a buffer that a module uses now."""
@@ -186,7 +186,7 @@ class Isolation:
                 continue
             if memory(x) in written:
                 # The values are those from before, so a graph that saved the tensor is valid.
-                _set_version(x, version)
+                set_version(x, version)
             else:
                 self.lost.append(x)
         if self._writes is not None:
@@ -273,10 +273,6 @@ class _Leaf:
             self.tensor.requires_grad_(self._requires_grad)
         if self.tensor.grad is not self._grad:
             self.tensor.grad = self._grad
-
-
-def _set_version(x: Tensor, version: int) -> None:
-    torch._C._autograd._unsafe_set_version_counter((x,), (version,))
 
 
 def _is_learned(buffer: Tensor) -> bool:

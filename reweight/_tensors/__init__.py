@@ -41,7 +41,7 @@ from reweight._tensors.vectors import (
     unflatten,
     zeros_like,
 )
-from reweight._tensors.versions import no_compiling, shows_types
+from reweight._tensors.versions import no_compiling, set_version, shows_types
 
 __all__ = [
     "Blocks",
@@ -84,6 +84,7 @@ __all__ = [
     "reducing",
     "rounding",
     "scale",
+    "set_version",
     "shows_types",
     "some",
     "spread",

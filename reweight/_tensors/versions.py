@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def no_compiling() -> str:
@@ -20,3 +21,12 @@ def no_compiling() -> str:
 def shows_types(node: Any) -> bool:
     """Whether an operation in a graph shows the types and shapes of what it gives."""
     return hasattr(node, "_input_metadata")
+
+
+def set_version(x: Tensor, version: int) -> None:
+    """Put a tensor's version counter back, after its values were."""
+    put = torch._C._autograd._unsafe_set_version_counter
+    try:
+        put((x,), (version,))
+    except TypeError:  # in torch 2.6 and older it takes one tensor
+        put(x, version)  # type: ignore[arg-type]

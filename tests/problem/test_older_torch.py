@@ -61,3 +61,38 @@ def test_full_precision_gives_no_warning_where_the_graph_does_not_show_types(
 ) -> None:
     monkeypatch.setattr("reweight._tables.graph.shows_types", lambda node: False)
     wrapped(Rounded(torch.float64)).hypergradient(*batches(6, 0))
+
+
+def test_a_pass_that_writes_is_undone_where_torch_sets_one_version_counter_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Moving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.body = nn.Linear(3, 1).double()
+            self.scale = nn.Parameter(torch.ones(1).double(), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.scale.mul_(0.5)
+            return self.body(x)  # type: ignore[no-any-return]
+
+    set_now = torch._C._autograd._unsafe_set_version_counter
+    versions = []
+
+    def set_one(x: Tensor, version: int) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError("incompatible function arguments")
+        versions.append(version)
+        try:
+            set_now((x,), (version,))
+        except TypeError:  # this torch is an older one
+            set_now(x, version)  # type: ignore[arg-type]
+
+    expected = wrapped(Moving()).hypergradient(*batches(6, 0))
+    monkeypatch.setattr(torch._C._autograd, "_unsafe_set_version_counter", set_one)
+    model = Moving()
+    found = wrapped(model).hypergradient(*batches(6, 0))
+    assert_same(found, expected)
+    assert versions and model.scale.item() == 1.0
