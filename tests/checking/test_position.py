@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from _support.checking import DEV, SIZE, TRAIN, at_rest, make, with_ids
-from _support.problems import mean_squared_error, squared_errors
-from reweight import Losses, TableWeighter, check_hypergradient
+from _support.problems import FreeWeights, mean_squared_error, squared_errors
+from reweight import Losses, check_hypergradient
 
 TRAIN_DOUBLE, DEV_DOUBLE = (
     tuple(t.double() if t.is_floating_point() else t for t in b) for b in (TRAIN, DEV)
@@ -45,7 +45,7 @@ def position(
 ) -> str:
     """What is said of a model that a loop has trained with a loss of its own."""
     model = at_rest(loop)
-    weighter = TableWeighter(SIZE).double()
+    weighter = FreeWeights(SIZE).double()
     with torch.no_grad():
         weighter.raw.copy_(RAW)
     known = None

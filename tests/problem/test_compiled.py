@@ -25,6 +25,7 @@ from _support.compiling import (
     steps,
     weighter,
 )
+from _support.problems import SigmoidWeights
 from reweight import (
     ConjugateGradient,
     Identity,
@@ -520,7 +521,7 @@ def test_values_that_are_not_finite_raise_as_in_eager_steps() -> None:
 
 
 def test_weights_at_their_bound_are_told_in_compiled_runs_too() -> None:
-    own = weighter()
+    own = SigmoidWeights(4).double()
     one, _ = pair(Neumann(2), weighter=own)
     steps(one, SAME[:2])
     nn.init.constant_(own.mlp[-1].bias, 60.0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from _support.problems import SigmoidWeights
 from reweight import (
     ConjugateGradient,
     ConstantWeighter,
@@ -17,6 +18,7 @@ from reweight import (
     LossWeighter,
     Neumann,
     Reweighted,
+    SampleWeighter,
     wrap,
 )
 
@@ -26,7 +28,7 @@ def losses(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def make(
-    solver: object, model: nn.Module | None = None, weighter: LossWeighter | None = None
+    solver: object, model: nn.Module | None = None, weighter: SampleWeighter | None = None
 ) -> Reweighted:
     torch.manual_seed(0)
     return wrap(
@@ -83,11 +85,11 @@ def test_a_solver_that_stops_as_it_was_told_to_is_not_warned_of(solver: object) 
 
 
 def test_weights_at_their_bound_are_told() -> None:
-    weighter = LossWeighter(4)
+    weighter = SigmoidWeights(4)
     with torch.no_grad():
         weighter.mlp[-1].bias += 40.0  # every weight has run to its maximum
     rw = make(Neumann(), weighter=weighter)
-    with pytest.warns(UserWarning, match="weights of LossWeighter.*bound"):
+    with pytest.warns(UserWarning, match="weights of SigmoidWeights.*bound"):
         rw.hypergradient(TRAIN, DEV)
 
 
