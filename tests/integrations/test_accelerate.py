@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import reweight
+from _support.problems import SigmoidWeights
 
 accelerate = pytest.importorskip("accelerate")
 from accelerate.state import AcceleratorState, GradientState, PartialState  # noqa: E402
@@ -49,14 +50,20 @@ def samples(seed: int, n: int = SAMPLES, dtype: torch.dtype = torch.float64) -> 
 class Loop:
     """A training whose state Accelerate saves."""
 
-    def __init__(self, batch_size: int = 4, dtype: torch.dtype = torch.float64, **options: Any):
+    def __init__(
+        self,
+        batch_size: int = 4,
+        dtype: torch.dtype = torch.float64,
+        weighter: Any = reweight.LossWeighter,
+        **options: Any,
+    ):
         self.accelerator = accelerate.Accelerator(cpu=True, **options)
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(FEATURES, 4), nn.Tanh(), nn.Linear(4, 1)).to(dtype)
         optimizer = torch.optim.Adam(net.parameters(), lr=1e-2, weight_decay=1e-3)
         train = DataLoader(TensorDataset(*samples(1, dtype=dtype)), batch_size=batch_size)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(net, optimizer, train)
-        weighter = reweight.LossWeighter(8).to(dtype)
+        weighter = weighter(8).to(dtype)
         self.outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=1e-2)
         dev = DataLoader(TensorDataset(*samples(2, 10, dtype)), batch_size=4, shuffle=True)
         self.dev = dev_batches(self.accelerator, dev)
@@ -116,7 +123,8 @@ def test_the_optimizer_inside_a_prepared_one_is_read() -> None:
 def test_four_accumulated_batches_are_one_of_four_times_the_size() -> None:
     runs = []
     for size, steps in ((4, 4), (16, 1)):
-        loop = Loop(size, gradient_accumulation_steps=steps)
+        # A weight of LossWeighter depends on the others of its micro-batch.
+        loop = Loop(size, weighter=SigmoidWeights, gradient_accumulation_steps=steps)
         for _ in range(3):
             loop.epoch()
         assert loop.rw.problem.progress.steps == 9

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import reweight
+from _support.problems import SigmoidWeights
 
 lightning = pytest.importorskip("lightning")
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
@@ -84,9 +85,11 @@ def dev_loader() -> Any:
     return DataLoader(Jittered(), batch_size=4, shuffle=True)
 
 
-def callback(dev: Any = None, **options: Any) -> ReweightCallback:
+def callback(
+    dev: Any = None, weighter: type[reweight.SampleWeighter] | None = None, **options: Any
+) -> ReweightCallback:
     torch.manual_seed(3)
-    weighter = reweight.LossWeighter(8).double()
+    weighter = (weighter or reweight.LossWeighter)(8).double()
     outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=1e-2)
     options = {"warmup_steps": 3, "every": 2} | options
     return ReweightCallback(weighter, outer_optimizer, dev or [samples(2)], **options)
@@ -216,7 +219,8 @@ def test_four_accumulated_batches_are_one_of_four_times_the_size(module: type[Li
 
     runs = []
     for size, options in ((4, {"accumulate_grad_batches": 4} if module else {}), (16, {})):
-        given = callback(warmup_steps=1, every=1)
+        # A weight of LossWeighter depends on the others of its micro-batch.
+        given = callback(weighter=SigmoidWeights, warmup_steps=1, every=1)
         net = (module or InFours)() if size == 4 else Line()
         trainer(given, max_epochs=3, **options).fit(net, train_loader(size))
         assert given.steps == 9 and given.reweighted.problem.progress.steps == 8
