@@ -22,7 +22,7 @@ import reweight
 from reweight.integrations import accelerate as reweight_accelerate
 
 NOISE, EPOCHS, BATCH, ACCUMULATED = 0.4, 30, 32, 2
-WARMUP, EVERY = 90, 5  # optimizer steps before the first outer step, and between two of them
+EVERY = 5  # optimizer steps between two outer steps
 Samples = tuple[Tensor, ...]  # features [N, 64], labels [N], weights [N]
 
 
@@ -53,7 +53,7 @@ def fit(
 
     if dev is not None:
         weighter = reweight.LossWeighter()
-        outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=1e-3)
+        outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=3e-3)
         rw = reweight_accelerate.wrap(
             accelerator,
             model,
@@ -76,7 +76,7 @@ def fit(
             accumulated.append(batch)
             if accelerator.sync_gradients:
                 step += 1
-                if dev is not None and step > WARMUP and step % EVERY == 0:
+                if dev is not None and step % EVERY == 0:
                     outer_optimizer.zero_grad()
                     rw.outer_backward(
                         reweight_accelerate.MicroBatches(accumulated), next(dev_batches)

@@ -88,8 +88,8 @@ def compare(seed: int) -> tuple[list[float], float, float]:
         return kind()
 
     weighter = reweight.LossWeighter()
-    outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=1e-3)
-    callback = ReweightCallback(weighter, outer_optimizer, [dev], warmup_steps=90, every=5)
+    outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=3e-3)
+    callback = ReweightCallback(weighter, outer_optimizer, [dev], every=5)
     plain = fit(seeded(Digits), train, [])
     together = fit(seeded(Digits), both, [])
     learned = fit(seeded(LearnedWeights), train, [callback])

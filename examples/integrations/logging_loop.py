@@ -21,7 +21,7 @@ from reweight.diagnostics import Recorder
 from reweight.integrations.logging import log_recorder
 
 NOISE, EPOCHS, BATCH = 0.4, 30, 64
-WARMUP, EVERY = 90, 5  # steps before the first outer step, and between two of them
+EVERY = 5  # steps between two outer steps
 Samples = tuple[Tensor, Tensor]
 
 
@@ -41,7 +41,7 @@ def fit(train: Samples, seed: int, dev: Samples | None, writer: SummaryWriter | 
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, weight_decay=1e-4)
     weighter = reweight.LossWeighter()
-    outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=1e-3)
+    outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=3e-3)
     rw = reweight.wrap(model, weighter, losses, outer_loss, optimizer)
     recorder, step = Recorder(), 0
     for _ in range(EPOCHS):
@@ -52,7 +52,7 @@ def fit(train: Samples, seed: int, dev: Samples | None, writer: SummaryWriter | 
             loss.backward()
             optimizer.step()
             step += 1
-            if dev is not None and step > WARMUP and step % EVERY == 0:
+            if dev is not None and step % EVERY == 0:
                 outer_optimizer.zero_grad()
                 result = rw.outer_backward(batch, dev)
                 outer_optimizer.step()

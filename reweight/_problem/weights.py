@@ -152,7 +152,7 @@ def _warn_if_saturated(
     if norm(filled(apart, phi)) < SATURATED * norm(influence):
         notices.warn(
             "saturated",
-            f"the weights of {name} hardly respond to its parameters: where they are bounded, they "
-            "are at the bound, and an outer step changes nothing. Start outer steps later, or "
-            "lower the outer learning rate.",
+            f"the weights of {name} hardly respond to its parameters: they are at a bound, or few "
+            "samples hold all the weight, and an outer step changes nothing. Lower the outer "
+            "learning rate, or start outer steps later.",
         )

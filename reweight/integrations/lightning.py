@@ -37,8 +37,9 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
         weighter: learns the weights. It may be a part of the module.
         outer_optimizer: the optimizer of the weighter's parameters.
         dev_loader: the dev batches: a ``DataLoader``, or a list of batches.
-        warmup_steps: optimizer steps of the warm-up: some epochs, since in the first steps every
-            sample helps, also one with a wrong label.
+        warmup_steps: optimizer steps before the first outer step. A weighter with ``bounds`` needs
+            some epochs of them: in the first steps every sample helps, and its weights would all
+            run to the bound.
         every: optimizer steps between two outer steps.
         losses: ``(module, batch) -> Losses | Tensor [B]``; default ``module.losses(batch)``.
         outer_loss: ``(module, batch) -> Tensor []``; default ``module.outer_loss(batch)``, or
@@ -92,7 +93,7 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
         outer_optimizer: Optimizer,
         dev_loader: Iterable[Any],
         *,
-        warmup_steps: int,
+        warmup_steps: int = 0,
         every: int = 5,
         losses: LossesFn | None = None,
         outer_loss: OuterFn | None = None,
