@@ -45,7 +45,7 @@ def test_a_lightning_module_needs_fewer_than_fifteen_lines(
     assert added < 15
     names: dict[str, Any] = {"train_loader": loader(), "dev_loader": loader(16)}
     exec(program.replace("max_epochs=30", "max_epochs=1, logger=False, accelerator='cpu'"), names)
-    assert names["callback"].reweighted.problem.progress.steps == 14  # steps 95 to 160
+    assert names["callback"].reweighted.problem.progress.steps == 32  # 160 batches
 
 
 def losses(model: Any, batch: Any) -> Tensor:
@@ -67,12 +67,11 @@ def test_a_loop_of_accelerate_runs_as_its_page_says() -> None:
         "dev_loader": loader(16),
         "losses": losses,
         "outer_loss": outer_loss,
-        "warmup": 10,
     }
     program, added = changed(diff)
     assert added < 15
     exec(program, names)
     rw: reweight.Reweighted = names["rw"]
-    assert rw.problem.progress.steps == 2  # steps 10 and 15
+    assert rw.problem.progress.steps == 4  # 20 batches, from the first one
     exec(accumulated, names)
-    assert rw.problem.progress.steps == 22
+    assert rw.problem.progress.steps == 24
