@@ -1,0 +1,19 @@
+"""Models whose parameters lie in shards over several processes.
+
+For the time of an outer step such a model is made to look like a plain one, in place, and is put
+back exactly. Nothing here imports the modules of torch that shard.
+"""
+
+from reweight._sharded.kinds import is_fully_sharded, is_sharded, refuse_other_engines
+from reweight._sharded.row_sharded import Exchange
+from reweight._sharded.shards import Shards
+from reweight._sharded.stand_ins import StandIns
+
+__all__ = [
+    "Exchange",
+    "Shards",
+    "StandIns",
+    "is_fully_sharded",
+    "is_sharded",
+    "refuse_other_engines",
+]
