@@ -43,13 +43,9 @@ class FullySharded:
 
     def parameters(self) -> dict[int, Tensor]:
         """The shards, by their ``id``."""
-        return {
-            id(p): p
-            for part in self._parts
-            if id(part) in self._managed
-            for p in part._parameters.values()
-            if is_sharded(p)
-        }
+        managed = (part for part in self._parts if id(part) in self._managed)
+        slots = (p for part in managed for p in part._parameters.values())
+        return {id(p): p for p in slots if is_sharded(p)}
 
     @contextmanager
     def gathered(self, others: set[int]) -> Iterator[None]:
@@ -65,20 +61,20 @@ class FullySharded:
             (part._parameters, name, p)
             for part in self._parts
             for name, p in part._parameters.items()
-            if id(p) in shards
+            if p is not None and id(p) in shards
         ]
         try:
-            for p in shards.values():
-                self._stand_ins.give(p, full(p), full)
+            for shard in shards.values():
+                self._stand_ins.give(shard, full(shard), full)
             for slots, name, p in places:
                 slots[name] = self._stand_ins.of(p)
             with without_hooks(self._parts, FSDP):
                 yield
         finally:
             for slots, name, p in places:
-                slots[name] = p  # type: ignore[assignment]
-            for p in shards.values():
-                self._stand_ins.take(p)
+                slots[name] = p
+            for shard in shards.values():
+                self._stand_ins.take(shard)
 
 
 def full(x: Tensor) -> Tensor:

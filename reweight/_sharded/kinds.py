@@ -7,7 +7,7 @@ holds no sharded parameter does not need them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ FSDP = ("torch.distributed.fsdp", "torch.distributed._composable.fsdp")
 TENSOR_PARALLEL = ("torch.distributed.tensor", "torch.distributed._tensor")
 
 
-def is_sharded(x: Any) -> bool:
+def is_sharded(x: Any) -> TypeGuard[Tensor]:
     """Whether a tensor is a ``DTensor``: a part of it lies in each of several processes."""
     return hasattr(x, "device_mesh")
 
@@ -44,19 +44,17 @@ def managed_by_fsdp(parts: Iterable[nn.Module]) -> set[int]:
     return {id(part) for root in roots for part in root.modules()}
 
 
-def is_row_sharded(part: nn.Module, weight: Tensor) -> bool:
-    """Whether a parameter is the table of an ``nn.Embedding``, each process with some of its rows.
+def is_row_sharded(part: nn.Embedding) -> bool:
+    """Whether each process has some rows of the table of an embedding.
 
     ``RowwiseParallel`` makes such tables. Tables that are also sharded along another dimension, or
     twice along the rows, are not among them.
     """
-    if not (isinstance(part, nn.Embedding) and part._parameters.get("weight") is weight):
-        return False
     if not any(is_from(hook, TENSOR_PARALLEL) for hook in hooks_of(part)):
         return False
-    kinds = [type(p).__name__ for p in weight.placements]  # type: ignore[attr-defined]
-    split = [p for p in weight.placements if type(p).__name__ == "Shard"]  # type: ignore[attr-defined]
-    return len(split) == 1 and split[0].dim == 0 and kinds.count("Replicate") == len(kinds) - 1
+    weight: Any = part._parameters["weight"]
+    split = [p for p in weight.placements if type(p).__name__ != "Replicate"]
+    return len(split) == 1 and type(split[0]).__name__ == "Shard" and split[0].dim == 0
 
 
 def refuse_other_engines(parts: Sequence[nn.Module]) -> None:

@@ -70,6 +70,9 @@ class _Entries(Mapping[str, Any]):
         entry = self._entries[key]
         return self._read(entry) if is_sharded(entry) else entry
 
+    def __contains__(self, key: object) -> bool:  # that of Mapping reads the value
+        return key in self._entries
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 

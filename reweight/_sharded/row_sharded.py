@@ -7,7 +7,7 @@ exchange them; and for the time of the outer step the module is an embedding of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -26,8 +26,8 @@ class Exchange(Protocol):
     def total(self, x: Tensor) -> Tensor:
         """The sum of a flat tensor over the processes."""
 
-    def gather_rows(self, x: Tensor) -> Tensor:
-        """The tensors of all processes, one after the other along the first dimension."""
+    def rows(self, x: Tensor) -> list[Tensor]:
+        """The tensor ``[n, ...]`` of every process."""
 
 
 class RowSharded:
@@ -40,13 +40,13 @@ class RowSharded:
     """
 
     def __init__(
-        self, parts: Sequence[nn.Module], names: dict[int, str], stand_ins: StandIns
+        self, parts: Sequence[nn.Module], names: Mapping[int, str], stand_ins: StandIns
     ) -> None:
         found: dict[int, tuple[Tensor, list[nn.Embedding]]] = {}
         for part in parts:
             weight = part._parameters.get("weight")
-            if is_sharded(weight) and is_row_sharded(part, weight):  # type: ignore[arg-type]
-                found.setdefault(id(weight), (weight, []))[1].append(part)  # type: ignore[arg-type]
+            if isinstance(part, nn.Embedding) and is_sharded(weight) and is_row_sharded(part):
+                found.setdefault(id(weight), (weight, []))[1].append(part)
         self._stand_ins = stand_ins
         self._tables = [
             _Table(weight, modules, names.get(key, "an embedding table"), stand_ins)
@@ -111,7 +111,7 @@ class _Table:
                 yield
         finally:
             for module, padding, slots in before:
-                module.padding_idx = padding  # type: ignore[assignment]
+                module.padding_idx = padding
                 if "forward" in slots:
                     vars(module)["forward"] = slots["forward"]
                 else:
@@ -140,7 +140,7 @@ class _Table:
             vars(module)["forward"] = _Serving(self.name, module, rows)
             if module.padding_idx is not None:
                 at, there = _find(torch.tensor([module.padding_idx]).to(rows), rows)
-                module.padding_idx = int(at) if bool(there) else None  # type: ignore[assignment]
+                module.padding_idx = int(at) if bool(there) else None
 
     def look_up(self, ids: Tensor, exchange: Exchange) -> Tensor:
         """The rows of some ids, which may lie in other processes; every process has to call it."""
@@ -150,7 +150,7 @@ class _Table:
                 f"{self.name} has {count} rows, and the ids that are looked up go from "
                 f"{int(ids.min())} to {int(ids.max())}"
             )
-        wanted = torch.unique(exchange.gather_rows(torch.unique(ids.reshape(-1)).long()))
+        wanted = torch.unique(torch.cat(exchange.rows(torch.unique(ids.reshape(-1)).long())))
         if len(self._rows):
             wanted = wanted[~_find(wanted, self._rows)[1]]
         # All processes see the same union, so they agree on whether there is more to exchange.
@@ -161,7 +161,9 @@ class _Table:
             self._values = values[order]
         if not ids.numel():
             return self._values.new_empty(*ids.shape, self._values.shape[1])
-        return self._values[_find(ids, self._rows)[0]]
+        found = self._values[_find(ids, self._rows)[0]]
+        # A leaf, since losses may differentiate by what they look up.
+        return found.requires_grad_(self.weight.requires_grad and torch.is_grad_enabled())
 
     def compare(self, module: nn.Embedding, given: tuple[Any, ...], found: Tensor) -> None:
         """Raise, once for each module, where the module itself gives something else than rows."""
