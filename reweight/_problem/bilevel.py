@@ -26,6 +26,7 @@ from reweight._problem.shares import WHOLE, Shares
 from reweight._problem.statement import check_modules, check_optimizers, check_parameters
 from reweight._problem.weights import weigh
 from reweight._problem.writes import Guard
+from reweight._sharded import Shards, StandIns, in_shards
 from reweight._tensors import Pending, Ranks, Tree, check_loss, tensors_in
 from reweight.losses import Losses
 from reweight.weighters import SampleWeighter
@@ -66,6 +67,7 @@ class BilevelProblem:
         self.compilation: Compilation | None = Compilation()
         self.progress = Progress(self.notices)
         self.hooks: GradientHooks | None = None
+        self._shards: Shards | None = None
         # Leaves outside of all modules that were seen to outlive a pass.
         self.elsewhere: dict[int, Tensor] = {}
         self._losses_fn, self._outer_fn, self._chosen = losses, outer_loss, inner_params
@@ -77,6 +79,7 @@ class BilevelProblem:
             model, self.optimizers, inner_params, self._companions, weighter
         )
         check_modules(model)
+        self.shards(self.parts())
         theta, _ = self.parameters()
         check_optimizers(model, self.optimizers, theta)
         self.weight_decay(theta)  # raises now rather than at the first outer step
@@ -103,9 +106,31 @@ class BilevelProblem:
         )
         return twin
 
+    def standing_in(self, stand_ins: StandIns) -> BilevelProblem:
+        """The same problem, and all that is known of it, with plain parameters for sharded ones."""
+        twin = copy.copy(self)
+        twin.optimizers = stand_ins.optimizers(self.optimizers)
+        twin._stated = stand_ins.optimizers(self._stated)
+        # The sizes of tables change from step to step.
+        twin.compilation = None
+        twin._inner = InnerParameters(
+            self.model, twin.optimizers, self._chosen, self._companions, self.weighter
+        )
+        return twin
+
     def together(self) -> AbstractContextManager[None]:
         """A context of what all processes do together; what one raises, all hear of."""
         return nullcontext() if self.ranks is None else self.ranks.together()
+
+    def shards(self, parts: Sequence[nn.Module]) -> Shards | None:
+        """What of the model lies in shards, if something does; the modules then hold shards."""
+        if not in_shards(parts):
+            return None
+        if self._shards is None or not self._shards.is_of(parts):
+            names = {id(p): name for name, p in self.model.named_parameters()}
+            self._shards = Shards(parts, names)
+        self._shards.reshard()
+        return self._shards
 
     # -- parameters ----------------------------------------------------------------------------
 
@@ -120,7 +145,8 @@ class BilevelProblem:
     def parameters(self) -> tuple[Tree, Tree]:
         """Both, checked: they may have changed since the last outer step."""
         theta, phi = self.theta(), self.phi()
-        check_parameters(self.model, self.weighter, theta, phi)
+        served = set() if self._shards is None else self._shards.served()
+        check_parameters(self.model, self.weighter, theta, phi, served)
         return theta, phi
 
     def weight_decay(self, theta: Tree) -> dict[str, float]:

@@ -38,6 +38,7 @@ from reweight._problem.processes import (
     told_by_any,
     unequal,
 )
+from reweight._problem.sharded import on_a_plain_model
 from reweight._problem.shares import shares_of
 from reweight._problem.statement import check_batch, check_memory, check_optimizers
 from reweight._problem.systems import Systems
@@ -78,10 +79,11 @@ def hypergradient(
         parts = problem.parts()
         with inner_modules(parts):
             build(problem, parts, batch)
-            step = _OuterStep(problem, parts, batch, dev_batch, strategy)
-            with step.isolated() as isolation:
-                result = step.run(isolation, batches)
-        return step.judged(result, isolation)
+            with on_a_plain_model(problem, parts, batch, dev_batch, batches) as problem:
+                step = _OuterStep(problem, parts, batch, dev_batch, strategy)
+                with step.isolated() as isolation:
+                    result = step.run(isolation, batches)
+                return step.judged(result, isolation)
 
 
 def weights(problem: BilevelProblem, batch: Any) -> Tensor:

@@ -4,16 +4,14 @@ For the time of an outer step such a model is made to look like a plain one, in 
 back exactly. Nothing here imports the modules of torch that shard.
 """
 
-from reweight._sharded.kinds import is_fully_sharded, is_sharded, refuse_other_engines
-from reweight._sharded.row_sharded import Exchange
-from reweight._sharded.shards import Shards
+from reweight._sharded.kinds import is_sharded, refuse_other_engines
+from reweight._sharded.shards import Shards, in_shards
 from reweight._sharded.stand_ins import StandIns
 
 __all__ = [
-    "Exchange",
     "Shards",
     "StandIns",
-    "is_fully_sharded",
+    "in_shards",
     "is_sharded",
     "refuse_other_engines",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +18,7 @@ from torch.nn import functional
 from reweight._sharded.hooks import without_hooks
 from reweight._sharded.kinds import TENSOR_PARALLEL, is_from, is_row_sharded, is_sharded
 from reweight._sharded.stand_ins import StandIns
-
-
-class Exchange(Protocol):
-    """What a group of processes does together."""
-
-    def total(self, x: Tensor) -> Tensor:
-        """The sum of a flat tensor over the processes."""
-
-    def rows(self, x: Tensor) -> list[Tensor]:
-        """The tensor ``[n, ...]`` of every process."""
+from reweight._tensors import Group
 
 
 class RowSharded:
@@ -60,8 +51,12 @@ class RowSharded:
         """The tables, by their ``id``."""
         return {id(table.weight): table.weight for table in self._tables}
 
+    def is_current(self) -> bool:
+        """Whether the modules still hold these tables."""
+        return all(table.is_current() for table in self._tables)
+
     @contextmanager
-    def by_rows(self, exchange: Exchange, passes: Callable[[], None]) -> Iterator[None]:
+    def by_rows(self, exchange: Group, passes: Callable[[], None]) -> Iterator[None]:
         """Let embeddings of the rows that some passes read stand for the tables.
 
         Every process has to open the context.
@@ -102,6 +97,10 @@ class _Table:
         self._rows, self._values = torch.empty(0), torch.empty(0)
         self._compared: set[int] = set()
 
+    def is_current(self) -> bool:
+        """Whether the modules still hold this table."""
+        return all(module._parameters.get("weight") is self.weight for module in self._modules)
+
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Put the modules back as they are now when the context closes."""
@@ -120,7 +119,7 @@ class _Table:
             self._stand_ins.take(self.weight)
             self._rows, self._values = torch.empty(0), torch.empty(0)
 
-    def record(self, exchange: Exchange) -> None:
+    def record(self, exchange: Group) -> None:
         """Let the modules look up in all processes, and keep the rows that are read."""
         local = self._shard.local
         self._rows = torch.empty(0, dtype=torch.long, device=local.device)
@@ -130,7 +129,7 @@ class _Table:
             module._parameters["weight"] = self._stand_ins.of(self.weight)
             vars(module)["forward"] = _Recording(self, module, exchange)
 
-    def serve(self, exchange: Exchange) -> None:
+    def serve(self, exchange: Group) -> None:
         """Let the modules look up among the rows that were read."""
         rows = self._rows
         self._stand_ins.give(
@@ -142,7 +141,7 @@ class _Table:
                 at, there = _find(torch.tensor([module.padding_idx]).to(rows), rows)
                 module.padding_idx = int(at) if bool(there) else None
 
-    def look_up(self, ids: Tensor, exchange: Exchange) -> Tensor:
+    def look_up(self, ids: Tensor, exchange: Group) -> Tensor:
         """The rows of some ids, which may lie in other processes; every process has to call it."""
         count = len(self.weight)
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < count:
@@ -224,7 +223,7 @@ class _Shard:
                 "RowwiseParallel or distribute_tensor(table, mesh, [Shard(0)])"
             )
 
-    def read(self, rows: Tensor, exchange: Exchange) -> Tensor:
+    def read(self, rows: Tensor, exchange: Group) -> Tensor:
         """Some rows of the whole table, ``[r, D]``, from the processes that have them."""
         values = self.local.new_zeros(len(rows), *self.local.shape[1:])
         if self._provides:
@@ -238,7 +237,7 @@ class _Shard:
 class _Recording:
     """The ``forward`` of a table's module while the rows are found."""
 
-    def __init__(self, table: _Table, module: nn.Embedding, exchange: Exchange) -> None:
+    def __init__(self, table: _Table, module: nn.Embedding, exchange: Group) -> None:
         self._table, self._module, self._exchange = table, module, exchange
 
     def __call__(self, input: Tensor) -> Tensor:

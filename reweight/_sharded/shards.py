@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
 from reweight._sharded.fully_sharded import FullySharded
-from reweight._sharded.kinds import TENSOR_PARALLEL, hooks_of, is_from, is_sharded
-from reweight._sharded.row_sharded import Exchange, RowSharded
+from reweight._sharded.kinds import (
+    TENSOR_PARALLEL,
+    hooks_of,
+    is_from,
+    is_fully_sharded,
+    is_sharded,
+)
+from reweight._sharded.row_sharded import RowSharded
 from reweight._sharded.stand_ins import StandIns
+from reweight._tensors import Group
+
+
+def in_shards(parts: Iterable[nn.Module]) -> bool:
+    """Whether some modules hold sharded parameters."""
+    return any(
+        is_fully_sharded(part) or any(map(is_sharded, part._parameters.values())) for part in parts
+    )
 
 
 class Shards:
@@ -26,19 +40,32 @@ class Shards:
 
     def __init__(self, parts: Sequence[nn.Module], names: Mapping[int, str]) -> None:
         self.stand_ins = StandIns()
+        self._parts = list(parts)
         self._fully = FullySharded(parts, self.stand_ins)
         self._fully.reshard()
         self._rows = RowSharded(parts, names, self.stand_ins)
         self._tables = set(self._rows.parameters())
         self._check(parts, names)
 
+    def is_of(self, parts: Sequence[nn.Module]) -> bool:
+        """Whether this is still what of these modules lies in shards."""
+        return self._parts == parts and self._rows.is_current()
+
     @property
     def has_rows(self) -> bool:
         """Whether there are row-sharded tables."""
         return bool(self._rows)
 
+    def reshard(self) -> None:
+        """Let the modules hold shards, which after a pass without a backward pass not all do."""
+        self._fully.reshard()
+
+    def served(self) -> set[int]:
+        """The ``id`` of every sharded parameter."""
+        return self._tables | set(self._fully.parameters())
+
     @contextmanager
-    def plain(self, exchange: Exchange | None, passes: Callable[[], None]) -> Iterator[StandIns]:
+    def plain(self, exchange: Group | None, passes: Callable[[], None]) -> Iterator[StandIns]:
         """Let the modules hold plain parameters.
 
         FSDP2's parameters are gathered. Row-sharded tables are represented by the rows that the
