@@ -83,8 +83,8 @@ def everything_is_put_back_after_an_error_too() -> None:
 
     def state() -> list[Any]:
         return [
-            (dict(part._parameters), list(part._forward_hooks.items()), list(vars(part)))
-            + tuple(part._forward_pre_hooks.items())
+            [dict(part._parameters), list(vars(part))]
+            + [list(x.items()) for x in (part._forward_hooks, part._forward_pre_hooks)]
             for part in model.modules()
         ]
 
@@ -97,7 +97,8 @@ def everything_is_put_back_after_an_error_too() -> None:
 
     assert raised(failing, ValueError) == "of the losses"
     assert calls == ["hook of the user"]
-    assert all(x == y for a, b in zip(before, state(), strict=True) for x, y in zip(a, b))
+    # A parameter in a dict is compared by identity first, so its values are not looked at.
+    assert before == state()
 
 
 def a_tied_parameter_stays_tied_and_a_frozen_one_frozen() -> None:

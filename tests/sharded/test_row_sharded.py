@@ -13,7 +13,15 @@ from _support.on_ranks import failures
 from _support.sharded import (
     ROWS,
     Net,
-    batch, losses, mesh, net, own, raised, second, sharded_by_rows
+    batch,
+    losses,
+    mesh,
+    net,
+    own,
+    raised,
+    second,
+    sharded_by_rows,
+)
 from reweight._sharded import Shards, StandIns
 from reweight._tensors import Ranks
 
