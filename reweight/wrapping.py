@@ -179,6 +179,8 @@ class Reweighted:
     def weights(self, batch: Any) -> Tensor:
         """The weights ``[B]`` of a batch, without gradient and without side effects.
 
+        Of a sharded model, every process has to call it.
+
         Raises:
             ValueError: losses or weights that are not finite or of a wrong shape.
         """

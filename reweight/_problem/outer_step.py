@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ from reweight._problem.processes import (
     told_by_any,
     unequal,
 )
-from reweight._problem.sharded import on_a_plain_model
+from reweight._problem.sharded import check_fresh, on_a_plain_model
 from reweight._problem.shares import shares_of
 from reweight._problem.statement import check_batch, check_memory, check_optimizers
 from reweight._problem.systems import Systems
@@ -79,8 +79,10 @@ def hypergradient(
         parts = problem.parts()
         with inner_modules(parts):
             build(problem, parts, batch)
-            with on_a_plain_model(problem, parts, batch, dev_batch, batches) as problem:
-                step = _OuterStep(problem, parts, batch, dev_batch, strategy)
+            check_fresh(problem, parts, batches)
+            passes = (lambda now: now.outer_loss(dev_batch), lambda now: now.evaluated(batch))
+            with on_a_plain_model(problem, parts, passes, (batch, dev_batch)) as plain:
+                step = _OuterStep(plain, parts, batch, dev_batch, strategy)
                 with step.isolated() as isolation:
                     result = step.run(isolation, batches)
                 return step.judged(result, isolation)
@@ -91,12 +93,16 @@ def weights(problem: BilevelProblem, batch: Any) -> Tensor:
     check_batch("batch", batch)
     batch = differentiable(batch)
     parts = problem.parts()
-    with inner_modules(parts):
-        return _weights(problem, parts, batch)
+    # The processes of a sharded model evaluate it together.
+    together = problem.together() if problem.shards(parts) is not None else nullcontext()
+    with together, inner_modules(parts):
+        build(problem, parts, batch)
+        passes = (lambda now: now.evaluated(batch),)
+        with on_a_plain_model(problem, parts, passes, (batch,)) as plain:
+            return _weights(plain, parts, batch)
 
 
 def _weights(problem: BilevelProblem, parts: list[nn.Module], batch: Any) -> Tensor:
-    build(problem, parts, batch)
     theta, phi = problem.theta(), problem.phi()
     look = problem.guard.is_new(tuple(part.training for part in parts))
     problem.guard.objects = problem.mutable(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,29 +13,25 @@ from reweight._problem.isolation import is_compiled, isolated
 from reweight._problem.objects import inside
 from reweight._tensors import shared, tensors_in
 
+Pass = Callable[[BilevelProblem], object]
+
 
 @contextmanager
 def on_a_plain_model(
-    problem: BilevelProblem,
-    parts: list[nn.Module],
-    batch: Any,
-    dev_batch: Any,
-    batches: Iterable[Any] | None,
+    problem: BilevelProblem, parts: list[nn.Module], passes: Sequence[Pass], batches: Sequence[Any]
 ) -> Iterator[BilevelProblem]:
-    """The problem itself, or where its model lies in shards, one that outer steps can work on.
+    """The problem itself, or where its model lies in shards, the same one on a plain model.
 
-    All processes have to open the context. While it is open, the modules hold plain parameters.
+    While the context is open, the modules hold plain parameters. All processes have to open it.
 
     Args:
         problem: the problem.
         parts: every module that an evaluation may use.
-        batch: the train batch.
-        dev_batch: the dev batch.
-        batches: further batches of the step.
+        passes: what is going to be evaluated; it tells the rows of tables that are needed.
+        batches: the batches of these passes.
 
     Raises:
         TypeError: row-sharded tables where this process is alone.
-        ValueError: row-sharded tables and further batches.
     """
     shards = problem.shards(parts)
     if shards is None:
@@ -45,25 +41,32 @@ def on_a_plain_model(
     if shards.has_rows and group is None:
         raise TypeError(
             "the model has row-sharded embedding tables and this process is alone "
-            "(process_group=None, or a group of one process): their rows lie in other processes. "
-            'Leave wrap(..., process_group="auto")'
-        )
-    if shards.has_rows and batches is not None:
-        raise ValueError(
-            "batches= with row-sharded embedding tables: the processes exchange the rows that "
-            "batch and dev_batch read, before further batches are known. Leave batches out, or "
-            "keep the tables whole"
+            "(process_group=None, or a group of one process), but their rows lie in other "
+            'processes. Leave wrap(..., process_group="auto")'
         )
 
-    def passes() -> None:
-        _read_rows(problem.standing_in(shards.stand_ins), parts, batch, dev_batch)
+    def read() -> None:
+        _read_rows(problem.standing_in(shards.stand_ins), parts, passes, batches)
 
-    with shards.plain(group, passes) as stand_ins:
+    with shards.plain(group, read) as stand_ins:
         yield problem.standing_in(stand_ins)
 
 
-def _read_rows(problem: BilevelProblem, parts: list[nn.Module], batch: Any, dev_batch: Any) -> None:
-    """Evaluate the losses as the outer step will, without side effects."""
+def check_fresh(problem: BilevelProblem, parts: list[nn.Module], batches: object) -> None:
+    """Raise for batches of which it is not known beforehand which rows they read."""
+    shards = None if batches is None else problem.shards(parts)
+    if shards is not None and shards.has_rows:
+        raise ValueError(
+            "batches= and row-sharded embedding tables: the processes exchange the rows that batch "
+            "and dev_batch read, before further batches are known. Leave batches out, or keep the "
+            "tables whole"
+        )
+
+
+def _read_rows(
+    problem: BilevelProblem, parts: list[nn.Module], passes: Sequence[Pass], batches: Sequence[Any]
+) -> None:
+    """Make the passes, without side effects."""
     look = problem.guard.is_new(("rows", tuple(part.training for part in parts)))
     problem.guard.objects = problem.mutable(parts)
     theta, phi = problem.theta(), problem.phi()
@@ -72,12 +75,11 @@ def _read_rows(problem: BilevelProblem, parts: list[nn.Module], batch: Any, dev_
         {p.device for p in (*theta.values(), *phi.values())},
         theta,
         problem.guard,
-        tensors_in((batch, dev_batch)),
+        tensors_in(batches),
         watch=look and not is_compiled(parts),
-        objects=[*problem.guard.objects, *inside((batch, dev_batch))],
+        objects=[*problem.guard.objects, *inside(batches)],
     ) as isolation:
-        with isolation.watched():
-            problem.outer_loss(dev_batch)
-        isolation.restore()
-        with isolation.watched():
-            problem.evaluated(batch)
+        for make in passes:
+            with isolation.watched():
+                make(problem)
+            isolation.restore()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -89,7 +90,8 @@ def everything_is_put_back_after_an_error_too() -> None:
         def failing(_: StandIns) -> None:
             raise ValueError("of the losses")
 
-        assert raised(lambda: in_context(model, mine, failing), ValueError) == "of the losses"
+        said = raised(partial(in_context, model, mine, failing), ValueError)
+        assert said == "of the losses"
         assert len(calls) == called + 1  # in the pass that reads rows, once
         assert model.table.weight is before[0]
         assert vars(model.table) == before[1]

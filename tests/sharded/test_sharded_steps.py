@@ -1,0 +1,262 @@
+"""Outer steps on sharded models give the numbers of one process with a plain model.
+
+Two processes, each with its own samples, are compared with one that has all samples in one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+
+import reweight
+from _support.on_ranks import failures
+from _support.sharded import (
+    Net,
+    batch,
+    fully_sharded,
+    losses,
+    net,
+    outer_loss,
+    own,
+    raised,
+    sharded_by_rows,
+)
+from reweight import (
+    ConjugateGradient,
+    Identity,
+    ImplicitHypergradient,
+    LossWeighter,
+    Neumann,
+    Reweighted,
+    SecondMoments,
+)
+
+if not hasattr(pytest.importorskip("torch.distributed.fsdp"), "fully_shard"):
+    pytest.skip("this torch has no FSDP2", allow_module_level=True)
+
+SOLVERS = {
+    "first-order": ImplicitHypergradient(Identity()),
+    "SAMA": ImplicitHypergradient(Identity(), preconditioner=SecondMoments()),
+    "Neumann": ImplicitHypergradient(Neumann(num_terms=3)),
+    "CG": ImplicitHypergradient(ConjugateGradient(max_steps=30, rtol=1e-10), damping=5.0),
+}
+# Sums over samples are rounded in another order; the condition numbers are below 100.
+TOLERANCE = 1e-12
+
+
+def weighter() -> LossWeighter:
+    torch.manual_seed(1)
+    weighter = LossWeighter(4).double()
+    nn.init.normal_(weighter.mlp[-1].weight)
+    return weighter
+
+
+def adam(model: nn.Module) -> torch.optim.Adam:
+    return torch.optim.Adam(model.parameters(), lr=0.05, weight_decay=0.01)
+
+
+def wrapped(model: nn.Module, strategy: ImplicitHypergradient, **options: Any) -> Reweighted:
+    optimizer = adam(model)
+    return reweight.wrap(model, weighter(), losses, outer_loss, optimizer, strategy, **options)
+
+
+def ranks_first(x: Tensor) -> list[Tensor]:
+    """A tensor of every process."""
+    found = [torch.empty_like(x) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(found, x.contiguous())
+    return found
+
+
+def assert_same_steps(
+    model: Net, strategy: ImplicitHypergradient, part: Callable[[Any], Any], scale: float = 1.0
+) -> None:
+    """Compare three outer steps, after training steps of the same kind.
+
+    Args:
+        model: the sharded model.
+        strategy: how to solve.
+        part: this process's part of a batch.
+        scale: of the influence of a sample.
+    """
+    sharded, plain = wrapped(model, strategy), wrapped(net(), strategy, process_group=None)
+    for step in range(3):
+        train, dev = batch(step), batch(10 + step, 6)
+        for rw in (plain, sharded):
+            optimizer: Any = rw.problem.optimizers[0]
+            optimizer.zero_grad()
+            # All processes train on all samples, so that each has the gradient of all.
+            outer_loss(rw.model, train).backward()
+            optimizer.step()
+        expected = plain.outer_backward(train, dev)
+        found = sharded.outer_backward(part(train), part(dev))
+        for name, grad in expected.grads.items():
+            assert (found.grads[name] - grad).norm() <= TOLERANCE * grad.norm(), name
+            assert all(torch.equal(x, found.grads[name]) for x in ranks_first(found.grads[name]))
+        (influence,) = part((expected.influence,))
+        error = (found.influence - scale * influence).norm()
+        assert error <= TOLERANCE * expected.influence.norm()
+        assert found.info.status == expected.info.status
+        assert found.info.trustworthy == expected.info.trustworthy
+        assert found.info.hvp_mode == expected.info.hvp_mode
+
+
+def ragged(batch: Any) -> Any:
+    return own(batch, ragged=True)
+
+
+def fsdp2() -> None:
+    for strategy in SOLVERS.values():
+        assert_same_steps(fully_sharded(net()), strategy, ragged)
+
+
+def fsdp2_without_resharding() -> None:
+    for strategy in SOLVERS.values():
+        model = fully_sharded(net(), reshard_after_forward=False)
+        assert_same_steps(model, strategy, own)
+
+
+def rows_and_ids_of_one_batch() -> None:
+    from torch.distributed.tensor import Replicate
+
+    for strategy in SOLVERS.values():
+        # Every sample counts in each process, so it has half the influence in each.
+        assert_same_steps(sharded_by_rows(net(), Replicate()), strategy, tuple, 0.5)
+
+
+def rows_and_ids_of_each_process() -> None:
+    from torch.distributed.tensor import Shard
+
+    for strategy in SOLVERS.values():
+        # The training steps above are those of all samples in each process, whose table then gets
+        # the sum over the processes; so the model is trained as FSDP2 trains it, by the mean.
+        model = sharded_by_rows(net(), Shard(0))
+        model.table.weight.register_post_accumulate_grad_hook(halve)
+        assert_same_steps(model, strategy, own)
+
+
+def halve(p: Tensor) -> None:
+    assert p.grad is not None
+    p.grad.div_(distributed.get_world_size())
+
+
+MATRIX = (
+    fsdp2,
+    fsdp2_without_resharding,
+    rows_and_ids_of_one_batch,
+    rows_and_ids_of_each_process,
+)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    def state() -> list[Any]:
+        return [
+            [dict(part._parameters), list(vars(part)), part.training]
+            + [list(x.items()) for x in (part._forward_hooks, part._forward_pre_hooks)]
+            for part in model.modules()
+        ]
+
+    def values() -> list[Tensor]:
+        return [p.to_local().clone() for p in model.parameters() if hasattr(p, "to_local")]
+
+    before, numbers = state(), values()
+    yield
+    assert before == state()
+    assert all(map(torch.equal, numbers, values()))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def weights_and_losses_are_those_of_the_plain_model() -> None:
+    from torch.distributed.tensor import Shard
+
+    plain = wrapped(net(), SOLVERS["Neumann"], process_group=None)
+    # The weighter looks at all losses of a batch, so the weights are those of all samples.
+    (expected,) = own((plain.weights(batch(0)),))
+    loss = (expected * losses(plain.model, own(batch(0)))).mean()
+    for model in (fully_sharded(net()), sharded_by_rows(net(), Shard(0))):
+        rw, mine = wrapped(model, SOLVERS["Neumann"]), own(batch(0))
+        with unchanged(model):
+            for _ in range(2):
+                assert (rw.weights(mine) - expected).norm() <= TOLERANCE * expected.norm()
+                rw.hypergradient(mine, mine)
+        assert abs(rw.loss(mine) - loss) <= TOLERANCE * loss
+
+
+def training_is_bit_equal_with_and_without_outer_steps() -> None:
+    trained = []
+    for looks in (False, True):
+        model = fully_sharded(net())
+        rw = wrapped(model, SOLVERS["SAMA"])
+        optimizer: Any = rw.problem.optimizers[0]
+        for step in range(4):
+            mine = own(batch(step))
+            loss = rw.loss(mine)
+            if looks and step:
+                rw.hypergradient(mine, mine)
+                rw.weights(mine)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        trained.append([p.full_tensor() for p in model.parameters()])  # type: ignore[attr-defined]
+    assert all(map(torch.equal, *trained))
+
+
+def an_error_of_one_process_ends_the_step_of_all() -> None:
+    from torch.distributed.tensor import Shard
+
+    def failing(model: nn.Module, batch: Any) -> Tensor:
+        found = losses(model, batch)
+        if distributed.get_rank() == 1:
+            raise ValueError("of one process")
+        return found
+
+    for model in (fully_sharded(net()), sharded_by_rows(net(), Shard(0))):
+        rw = reweight.wrap(model, weighter(), failing, outer_loss)
+        mine = own(batch(0))
+        with unchanged(model):
+            said = raised(lambda rw=rw, mine=mine: rw.hypergradient(mine, mine))
+        assert "of one process" in said
+
+
+def the_table_is_not_gathered_and_not_exchanged_as_a_whole() -> None:
+    from torch.distributed.tensor import Shard
+
+    sent = []
+    for rows in (40, 4000):
+        model = net()
+        model.table = nn.Embedding(rows, 3).double()
+        rw = reweight.wrap(
+            sharded_by_rows(model, Shard(0)), weighter(), losses, outer_loss, None, SOLVERS["CG"]
+        )
+        rw.hypergradient(own(batch(0)), own(batch(1)))
+        assert rw.problem.ranks is not None
+        sent.append(rw.problem.ranks.traffic.bytes)
+    assert sent[0] == sent[1]
+
+
+CHECKS = (
+    weights_and_losses_are_those_of_the_plain_model,
+    training_is_bit_equal_with_and_without_outer_steps,
+    an_error_of_one_process_ends_the_step_of_all,
+    the_table_is_not_gathered_and_not_exchanged_as_a_whole,
+)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return failures(tmp_path_factory.mktemp("ranks"), (*MATRIX, *CHECKS))
+
+
+@pytest.mark.parametrize("name", [check.__name__ for check in MATRIX])
+def test_two_processes_and_one_with_all_samples_agree(name: str, found: dict[str, str]) -> None:
+    assert not found[name], found[name]
+
+
+@pytest.mark.parametrize("name", [check.__name__ for check in CHECKS])
+def test_in_two_processes(name: str, found: dict[str, str]) -> None:
+    assert not found[name], found[name]
