@@ -283,15 +283,15 @@ def test_a_data_parallel_module_is_served_in_one_process() -> None:
 
 
 @pytest.mark.usefixtures("process_group")
-def test_sharded_parameters_are_refused_by_name() -> None:
-    """An outer step on them ended the process, after an error that blamed the losses."""
+def test_a_fully_sharded_module_is_served_in_one_process() -> None:
     fsdp = pytest.importorskip("torch.distributed.fsdp")
     if not hasattr(fsdp, "fully_shard"):
         pytest.skip("this torch has no fully_shard")
-    model = Net()
-    fsdp.fully_shard(model, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (1,)))
-    for solver in SOLVERS.values():
-        with pytest.raises(TypeError, match=r"table\.weight is sharded over processes"):
-            reweight.wrap(
-                model, LossWeighter(), losses, outer_loss, sgd(model.parameters()), solver
-            )
+
+    def sharded(model: nn.Module) -> nn.Module:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        fsdp.fully_shard(model, mesh=mesh)
+        return model
+
+    case = Case(wrapper=sharded)
+    assert [outcome(case, solver) for solver in SOLVERS] == ["yes"] * len(SOLVERS)

@@ -8,6 +8,7 @@ from reweight._problem.isolation import Isolation, isolated, parts_of, twice_dif
 from reweight._problem.outer_step import hypergradient, weights
 from reweight._problem.processes import ranks_of, start_alike
 from reweight._problem.second_derivatives import disagreement
+from reweight._problem.sharded import alone_on_a_plain_model
 from reweight._problem.unheld import unheld
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "OuterFn",
     "Reduction",
     "batch_in_double",
+    "alone_on_a_plain_model",
     "disagreement",
     "hypergradient",
     "isolated",

@@ -68,6 +68,7 @@ class BilevelProblem:
         self.progress = Progress(self.notices)
         self.hooks: GradientHooks | None = None
         self._shards: Shards | None = None
+        self._is_plain = False  # whether plain parameters stand for sharded ones now
         # Leaves outside of all modules that were seen to outlive a pass.
         self.elsewhere: dict[int, Tensor] = {}
         self._losses_fn, self._outer_fn, self._chosen = losses, outer_loss, inner_params
@@ -109,6 +110,7 @@ class BilevelProblem:
     def standing_in(self, stand_ins: StandIns) -> BilevelProblem:
         """The same problem, and all that is known of it, with plain parameters for sharded ones."""
         twin = copy.copy(self)
+        twin._is_plain = True
         twin.optimizers = stand_ins.optimizers(self.optimizers)
         twin._stated = stand_ins.optimizers(self._stated)
         # The sizes of tables change from step to step.
@@ -124,7 +126,7 @@ class BilevelProblem:
 
     def shards(self, parts: Sequence[nn.Module]) -> Shards | None:
         """What of the model lies in shards, if something does; the modules then hold shards."""
-        if not in_shards(parts):
+        if self._is_plain or not in_shards(parts):
             return None
         if self._shards is None or not self._shards.is_of(parts):
             names = {id(p): name for name, p in self.model.named_parameters()}
@@ -136,6 +138,8 @@ class BilevelProblem:
 
     def theta(self) -> Tree:
         """The inner parameters, by their names in the model or the place where they were found."""
+        if self._shards is not None and not self._is_plain:
+            self._shards.reshard()  # the optimizers hold shards
         return self._inner.theta()
 
     def phi(self) -> Tree:

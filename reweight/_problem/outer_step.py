@@ -38,7 +38,7 @@ from reweight._problem.processes import (
     told_by_any,
     unequal,
 )
-from reweight._problem.sharded import check_fresh, on_a_plain_model
+from reweight._problem.sharded import both, check_fresh, on_a_plain_model
 from reweight._problem.shares import shares_of
 from reweight._problem.statement import check_batch, check_memory, check_optimizers
 from reweight._problem.systems import Systems
@@ -80,7 +80,7 @@ def hypergradient(
         with inner_modules(parts):
             build(problem, parts, batch)
             check_fresh(problem, parts, batches)
-            passes = (lambda now: now.outer_loss(dev_batch), lambda now: now.evaluated(batch))
+            passes = both(batch, dev_batch)
             with on_a_plain_model(problem, parts, passes, (batch, dev_batch)) as plain:
                 step = _OuterStep(plain, parts, batch, dev_batch, strategy)
                 with step.isolated() as isolation:

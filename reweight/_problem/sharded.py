@@ -11,7 +11,7 @@ from torch import nn
 from reweight._problem.bilevel import BilevelProblem
 from reweight._problem.isolation import is_compiled, isolated
 from reweight._problem.objects import inside
-from reweight._tensors import shared, tensors_in
+from reweight._tensors import shared, sharing, tensors_in
 
 Pass = Callable[[BilevelProblem], object]
 
@@ -50,6 +50,31 @@ def on_a_plain_model(
 
     with shards.plain(group, read) as stand_ins:
         yield problem.standing_in(stand_ins)
+
+
+@contextmanager
+def alone_on_a_plain_model(
+    problem: BilevelProblem, batch: Any, dev_batch: Any
+) -> Iterator[BilevelProblem]:
+    """As :func:`on_a_plain_model`, for what this process does with its own samples.
+
+    All processes have to open the context, where the model lies in shards.
+    """
+    parts = problem.parts()
+    if problem.shards(parts) is None:
+        yield problem
+        return
+    with (
+        problem.together(),
+        on_a_plain_model(problem, parts, both(batch, dev_batch), (batch, dev_batch)) as plain,
+        sharing(None),
+    ):
+        yield plain
+
+
+def both(batch: Any, dev_batch: Any) -> tuple[Pass, Pass]:
+    """The passes of an outer step."""
+    return (lambda now: now.outer_loss(dev_batch), lambda now: now.evaluated(batch))
 
 
 def check_fresh(problem: BilevelProblem, parts: list[nn.Module], batches: object) -> None:

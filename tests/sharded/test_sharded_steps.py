@@ -239,7 +239,29 @@ def the_table_is_not_gathered_and_not_exchanged_as_a_whole() -> None:
     assert sent[0] == sent[1]
 
 
+def the_check_against_finite_differences_agrees() -> None:
+    from torch.distributed.tensor import Shard
+
+    for model in (fully_sharded(net()), sharded_by_rows(net(), Shard(0))):
+        rw = wrapped(model, SOLVERS["CG"])
+        mine = own(batch(0))
+        with unchanged(model):
+            assert reweight.check_hypergradient(rw, mine, own(batch(1))).ok
+
+
+def every_parameter_is_inner_after_a_pass_without_a_backward_pass() -> None:
+    model = fully_sharded(net())
+    rw = wrapped(model, SOLVERS["CG"])
+    with torch.no_grad():
+        rw.loss(own(batch(0)))
+    count = sum(p.numel() for p in net().parameters())
+    assert f"{count} of {count} parameters are inner" in repr(rw)
+    assert list(rw.problem.theta()) == [n for n, _ in net().named_parameters()]
+
+
 CHECKS = (
+    the_check_against_finite_differences_agrees,
+    every_parameter_is_inner_after_a_pass_without_a_backward_pass,
     weights_and_losses_are_those_of_the_plain_model,
     training_is_bit_equal_with_and_without_outer_steps,
     an_error_of_one_process_ends_the_step_of_all,
