@@ -148,6 +148,8 @@ class Reweighted:
             f"hypergradient: {self.strategy!r}",
             f"outer steps so far: {problem.progress.steps}",
         ]
+        if (ranks := problem.ranks) is not None:
+            lines.append(f"processes: {ranks.size}, this is rank {ranks.rank}")
         return "\n  ".join(["Reweighted", *lines])
 
     @property
@@ -162,6 +164,9 @@ class Reweighted:
 
     def loss(self, batch: Any) -> Tensor:
         """The inner loss ``fixed + reduce(weights · losses)``; gradients reach the model only.
+
+        With several processes it is the loss of this one's samples. Where the weighter compares
+        samples, as ``LossWeighter`` does, it compares those of all processes, so all have to call.
 
         Raises:
             ValueError: losses that are reduced already, NaN losses, weights of a wrong shape.
@@ -179,7 +184,8 @@ class Reweighted:
     def weights(self, batch: Any) -> Tensor:
         """The weights ``[B]`` of a batch, without gradient and without side effects.
 
-        Of a sharded model, every process has to call it.
+        Of this batch alone: a process may ask for weights without the others. Only where the model
+        is sharded every process has to call, since the model needs all of them.
 
         Raises:
             ValueError: losses or weights that are not finite or of a wrong shape.
@@ -190,6 +196,11 @@ class Reweighted:
         self, batch: Any, dev_batch: Any, *, batches: Iterable[Any] | None = None
     ) -> Hypergradient:
         """The gradient of the outer loss on ``dev_batch`` by the weighter's parameters.
+
+        With several processes, ``batch`` and ``dev_batch`` are this process's samples, all have to
+        call, and the result is that of one process with all samples: equal ``grads`` and ``info``
+        everywhere, and the ``influence`` of one's own samples. What one of them raises, the others
+        raise as a :class:`reweight.RankError`.
 
         A pure function: it changes no ``.grad``, parameter, buffer or attribute of the modules, no
         global random state (torch, numpy, Python), and no tensor that existed before, such as the
@@ -212,6 +223,7 @@ class Reweighted:
             ValueError: losses or weights that are not finite or of a wrong shape, an outer loss
                 that does not depend on the inner parameters, ``batches`` that run out.
             FloatingPointError: a derivative that is not finite.
+            RankError: another process raised an error, ended, or takes another step.
         """
         return hypergradient(self.problem, batch, dev_batch, self.strategy, batches)
 

@@ -112,7 +112,7 @@ def solve(
         of_v, of_b = largest[0], largest[-1]
         if not math.isfinite(of_v):
             check_finite(_RHS, stored(rhs))
-            raise FloatingPointError(f"{_RHS} is not finite on another process")
+            agree()  # or the process where it is not finite says so
         if of_v == 0.0:
             if not _anywhere(max_abs(stored(rhs)) > 0.0):
                 return without_solve(system.hparams)

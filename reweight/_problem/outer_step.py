@@ -45,7 +45,7 @@ from reweight._problem.systems import Systems
 from reweight._problem.ways import Ways
 from reweight._problem.weights import through_weighter
 from reweight._tables import Graph, looked_up, tables_of
-from reweight._tensors import Pending, Tree, some, tensors_in
+from reweight._tensors import Pending, Tree, sharing, some, tensors_in
 from reweight.hypergradient import (
     Hypergradient,
     ImplicitHypergradient,
@@ -98,7 +98,7 @@ def weights(problem: BilevelProblem, batch: Any) -> Tensor:
     with together, inner_modules(parts):
         build(problem, parts, batch)
         passes = (lambda now: now.evaluated(batch),)
-        with on_a_plain_model(problem, parts, passes, (batch,)) as plain:
+        with on_a_plain_model(problem, parts, passes, (batch,)) as plain, sharing(None):
             return _weights(plain, parts, batch)
 
 

@@ -31,13 +31,13 @@ def ranks_of(process_group: Any) -> Ranks | None:
     Raises:
         TypeError: something else.
     """
-    if process_group is None or not distributed.is_available():
+    if process_group is None:
         return None
     if isinstance(process_group, str) and process_group == "auto":
-        if not distributed.is_initialized():
+        if not (distributed.is_available() and distributed.is_initialized()):
             return None
         process_group = distributed.group.WORLD
-    elif not isinstance(process_group, distributed.ProcessGroup):
+    elif not (distributed.is_available() and isinstance(process_group, distributed.ProcessGroup)):
         raise TypeError(
             f'process_group must be "auto", None or a torch.distributed.ProcessGroup, got '
             f"{process_group!r}; of a DeviceMesh pass mesh.get_group()"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from reweight._tensors import shared
@@ -36,7 +37,8 @@ def whole_batch(x: Tensor) -> tuple[Tensor, slice]:
         >>> Relative()(torch.tensor([0.3, 2.0]), None).tolist()
         [1.0, 1.0]
     """
-    group = shared()
+    # A compiled step is one of a single process, and dynamo can't trace a context variable.
+    group = None if torch.compiler.is_compiling() else shared()
     return (x, slice(0, len(x))) if group is None else group.whole(x)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from _support.processes import Processes, values
 
 Batch = tuple[Tensor, Tensor, Tensor]
 ROWS = 29
@@ -92,3 +95,15 @@ def raised(function: Callable[[], Any], kind: type[Exception] = Exception) -> st
     except kind as error:
         return str(error)
     return ""
+
+
+def run_on(processes: Processes, check: Callable[[], None]) -> None:
+    """Run a function without arguments in every process, and raise what goes wrong in it."""
+    values(processes.run(_call, check))
+
+
+def _call(rank: int, size: int, check: Callable[[], None]) -> None:
+    with warnings.catch_warnings():
+        # FSDP2 warns of views, and DTensor of calls that it makes itself.
+        warnings.simplefilter("ignore")
+        check()

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from _support.on_ranks import failures
-from _support.sharded import Net, batch, fully_sharded, losses, net, outer_loss, own, raised, second
+from _support.processes import Processes
+from _support.sharded import (
+    Net,
+    batch,
+    fully_sharded,
+    losses,
+    net,
+    outer_loss,
+    own,
+    raised,
+    run_on,
+    second,
+)
 from reweight._sharded import Shards
 
 if not hasattr(pytest.importorskip("torch.distributed.fsdp"), "fully_shard"):
@@ -201,10 +213,12 @@ CHECKS = (
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return failures(tmp_path_factory.mktemp("ranks"), CHECKS)
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    two = Processes(2, tmp_path_factory.mktemp("processes"))
+    yield two
+    two.close()
 
 
-@pytest.mark.parametrize("name", [check.__name__ for check in CHECKS])
-def test_in_two_processes(name: str, found: dict[str, str]) -> None:
-    assert not found[name], found[name]
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_in_two_processes(check: Callable[[], None], processes: Processes) -> None:
+    run_on(processes, check)

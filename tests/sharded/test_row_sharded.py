@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 
-from _support.on_ranks import failures
+from _support.processes import Processes
 from _support.sharded import (
     ROWS,
     Net,
@@ -20,6 +20,7 @@ from _support.sharded import (
     net,
     own,
     raised,
+    run_on,
     second,
     sharded_by_rows,
 )
@@ -164,10 +165,12 @@ CHECKS = (
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return failures(tmp_path_factory.mktemp("ranks"), CHECKS)
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    two = Processes(2, tmp_path_factory.mktemp("processes"))
+    yield two
+    two.close()
 
 
-@pytest.mark.parametrize("name", [check.__name__ for check in CHECKS])
-def test_in_two_processes(name: str, found: dict[str, str]) -> None:
-    assert not found[name], found[name]
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_in_two_processes(check: Callable[[], None], processes: Processes) -> None:
+    run_on(processes, check)
