@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from reweight._tables import pick
-from reweight._tensors import Tree, some
+from reweight._tensors import Tree, all_entries, some
 
 # What second moments are computed from; the processes of a sharded model read it in this order.
 _READ = ("step", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg", "sum")
@@ -80,8 +80,9 @@ class SecondMoments:
             for name, p in params.items()
             if id(p) in held and held[id(p)][0].state.get(p)
         }
-        total = sum(float(v.double().sum()) for v in found.values())
-        count = sum(int((v > 0.0).sum()) for v in found.values())
+        sums = [(float(v.double().sum()), float((v > 0.0).sum())) for v in found.values()]
+        own = torch.tensor([sum(each) for each in zip((0.0, 0.0), *sums, strict=True)]).double()
+        total, count = all_entries(own).tolist()
         if rows and not total > 0.0:
             # No step has touched any of these rows: take the mean over all rows.
             whole = self.diagonal(optimizers, params)

@@ -68,6 +68,7 @@ class BilevelProblem:
         self.progress = Progress(self.notices)
         self.hooks: GradientHooks | None = None
         self._shards: Shards | None = None
+        self._theta: Tree | None = None  # in the place of what the modules hold
         self._is_plain = False  # whether plain parameters stand for sharded ones now
         # Leaves outside of all modules that were seen to outlive a pass.
         self.elsewhere: dict[int, Tensor] = {}
@@ -107,10 +108,17 @@ class BilevelProblem:
         )
         return twin
 
-    def standing_in(self, stand_ins: StandIns) -> BilevelProblem:
-        """The same problem, and all that is known of it, with plain parameters for sharded ones."""
+    def standing_in(self, stand_ins: StandIns, named: Tree | None = None) -> BilevelProblem:
+        """The same problem, and all that is known of it, with plain parameters for sharded ones.
+
+        Args:
+            stand_ins: the plain parameters.
+            named: the inner parameters, where the modules go on to hold the sharded ones.
+        """
         twin = copy.copy(self)
         twin._is_plain = True
+        if named is not None:
+            twin._theta = {name: stand_ins.of(p) for name, p in named.items()}
         twin.optimizers = stand_ins.optimizers(self.optimizers)
         twin._stated = stand_ins.optimizers(self._stated)
         # The sizes of tables change from step to step.
@@ -138,6 +146,8 @@ class BilevelProblem:
 
     def theta(self) -> Tree:
         """The inner parameters, by their names in the model or the place where they were found."""
+        if self._theta is not None:
+            return self._theta
         if self._shards is not None and not self._is_plain:
             self._shards.reshard()  # the optimizers hold shards
         return self._inner.theta()

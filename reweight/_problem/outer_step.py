@@ -21,6 +21,7 @@ from reweight._problem.first_order import FirstOrder
 from reweight._problem.fresh import FreshBatches
 from reweight._problem.functional import FunctionalModel
 from reweight._problem.hooks import GradientHooks, Hooked
+from reweight._problem.in_shards import InShards, serves
 from reweight._problem.inner import UNTOUCHED, InnerProblem, padding_rows
 from reweight._problem.isolation import (
     Isolation,
@@ -80,12 +81,31 @@ def hypergradient(
         with inner_modules(parts):
             build(problem, parts, batch)
             check_fresh(problem, parts, batches)
+            in_shards = None if batches is not None else serves(problem, parts, strategy)
+            if in_shards is not None:
+                return _in_shards(problem, in_shards, batch, dev_batch, strategy)
             passes = both(batch, dev_batch)
             with on_a_plain_model(problem, parts, passes, (batch, dev_batch)) as plain:
                 step = _OuterStep(plain, parts, batch, dev_batch, strategy)
                 with step.isolated() as isolation:
                     result = step.run(isolation, batches)
                 return step.judged(result, isolation)
+
+
+def _in_shards(
+    problem: BilevelProblem,
+    in_shards: InShards,
+    batch: Any,
+    dev_batch: Any,
+    strategy: ImplicitHypergradient,
+) -> Hypergradient:
+    """A first-order step that moves sharded parameters where they lie."""
+    with in_shards.shards.local(list(in_shards.originals.values())) as stand_ins:
+        local = problem.standing_in(stand_ins, named=in_shards.originals)
+        step = _OuterStep(local, in_shards.parts, batch, dev_batch, strategy, in_shards)
+        with step.isolated() as isolation:
+            result = step.run(isolation, None)
+        return step.judged(result, isolation)
 
 
 def weights(problem: BilevelProblem, batch: Any) -> Tensor:
@@ -144,6 +164,7 @@ class _OuterStep:
         batch: the train batch.
         dev_batch: the dev batch.
         strategy: how to solve.
+        in_shards: for a first-order step on parameters in shards.
     """
 
     def __init__(
@@ -153,8 +174,9 @@ class _OuterStep:
         batch: Any,
         dev_batch: Any,
         strategy: ImplicitHypergradient,
+        in_shards: InShards | None = None,
     ) -> None:
-        self._problem, self._strategy = problem, strategy
+        self._problem, self._strategy, self._in_shards = problem, strategy, in_shards
         self._batch, self._dev_batch = batch, dev_batch
         self._theta, self._phi = problem.parameters()
         self._parts = parts
@@ -165,7 +187,8 @@ class _OuterStep:
         self._shares = shares_of(batch, dev_batch, problem.notices)
         self._caveats: list[str] = []
         if problem.audit.step % CHECK_EVERY == 1:
-            self._caveats += unequal(self._theta, self._phi)
+            # Shards differ between the processes.
+            self._caveats += unequal({} if in_shards else self._theta, self._phi)
         self._pending = Pending()
         # The mode that a compiled step was compared with, if this is one.
         self._compared = ""
@@ -181,9 +204,9 @@ class _OuterStep:
     def isolated(self) -> AbstractContextManager[Isolation]:
         """A context without side effects."""
         batches = self._batch, self._dev_batch
-        return _isolated(
-            self._problem, self._parts, self._theta, self._phi, batches, look=self._look
-        )
+        # A pass that gathers parameters writes into memory that is freed after it.
+        look = self._look and self._in_shards is None
+        return _isolated(self._problem, self._parts, self._theta, self._phi, batches, look=look)
 
     def run(self, isolation: Isolation, batches: Iterable[Any] | None) -> Hypergradient:
         """The hypergradient, by a compiled program where there is one for this step."""
@@ -274,6 +297,11 @@ class _OuterStep:
     ) -> _Found | None:
         """A first-order step; ``None`` where the Hessian's path has to be taken."""
         problem, strategy, theta = self._problem, self._strategy, self._theta
+        if self._in_shards is not None:
+            found = self._in_shards.step(
+                problem, strategy, self._batch, isolation, rhs, loss, self._shares, self._pending
+            )
+            return found.weights, found.influence, found.info
         assert isinstance(strategy.solver, Identity)  # no other solver has ways
         problem.audit.meet(outer.kinds, outer.reached(theta))
         direction = direction_of(
@@ -396,6 +424,8 @@ class _OuterStep:
         Raises:
             ValueError: the outer loss depends on no inner parameter.
         """
+        if self._in_shards is not None:
+            return self._in_shards.gradients(loss, self._phi)
         if graph.is_reentrant and self._strategy.ways:
             return by_backward(loss, graph, self._theta, self._phi)
         graph.refuse_reentrant("outer_loss")

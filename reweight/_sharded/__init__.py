@@ -5,6 +5,7 @@ back exactly. Nothing here imports the modules of torch that shard.
 """
 
 from reweight._sharded.kinds import is_sharded, refuse_other_engines
+from reweight._sharded.local import local_row
 from reweight._sharded.shards import Shards, in_shards
 from reweight._sharded.stand_ins import StandIns
 
@@ -13,5 +14,6 @@ __all__ = [
     "StandIns",
     "in_shards",
     "is_sharded",
+    "local_row",
     "refuse_other_engines",
 ]

@@ -8,7 +8,7 @@ modules as ordinary parameters, while FSDP2's hooks are off.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from reweight._sharded.hooks import without_hooks
 from reweight._sharded.kinds import FSDP, is_fully_sharded, is_sharded, managed_by_fsdp
+from reweight._sharded.local import local
 from reweight._sharded.stand_ins import StandIns
 
 
@@ -46,6 +47,32 @@ class FullySharded:
         managed = (part for part in self._parts if id(part) in self._managed)
         slots = (p for part in managed for p in part._parameters.values())
         return {id(p): p for p in slots if is_sharded(p)}
+
+    def reduces(self, params: Iterable[Tensor], size: int) -> bool:
+        """Whether a backward pass leaves the mean of gradients over processes in these shards.
+
+        That is so where each shard is one of ``size``, and no gradients wait to be reduced, as they
+        do while FSDP2 accumulates them. Where it can't be told, it counts as not so.
+        """
+        own = self.parameters()
+        for p in params:
+            mesh: Any = getattr(p, "device_mesh", None)
+            if id(p) not in own or mesh.ndim != 1 or mesh.size() != size:
+                return False
+        groups = [group for root in self._roots for group in _groups(root)]
+        return bool(groups) and not any(map(_is_accumulating, groups))
+
+    @contextmanager
+    def local(self, params: Sequence[Tensor]) -> Iterator[None]:
+        """Let stand-ins share the memory of this process's shards. The modules keep the shards."""
+        try:
+            for p in params:
+                self._stand_ins.give(p, local(p), local)
+            yield
+        finally:
+            for p in params:
+                self._stand_ins.take(p)
+            self.reshard()
 
     @contextmanager
     def gathered(self, others: set[int]) -> Iterator[None]:
@@ -77,9 +104,29 @@ class FullySharded:
                 self._stand_ins.take(shard)
 
 
+def _groups(root: Any) -> list[Any]:
+    """What FSDP2 knows of the parameters that it gathers together; releases differ in names."""
+    state = getattr(root, "_get_fsdp_state", lambda: None)()
+    several = getattr(state, "_fsdp_param_groups", None)
+    if several is None:
+        several = [getattr(state, "_fsdp_param_group", None)]
+    return [group for group in several if group is not None]
+
+
+def _is_accumulating(group: Any) -> bool:
+    """Whether gradients wait to be reduced, or will."""
+    if getattr(group, "reduce_grads", False) is not True:
+        return True
+    return any(
+        getattr(p, "unsharded_accumulated_grad", None) is not None
+        or getattr(getattr(p, "_unsharded_param", None), "grad", None) is not None
+        for p in group.fsdp_params
+    )
+
+
 def full(x: Tensor) -> Tensor:
     """All of a sharded tensor, without a graph; a collective operation."""
     with torch.no_grad():
         whole: Tensor = x.full_tensor()  # type: ignore[attr-defined]
         # Where one process has everything, it is the very tensor that the shard holds.
-        return whole.clone() if whole.data_ptr() == x.to_local().data_ptr() else whole  # type: ignore[attr-defined]
+        return whole.clone() if whole.data_ptr() == local(x).data_ptr() else whole

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from reweight._sharded.hooks import without_hooks
 from reweight._sharded.kinds import TENSOR_PARALLEL, is_from, is_row_sharded, is_sharded
+from reweight._sharded.local import first_row, local
 from reweight._sharded.stand_ins import StandIns
 from reweight._tensors import Group
 
@@ -209,13 +210,12 @@ class _Shard:
     """
 
     def __init__(self, x: Any, name: str) -> None:
-        mesh, at = x.device_mesh, x.device_mesh.get_coordinate()
-        dim = next(d for d, p in enumerate(x.placements) if type(p).__name__ == "Shard")
-        size = -(-len(x) // mesh.size(dim))  # as torch.chunk splits
-        self.local: Tensor = x.to_local().detach()
-        self._first = min(at[dim] * size, len(x))
+        self.local: Tensor = local(x)
+        self._first, size = first_row(x)
         # Where meshes of more dimensions hold copies of a row, one process provides it.
-        self._provides = all(c == 0 for d, c in enumerate(at) if d != dim)
+        at = x.device_mesh.get_coordinate()
+        copies = [c for c, p in zip(at, x.placements, strict=True) if p.is_replicate()]
+        self._provides = not any(copies)
         if len(self.local) != min(self._first + size, len(x)) - self._first:
             raise TypeError(
                 f"{name} is sharded by rows in unusual parts: this process has {len(self.local)} "

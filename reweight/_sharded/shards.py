@@ -60,6 +60,20 @@ class Shards:
         """Let the modules hold shards, which after a pass without a backward pass not all do."""
         self._fully.reshard()
 
+    def reduces(self, params: Iterable[Tensor], size: int) -> bool:
+        """Whether a backward pass leaves the mean of gradients over processes in these shards."""
+        return not self._rows and self._fully.reduces(params, size)
+
+    @contextmanager
+    def local(self, params: Sequence[Tensor]) -> Iterator[StandIns]:
+        """Stand-ins that share the memory of this process's shards.
+
+        What is written into them is written into the shards. The modules keep their shards, and
+        gather them in their passes: call :meth:`reshard` between writing and a pass.
+        """
+        with self._fully.local(params):
+            yield self.stand_ins
+
     def served(self) -> set[int]:
         """The ``id`` of every sharded parameter."""
         return self._tables | set(self._fully.parameters())
