@@ -64,6 +64,7 @@ class InShards:
 
         The ``.grad`` of all parameters have to be ``None``, and are so afterwards.
         """
+        _agree()
         loss.backward()  # type: ignore[no-untyped-call]
         group = shared()
         size = 1 if group is None else group.size
@@ -112,6 +113,7 @@ class InShards:
             )
 
         def evaluate() -> Losses:
+            _agree()
             self.shards.reshard()  # or a module that is gathered already keeps the old values
             return problem.evaluated(batch)
 
@@ -215,6 +217,13 @@ def _differences(
     if not apart[best] <= DROWNED:
         findings.caveats[_WAY] = drowned(apart[best])
     return found[best + 1], apart[best]
+
+
+def _agree() -> None:
+    """Hear of an error of another process before a pass that would wait for it."""
+    group = shared()
+    if group is not None:
+        group.agree()
 
 
 def _sums(own: list[float]) -> list[float]:

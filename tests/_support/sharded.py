@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from _support.processes import Processes, values
+import reweight
+from _support.processes import Processes
+from _support.processes import values as answers_of
+from reweight import ImplicitHypergradient, LossWeighter, Reweighted
 
 Batch = tuple[Tensor, Tensor, Tensor]
 ROWS = 29
@@ -81,6 +85,41 @@ def sharded_by_rows(model: Net, layout: Any) -> Net:
     return model
 
 
+def weighter() -> LossWeighter:
+    torch.manual_seed(1)
+    weighter = LossWeighter(4).double()
+    nn.init.normal_(weighter.mlp[-1].weight)
+    return weighter
+
+
+def adam(model: nn.Module) -> torch.optim.Adam:
+    return torch.optim.Adam(model.parameters(), lr=0.05, weight_decay=0.01)
+
+
+def wrapped(model: nn.Module, strategy: ImplicitHypergradient, **options: Any) -> Reweighted:
+    optimizer = adam(model)
+    return reweight.wrap(model, weighter(), losses, outer_loss, optimizer, strategy, **options)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    def state() -> list[Any]:
+        return [
+            [dict(part._parameters), list(vars(part)), part.training]
+            + [list(x.items()) for x in (part._forward_hooks, part._forward_pre_hooks)]
+            for part in model.modules()
+        ]
+
+    def values() -> list[Tensor]:
+        return [p.to_local().clone() for p in model.parameters() if hasattr(p, "to_local")]
+
+    before, numbers = state(), values()
+    yield
+    assert before == state()
+    assert all(map(torch.equal, numbers, values()))
+    assert all(p.grad is None for p in model.parameters())
+
+
 def second(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
     """The derivative of a function of the gradient."""
     params = [p for p in model.parameters() if p.requires_grad]
@@ -99,7 +138,7 @@ def raised(function: Callable[[], Any], kind: type[Exception] = Exception) -> st
 
 def run_on(processes: Processes, check: Callable[[], None]) -> None:
     """Run a function without arguments in every process, and raise what goes wrong in it."""
-    values(processes.run(_call, check))
+    answers_of(processes.run(_call, check))
 
 
 def _call(rank: int, size: int, check: Callable[[], None]) -> None:

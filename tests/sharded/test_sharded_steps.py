@@ -6,7 +6,6 @@ Two processes, each with its own samples, are compared with one that has all sam
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -26,14 +25,15 @@ from _support.sharded import (
     raised,
     run_on,
     sharded_by_rows,
+    unchanged,
+    weighter,
+    wrapped,
 )
 from reweight import (
     ConjugateGradient,
     Identity,
     ImplicitHypergradient,
-    LossWeighter,
     Neumann,
-    Reweighted,
     SecondMoments,
 )
 
@@ -48,22 +48,6 @@ SOLVERS = {
 }
 # Sums over samples are rounded in another order; the condition numbers are below 100.
 TOLERANCE = 1e-12
-
-
-def weighter() -> LossWeighter:
-    torch.manual_seed(1)
-    weighter = LossWeighter(4).double()
-    nn.init.normal_(weighter.mlp[-1].weight)
-    return weighter
-
-
-def adam(model: nn.Module) -> torch.optim.Adam:
-    return torch.optim.Adam(model.parameters(), lr=0.05, weight_decay=0.01)
-
-
-def wrapped(model: nn.Module, strategy: ImplicitHypergradient, **options: Any) -> Reweighted:
-    optimizer = adam(model)
-    return reweight.wrap(model, weighter(), losses, outer_loss, optimizer, strategy, **options)
 
 
 def ranks_first(x: Tensor) -> list[Tensor]:
@@ -151,25 +135,6 @@ MATRIX = (
     rows_and_ids_of_one_batch,
     rows_and_ids_of_each_process,
 )
-
-
-@contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    def state() -> list[Any]:
-        return [
-            [dict(part._parameters), list(vars(part)), part.training]
-            + [list(x.items()) for x in (part._forward_hooks, part._forward_pre_hooks)]
-            for part in model.modules()
-        ]
-
-    def values() -> list[Tensor]:
-        return [p.to_local().clone() for p in model.parameters() if hasattr(p, "to_local")]
-
-    before, numbers = state(), values()
-    yield
-    assert before == state()
-    assert all(map(torch.equal, numbers, values()))
-    assert all(p.grad is None for p in model.parameters())
 
 
 def weights_and_losses_are_those_of_the_plain_model() -> None:
