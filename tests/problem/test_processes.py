@@ -245,7 +245,8 @@ def assert_is_one_process(group: Processes, case: Case, rtol: float) -> None:
 
 
 # Sums of a dozen terms in another order; products with the Hessian magnify their rounding.
-EXACT, SINGLE = 1e-12, 1e-5
+EXACT, SINGLE = 1e-12, 1e-6
+CONDITION = 5.0  # of the damped Hessian, by which a solution magnifies rounding
 CASES = [
     *(Case(strategy=strategy) for strategy in STRATEGIES),
     *(Case(strategy=s, parallel=False) for s in ("first order", "Neumann", "CG")),
@@ -271,7 +272,7 @@ def test_four_processes_are_one(four: Processes, case: Case) -> None:
 @pytest.mark.parametrize("strategy", ["first order", "Neumann", "CG"])
 def test_single_precision_too(two: Processes, model: str, strategy: str) -> None:
     case = Case(model, "groups", strategy, dtype=torch.float32)
-    assert_is_one_process(two, case, SINGLE)
+    assert_is_one_process(two, case, SINGLE * (CONDITION if strategy == "CG" else 1.0))
 
 
 def loop(rank: int, size: int, compares: bool) -> tuple[Tensor, Tensor, Tensor]:
