@@ -153,6 +153,24 @@ def test_dev_batches_of_a_given_size_keep_it_and_stay_disjoint(
     check_pairs(globally(ranks), samples["disjoint"])
 
 
+@given(plans(with_dev=True), st.data())
+def test_the_dev_order_goes_on_through_an_epoch_and_is_not_drawn_again_in_the_next(
+    plan: list[Stage], data: st.DataObject
+) -> None:
+    samples = {**data.draw(reuse(plan)), "disjoint": False}
+    seen, ranks = trained(ReorderReuseSampler, samples, plan)
+    epochs = [joined(sum(seen, []), 1), joined(globally(ranks), 1)]
+    in_order = ReorderReuseSampler(**samples, batch_size=1, dev_batch_size=1)
+    order: list[int] = []
+    while len(order) < 3 * (len(epochs[0]) + len(epochs[1])):
+        order += joined(epoch_of(in_order), 1)
+    assert epochs[0] == order[: len(epochs[0])]
+    # What was drawn for pairs that never came is passed over.
+    start = ranks[0].state_dict()["dev_start"] - len(epochs[1])
+    assert start >= len(epochs[0])
+    assert epochs[1] == order[start : start + len(epochs[1])]
+
+
 @given(plans(), st.booleans(), st.data())
 def test_a_split_trains_on_the_rest_once_and_keeps_what_it_holds_out(
     plan: list[Stage], with_dev: bool, data: st.DataObject
