@@ -171,6 +171,21 @@ def test_the_dev_order_goes_on_through_an_epoch_and_is_not_drawn_again_in_the_ne
     assert epochs[1] == order[start : start + len(epochs[1])]
 
 
+@pytest.mark.parametrize(
+    ("plan", "drawn"),
+    [
+        # 5 pairs draw 40 dev samples. 2 are used, and 8 pairs of 4 train samples are left of 40.
+        ([Stage(4, 8, 1, 2), Stage(2, 2, 2, 0)], 40 + 8 * 4 - 24),
+        ([Stage(4, 8, 1, 2), Stage(2, 1, 2, 0)], 40),  # they need 16 of the 24
+        # After 3 more, 18 of the 24 are left, and 20 train samples: 6 pairs of 3.
+        ([Stage(4, 8, 1, 2), Stage(2, 1, 2, 3), Stage(1, 2, 3, 0)], 40 + 6 * 6 - 18),
+    ],
+)
+def test_dev_samples_that_were_drawn_ahead_come_first(plan: list[Stage], drawn: int) -> None:
+    _, ranks = trained(ReorderReuseSampler, {"n": 40}, plan)
+    assert (ranks[0].state_dict()["epoch"], ranks[0].state_dict()["dev_start"]) == (1, drawn)
+
+
 @given(plans(), st.booleans(), st.data())
 def test_a_split_trains_on_the_rest_once_and_keeps_what_it_holds_out(
     plan: list[Stage], with_dev: bool, data: st.DataObject
