@@ -173,7 +173,7 @@ class PairSampler(ABC):
                 f"state was taken from a sampler with another {', '.join(differing)}, whose order "
                 "cannot be continued here; build the sampler as it was, or start without the state"
             )
-        self._cursor = self._adapted(*read(state, self._samples, self._sizes))
+        self._cursor = self._adapted(*read(state, self._samples))
         self._begun = False
 
     def _adapted(self, segment: Segment, position: int) -> Cursor:

@@ -33,13 +33,13 @@ def written(segment: Segment, position: int) -> dict[str, Any]:
     }
 
 
-def read(state: Mapping[str, Any], samples: Samples, own: GlobalSizes) -> tuple[Segment, int]:
+def read(state: Mapping[str, Any], samples: Samples) -> tuple[Segment, int]:
     """The segment that a state is in, and the position in it.
 
     Args:
-        state: what :func:`written` returned, or the epoch and the position of version 0.1.0.
+        state: what :func:`written` returned, and the sizes of the sampler, by which a state of
+            version 0.1.0 is understood.
         samples: the samples and their orders.
-        own: sizes of the batches, for a state of version 0.1.0.
 
     Raises:
         ValueError: a number is out of range.
@@ -51,8 +51,9 @@ def read(state: Mapping[str, Any], samples: Samples, own: GlobalSizes) -> tuple[
         start = at_least(0, "state['dev_start']", state["dev_start"])
         sizes, used = [_sizes(row) for row in state["sizes"]], list(state["used"])
     else:
-        sizes, used = [own], []
-        start = epoch * Segment(samples, own, 0, 0).dev_end
+        of_rank = (state[name] for name in ("batch_size", "dev_batch_size", "num_replicas"))
+        sizes, used = [GlobalSizes.of_ranks(*of_rank)], []
+        start = epoch * Segment(samples, sizes[0], 0, 0).dev_end
     if len(sizes) != len(used) + 1:
         raise ValueError(
             f"state['used'] has {len(used)} entries for {len(sizes)} of state['sizes'], not one "
@@ -78,7 +79,7 @@ def _sizes(row: Any) -> GlobalSizes:
 
 def _check(name: str, pairs: int, segment: Segment) -> None:
     if pairs >= segment.num_pairs:
-        pair_count = "an epoch has" if segment.previous is None else "what is left of the epoch has"
+        whole = "an epoch" if segment.previous is None else "what is left of the epoch"
         raise ValueError(
-            f"state['{name}'] = {pairs}, but {pair_count} {segment.num_pairs} pairs; {_DAMAGED}"
+            f"state['{name}'] = {pairs}, but {whole} has {segment.num_pairs} pairs; {_DAMAGED}"
         )

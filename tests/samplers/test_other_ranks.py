@@ -272,13 +272,17 @@ def test_fewer_samples_than_ranks_are_left_to_the_next_epoch() -> None:
     assert sorted(joined(globally(four), 0)) == list(range(23))
 
 
-def test_a_state_of_version_0_1_0_goes_on() -> None:
-    sampler, resumed = (ReorderReuseSampler(30, 4, dev_batch_size=7, seed=2) for _ in range(2))
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_a_state_of_version_0_1_0_goes_on(num_replicas: int) -> None:
+    sampler = ReorderReuseSampler(30, 4, dev_batch_size=8, seed=2)
     epochs = [epoch_of(sampler) for _ in range(3)]
-    names = ("n", "batch_size", "dev_batch_size", "seed", "num_replicas", "disjoint")
+    names = ("sampler", "n", "batch_size", "dev_batch_size", "seed", "num_replicas", "disjoint")
     state = {name: sampler.state_dict()[name] for name in names}
-    resumed.load_state_dict({**state, "sampler": "ReorderReuseSampler", "epoch": 1, "position": 5})
-    assert epoch_of(resumed) + epoch_of(resumed) == epochs[1][5:] + epochs[2]
+    stage = Stage(4 // num_replicas, 8 // num_replicas, num_replicas, 0)
+    ranks = stage.of(ReorderReuseSampler, {"n": 30, "seed": 2})
+    for rank in ranks:
+        rank.load_state_dict({**state, "epoch": 1, "position": 5})
+    assert globally(ranks) + globally(ranks) == epochs[1][5:] + epochs[2]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
