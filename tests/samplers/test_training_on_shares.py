@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, distributed, nn
 from torch.utils.data import TensorDataset
@@ -66,6 +67,7 @@ def train(rank: int, size: int, steps: int, state: dict[str, Any] | None) -> dic
     return {name: part.state_dict() for name, part in parts.items()}
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_one_goes_on(tmp_path: Path) -> None:
     group = Processes(2, tmp_path)
     try:
