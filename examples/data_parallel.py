@@ -43,7 +43,7 @@ def batches(samples: Batch, rank: int, size: int, seed: int) -> Iterator[Batch]:
     """This process's part of every batch of one epoch; all processes draw the same order."""
     x, y = samples
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-    for chosen in order.split(BATCH_SIZE):
+    for chosen in torch.split(order, BATCH_SIZE):
         own = chosen[rank::size]
         yield x[own], y[own]
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         for batch, dev_batch in pairs:
             optimizer.zero_grad()
-            rw.loss(batch).backward()
+            rw.loss(batch).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             outer_optimizer.zero_grad()
             rw.outer_backward(batch, dev_batch)

@@ -26,8 +26,9 @@ from reweight import (
     LossWeighter,
     Neumann,
     SecondMoments,
+    whole_batch,
 )
-from reweight.weighters import SampleWeighter, whole_batch
+from reweight.weighters import SampleWeighter
 
 SAMPLES, DEV, FEATURES, ROWS, GROUPS = 13, 11, 4, 40, 3
 # Where the samples of each process begin: ragged, with a process of one sample.
