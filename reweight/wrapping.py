@@ -45,7 +45,8 @@ def wrap(
     that the losses also use as a whole, as in a softmax over all items, is used as a whole.
 
     Args:
-        model: the model that is trained on weighted samples.
+        model: the model that is trained on weighted samples. It may lie in shards: parameters of
+            ``fully_shard`` (FSDP2) and tables that ``RowwiseParallel`` shards by rows.
         weighter: computes the weight of each sample; the outer problem learns its parameters.
         losses: ``(model, batch) -> Losses``, or ``-> Tensor [B]`` where nothing is fixed and the
             weighter reads the losses only. Default: ``model.losses(batch)``. Outer steps call it
