@@ -10,11 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
 
 import reweight
 from _support.processes import Processes
 from _support.processes import values as answers_of
 from reweight import ImplicitHypergradient, LossWeighter, Reweighted
+
+try:
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+    from torch.distributed.tensor import Replicate, Shard
+except ImportError:  # their places before torch 2.6
+    from torch.distributed._composable.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+    from torch.distributed._tensor import Replicate, Shard
+
+__all__ = ["MixedPrecisionPolicy", "Replicate", "Shard", "register_fsdp_forward_method"]
 
 Batch = tuple[Tensor, Tensor, Tensor]
 ROWS = 29
@@ -69,8 +87,6 @@ def mesh() -> DeviceMesh:
 
 def fully_sharded(model: Net, **options: Any) -> Net:
     """FSDP2, on a layer inside and on the whole."""
-    from torch.distributed.fsdp import fully_shard
-
     for part in (model.body, model):
         fully_shard(part, mesh=mesh(), **options)
     return model
@@ -78,8 +94,6 @@ def fully_sharded(model: Net, **options: Any) -> Net:
 
 def sharded_by_rows(model: Net, layout: Any) -> Net:
     """The table, with one layout for ids and embeddings."""
-    from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
-
     style = RowwiseParallel(input_layouts=layout, output_layouts=layout)
     parallelize_module(model, mesh(), {"table": style})
     return model

@@ -9,14 +9,23 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor import parallel
 
 import reweight
-from _support.sharded import batch, fully_sharded, losses, net, outer_loss, sharded_by_rows
+from _support.sharded import (
+    Replicate,
+    batch,
+    fully_shard,
+    fully_sharded,
+    losses,
+    mesh,
+    net,
+    outer_loss,
+    sharded_by_rows,
+)
 from reweight import LossWeighter
 
 distributed = torch.distributed
-tensor = pytest.importorskip("torch.distributed.tensor")
-parallel = pytest.importorskip("torch.distributed.tensor.parallel")
 
 
 @pytest.fixture(autouse=True)
@@ -25,10 +34,6 @@ def process_group(tmp_path: Path) -> Iterator[None]:
     distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
-
-
-def mesh() -> Any:
-    return distributed.device_mesh.init_device_mesh("cpu", (1,))
 
 
 def wrap(model: nn.Module, weighter: nn.Module | None = None) -> reweight.Reweighted:
@@ -55,25 +60,20 @@ def test_tensor_parallel_layers_inside_of_fully_shard_are_refused() -> None:
     model = net()
     meshes = distributed.device_mesh.init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "tp"))
     parallel.parallelize_module(model, meshes["tp"], {"head": parallel.RowwiseParallel()})
-    fsdp = pytest.importorskip("torch.distributed.fsdp")
-    if not hasattr(fsdp, "fully_shard"):
-        pytest.skip("this torch has no FSDP2")
-    fsdp.fully_shard(model, mesh=meshes["dp"])
+    fully_shard(model, mesh=meshes["dp"])
     with pytest.raises(TypeError, match=r"head\.\w+ of a Linear is sharded"):
         wrap(model)
 
 
 def test_a_sharded_weighter_is_refused() -> None:
-    if not hasattr(distributed.fsdp, "fully_shard"):
-        pytest.skip("this torch has no FSDP2")
     weighter = LossWeighter().double()
-    distributed.fsdp.fully_shard(weighter, mesh=mesh())
+    fully_shard(weighter, mesh=mesh())
     with pytest.raises(TypeError, match=r"mlp\.0\.weight is sharded .*weighter"):
         wrap(net(), weighter)
 
 
 def test_rows_of_one_process_are_refused() -> None:
-    rw = wrap(sharded_by_rows(net(), tensor.Replicate()))
+    rw = wrap(sharded_by_rows(net(), Replicate()))
     with pytest.raises(TypeError, match="row-sharded embedding tables and this process is alone"):
         rw.hypergradient(batch(0), batch(1))
 
@@ -121,7 +121,7 @@ def test_a_pipeline_is_refused() -> None:
 
 
 def test_further_batches_are_refused_with_row_sharded_tables() -> None:
-    rw = wrap(sharded_by_rows(net(), tensor.Replicate()))
+    rw = wrap(sharded_by_rows(net(), Replicate()))
     with pytest.raises(ValueError, match="batches= and row-sharded"):
         rw.hypergradient(batch(0), batch(1), batches=iter([batch(2)]))
 

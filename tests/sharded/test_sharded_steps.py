@@ -16,6 +16,8 @@ import reweight
 from _support.processes import Processes
 from _support.sharded import (
     Net,
+    Replicate,
+    Shard,
     batch,
     fully_sharded,
     losses,
@@ -37,8 +39,8 @@ from reweight import (
     SecondMoments,
 )
 
-if not hasattr(pytest.importorskip("torch.distributed.fsdp"), "fully_shard"):
-    pytest.skip("this torch has no FSDP2", allow_module_level=True)
+if not hasattr(distributed.fsdp, "fully_shard"):
+    pytest.skip("FSDP2 needs CUDA before torch 2.6", allow_module_level=True)
 
 SOLVERS = {
     "first-order": ImplicitHypergradient(Identity()),
@@ -106,16 +108,12 @@ def fsdp2_without_resharding() -> None:
 
 
 def rows_and_ids_of_one_batch() -> None:
-    from torch.distributed.tensor import Replicate
-
     for strategy in SOLVERS.values():
         # Every sample counts in each process, so it has half the influence in each.
         assert_same_steps(sharded_by_rows(net(), Replicate()), strategy, tuple, 0.5)
 
 
 def rows_and_ids_of_each_process() -> None:
-    from torch.distributed.tensor import Shard
-
     for strategy in SOLVERS.values():
         # The training steps above are those of all samples in each process, whose table then gets
         # the sum over the processes; so the model is trained as FSDP2 trains it, by the mean.
@@ -138,8 +136,6 @@ MATRIX = (
 
 
 def weights_and_losses_are_those_of_the_plain_model() -> None:
-    from torch.distributed.tensor import Shard
-
     rw = wrapped(net(), SOLVERS["Neumann"], process_group=None)
     mine = own(batch(0))
     expected = rw.weights(mine)
@@ -175,8 +171,6 @@ def training_is_bit_equal_with_and_without_outer_steps() -> None:
 
 
 def an_error_of_one_process_ends_the_step_of_all() -> None:
-    from torch.distributed.tensor import Shard
-
     def failing(model: nn.Module, batch: Any) -> Tensor:
         found = losses(model, batch)
         if distributed.get_rank() == 1:
@@ -192,8 +186,6 @@ def an_error_of_one_process_ends_the_step_of_all() -> None:
 
 
 def the_table_is_not_gathered_and_not_exchanged_as_a_whole() -> None:
-    from torch.distributed.tensor import Shard
-
     sent = []
     for rows in (40, 4000):
         model = net()
@@ -210,8 +202,6 @@ def the_table_is_not_gathered_and_not_exchanged_as_a_whole() -> None:
 
 
 def the_check_against_finite_differences_agrees() -> None:
-    from torch.distributed.tensor import Shard
-
     for model in (fully_sharded(net()), sharded_by_rows(net(), Shard(0))):
         rw = wrapped(model, SOLVERS["CG"])
         mine = own(batch(0))
