@@ -172,7 +172,8 @@ class _Table:
         self._compared.add(id(module))
         own = self._by_itself(module, given)
         if is_sharded(own) or own.shape != found.shape or not torch.equal(own, found):
-            got = f"a {type(own).__name__} of shape {tuple(own.shape)}"
+            kind = "DTensor" if is_sharded(own) else "tensor"
+            got = f"a {kind} of shape {tuple(own.shape)}"
             raise ValueError(
                 f"{self.name} is sharded by rows, and its module gives {got} where look-ups of "
                 f"its ids give a tensor of shape {tuple(found.shape)}"

@@ -115,23 +115,25 @@ def rows_of_second_moments_are_read_with_the_rows() -> None:
     in_context(model, mine, body)
 
 
+def a_layout_that_spreads_one_input_over_processes_is_refused() -> None:
+    from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
+
+    model = net()  # sequence parallelism: each process gets a part of one embedding
+    style = RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(0))
+    parallelize_module(model, mesh(), {"table": style})
+    said = raised(lambda: in_context(model, batch(0), print), ValueError)
+    assert "table.weight" in said and "sequence parallelism" in said
+
+
 def a_module_that_gives_something_else_than_look_ups_is_refused() -> None:
     class Other(nn.Embedding):
         def forward(self, input: Tensor) -> Tensor:
             return super().forward(torch.zeros_like(input))
 
-    from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
-
-    other = net()
-    other.table = Other(ROWS, 3).double()
-    sharded_by_rows(other, Replicate())
-    assert "other values" in raised(lambda: in_context(other, batch(0), print), ValueError)
-
-    spread = net()  # sequence parallelism: each process gets a part of one embedding
-    style = RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(0))
-    parallelize_module(spread, mesh(), {"table": style})
-    said = raised(lambda: in_context(spread, batch(0), print), ValueError)
-    assert "table.weight" in said and "sequence parallelism" in said
+    model = net()
+    model.table = Other(ROWS, 3).double()
+    sharded_by_rows(model, Replicate())
+    assert "other values" in raised(lambda: in_context(model, batch(0), print), ValueError)
 
 
 def ids_of_an_earlier_pass_are_all_that_can_be_looked_up() -> None:
@@ -155,6 +157,7 @@ CHECKS = (
     the_small_embedding_has_the_derivatives_of_the_whole_one,
     everything_is_put_back_after_an_error_too,
     rows_of_second_moments_are_read_with_the_rows,
+    a_layout_that_spreads_one_input_over_processes_is_refused,
     a_module_that_gives_something_else_than_look_ups_is_refused,
     ids_of_an_earlier_pass_are_all_that_can_be_looked_up,
     an_id_out_of_range_is_an_error_of_all_processes,
