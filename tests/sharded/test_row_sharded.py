@@ -133,7 +133,8 @@ def a_module_that_gives_something_else_than_look_ups_is_refused() -> None:
     model = net()
     model.table = Other(ROWS, 3).double()
     sharded_by_rows(model, Replicate())
-    assert "other values" in raised(lambda: in_context(model, batch(0), print), ValueError)
+    # Not as many samples as above: torch 2.4 takes one look-up for another of the same sizes.
+    assert "other values" in raised(lambda: in_context(model, batch(0, 6), print), ValueError)
 
 
 def ids_of_an_earlier_pass_are_all_that_can_be_looked_up() -> None:
