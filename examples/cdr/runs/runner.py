@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from cdr import data as datasets
+from cdr.common import ALONE, Processes
 from cdr.data import CrossDomainData
 from cdr.training import Options, Result, plan, train, train_side_by_side
 
@@ -80,6 +81,7 @@ def run(
     stack_seeds: bool = False,
     learned: Mapping[Task, Weights] | None = None,
     keep_going: bool = False,
+    processes: Processes = ALONE,
 ) -> Iterator[tuple[Task, Result | Exception]]:
     """Train every task and yield it when it is done.
 
@@ -90,6 +92,7 @@ def run(
         stack_seeds: train tasks that differ by nothing but the seed in common steps, see
             :mod:`cdr.training.side_by_side`. To ``jobs`` they count as one.
         learned: weights of teachers that are not among the tasks.
+        processes: those that train each task together. All of them call this with the same tasks.
         keep_going: yield the error of a training in the place of its result, and train the others.
 
     Raises:
@@ -98,11 +101,17 @@ def run(
             teacher is neither among the tasks nor in ``learned``.
         ChildProcessError: a process was killed.
     """
+    if processes.size > 1 and (jobs > 1 or stack_seeds):
+        option = "--stack-seeds" if stack_seeds else f"--jobs {jobs}"
+        raise ValueError(
+            f"{option}: torchrun started {processes.size} processes that train one model together; "
+            f"leave {option.split()[0]} out, or start without torchrun"
+        )
     queue = _Queue(_stacked(tasks) if stack_seeds else [(task,) for task in tasks], learned or {})
     if jobs == 1:
         for group, weights in iter(queue.next, None):
             try:
-                results: list[Result] | Exception = _train(group, weights, progress)
+                results: list[Result] | Exception = _train(group, weights, progress, processes)
             except ValueError as error:
                 if not keep_going:
                     raise
@@ -194,7 +203,9 @@ def _stacked(tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
     return list(groups.values())
 
 
-def _train(group: tuple[Task, ...], weights: Weights | None, progress: Progress) -> list[Result]:
+def _train(
+    group: tuple[Task, ...], weights: Weights | None, progress: Progress, processes: Processes
+) -> list[Result]:
     """Train tasks that differ by nothing but the seed."""
     task = group[0]
     data = _on_device(task.source, task.seed if task.source.seeded else 0, task.device)
@@ -207,7 +218,15 @@ def _train(group: tuple[Task, ...], weights: Weights | None, progress: Progress)
 
     if len(group) == 1:
         return [
-            train(task.variant, data, task.options, task.seed, learned=weights, on_step=on_step)
+            train(
+                task.variant,
+                data,
+                task.options,
+                task.seed,
+                learned=weights,
+                processes=processes,
+                on_step=on_step,
+            )
         ]
     seeds = [each.seed for each in group]
     return train_side_by_side(task.variant, data, task.options, seeds, on_step=on_step)
@@ -259,7 +278,7 @@ def _start_process(messages: Any, stop: Any) -> None:
 
 
 def _train_in_process(group: tuple[Task, ...], weights: Weights | None) -> list[Result]:
-    return _train(group, weights, _report)
+    return _train(group, weights, _report, ALONE)
 
 
 def _report(text: str) -> None:

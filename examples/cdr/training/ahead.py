@@ -62,7 +62,7 @@ def _weighted(
     batches: Batches,
     several: Sequence[Tensor],
 ) -> Iterator[PairBatch]:
-    sizes = [len(rows) for rows in several]
+    sizes = [len(batches.processes.share(rows)) for rows in several]
     batch = batches.train_pairs(*several, flat=perceptron.mask_keys)
     parts = torch.split(scores(model, perceptron, batch), sizes)
     with torch.no_grad():

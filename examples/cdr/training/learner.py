@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import reweight
+from cdr.common import ALONE, Processes
 from cdr.data import Batches, CrossDomainData, PairBatch
 from cdr.models import CrossDomainModel
 from cdr.training.ahead import scores, weighted_ahead
+from cdr.training.gradients import average
 from cdr.training.options import HOLDS_OUT, Options, OuterOptions
 from cdr.training.same_users import SameUsers
+from cdr.training.shared_perceptron import SharedPerceptron
 from reweight import (
     BehavioralPerceptron,
     ConstantWeighter,
@@ -48,9 +52,11 @@ class Learner:
         data: CrossDomainData,
         options: Options,
         seed: int,
+        processes: Processes = ALONE,
     ) -> None:
         self._model, self._data, self._options = model, data, options.outer
-        weighter = _weighter(data, options).to(data.source_offsets.device)
+        self._processes = processes
+        weighter = _weighter(data, options, processes).to(data.source_offsets.device)
         self.rw = reweight.wrap(
             model,
             weighter,
@@ -185,10 +191,12 @@ class Learner:
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
         for step in range(steps):
             rows = (step * size + torch.arange(size)) % limit
-            loss = self._model.outer_loss(batches.train_pairs(rows))
+            batch = batches.train_pairs(rows)
+            loss = self._model.outer_loss(batch)
             head = list(self._model.dev_head.parameters())
             for p, g in zip(head, torch.autograd.grad(loss, head), strict=True):
                 p.grad = g
+            average(self._processes, self._model.dev_head, loss.detach(), len(batch))
             optimizer.step()
         for buffer, before in buffers:
             buffer.copy_(before)
@@ -243,7 +251,7 @@ def _optimizer(weighter: SampleWeighter, options: OuterOptions) -> torch.optim.O
     return kind(groups, lr=options.lr, weight_decay=options.weight_decay)
 
 
-def _weighter(data: CrossDomainData, options: Options) -> SampleWeighter:
+def _weighter(data: CrossDomainData, options: Options, processes: Processes) -> SampleWeighter:
     kind, perceptron = options.outer.weighter, options.perceptron
     if kind == "loss":
         # The scale balances the source's losses against the target's, which are fixed.
@@ -253,7 +261,8 @@ def _weighter(data: CrossDomainData, options: Options) -> SampleWeighter:
         return GroupWeighter(data.source_items.num_categories + 1, learn_scale=True)
     if kind == "constant":
         return ConstantWeighter()
-    return BehavioralPerceptron(
+    make = partial(SharedPerceptron, processes) if processes.size > 1 else BehavioralPerceptron
+    return make(
         2 * options.model.dim,
         num_heads=perceptron.heads,
         global_hidden=perceptron.global_hidden,

@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cdr.common import map_tensors, refuse
+from cdr.common import ALONE, Processes, map_tensors, refuse
 from cdr.data import Batches, CrossDomainData, PairBatch
 from cdr.models import CrossDomainModel
 from cdr.training.evaluation import NUM_SOURCE, Scores, score
+from cdr.training.gradients import average
 from cdr.training.graphs import CapturedStep
 from cdr.training.inner import fixed_weights, inner_optimizer, unlearned_loss
 from cdr.training.learner import Learner, pair_sampler
@@ -63,6 +64,7 @@ def train(
     seed: int,
     *,
     learned: NDArray[np.float32] | None = None,
+    processes: Processes = ALONE,
     on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, best: None,
 ) -> Result:
     """Train with early stopping on validation AUC, and score the best checkpoint.
@@ -74,6 +76,8 @@ def train(
         seed: of initialization, batches and source draws.
         learned: the weights that "search" has learned, one per source behaviour, for the variants
             that take them.
+        processes: those that train this model together, each on its share of every batch. The
+            result is that of one process up to rounding, and the same in all of them.
         on_step: called after every step with (epoch from 0, step in it, steps of an epoch, best
             validation AUC so far).
 
@@ -81,7 +85,7 @@ def train(
         ValueError: ``oracle`` without true flags, ``retrain`` or ``random`` without learned
             weights; validation or test rows of one class; a loss that is not finite.
     """
-    training = Training(variant, data, options, seed, learned)
+    training = Training(variant, data, options, seed, learned, processes)
     while not training.done:
         training.run_epoch(on_step)
     return training.result()
@@ -110,6 +114,7 @@ class Training:
         options: Options,
         seed: int,
         learned: NDArray[np.float32] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self._started = time.perf_counter()
         _check_classes(data)
@@ -117,12 +122,14 @@ class Training:
         how = plan(variant)
         options = how.change(options)
         self._variant, self._data, self._options, self._seed = variant, data, options, seed
-        self._keeps_last = how.keeps_last
+        self._keeps_last, self._processes = how.keeps_last, processes
         kind, single_domain = options.model_class, how.source == "none"
-        self.model: CrossDomainModel = _model(data, options, single_domain)
+        self.model: CrossDomainModel = _model(data, options, single_domain, processes)
         self.optimizer = inner_optimizer(self.model.parameters(), options.inner)
         learns = how.source == "learned"
-        self.learner = Learner(self.model, self.optimizer, data, options, seed) if learns else None
+        self.learner = (
+            Learner(self.model, self.optimizer, data, options, seed, processes) if learns else None
+        )
         windows = kind.windows(options.model, single_domain)
         reads_histories = learns and options.outer.weighter == "perceptron"
         self.batches = Batches(
@@ -131,6 +138,7 @@ class Training:
             seed,
             windows,
             paired=options.inner.source_batch == "paired",
+            processes=processes,
         )
         given = fixed_weights(variant, data, learned, seed)
         # The flags themselves need no weight AUC.
@@ -145,7 +153,7 @@ class Training:
         self.sampler = pair_sampler(len(data.train), options.inner.batch_size, seed, outer)
         self.best = -math.inf
         self._captured: CapturedStep | None = None
-        self._scorer = Batches(data, 0, 0, windows)
+        self._scorer = Batches(data, 0, 0, windows, processes=processes)
         self._num_source = NUM_SOURCE if kind.mixes_candidates and not single_domain else 1
         self._state, self._since, self._steps = self._snapshot(), 0, 0
         self._history: list[dict[str, float]] = []
@@ -163,6 +171,9 @@ class Training:
 
     def run_epoch(self, on_step: Callable[[int, int, int, float], None]) -> None:
         """Train for one epoch and look at the validation rows."""
+        # Dropout, the one thing that draws from torch's common stream, is not the same on every
+        # share, and does not depend on what ran before the epoch.
+        torch.manual_seed(_epoch_seed(self._seed, self.epoch, self._processes.rank))
         total = torch.zeros((), device=self._data.source_offsets.device)
         for done, batch in enumerate(self.epoch_batches(), 1):
             with self._explained():
@@ -193,8 +204,9 @@ class Training:
         self.optimizer.zero_grad()
         loss = self.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        loss = average(self._processes, self.model, loss.detach(), len(batch))
         self.optimizer.step()
-        return loss.detach()
+        return loss
 
     def after_step(self) -> None:
         """Count an inner step, and take an outer one where it is due."""
@@ -269,17 +281,31 @@ class Training:
         )
 
 
-def _model(data: CrossDomainData, options: Options, single_domain: bool) -> CrossDomainModel:
+def _model(
+    data: CrossDomainData, options: Options, single_domain: bool, processes: Processes
+) -> CrossDomainModel:
     """The recommendation model, on the device of the data."""
     device = data.source_offsets.device
     model = options.model_class(data, options.model, single_domain).to(device)
     if options.inner.cuda_graphs and device.type != "cuda":
         refuse("inner", "cuda_graphs", True, f"the device is {device}; add --device cuda")
+    if options.inner.cuda_graphs and processes.size > 1:
+        refuse(
+            "inner",
+            "cuda_graphs",
+            True,
+            f"{processes.size} processes exchange gradients in every step, which can't be recorded",
+        )
     if options.inner.lazy_tables:
         for module in model.modules():
             if isinstance(module, nn.Embedding):
                 module.sparse = True
     return model
+
+
+def _epoch_seed(seed: int, epoch: int, rank: int) -> int:
+    (number,) = np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)
+    return int(number)
 
 
 def _check_classes(data: CrossDomainData) -> None:
