@@ -96,7 +96,7 @@ def load(folder: str | os.PathLike[str], like: Any = None, *, process_group: Gro
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: it is not a checkpoint, a file was changed, is missing or was added, or a
-            tensor of ``like`` has another shape.
+            tensor of ``like`` has another shape or dtype.
     """
     members, place = Members(process_group), _existing(Path(os.path.realpath(folder)))
     listed = _check(place, members)
@@ -108,13 +108,15 @@ def load(folder: str | os.PathLike[str], like: Any = None, *, process_group: Gro
     targets: dict[str, Tensor] = {}
     for name, path in nested.names(text).items():
         saved = storage.tensor_metadata(metadata, name)
+        size, dtype = saved.size, saved.properties.dtype
         target = given.get(path)
         if target is None:
-            target = torch.empty(saved.size, dtype=saved.properties.dtype)
-        elif target.shape != saved.size:
+            target = torch.empty(size, dtype=dtype)
+        elif (target.shape, target.dtype) != (size, dtype):
             raise ValueError(
-                f"like: the tensor {'/'.join(map(str, path))} has shape {list(target.shape)}, and "
-                f"{list(saved.size)} was saved; build what is loaded as it was when it was saved"
+                f"like: the tensor {'/'.join(map(str, path))} is {list(target.shape)} of "
+                f"{target.dtype}, and {list(size)} of {dtype} was saved; build what is loaded as "
+                "it was when it was saved"
             )
         targets[name] = torch.empty_like(target.detach())
     storage.read(place, metadata, targets, members)

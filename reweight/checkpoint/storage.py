@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -45,7 +46,7 @@ _PLAIN = {
 def write(folder: Path, tensors: dict[str, Tensor], members: Members) -> None:
     """Write tensors, each rank a part; of a DTensor, each the shards that it holds."""
     alone = members.group is None
-    with _quiet():
+    with _plainly(f"writing {folder}"):
         save(
             dict(tensors),
             storage_writer=FileSystemWriter(folder),
@@ -57,7 +58,7 @@ def write(folder: Path, tensors: dict[str, Tensor], members: Members) -> None:
 def read(folder: Path, metadata: Metadata, targets: dict[str, Tensor], members: Members) -> None:
     """Read tensors into those of ``targets``, in place; into a DTensor, the shards of this rank."""
     alone = members.group is None
-    with _quiet():
+    with _plainly(f"reading {folder}"):
         load(
             dict(targets),
             storage_reader=_Reader(folder, metadata),
@@ -127,8 +128,15 @@ class _Nothing:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's warning that one process saves alone, which is meant here."""
+def _plainly(what: str) -> Iterator[None]:
+    """Without torch's warning that one process acts alone, and with errors that can be caught.
+
+    Torch raises a ``BaseException`` on all ranks, which holds the error of each.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*single process.*")
-        yield
+        try:
+            yield
+        except CheckpointException as error:
+            (rank, (cause, _)), *_ = error.failures.items()
+            raise OSError(f"{what} failed on rank {rank}: {cause}") from error
