@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,9 +42,6 @@ class Processes:
         self.rank = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Processes:
-        return self  # a module that holds it may be copied; its group can't
-
     @property
     def first(self) -> bool:
         """Whether this process is the one that writes files and prints."""
@@ -80,32 +76,14 @@ class Processes:
         dist.all_reduce(result, group=self._group)
         return result
 
-    def differentiable_total(self, x: Tensor) -> Tensor:
-        """The same as :meth:`total`, with the gradient of all processes' losses by ``x``."""
-        result: Tensor = x if self._group is None else _Total.apply(x, self)  # type: ignore[no-untyped-call]
-        return result
-
-    def largest(self, x: Tensor) -> Tensor:
-        """The maximum over all processes, entry by entry; without gradient.
+    def rows_of_all(self, x: Tensor) -> list[Tensor]:
+        """The rows [m, ...] of each process, in the order of ranks; m may differ.
 
         Raises:
             Stopped: Another process has failed.
         """
         if self._group is None:
-            return x.detach()
-        self._agree(x.numel())
-        result = x.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(result, dist.ReduceOp.MAX, group=self._group)
-        return result
-
-    def concatenated(self, x: Tensor) -> Tensor:
-        """The rows [m, ...] of all processes one after another, [n, ...]; m may differ.
-
-        Raises:
-            Stopped: Another process has failed.
-        """
-        if self._group is None:
-            return x
+            return [x]
         counts = torch.zeros(self.size, dtype=torch.int64, device=x.device)
         counts[self.rank] = len(x)
         lengths = self.total(counts).tolist()
@@ -114,7 +92,7 @@ class Processes:
         padded[: len(x)] = x.detach()
         parts = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(parts, padded, group=self._group)
-        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+        return [part[:length] for part, length in zip(parts, lengths, strict=True)]
 
     def wait(self) -> None:
         """Wait until all processes are here.
@@ -168,20 +146,6 @@ class Processes:
 
     def _header(self, failed: int, numel: int) -> Tensor:
         return torch.tensor([failed, numel, -numel])
-
-
-class _Total(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, processes: Processes) -> Tensor:
-        return processes.total(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Processes], output: Tensor) -> None:
-        ctx.processes = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.processes.total(grad), None
 
 
 ALONE = Processes()

@@ -52,6 +52,6 @@ def _summed(processes: Processes, grad: Tensor, share: Tensor) -> Tensor:
 
     A process with another batch has looked up other rows.
     """
-    indices = processes.concatenated(grad.indices()[0]).unsqueeze(0)
-    values = processes.concatenated(grad.values() * share)
+    indices = torch.cat(processes.rows_of_all(grad.indices()[0])).unsqueeze(0)
+    values = torch.cat(processes.rows_of_all(grad.values() * share))
     return torch.sparse_coo_tensor(indices, values, grad.shape).coalesce()

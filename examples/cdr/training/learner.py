@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from cdr.training.ahead import scores, weighted_ahead
 from cdr.training.gradients import average
 from cdr.training.options import HOLDS_OUT, Options, OuterOptions
 from cdr.training.same_users import SameUsers
-from cdr.training.shared_perceptron import SharedPerceptron
 from reweight import (
     BehavioralPerceptron,
     ConstantWeighter,
@@ -56,7 +54,7 @@ class Learner:
     ) -> None:
         self._model, self._data, self._options = model, data, options.outer
         self._processes = processes
-        weighter = _weighter(data, options, processes).to(data.source_offsets.device)
+        weighter = _weighter(data, options).to(data.source_offsets.device)
         self.rw = reweight.wrap(
             model,
             weighter,
@@ -251,7 +249,7 @@ def _optimizer(weighter: SampleWeighter, options: OuterOptions) -> torch.optim.O
     return kind(groups, lr=options.lr, weight_decay=options.weight_decay)
 
 
-def _weighter(data: CrossDomainData, options: Options, processes: Processes) -> SampleWeighter:
+def _weighter(data: CrossDomainData, options: Options) -> SampleWeighter:
     kind, perceptron = options.outer.weighter, options.perceptron
     if kind == "loss":
         # The scale balances the source's losses against the target's, which are fixed.
@@ -261,8 +259,7 @@ def _weighter(data: CrossDomainData, options: Options, processes: Processes) -> 
         return GroupWeighter(data.source_items.num_categories + 1, learn_scale=True)
     if kind == "constant":
         return ConstantWeighter()
-    make = partial(SharedPerceptron, processes) if processes.size > 1 else BehavioralPerceptron
-    return make(
+    return BehavioralPerceptron(
         2 * options.model.dim,
         num_heads=perceptron.heads,
         global_hidden=perceptron.global_hidden,
