@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -133,6 +133,9 @@ class RunBiao:
     """Where the options below start from: ours, the paper's text, the authors' code."""
     out: Annotated[Path | None, optional("PATH", "runs/<time>-<data>")] = None
     """The run folder, which must not exist yet."""
+    checkpoints: Annotated[Path | None, optional("PATH", "none")] = None
+    """Where each training keeps its state after every epoch; the same command, with as many
+    processes as you like, goes on from there."""
     jobs: int = 1
     """Trainings side by side, each in a process with one thread."""
     stack_seeds: bool = False
@@ -262,10 +265,21 @@ def _tasks(config: RunBiao, source: Source, variants: tuple[str, ...]) -> list[T
 
 def _follow(tasks: list[Task], config: RunBiao, processes: Processes) -> None:
     """Take part in the trainings that the first process reports."""
-    for _ in run(
-        tasks, config.jobs, lambda _: None, stack_seeds=config.stack_seeds, processes=processes
-    ):
+    for _ in _run(tasks, config, lambda _: None, processes):
         pass
+
+
+def _run(
+    tasks: list[Task], config: RunBiao, progress: Callable[[str], None], processes: Processes
+) -> Iterator[tuple[Task, Result | Exception]]:
+    return run(
+        tasks,
+        config.jobs,
+        progress,
+        stack_seeds=config.stack_seeds,
+        processes=processes,
+        checkpoints=config.checkpoints,
+    )
 
 
 def _train_all(
@@ -273,13 +287,7 @@ def _train_all(
 ) -> dict[tuple[str, int], Result]:
     results = {}
     with progress_bar(len(tasks)) as bar:
-        for task, result in run(
-            tasks,
-            config.jobs,
-            bar.set_postfix_str,
-            stack_seeds=config.stack_seeds,
-            processes=processes,
-        ):
+        for task, result in _run(tasks, config, bar.set_postfix_str, processes):
             assert isinstance(result, Result)  # an error was raised
             results[task.variant, task.seed] = result
             name = f"{task.variant}-seed{task.seed}"

@@ -98,8 +98,8 @@ def load(folder: str | os.PathLike[str], like: Any = None, *, process_group: Gro
         ValueError: it is not a checkpoint, a file was changed, is missing or was added, or a
             tensor of ``like`` has another shape or dtype.
     """
-    members, place = Members(process_group), _existing(Path(os.path.realpath(folder)))
-    listed = _check(place, members)
+    members = Members(process_group)
+    place, listed = _check(Path(os.path.realpath(folder)), members)
     text = manifest.read_checked(place, _STATE, listed).decode()
     metadata = storage.metadata_of(
         manifest.read_checked(place, storage.METADATA, listed), listed.keys()
@@ -134,14 +134,17 @@ def check(folder: str | os.PathLike[str], *, process_group: Group = "auto") -> N
         FileNotFoundError: there is no such folder.
         ValueError: it is not a checkpoint, or a file was changed, is missing or was added.
     """
-    _check(_existing(Path(os.path.realpath(folder))), Members(process_group))
+    _check(Path(os.path.realpath(folder)), Members(process_group))
 
 
-def _check(place: Path, members: Members) -> dict[str, manifest.Entry]:
-    def own_part() -> dict[str, manifest.Entry]:
-        listed = manifest.read(place)
-        manifest.compare(place, listed, sorted(listed)[members.rank :: members.size])
-        return listed
+def _check(place: Path, members: Members) -> tuple[Path, dict[str, manifest.Entry]]:
+    """Where the checkpoint lies, and its files, compared with the manifest."""
+
+    def own_part() -> tuple[Path, dict[str, manifest.Entry]]:
+        found = _existing(place)
+        listed = manifest.read(found)
+        manifest.compare(found, listed, sorted(listed)[members.rank :: members.size])
+        return found, listed
 
     return members.gather(own_part)[members.rank]
 

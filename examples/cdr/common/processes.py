@@ -33,12 +33,13 @@ class Processes:
             nothing.
 
     Attributes:
+        group: As given.
         rank: Which of the processes this is, from 0.
         size: How many they are.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        self._group = group
+        self.group = group
         self.rank = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
 
@@ -69,11 +70,11 @@ class Processes:
         Raises:
             Stopped: Another process has failed.
         """
-        if self._group is None:
+        if self.group is None:
             return x
         self._agree(x.numel())
         result = x.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(result, group=self._group)
+        dist.all_reduce(result, group=self.group)
         return result
 
     def rows_of_all(self, x: Tensor) -> list[Tensor]:
@@ -82,7 +83,7 @@ class Processes:
         Raises:
             Stopped: Another process has failed.
         """
-        if self._group is None:
+        if self.group is None:
             return [x]
         counts = torch.zeros(self.size, dtype=torch.int64, device=x.device)
         counts[self.rank] = len(x)
@@ -91,7 +92,7 @@ class Processes:
         padded = x.new_zeros(max(lengths), *x.shape[1:])
         padded[: len(x)] = x.detach()
         parts = [torch.empty_like(padded) for _ in lengths]
-        dist.all_gather(parts, padded, group=self._group)
+        dist.all_gather(parts, padded, group=self.group)
         return [part[:length] for part, length in zip(parts, lengths, strict=True)]
 
     def wait(self) -> None:
@@ -100,7 +101,7 @@ class Processes:
         Raises:
             Stopped: Another process has failed.
         """
-        if self._group is not None:
+        if self.group is not None:
             self._agree(0)
 
     @contextmanager
@@ -111,7 +112,7 @@ class Processes:
         except Stopped:
             raise  # the others know
         except Exception as error:
-            if self._group is not None:
+            if self.group is not None:
                 # A process that has ended, or that waits elsewhere, can't be told any more.
                 with suppress(RuntimeError):
                     self._tell(error)
@@ -120,7 +121,7 @@ class Processes:
     def _agree(self, numel: int) -> None:
         """Check that no process has failed, and that all are about to do the same."""
         header = self._header(0, numel)
-        dist.all_reduce(header, dist.ReduceOp.MAX, group=self._group)
+        dist.all_reduce(header, dist.ReduceOp.MAX, group=self.group)
         failed, most, least = header.tolist()
         if failed:
             raise Stopped(self._reasons(None))
@@ -133,7 +134,7 @@ class Processes:
 
     def _tell(self, error: Exception) -> None:
         header = self._header(1, 0)
-        work = dist.all_reduce(header, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        work = dist.all_reduce(header, dist.ReduceOp.MAX, group=self.group, async_op=True)
         assert work is not None
         work.wait(_PATIENCE)
         self._reasons(f"process {self.rank} of {self.size}: {error}")
@@ -141,7 +142,7 @@ class Processes:
     def _reasons(self, own: str | None) -> str:
         """What the processes that failed say."""
         reasons: list[str | None] = [None] * self.size
-        dist.all_gather_object(reasons, own, group=self._group)
+        dist.all_gather_object(reasons, own, group=self.group)
         return "; ".join(reason for reason in reasons if reason is not None)
 
     def _header(self, failed: int, numel: int) -> Tensor:

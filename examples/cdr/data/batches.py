@@ -138,6 +138,14 @@ class Batches:
         self._seen = self._readers((history_length, history_length))
         self._source_past, self._target_past = map(self._readers, (windows.source, windows.target))
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the draws of source behaviours are."""
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on drawing where the state was taken."""
+        self._generator.set_state(state["generator"])
+
     def train_pairs(self, *rows: Tensor, flat: bool = False) -> PairBatch:
         """Training rows, each with a random source behaviour (BIAO's fetch(B_s)).
 

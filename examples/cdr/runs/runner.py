@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from queue import Empty
 from typing import Any, NamedTuple
 
@@ -82,6 +83,7 @@ def run(
     learned: Mapping[Task, Weights] | None = None,
     keep_going: bool = False,
     processes: Processes = ALONE,
+    checkpoints: Path | None = None,
 ) -> Iterator[tuple[Task, Result | Exception]]:
     """Train every task and yield it when it is done.
 
@@ -93,6 +95,8 @@ def run(
             :mod:`cdr.training.side_by_side`. To ``jobs`` they count as one.
         learned: weights of teachers that are not among the tasks.
         processes: those that train each task together. All of them call this with the same tasks.
+        checkpoints: a folder in which the state of each training is kept after each of its epochs,
+            to go on from; None: nothing is kept.
         keep_going: yield the error of a training in the place of its result, and train the others.
 
     Raises:
@@ -107,11 +111,15 @@ def run(
             f"{option}: torchrun started {processes.size} processes that train one model together; "
             f"leave {option.split()[0]} out, or start without torchrun"
         )
+    if checkpoints is not None and stack_seeds:
+        raise ValueError("--checkpoints does not go with --stack-seeds; leave one out")
     queue = _Queue(_stacked(tasks) if stack_seeds else [(task,) for task in tasks], learned or {})
     if jobs == 1:
         for group, weights in iter(queue.next, None):
             try:
-                results: list[Result] | Exception = _train(group, weights, progress, processes)
+                results: list[Result] | Exception = _train(
+                    group, weights, progress, processes, checkpoints
+                )
             except ValueError as error:
                 if not keep_going:
                     raise
@@ -125,7 +133,7 @@ def run(
         try:
             while True:
                 for group, weights in iter(queue.next, None):
-                    futures[pool.submit(_train_in_process, group, weights)] = group
+                    futures[pool.submit(_train_in_process, group, weights, checkpoints)] = group
                 if not futures:
                     return
                 with suppress(Empty):
@@ -204,7 +212,11 @@ def _stacked(tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
 
 
 def _train(
-    group: tuple[Task, ...], weights: Weights | None, progress: Progress, processes: Processes
+    group: tuple[Task, ...],
+    weights: Weights | None,
+    progress: Progress,
+    processes: Processes,
+    checkpoints: Path | None,
 ) -> list[Result]:
     """Train tasks that differ by nothing but the seed."""
     task = group[0]
@@ -225,6 +237,7 @@ def _train(
                 task.seed,
                 learned=weights,
                 processes=processes,
+                checkpoint=checkpoints and checkpoints / f"{task.variant}-seed{task.seed}",
                 on_step=on_step,
             )
         ]
@@ -277,8 +290,10 @@ def _start_process(messages: Any, stop: Any) -> None:
     torch.set_num_threads(1)
 
 
-def _train_in_process(group: tuple[Task, ...], weights: Weights | None) -> list[Result]:
-    return _train(group, weights, _report, ALONE)
+def _train_in_process(
+    group: tuple[Task, ...], weights: Weights | None, checkpoints: Path | None
+) -> list[Result]:
+    return _train(group, weights, _report, ALONE, checkpoints)
 
 
 def _report(text: str) -> None:

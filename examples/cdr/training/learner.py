@@ -72,9 +72,8 @@ class Learner:
         num, device = len(data.train), data.train.user.device
         # The rows held out have to be those that the inner problem does not see.
         order = seed if self._options.dev in HOLDS_OUT else seed + 1
-        self._outer_rows = _endless(
-            pair_sampler(num, self._options.batch_size, order, self._options)
-        )
+        self._sampler = pair_sampler(num, self._options.batch_size, order, self._options)
+        self._outer_rows = _endless(self._sampler)
         drawn = torch.arange(num, device=device)
         if self._options.dev == "split-users":
             # A batch of all that are left.
@@ -132,6 +131,30 @@ class Learner:
                 "curvature": _number(info.curvature),
             }
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next outer step depends on, but for the model."""
+        dev = self._dev_optimizer
+        return {
+            "weighter": self.rw.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "dev_optimizer": None if dev is None else dev.state_dict(),
+            "sampler": self._sampler.state_dict(),
+            "same_users": self._same_users.state_dict(),
+            "position": self._position,
+            "records": self.records,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a state of :meth:`state_dict` was taken."""
+        self.rw.load_state_dict(state["weighter"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._dev_optimizer is not None:
+            self._dev_optimizer.load_state_dict(state["dev_optimizer"])
+        self._sampler.load_state_dict(state["sampler"])
+        self._outer_rows = _endless(self._sampler)
+        self._same_users.load_state_dict(state["same_users"])
+        self._position, self.records = state["position"], state["records"]
 
     def weights(self, batches: Batches) -> NDArray[np.float32]:
         """The learned weight of every source behaviour, in the order of ``data.source``."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cdr.common import ALONE, Processes, map_tensors, refuse
+import reweight
+from cdr.common import ALONE, Processes, map_tensors, refuse, to_json
 from cdr.data import Batches, CrossDomainData, PairBatch
 from cdr.models import CrossDomainModel
 from cdr.training.evaluation import NUM_SOURCE, Scores, score
@@ -65,6 +67,7 @@ def train(
     *,
     learned: NDArray[np.float32] | None = None,
     processes: Processes = ALONE,
+    checkpoint: Path | None = None,
     on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, best: None,
 ) -> Result:
     """Train with early stopping on validation AUC, and score the best checkpoint.
@@ -78,16 +81,26 @@ def train(
             that take them.
         processes: those that train this model together, each on its share of every batch. The
             result is that of one process up to rounding, and the same in all of them.
+        checkpoint: a folder to keep the state in after each epoch. If there is one of an earlier
+            call, the training goes on from it, with as many processes as there are now.
         on_step: called after every step with (epoch from 0, step in it, steps of an epoch, best
             validation AUC so far).
 
     Raises:
         ValueError: ``oracle`` without true flags, ``retrain`` or ``random`` without learned
-            weights; validation or test rows of one class; a loss that is not finite.
+            weights; validation or test rows of one class; a loss that is not finite; a checkpoint
+            of another training, or a damaged one.
     """
     training = Training(variant, data, options, seed, learned, processes)
+    if checkpoint is not None:
+        with suppress(FileNotFoundError):
+            state = reweight.checkpoint.load(checkpoint, process_group=processes.group)
+            training.load_state_dict(state, str(checkpoint))
     while not training.done:
         training.run_epoch(on_step)
+        if checkpoint is not None:
+            state = training.state_dict()
+            reweight.checkpoint.save(state, checkpoint, process_group=processes.group)
     return training.result()
 
 
@@ -251,6 +264,61 @@ class Training:
             result.weight_auc = auc(judged, data.relevant.cpu().numpy())
         result.seconds = time.perf_counter() - self._started
         return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next epoch depends on, equal in all processes; taken between epochs."""
+        return {
+            "training": self._description(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "learner": None if self.learner is None else self.learner.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "batches": self.batches.state_dict(),
+            "kept": self._state,
+            "history": self._history,
+            "best": self.best,
+            "since": self._since,
+            "steps": self._steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], place: str) -> None:
+        """Go on where a state of :meth:`state_dict` was taken.
+
+        Args:
+            state: Of a training of the same variant, seed, options and data.
+            place: Where it comes from, for an error.
+
+        Raises:
+            ValueError: It is of another training.
+        """
+        found, own = state.get("training", {}), self._description()
+        differing = [name for name, value in own.items() if found.get(name) != value]
+        if differing:
+            raise ValueError(
+                f"{place} is a checkpoint of a training with other {', '.join(differing)} "
+                f"(there: {found.get(differing[0])}; here: {own[differing[0]]}); give another "
+                "folder, or the arguments that it was made with"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.learner is not None:
+            self.learner.load_state_dict(state["learner"])
+        self.sampler.load_state_dict(state["sampler"])
+        self.batches.load_state_dict(state["batches"])
+        device = self._data.source_offsets.device
+        self._state = map_tensors(lambda x: x.to(device), state["kept"])
+        self._history, self.best = state["history"], state["best"]
+        self._since, self._steps = state["since"], state["steps"]
+
+    def _description(self) -> dict[str, str]:
+        """What a training goes on from a checkpoint with."""
+        return {
+            "variant": self._variant,
+            "seed": str(self._seed),
+            "model": self._options.model_name,
+            "options": to_json(self._options),
+            "data": f"{self._data.name} {to_json(self._data.statistics)}",
+        }
 
     def _snapshot(self) -> dict[str, Any]:
         state: dict[str, Any] = {"model": self.model.state_dict()}
