@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cdr import data as datasets
-from cdr.common import ALONE, Processes
+from cdr.common import ALONE, Processes, map_tensors
 from cdr.data import CrossDomainData
+from cdr.runs.devices import spread
 from cdr.training import Options, Result, plan, train, train_side_by_side
 
 Progress = Callable[[str], None]
@@ -89,7 +91,8 @@ def run(
 
     Args:
         tasks: in the order to start them; one that takes learned weights waits for its teacher.
-        jobs: how many at a time; 1 stays in this process.
+        jobs: how many at a time; 1 stays in this process. More are processes of their own, which
+            take the GPUs in turn if the device of the tasks is "cuda".
         progress: Called with a short text on the progress of a training.
         stack_seeds: train tasks that differ by nothing but the seed in common steps, see
             :mod:`cdr.training.side_by_side`. To ``jobs`` they count as one.
@@ -127,8 +130,10 @@ def run(
             yield from queue.done(group, results)
         return
     context = multiprocessing.get_context("spawn")
-    messages, stop = context.Queue(), context.Event()
-    with ProcessPoolExecutor(jobs, context, _start_process, (messages, stop)) as pool:
+    messages, stop, devices = context.Queue(), context.Event(), context.Queue()
+    for device in spread(tasks[0].device if tasks else "cpu", jobs):
+        devices.put(device)
+    with ProcessPoolExecutor(jobs, context, _start_process, (messages, stop, devices)) as pool:
         futures: dict[Future[list[Result]], tuple[Task, ...]] = {}
         try:
             while True:
@@ -280,20 +285,28 @@ def clear_loaded() -> None:
 
 _messages: Any = None
 _stop: Any = None
+_device = ""
 
 
-def _start_process(messages: Any, stop: Any) -> None:
-    global _messages, _stop
-    _messages, _stop = messages, stop
+def _start_process(messages: Any, stop: Any, devices: Any) -> None:
+    global _messages, _stop, _device
+    _messages, _stop, _device = messages, stop, devices.get()
     messages.cancel_join_thread()  # unread messages must not keep the process from ending
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and stops us
     torch.set_num_threads(1)
+    if _device.startswith("cuda:"):
+        torch.cuda.set_device(_device)
 
 
 def _train_in_process(
     group: tuple[Task, ...], weights: Weights | None, checkpoints: Path | None
 ) -> list[Result]:
-    return _train(group, weights, _report, ALONE, checkpoints)
+    group = tuple(replace(task, device=_device) for task in group)
+    results = _train(group, weights, _report, ALONE, checkpoints)
+    for result in results:
+        # The parent need not open every GPU, nor rely on this process to keep the memory.
+        result.state = map_tensors(Tensor.cpu, result.state)
+    return results
 
 
 def _report(text: str) -> None:
