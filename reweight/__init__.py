@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from reweight._tensors import RankError
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient
 from reweight.losses import Losses
 from reweight.preconditioning import SecondMoments
@@ -57,6 +58,7 @@ __all__ = [
     "Neumann",
     "Nystrom",
     "PairLoader",
+    "RankError",
     "ReorderReuseSampler",
     "Reweighted",
     "SampleSpace",

@@ -29,7 +29,7 @@ from reweight._curvature import (
     solve,
     without_solve,
 )
-from reweight._tables import GraphInputs, Table
+from reweight._tables import GraphInputs, Table, of_all_samples
 from reweight._tensors import (
     Pending,
     Tree,
@@ -41,7 +41,6 @@ from reweight._tensors import (
     described,
     max_abs,
     new_leaves,
-    of_all_samples,
     some,
     stored,
 )

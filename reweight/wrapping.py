@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from reweight._problem import (
@@ -16,11 +18,13 @@ from reweight._problem import (
     OuterFn,
     Reduction,
     hypergradient,
+    ranks_of,
+    start_alike,
     weights,
 )
 from reweight._tensors import Pending
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient
-from reweight.weighters import SampleWeighter
+from reweight.weighters import SampleWeighter, compares_samples
 
 
 def wrap(
@@ -32,6 +36,7 @@ def wrap(
     hypergradient: ImplicitHypergradient | None = None,
     inner_params: Callable[[str], bool] | None = None,
     reduction: Reduction = "mean",
+    process_group: ProcessGroup | Literal["auto"] | None = "auto",
 ) -> Reweighted:
     """Connect a weighter to a model. Your training loop does not change.
 
@@ -60,6 +65,9 @@ def wrap(
             optimizers hold and move, or without an optimizer every trainable parameter of the
             model. The weighter's parameters are never inner, also where it is a part of the model.
         reduction: of ``weights · losses``: ``"mean"`` (over the batch) or ``"sum"``.
+        process_group: the processes whose batches are one batch in an outer step; ``"auto"``: all,
+            where ``torch.distributed`` is initialised; ``None``: this process alone. The weighter
+            starts with the values that it has on the first of them.
 
     Returns:
         The wrapped object. Its ``loss(batch)`` replaces your loss. Its
@@ -91,9 +99,13 @@ def wrap(
             f"hypergradient must be an ImplicitHypergradient, got {_named(hypergradient)}; a "
             "solver goes inside: hypergradient=ImplicitHypergradient(solver=Neumann(num_terms=3))"
         )
-    problem = BilevelProblem(
-        model, weighter, losses, outer_loss, optimizer, inner_params, reduction
-    )
+    ranks = ranks_of(process_group)
+    with nullcontext() if ranks is None else ranks.together():
+        problem = BilevelProblem(
+            model, weighter, losses, outer_loss, optimizer, inner_params, reduction, ranks
+        )
+        if ranks is not None:
+            start_alike(weighter, ranks)
     return Reweighted(problem, hypergradient or ImplicitHypergradient())
 
 
@@ -136,6 +148,8 @@ class Reweighted:
             f"hypergradient: {self.strategy!r}",
             f"outer steps so far: {problem.progress.steps}",
         ]
+        if (ranks := problem.ranks) is not None:
+            lines.append(f"processes: {ranks.size}, this is rank {ranks.rank}")
         return "\n  ".join(["Reweighted", *lines])
 
     @property
@@ -151,19 +165,26 @@ class Reweighted:
     def loss(self, batch: Any) -> Tensor:
         """The inner loss ``fixed + reduce(weights · losses)``; gradients reach the model only.
 
+        With several processes it is the loss of this one's samples. Where the weighter compares
+        samples, as ``LossWeighter`` does, it compares those of all processes, so all have to call.
+
         Raises:
             ValueError: losses that are reduced already, NaN losses, weights of a wrong shape.
         """
-        pending = Pending()
-        losses = self.problem.losses(batch, pending)
-        with torch.no_grad():
-            weights = self.problem.weights(losses, pending)
-        loss = self.problem.inner_loss(losses, weights)
-        pending.read()
+        pending, problem = Pending(), self.problem
+        together = compares_samples(problem.weighter)
+        with problem.together() if together else nullcontext():
+            losses = problem.losses(batch, pending)
+            with torch.no_grad():
+                weights = problem.weights(losses, pending)
+            loss = problem.inner_loss(losses, weights)
+            pending.read()
         return loss
 
     def weights(self, batch: Any) -> Tensor:
         """The weights ``[B]`` of a batch, without gradient and without side effects.
+
+        Of this batch alone: a process may ask for weights without the others.
 
         Raises:
             ValueError: losses or weights that are not finite or of a wrong shape.
@@ -174,6 +195,11 @@ class Reweighted:
         self, batch: Any, dev_batch: Any, *, batches: Iterable[Any] | None = None
     ) -> Hypergradient:
         """The gradient of the outer loss on ``dev_batch`` by the weighter's parameters.
+
+        With several processes, ``batch`` and ``dev_batch`` are this process's samples, all have to
+        call, and the result is that of one process with all samples: equal ``grads`` and ``info``
+        everywhere, and the ``influence`` of one's own samples. What one of them raises, the others
+        raise as a :class:`reweight.RankError`.
 
         A pure function: it changes no ``.grad``, parameter, buffer or attribute of the modules, no
         global random state (torch, numpy, Python), and no tensor that existed before, such as the
@@ -196,6 +222,7 @@ class Reweighted:
             ValueError: losses or weights that are not finite or of a wrong shape, an outer loss
                 that does not depend on the inner parameters, ``batches`` that run out.
             FloatingPointError: a derivative that is not finite.
+            RankError: another process raised an error, ended, or takes another step.
         """
         return hypergradient(self.problem, batch, dev_batch, self.strategy, batches)
 

@@ -7,7 +7,7 @@ import math
 import os
 import pickle
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import reweight
-from _support.processes import in_processes
+from _support.processes import Processes, values
 from reweight import checkpoint
 from reweight.checkpoint import saving
 
@@ -40,6 +40,8 @@ class Training:
             lambda model, batch: (model(batch[0]).squeeze(-1) - batch[1]).square(),
             lambda model, batch: (model(batch[0]).squeeze(-1) - batch[1]).square().mean(),
             optimizer=self.inner,
+            # Each rank takes all samples, so that the step does not depend on how many they are.
+            process_group=None,
         )
         self.x, self.y = torch.randn(30, 3).double(), torch.randn(30).double()
         self.sampler = reweight.ReorderReuseSampler(30, 7, seed=1)
@@ -289,7 +291,7 @@ def test_a_disk_that_is_full_is_an_error_of_the_operating_system(
 # -- several processes -----------------------------------------------------------------------------
 
 
-def save_halfway(folder: Path) -> Any:
+def save_halfway(rank: int, size: int, folder: Path) -> Any:
     """Save after three steps of four, and take the fourth."""
     training = Training()
     for _ in range(3):
@@ -300,7 +302,7 @@ def save_halfway(folder: Path) -> Any:
     return _for_the_queue(training.state())
 
 
-def load_and_step(folder: Path) -> Any:
+def load_and_step(rank: int, size: int, folder: Path) -> Any:
     """Load what the others saved, and take the fourth step."""
     training = Training()
     training.load(checkpoint.load(folder / "training"))
@@ -333,10 +335,17 @@ def _for_the_queue(value: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def halfway(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    processes = Processes(2, tmp_path_factory.mktemp("two"))
+    yield processes
+    processes.close()
+
+
+@pytest.fixture(scope="module")
+def halfway(two: Processes, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """What two ranks saved after three steps, and their state after the fourth."""
     folder = tmp_path_factory.mktemp("halfway")
-    one, other = in_processes(save_halfway, 2, folder, folder)
+    one, other = values(two.run(save_halfway, folder))
     assert one == other
     return folder, one
 
@@ -349,21 +358,27 @@ def test_several_ranks_write_a_part_each(halfway: tuple[Path, Any]) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_two_ranks_save_and_any_number_takes_the_same_next_step(
-    halfway: tuple[Path, Any], size: int, tmp_path: Path
+    halfway: tuple[Path, Any], two: Processes, size: int, tmp_path: Path
 ) -> None:
     folder, after = halfway
     if size == 1:
-        found = [load_and_step(folder)]
+        found = [load_and_step(0, 1, folder)]
+    elif size == 2:
+        found = values(two.run(load_and_step, folder))
     else:
-        found = in_processes(load_and_step, size, tmp_path, folder)
+        three = Processes(3, tmp_path)
+        try:
+            found = values(three.run(load_and_step, folder))
+        finally:
+            three.close()
     assert all(state == after for state, _ in found)
     rows = [row for _, part in found for row in part]
     assert rows == shards()["table"].tolist()
 
 
-def each_fails(folder: Path) -> list[str]:
+def each_fails(rank: int, size: int, folder: Path) -> list[str]:
     """What is said on this rank where one of the ranks has the trouble."""
-    rank, told = dist.get_rank(), []
+    told: list[str] = []
     damaged = folder / "damaged"
     checkpoint.save({"a": torch.zeros(1000), "b": torch.ones(1000)}, damaged)
     if rank == 0:
@@ -386,8 +401,8 @@ def each_fails(folder: Path) -> list[str]:
     return [*told, str(checkpoint.load(folder / f"own-{rank}", process_group=None))]
 
 
-def test_trouble_of_one_rank_is_an_error_on_all(tmp_path: Path) -> None:
-    one, other = in_processes(each_fails, 2, tmp_path, tmp_path)
+def test_trouble_of_one_rank_is_an_error_on_all(two: Processes, tmp_path: Path) -> None:
+    one, other = values(two.run(each_fails, tmp_path))
     assert one[:-1] == other[:-1]
     assert (one[-1], other[-1]) == ("{'rank': 0}", "{'rank': 1}")
     assert "differs between rank 0 and rank 1" in one[0]

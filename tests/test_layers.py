@@ -51,6 +51,8 @@ FOREIGN = {
     "_cdata": "of a storage: its address, which is the identity of the memory",
     "_cache": "of parametrize: weights cached before parameters moved",
     "_cache_enabled": "of parametrize: weights cached before parameters moved",
+    "_get_backend": "of a process group: what knows the timeout, which has no public name",
+    "_timeout": "of a process group's backend, which has no public name",
     "_sampler": "of a loader of RecBole: what draws its negatives, which has no public name",
 }
 SAVED = "_saved_"  # autograd nodes show by these names what they keep for the backward pass

@@ -18,6 +18,7 @@ try:
     import torch
     import tyro
 
+    import reweight
     from cdr.common import Processes, write_json
     from cdr.data import DATASETS, CrossDomainData, find_dataset
     from cdr.models import MODELS
@@ -167,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         with launched(config.device) as (processes, device), processes.failing_together():
             biao(replace(config, device=device), arguments, processes)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, reweight.RankError) as error:
         print(f"{_program()}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from reweight._curvature.linearise import Mode
+from reweight._tensors import AttemptError, shared
 
 logger = logging.getLogger("reweight")
 
@@ -32,7 +33,24 @@ def guarded() -> Iterator[None]:
         raise ModeFailed(error) from error
 
 
-def record(failures: dict[Mode, BaseException], mode: Mode, failure: ModeFailed) -> None:
-    """Note why a mode does not work."""
+def agree() -> None:
+    """Go on with what was tried, if it works on all processes.
+
+    Raises:
+        AttemptError: it does not work on another one.
+    """
+    if (group := shared()) is not None:
+        group.agree()
+
+
+def record(
+    failures: dict[Mode, BaseException], mode: Mode, failure: ModeFailed | AttemptError
+) -> None:
+    """Note why a mode does not work, and tell the other processes if it is this one's finding."""
     logger.info("hvp mode %r does not work for this model: %s", mode, str(failure))
+    if isinstance(failure, AttemptError):
+        failures[mode] = RuntimeError(str(failure))
+        return
     failures[mode] = failure.cause
+    if (group := shared()) is not None:
+        group.give_up(f"hvp mode {mode!r} does not work: {failure}")

@@ -10,14 +10,16 @@ from torch import Tensor
 
 from reweight._curvature.callables import CallableSolver, Solver
 from reweight._curvature.direct import DirectSolver
-from reweight._curvature.failure import ModeFailed, guarded, record
+from reweight._curvature.failure import ModeFailed, agree, guarded, record
 from reweight._curvature.judge import Answer, Residual, judged, nothing_to_solve
 from reweight._curvature.linearise import Linearisation, Mode, Partial
 from reweight._curvature.operator import Operator
 from reweight._curvature.products import on_fresh_batches, product_by_product
 from reweight._curvature.system import System
+from reweight._curvature.united import united
 from reweight._tables import pick
 from reweight._tensors import (
+    AttemptError,
     Pending,
     Tree,
     all_samples,
@@ -28,6 +30,7 @@ from reweight._tensors import (
     largest_of,
     max_abs,
     rounding,
+    shared,
     stored,
     unflatten,
     zeros_like,
@@ -86,11 +89,12 @@ def solve(
         Exception: no mode works: the reason, or a ``RuntimeError`` that lists several reasons.
     """
     zero: Partial = dict(zeros_like(system.hparams))
-    if not any(h.numel() for h in system.hparams.values()):
+    if not _anywhere(any(h.numel() for h in system.hparams.values())):
         return Solved(zero, nothing_to_solve(""))
     if fresh is not None:
         solver = on_fresh_batches(solver)
-    for mode, linearisation in linearisations:
+    for mode, own in linearisations:
+        linearisation = united(own, system.params)
         free = system.free(linearisation)
         like = _restricted(rhs, linearisation, free)
         # What is in v as well is looked at there.
@@ -108,8 +112,9 @@ def solve(
         of_v, of_b = largest[0], largest[-1]
         if not math.isfinite(of_v):
             check_finite(_RHS, stored(rhs))
+            agree()  # or the process where it is not finite says so
         if of_v == 0.0:
-            if max_abs(stored(rhs)) == 0.0:
+            if not _anywhere(max_abs(stored(rhs)) > 0.0):
                 return without_solve(system.hparams)
             return Solved(zero, nothing_to_solve("", Status.DISJOINT))
         try:
@@ -117,11 +122,18 @@ def solve(
             look = measure or solution.status.final
             answer, mixed = setup.answer(mode, solution, of_v if look else None, pending)
             info = judged(replace(answer, along=along))
-        except ModeFailed as failure:
+            agree()
+        except (ModeFailed, AttemptError) as failure:
             record(failures, mode, failure)
         else:
             return Solved({n: None if m is None else m.neg() for n, m in mixed.items()}, info)
     raise _no_mode_works(failures)
+
+
+def _anywhere(found: bool) -> bool:
+    """Whether something holds on any of the processes that share the samples."""
+    group = shared()
+    return found if group is None else any(each[0] for each in group.numbers(float(found)))
 
 
 def without_solve(hparams: Tree) -> Solved:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.optim import Optimizer
 
-from reweight._curvature.failure import ModeFailed, guarded, record
+from reweight._curvature.failure import ModeFailed, agree, guarded, record
 from reweight._curvature.linearise import (
     Gradients,
     Linearisation,
@@ -21,7 +21,7 @@ from reweight._curvature.linearise import (
 )
 from reweight._curvature.stated import Stated
 from reweight._tables import Table, pick
-from reweight._tensors import Tree
+from reweight._tensors import AttemptError, Tree
 from reweight.preconditioning import Preconditioner, diagonal_of
 
 
@@ -117,7 +117,8 @@ class System:
             try:
                 with guarded():
                     linearisation = self.linearise(mode)
-            except ModeFailed as failure:
+                agree()
+            except (ModeFailed, AttemptError) as failure:
                 record(failures, mode, failure)
             else:
                 yield mode, linearisation

@@ -6,6 +6,7 @@ from reweight._problem.functional import swapped
 from reweight._problem.hooks import Hooked
 from reweight._problem.isolation import Isolation, isolated, parts_of, twice_differentiable
 from reweight._problem.outer_step import hypergradient, weights
+from reweight._problem.processes import ranks_of, start_alike
 from reweight._problem.second_derivatives import disagreement
 from reweight._problem.unheld import unheld
 
@@ -21,6 +22,8 @@ __all__ = [
     "hypergradient",
     "isolated",
     "parts_of",
+    "ranks_of",
+    "start_alike",
     "swapped",
     "twice_differentiable",
     "unheld",

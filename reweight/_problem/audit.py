@@ -13,7 +13,9 @@ from reweight._problem.double import InnerInDouble
 from reweight._problem.in_place import InnerInPlace
 from reweight._problem.inner import InnerProblem
 from reweight._problem.outputs import GaussNewtonAt
+from reweight._problem.processes import learn_of_others, rejected_by_any
 from reweight._problem.second_derivatives import Disagreement, disagreement
+from reweight._tensors import sharing
 from reweight.verdict import TRUSTED_RESIDUAL, WAYS, Comparison, LastResidual, SolveInfo, Way
 
 logger = logging.getLogger("reweight")
@@ -103,6 +105,7 @@ class Audit:
         if known.looks == 0 or age >= due:
             looks = known.looks + 1
             known = self._findings[fingerprint] = Findings(looked=self._step, looks=looks)
+        learn_of_others(known.ruled_out, known.no_way)
         self.findings = known
         return known.looked == self._step
 
@@ -198,7 +201,10 @@ class Audit:
             now.sizes |= {size}
             now.looks, now.looked = now.looks + 1, self._step
         for mode, linearisation in linearisations:
-            reason = self._rejection(mode, inner, linearisation.params, auto)
+            # Each process compares what it has; a mode that one of them rejects is used by none.
+            with sharing(None):
+                reason = self._rejection(mode, inner, linearisation.params, auto)
+            reason = rejected_by_any(reason)
             if reason is None:
                 yield mode, linearisation
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -19,11 +20,13 @@ from reweight._problem.inner_parameters import InnerParameters, held
 from reweight._problem.isolation import parts_of
 from reweight._problem.notices import Notices, Silent
 from reweight._problem.objects import holds_numbers, inside, of_modules
+from reweight._problem.processes import check_passes
 from reweight._problem.progress import Progress
+from reweight._problem.shares import WHOLE, Shares
 from reweight._problem.statement import check_modules, check_optimizers, check_parameters
 from reweight._problem.weights import weigh
 from reweight._problem.writes import Guard
-from reweight._tensors import Pending, Tree, check_loss, tensors_in
+from reweight._tensors import Pending, Ranks, Tree, check_loss, tensors_in
 from reweight.losses import Losses
 from reweight.weighters import SampleWeighter
 
@@ -47,12 +50,14 @@ class BilevelProblem:
         optimizer: Optimizer | Iterable[Optimizer] | None,
         inner_params: Callable[[str], bool] | None,
         reduction: Reduction,
+        ranks: Ranks | None = None,
     ) -> None:
         check_arguments(model, weighter, losses, outer_loss, optimizer, inner_params)
         if reduction not in ("mean", "sum"):
             raise ValueError(f'reduction={reduction!r}: choose "mean" or "sum"')
         self.model = model
         self.weighter = weighter
+        self.ranks = ranks
         self.optimizers = () if optimizer is None else as_optimizers(optimizer)
         self._stated = self.optimizers
         self.reduction: Reduction = reduction
@@ -75,13 +80,18 @@ class BilevelProblem:
         theta, _ = self.parameters()
         check_optimizers(model, self.optimizers, theta)
         self.weight_decay(theta)  # raises now rather than at the first outer step
+        if ranks is not None:
+            check_passes(self.parts())
 
     def apart(self) -> BilevelProblem:
-        """The same problem on the same modules, which audits anew, and neither warns nor compiles.
+        """The same problem on the same modules and this process's samples, which audits anew.
+
+        It neither warns nor compiles.
 
         Its optimizer holds the weight decay of the original and nothing else.
         """
         twin, theta = copy.copy(self), self.theta()
+        twin.ranks = None
         twin.audit, twin.guard, twin.notices = Audit(), Guard(), Silent()
         twin.progress, twin.compilation = Progress(twin.notices), None
         twin.hooks = GradientHooks(theta)  # the check takes them off before the problem sees them
@@ -92,6 +102,10 @@ class BilevelProblem:
             self.model, twin.optimizers, self._chosen, self._companions, self.weighter
         )
         return twin
+
+    def together(self) -> AbstractContextManager[None]:
+        """A context of what all processes do together; what one raises, all hear of."""
+        return nullcontext() if self.ranks is None else self.ranks.together()
 
     # -- parameters ----------------------------------------------------------------------------
 
@@ -165,8 +179,8 @@ class BilevelProblem:
         """
         return weigh(self.weighter, losses, pending)
 
-    def inner_loss(self, losses: Losses, weights: Tensor) -> Tensor:
-        """``fixed + reduce(weights · losses)``.
+    def inner_loss(self, losses: Losses, weights: Tensor, shares: Shares = WHOLE) -> Tensor:
+        """``fixed + reduce(weights · losses)``, or this process's part of its sum over processes.
 
         Raises:
             ValueError: there are more or fewer losses than weights.
@@ -179,14 +193,15 @@ class BilevelProblem:
                 "not chosen, or use operations that can be differentiated twice"
             )
         total = (weights * losses.weighted).sum()
-        total = total / self.divisor(losses.weighted)
-        fixed = losses.fixed
-        return total + (fixed.reshape(()) if isinstance(fixed, Tensor) else fixed)
+        total = total / self.divisor(losses.weighted, shares)
+        fixed = losses.fixed.reshape(()) if isinstance(losses.fixed, Tensor) else losses.fixed
+        return total + (fixed if shares.fixed == 1.0 else shares.fixed * fixed)
 
-    def divisor(self, weighted: Tensor) -> int:
+    def divisor(self, weighted: Tensor, shares: Shares = WHOLE) -> int:
         """What the sum of weighted losses is divided by."""
+        count = weighted.numel() if shares.total is None else shares.total
         # A batch without weighted samples contributes nothing, rather than 0/0.
-        return max(weighted.numel(), 1) if self.reduction == "mean" else 1
+        return max(count, 1) if self.reduction == "mean" else 1
 
     def outer_loss(self, dev_batch: Any, pending: Pending | None = None) -> Tensor:
         """The outer loss of a dev batch, with its graph; looked at with ``pending``."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from reweight._curvature import Partial
-from reweight._tables import Graph, Table, leaf_of, pick
-from reweight._tensors import Tree, detached, filled, of_all_samples, stored
+from reweight._tables import Graph, Table, leaf_of, of_all_samples, pick
+from reweight._tensors import Tree, detached, filled, stored
 from reweight.preconditioning import Preconditioner, diagonal_of
 
 

@@ -17,8 +17,10 @@ from torch import Tensor
 from reweight._problem.along import Along
 from reweight._problem.bilevel import BilevelProblem
 from reweight._problem.direction import Direction
+from reweight._problem.processes import of_all, rejected_by_any
+from reweight._problem.shares import Shares
 from reweight._problem.ways import Ways
-from reweight._tensors import Pending, ends, largest_of, norm
+from reweight._tensors import AttemptError, Pending, RankError, ends, largest_of, norm, sharing
 from reweight.losses import Losses
 from reweight.solvers import Status
 from reweight.verdict import SolveInfo, Way
@@ -54,14 +56,17 @@ class FirstOrder:
         along: the losses of the batch near θ.
         ways: which ways may be used.
         pending: what else is to be looked at.
+        shares: of this process.
 
     Attributes:
         failures: the ways that do not work here, with the reason.
     """
 
-    def __init__(self, problem: BilevelProblem, along: Along, ways: Ways, pending: Pending) -> None:
+    def __init__(
+        self, problem: BilevelProblem, along: Along, ways: Ways, pending: Pending, shares: Shares
+    ) -> None:
         self._problem, self._along, self._ways = problem, along, ways
-        self._pending = pending
+        self._pending, self._shares = pending, shares
         self.failures: dict[Way, str] = {}
 
     def step(
@@ -82,15 +87,21 @@ class FirstOrder:
             RuntimeError: no way works, and the caller can't go on.
         """
         for way in choice:
-            reason = self._ways.rejection(way, direction, auto=auto)
+            # Each process compares what it has; a way that one of them rejects is used by none.
+            with sharing(None):
+                found = self._ways.rejection(way, direction, auto=auto)
+            reason = rejected_by_any(found or None)
             if not reason:
                 try:
                     return self._by(way, direction)
-                except torch.OutOfMemoryError:
-                    raise  # another way would need more memory
+                except (torch.OutOfMemoryError, RankError):
+                    raise  # another way would need more memory, or other processes
+                except AttemptError as error:
+                    reason = str(error)
                 except self._ways.errors(way) as error:
                     reason = str(error).strip() or repr(error)
                     logger.info("first-order steps by %r do not work here: %s", way, reason)
+                    rejected_by_any(reason)
             self.failures[way] = reason
         if not auto:
             raise RuntimeError(
@@ -100,22 +111,25 @@ class FirstOrder:
         return None
 
     def _by(self, way: Way, direction: Direction) -> FirstOrderStep | None:
-        along, detail = self._along, ""
+        along, detail, precision = self._along, "", 0.0
         if way == "forward":
             losses, derivatives = along.forward(direction)
             weights = self._weights(losses)
         else:
             losses = along.here()
             weights = self._weights(losses)
-            if not len(weights):
-                return None
-            derivatives, precision = self._differences(direction, losses)
-            detail = f"two steps of the differences agree to {precision:.1g}"
+            derivatives, precision = losses.weighted.detach().clone(), 0.0
+            if len(weights):
+                derivatives, precision = self._differences(direction, losses)
         (found,) = self._pending.read(ends(derivatives))
-        if not 0.0 < largest_of(found) < math.inf:
+        largest, precision = of_all(largest_of(found), precision)
+        if not 0.0 < largest < math.inf:
             return None
+        if way == "differences":
+            detail = f"two steps of the differences agree to {precision:.1g}"
         info = SolveInfo(None, 0, Status.APPROXIMATED, None, way, detail=detail)
-        influence = -derivatives / self._problem.divisor(losses.weighted)
+        shares = self._shares.with_losses(len(weights))
+        influence = -derivatives / self._problem.divisor(losses.weighted, shares)
         # As precise as the weights, which may have more digits than the losses.
         influence = influence.to(torch.promote_types(influence.dtype, weights.dtype))
         return FirstOrderStep(weights, influence, info)

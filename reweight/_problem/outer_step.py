@@ -31,6 +31,14 @@ from reweight._problem.isolation import (
 )
 from reweight._problem.lazy import build
 from reweight._problem.objects import inside
+from reweight._problem.processes import (
+    CHECK_EVERY,
+    due_on_any,
+    inner_modules,
+    told_by_any,
+    unequal,
+)
+from reweight._problem.shares import shares_of
 from reweight._problem.statement import check_batch, check_memory, check_optimizers
 from reweight._problem.systems import Systems
 from reweight._problem.ways import Ways
@@ -63,15 +71,17 @@ def hypergradient(
 
     See :meth:`reweight.Reweighted.hypergradient`; ``strategy`` says how to solve.
     """
-    for name, value in (("batch", batch), ("dev_batch", dev_batch)):
-        check_batch(name, value)
-    batch, dev_batch = differentiable(batch), differentiable(dev_batch)
-    parts = problem.parts()
-    build(problem, parts, batch)
-    step = _OuterStep(problem, parts, batch, dev_batch, strategy)
-    with step.isolated() as isolation:
-        result = step.run(isolation, batches)
-    return step.judged(result, isolation)
+    with problem.together():
+        for name, value in (("batch", batch), ("dev_batch", dev_batch)):
+            check_batch(name, value)
+        batch, dev_batch = differentiable(batch), differentiable(dev_batch)
+        parts = problem.parts()
+        with inner_modules(parts):
+            build(problem, parts, batch)
+            step = _OuterStep(problem, parts, batch, dev_batch, strategy)
+            with step.isolated() as isolation:
+                result = step.run(isolation, batches)
+        return step.judged(result, isolation)
 
 
 def weights(problem: BilevelProblem, batch: Any) -> Tensor:
@@ -79,6 +89,11 @@ def weights(problem: BilevelProblem, batch: Any) -> Tensor:
     check_batch("batch", batch)
     batch = differentiable(batch)
     parts = problem.parts()
+    with inner_modules(parts):
+        return _weights(problem, parts, batch)
+
+
+def _weights(problem: BilevelProblem, parts: list[nn.Module], batch: Any) -> Tensor:
     build(problem, parts, batch)
     theta, phi = problem.theta(), problem.phi()
     look = problem.guard.is_new(tuple(part.training for part in parts))
@@ -139,7 +154,10 @@ class _OuterStep:
         # Whether to look at the problem, or to rely on what was found in earlier steps.
         self._look = problem.audit.begin(self._fingerprint())
         self._findings = problem.audit.findings
+        self._shares = shares_of(batch, dev_batch, problem.notices)
         self._caveats: list[str] = []
+        if problem.audit.step % CHECK_EVERY == 1:
+            self._caveats += unequal(self._theta, self._phi)
         self._pending = Pending()
         # The mode that a compiled step was compared with, if this is one.
         self._compared = ""
@@ -187,6 +205,8 @@ class _OuterStep:
                 self._hooked = self._hooks.effect()
                 isolation.restore()
             outer = problem.outer_loss(self._dev_batch, self._pending)
+            if self._shares.outer != 1.0:
+                outer = self._shares.outer * outer
         outer_graph = Graph(outer)
         rhs, direct = self._outer_gradients(outer, outer_graph, tables)
         found = None
@@ -233,7 +253,8 @@ class _OuterStep:
                 losses = problem.losses(self._batch, self._pending)
                 weights = problem.weights(losses, self._pending)
             systems = self._systems(isolation)
-            inner = systems.inner(self._batch, losses, weights, tables)
+            self._shares = self._shares.with_losses(len(weights))
+            inner = systems.inner(self._batch, losses, weights, tables, self._shares)
             if inner.weights.numel():
                 inner.graph.refuse_reentrant("losses")
             self._look_at(inner, leaves)
@@ -256,7 +277,7 @@ class _OuterStep:
         along = Along(lambda: problem.evaluated(self._batch), model, isolation)
         ways = Ways(problem.audit, along, lambda: self._mixture(outer.leaves, isolation))
         auto = strategy.hvp == "auto"
-        first_order = FirstOrder(problem, along, ways, self._pending)
+        first_order = FirstOrder(problem, along, ways, self._pending, self._shares)
         step = first_order.step(direction, strategy.ways, auto=auto)
         self._failures = first_order.failures
         if step is None:
@@ -308,7 +329,8 @@ class _OuterStep:
         comparison = None
         if mode != "none":
             comparison = audit.comparison(mode)
-        caveat = "; ".join(filter(None, dict.fromkeys(self._known_against(mode))))
+        known = list(filter(None, dict.fromkeys(self._known_against(mode))))
+        caveat = "; ".join(told_by_any(known))
         last = None
         if mode != "none" and not result.info.first_order:
             last = audit.residual(self._strategy, result.info.relative_residual)
@@ -410,8 +432,10 @@ class _OuterStep:
             inner,
             auto=strategy.hvp == "auto",
         )
-        measure = audit.is_residual_due(strategy, strategy.interval)
-        along = audit.curvature(strategy, strategy.curvature_interval)
+        measure, along = due_on_any(
+            audit.is_residual_due(strategy, strategy.interval),
+            audit.curvature(strategy, strategy.curvature_interval),
+        )
         solved = solve(
             system,
             rhs,

@@ -14,6 +14,7 @@ from reweight._problem.in_place import InnerInPlace
 from reweight._problem.inner import InnerProblem
 from reweight._problem.isolation import Isolation, differentiable
 from reweight._problem.outputs import ModelOutputs
+from reweight._problem.shares import WHOLE, Shares, shares_of
 from reweight._tensors import Tree, tensors_in
 from reweight.hypergradient import ImplicitHypergradient
 from reweight.losses import Losses
@@ -42,7 +43,9 @@ class Systems:
         self._problem, self._strategy, self._parts = problem, strategy, parts
         self._theta, self._isolation = theta, isolation
 
-    def inner(self, batch: Any, losses: Losses, weights: Tensor, tables: Tree) -> InnerProblem:
+    def inner(
+        self, batch: Any, losses: Losses, weights: Tensor, tables: Tree, shares: Shares = WHOLE
+    ) -> InnerProblem:
         """The inner problem on a batch.
 
         Args:
@@ -50,19 +53,20 @@ class Systems:
             losses: its losses, with their graph.
             weights: ``[B]``.
             tables: the embedding tables that the rows that are read may represent.
+            shares: of this process.
         """
         problem = self._problem
         leaf = weights.detach().requires_grad_(True)
 
         def both(batch: Any, weights: Tensor) -> tuple[Losses, Tensor]:
             found = problem.evaluated(batch)
-            return found, problem.inner_loss(found, weights)
+            return found, problem.inner_loss(found, weights, shares)
 
         def evaluate(batch: Any, weights: Tensor) -> Tensor:
             return both(batch, weights)[1]
 
-        loss, outputs = problem.inner_loss(losses, leaf), None
-        if self._strategy.curvature == "gauss_newton" and leaf.numel():
+        loss, outputs = problem.inner_loss(losses, leaf, shares), None
+        if self._strategy.curvature == "gauss_newton" and (leaf.numel() or shares.total):
             outputs = ModelOutputs(losses, loss, self._theta, both)
         return InnerProblem(
             parts=self._parts,
@@ -125,6 +129,7 @@ class Systems:
             losses = self._problem.losses(batch)
             with torch.no_grad():
                 weights = self._problem.weights(losses)
-            return self.system(self.inner(batch, losses, weights, {}), free)
+            shares = shares_of(batch, batch, self._problem.notices).with_losses(len(weights))
+            return self.system(self.inner(batch, losses, weights, {}, shares), free)
 
         return system

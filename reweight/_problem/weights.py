@@ -21,6 +21,7 @@ from reweight._tensors import (
     norm,
     norms_of,
     now_or_later,
+    shared,
     tensors_in,
 )
 from reweight.losses import Losses
@@ -125,13 +126,15 @@ def through_weighter(
             "hypergradient is zero.",
         )
     level = progress.level_of(weights)
+    # A second backward pass of a graph that exchanges would need all processes.
+    looks = (group := shared()) is None or not group.has_joined
     dense = filled(grads, phi)
     sizes = norms_of(influence, *dense.values())
 
     def look(found: list[float]) -> None:
         values, (size, *responses) = found[: len(level)], found[len(level) :]
         at_bound = progress.meet(name, values, stated_bounds(weighter))
-        if not at_bound and math.hypot(*responses) < SATURATED * size:
+        if not at_bound and looks and math.hypot(*responses) < SATURATED * size:
             _warn_if_saturated(name, phi, pulled, influence, notices)
 
     pending.add(torch.cat((level.to(sizes), sizes)), look)

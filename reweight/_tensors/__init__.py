@@ -9,6 +9,7 @@ from reweight._tensors.differences import central_difference
 from reweight._tensors.float64 import InFloat64, default_double, widened_in_place
 from reweight._tensors.forward_mode import moving, velocity
 from reweight._tensors.nested import doubled, map_tensors, tensors_in
+from reweight._tensors.ranks import AttemptError, RankError, Ranks, Traffic
 from reweight._tensors.reading import (
     Pending,
     can_read,
@@ -19,7 +20,15 @@ from reweight._tensors.reading import (
     now_or_later,
     read,
 )
-from reweight._tensors.seam import all_entries, all_samples, alone, reducing
+from reweight._tensors.seam import (
+    Group,
+    all_entries,
+    all_samples,
+    alone,
+    reducing,
+    shared,
+    sharing,
+)
 from reweight._tensors.vectors import (
     Blocks,
     Tree,
@@ -33,7 +42,6 @@ from reweight._tensors.vectors import (
     max_abs,
     new_leaves,
     norm,
-    of_all_samples,
     power_of_two,
     rounding,
     scale,
@@ -44,6 +52,13 @@ from reweight._tensors.vectors import (
 from reweight._tensors.versions import no_compiling, set_version, shows_types
 
 __all__ = [
+    "sharing",
+    "shared",
+    "Traffic",
+    "Ranks",
+    "RankError",
+    "Group",
+    "AttemptError",
     "Blocks",
     "InFloat64",
     "Pending",
@@ -78,7 +93,6 @@ __all__ = [
     "norm",
     "norms_of",
     "now_or_later",
-    "of_all_samples",
     "power_of_two",
     "read",
     "reducing",

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from reweight._tensors.seam import all_entries, all_samples, alone
+from reweight._tensors.seam import all_entries
 
 Tree = dict[str, Tensor]
 # Sums of this many squares stay in float32; sums of these sums are in float64.
@@ -220,17 +220,6 @@ class Blocks:
             return unflatten(flat, self._like)
         parts = zip(self._like, torch.split(flat, self._sizes), self._shapes, strict=True)
         return {name: part.view(shape) for name, part, shape in parts}
-
-
-def of_all_samples(x: Tree) -> Tree:
-    """A dict of sums over this process's samples, summed over all processes in one message.
-
-    Other processes read other rows of a table, so the sums are dense.
-    """
-    if alone():
-        return x
-    x = {name: dense(entry) for name, entry in x.items()}
-    return unflatten(all_samples(flatten(x)), x)
 
 
 def rounding(x: Tensor | Tree) -> float:

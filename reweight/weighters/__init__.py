@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from reweight.weighters._histories import HistorySlices
+from reweight.weighters._whole_batch import compares_samples, whole_batch
 from reweight.weighters.base import SampleWeighter, stated_bounds
 from reweight.weighters.constant import ConstantWeighter
 from reweight.weighters.lookup import GroupWeighter, TableWeighter
@@ -18,5 +19,7 @@ __all__ = [
     "LossWeighter",
     "SampleWeighter",
     "TableWeighter",
+    "compares_samples",
     "stated_bounds",
+    "whole_batch",
 ]

@@ -31,6 +31,8 @@ class SampleWeighter(nn.Module, abc.ABC):
         bounds: the interval of all weights, ``(low, high)``, as an attribute or a property. It is
             optional. Where it is stated, outer steps warn when all weights of a batch have run to
             one end of it, where their gradient vanishes. ``None``: there are no bounds.
+        compares_samples: whether a weight depends on the other samples of the batch. It is
+            optional, too; see :func:`reweight.weighters.whole_batch` for runs of many processes.
 
     Example:
         >>> import torch
@@ -48,6 +50,7 @@ class SampleWeighter(nn.Module, abc.ABC):
 
     # Without a value: a default here would hide a parameter or a buffer of that name.
     bounds: tuple[float, float] | None
+    compares_samples: bool
 
     @abc.abstractmethod
     def forward(self, losses: Tensor, inputs: Any) -> Tensor:

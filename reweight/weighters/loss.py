@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from reweight.weighters._mean_one import mean_one
 from reweight.weighters._mlp import mlp
 from reweight.weighters._positive import positive
+from reweight.weighters._whole_batch import whole_batch
 from reweight.weighters.base import SampleWeighter
 
 # Losses below this share of the batch's mean loss count as zero.
@@ -52,6 +53,7 @@ class LossWeighter(SampleWeighter):
         [1.0, 1.0]
     """
 
+    compares_samples = True
     raw_scale: nn.Parameter | None
 
     def __init__(self, hidden: int = 100, learn_scale: bool = False) -> None:
@@ -74,8 +76,9 @@ class LossWeighter(SampleWeighter):
             Weights above 0 with a mean of 1, shape [B], in the weighter's dtype.
         """
         dtype = next(self.mlp.parameters()).dtype
+        losses, own = whole_batch(losses)
         h = self.mlp(_standardized(losses).to(dtype).unsqueeze(-1)).squeeze(-1)
-        weights = mean_one(h)
+        weights = mean_one(h)[own]
         return weights if self.raw_scale is None else weights * positive(self.raw_scale)
 
     def extra_repr(self) -> str:

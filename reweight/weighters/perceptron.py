@@ -12,6 +12,7 @@ from reweight.weighters._attention import PooledAttention
 from reweight.weighters._histories import Histories, HistorySlices, Padded, Sliced
 from reweight.weighters._mlp import mlp
 from reweight.weighters._positive import positive
+from reweight.weighters._whole_batch import whole_batch
 from reweight.weighters.base import SampleWeighter
 
 
@@ -165,6 +166,11 @@ class BehavioralPerceptron(SampleWeighter):
         """``(0, 2γ)``; ``None`` with ``"softmax"``, where the batch size is part of the bound."""
         return None if self.normalization == "softmax" else (0.0, 2.0 * float(self.gamma.detach()))
 
+    @property
+    def compares_samples(self) -> bool:  # type: ignore[override]
+        """Whether a weight depends on the other samples of the batch."""
+        return self.normalization != "sigmoid"
+
     def forward(self, losses: Tensor, inputs: BehaviorInputs) -> Tensor:
         """Weight every source behaviour.
 
@@ -209,9 +215,11 @@ class BehavioralPerceptron(SampleWeighter):
             [1.0, 1.0, 1.0]
         """
         if self.normalization == "softmax":
-            return self.gamma * scores.shape[0] * scores.softmax(0)
+            scores, own = whole_batch(scores)
+            return self.gamma * scores.shape[0] * scores.softmax(0)[own]
         if self.normalization == "centered":
-            scores = scores - scores.sum() / max(len(scores), 1)
+            all_scores, _ = whole_batch(scores)
+            scores = scores - all_scores.sum() / max(len(all_scores), 1)
         return self.gamma * 2.0 * scores.sigmoid()
 
     def scores(self, inputs: BehaviorInputs) -> Tensor:

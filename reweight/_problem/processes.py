@@ -1,0 +1,197 @@
+"""What the processes of an outer step have to have in common."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from reweight._curvature import MODES, Mode
+from reweight._tensors import AttemptError, Ranks, Tree, shared
+from reweight.verdict import WAYS, Way
+
+# Whether the parameters are equal on all processes is looked at in the first outer step, and after
+# this many.
+CHECK_EVERY = 20
+_INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# So many values are summed up at a time, as integers of 64 bits.
+_CHUNK = 1 << 20
+
+
+def ranks_of(process_group: Any) -> Ranks | None:
+    """The processes that ``wrap`` was told of; ``None`` if this one is alone.
+
+    Args:
+        process_group: ``"auto"``: the default group, where one is initialised; ``None``: no group.
+
+    Raises:
+        TypeError: something else.
+    """
+    if process_group is None:
+        return None
+    if isinstance(process_group, str) and process_group == "auto":
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return None
+        process_group = distributed.group.WORLD
+    elif not (distributed.is_available() and isinstance(process_group, distributed.ProcessGroup)):
+        raise TypeError(
+            f'process_group must be "auto", None or a torch.distributed.ProcessGroup, got '
+            f"{process_group!r}; of a DeviceMesh pass mesh.get_group()"
+        )
+    if distributed.get_rank(process_group) < 0:
+        raise ValueError(
+            "process_group does not hold this process, whose samples it is to share: call "
+            "wrap(...) with a group of which this process is a member, or with process_group=None"
+        )
+    return None if distributed.get_world_size(process_group) < 2 else Ranks(process_group)
+
+
+def start_alike(weighter: nn.Module, ranks: Ranks) -> None:
+    """Give the weighter the values that it has on the first process."""
+    ranks.broadcast([*weighter.parameters(), *weighter.buffers()])
+
+
+@contextmanager
+def inner_modules(parts: Iterable[nn.Module]) -> Iterator[None]:
+    """Let ``DistributedDataParallel`` modules be the modules that they hold.
+
+    Their own passes expect one backward pass each, and exchange buffers; outer steps make as many
+    passes as they need, and not the same ones on all processes.
+    """
+    parallel = [p for p in parts if isinstance(p, nn.parallel.DistributedDataParallel)]
+    for part in parallel:
+        vars(part)["forward"] = part.module
+    try:
+        yield
+    finally:
+        for part in parallel:
+            vars(part).pop("forward", None)
+
+
+def check_passes(parts: Iterable[nn.Module]) -> None:
+    """Raise for modules that exchange values in every pass."""
+    for part in parts:
+        if isinstance(part, nn.SyncBatchNorm) and part.training:
+            raise TypeError(
+                "the model has SyncBatchNorm, which exchanges statistics in every pass, and the "
+                "passes of an outer step are not the same ones on all processes: use BatchNorm, "
+                "or LayerNorm or GroupNorm, or call .eval() on these modules for outer steps"
+            )
+
+
+def learn_of_others(ruled_out: dict[Mode, BaseException], no_way: dict[Way, str]) -> None:
+    """Note the modes, and the ways of first-order steps, that another process has ruled out."""
+    group = shared()
+    if group is None:
+        return
+    flags = [
+        *(float(mode in ruled_out) for mode in MODES),
+        *(float(way in no_way) for way in WAYS),
+    ]
+    where = [
+        [rank for rank, each in enumerate(of_ranks) if each]
+        for of_ranks in zip(*group.numbers(*flags), strict=True)
+    ]
+    for mode, ranks in zip(MODES, where[: len(MODES)], strict=True):
+        if ranks:
+            ruled_out.setdefault(mode, RuntimeError(f"it does not work on rank {ranks[0]}"))
+    for way, ranks in zip(WAYS, where[len(MODES) :], strict=True):
+        if ranks:
+            no_way.setdefault(way, f"it does not work on rank {ranks[0]}")
+
+
+def rejected_by_any(reason: str | None) -> str | None:
+    """Why what is tried does not work, on this process or on another one."""
+    group = shared()
+    if group is None:
+        return reason
+    if reason is not None:
+        group.give_up(reason)
+        return reason
+    try:
+        group.agree()
+    except AttemptError as error:
+        return str(error)
+    return None
+
+
+def due_on_any(measure: bool, along: float | None) -> tuple[bool, float | None]:
+    """What the verdict is to measure: whatever is due on any process.
+
+    Args:
+        measure: whether the residual is due.
+        along: the curvature that was measured last; ``None`` if it is due.
+    """
+    group = shared()
+    if group is None:
+        return measure, along
+    of_ranks = group.numbers(float(measure), float(along is None), along or 0.0)
+    if any(each[1] for each in of_ranks):
+        along = None
+    return any(each[0] for each in of_ranks), along
+
+
+def of_all(*own: float) -> list[float]:
+    """The largest of each number over all processes; NaN where one is."""
+    group = shared()
+    if group is None:
+        return list(own)
+    of_ranks = zip(*group.numbers(*own), strict=True)
+    return [max(each, key=lambda x: (x != x, x)) for each in of_ranks]
+
+
+def told_by_any(caveats: Sequence[str]) -> list[str]:
+    """What is wrong with a result, on this process or on another one."""
+    group = shared()
+    if group is None:
+        return list(caveats)
+    own = "; ".join(caveats)
+    if len({each[0] for each in group.numbers(_digest(own.encode()))}) == 1:
+        return list(caveats)
+    others = [(i, text) for i, text in enumerate(group.texts(own)) if text and text != own]
+    return [*caveats, *dict.fromkeys(f"on rank {i}, {text}" for i, text in others)]
+
+
+def unequal(theta: Tree, phi: Tree) -> list[str]:
+    """Which parameters are not the same on all processes, in words."""
+    group = shared()
+    if group is None:
+        return []
+    of_ranks = group.numbers(_sum_of_bits(theta.values()), _sum_of_bits(phi.values()))
+    inner, outer = ({each[i] for each in of_ranks} for i in range(2))
+    found = []
+    if len(inner) > 1:
+        found.append(
+            "the inner parameters differ between the processes, as after steps with gradients that "
+            "were not averaged: train the model in DistributedDataParallel, from the same start"
+        )
+    if len(outer) > 1:
+        found.append(
+            "the weighter's parameters differ between the processes: all of them have to make "
+            "the same outer steps with the same outer optimizer, and nothing else may change them"
+        )
+    return found
+
+
+def _digest(data: bytes) -> float:
+    """A number that float64 holds exactly."""
+    return float(int.from_bytes(hashlib.sha256(data).digest()[:6], "big"))
+
+
+def _sum_of_bits(tensors: Iterable[Tensor]) -> float:
+    """A checksum of values, exact in whatever order it is summed up."""
+    total = 0
+    for place, x in enumerate(tensors):
+        data = x.detach()
+        data = data.coalesce().values() if data.is_sparse else data
+        if not data.numel():
+            continue
+        bits = data.contiguous().view(-1).view(_INTEGER[data.element_size()])
+        for part in torch.split(bits, _CHUNK):
+            wide = part.long()
+            total += (2 * place + 1) * int((wide * (wide >> 7 | 1)).sum())
+    return float(total % (1 << 48))
