@@ -16,7 +16,7 @@ _PATIENCE = timedelta(seconds=20)
 
 
 class Stopped(ValueError):
-    """Another process has failed, so that this one cannot go on."""
+    """This process cannot go on without the others; they know, or cannot be told."""
 
 
 class Processes:
@@ -74,7 +74,8 @@ class Processes:
             return x
         self._agree(x.numel())
         result = x.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(result, group=self.group)
+        with self._reaching():
+            dist.all_reduce(result, group=self.group)
         return result
 
     def rows_of_all(self, x: Tensor) -> list[Tensor]:
@@ -92,7 +93,8 @@ class Processes:
         padded = x.new_zeros(max(lengths), *x.shape[1:])
         padded[: len(x)] = x.detach()
         parts = [torch.empty_like(padded) for _ in lengths]
-        dist.all_gather(parts, padded, group=self.group)
+        with self._reaching():
+            dist.all_gather(parts, padded, group=self.group)
         return [part[:length] for part, length in zip(parts, lengths, strict=True)]
 
     def wait(self) -> None:
@@ -121,16 +123,28 @@ class Processes:
     def _agree(self, numel: int) -> None:
         """Check that no process has failed, and that all are about to do the same."""
         header = self._header(0, numel)
-        dist.all_reduce(header, dist.ReduceOp.MAX, group=self.group)
+        with self._reaching():
+            dist.all_reduce(header, dist.ReduceOp.MAX, group=self.group)
         failed, most, least = header.tolist()
         if failed:
             raise Stopped(self._reasons(None))
         if most != -least:
-            raise RuntimeError(
+            raise Stopped(
                 f"processes exchange {-least:,} to {most:,} numbers, and should exchange equally "
                 "many: they do not take the same steps. Give all of them the same arguments and "
                 "the same version of the code"
             )
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Say what the backend's error about a lost connection means."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise Stopped(
+                f"process {self.rank} of {self.size} has lost the others: one has ended or was "
+                f"killed, and its own output tells why ({str(error).splitlines()[0][:150]})"
+            ) from error
 
     def _tell(self, error: Exception) -> None:
         header = self._header(1, 0)

@@ -221,7 +221,7 @@ def shares_and_failures(rank: int, size: int, rows: int) -> dict[str, Any]:
         found["told"] = f"{type(error).__name__}: {error}"
     try:
         processes.total(torch.ones(3 + rank))
-    except RuntimeError as error:
+    except Stopped as error:
         found["unequal"] = str(error)
     return found
 
