@@ -32,6 +32,7 @@ from reweight.weighters import (
     LossWeighter,
     SampleWeighter,
     TableWeighter,
+    whole_batch,
 )
 from reweight.wrapping import Reweighted, wrap
 
@@ -73,6 +74,7 @@ __all__ = [
     "checkpoint",
     "diagnostics",
     "valuation",
+    "whole_batch",
     "wrap",
 ]
 
