@@ -45,7 +45,7 @@ class DevBatches:
                 "again: pass a DataLoader or a list of batches, [dev_batch] for a single one"
             )
         self._loader, self._place = loader, place
-        samplers = [getattr(loader, "sampler", None)]
+        samplers: list[Any] = [getattr(loader, "sampler", None)]
         samplers.append(getattr(getattr(loader, "batch_sampler", None), "sampler", None))
         found = (getattr(owner, "generator", None) for owner in (loader, *samplers))
         own = {id(g): g for g in found if isinstance(g, torch.Generator)}

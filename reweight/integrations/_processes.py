@@ -84,7 +84,8 @@ def mean_of_all(reweighted: Reweighted, x: Tensor) -> float:
         return float(x.mean())
     with ranks.together():
         sums, counts = zip(*ranks.numbers(float(x.sum()), len(x)), strict=True)
-    return sum(sums) / max(sum(counts), 1.0)
+    mean: float = sum(sums) / max(sum(counts), 1.0)
+    return mean
 
 
 def _initialized() -> bool:

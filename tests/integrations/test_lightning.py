@@ -452,11 +452,6 @@ def test_an_outer_optimizer_of_another_weighter_is_refused() -> None:
         ReweightCallback(reweight.LossWeighter(), other, [samples(2)], warmup_steps=0)
 
 
-def test_two_processes_are_refused() -> None:
-    with pytest.raises(Exception, match="2 processes train this model"):
-        trainer(callback(), devices=2, strategy="ddp_fork").fit(Line(), train_loader())
-
-
 @pytest.mark.slow
 def test_pytorch_lightning_alone_serves_as_well() -> None:
     pytest.importorskip("pytorch_lightning")
