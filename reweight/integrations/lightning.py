@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -34,7 +35,8 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
     ``dev_loader`` and the number of steps, so a resumed training makes the same outer steps.
 
     Args:
-        weighter: learns the weights. It may be a part of the module.
+        weighter: learns the weights. It may be a part of the module; several processes then need
+            ``strategy="ddp_find_unused_parameters_true"``.
         outer_optimizer: the optimizer of the weighter's parameters.
         dev_loader: the dev batches: a ``DataLoader``, or a list of batches. Of several processes,
             all get the same batches, or each its own part if it has a ``DistributedSampler``.
@@ -58,6 +60,8 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
         TypeError: ``dev_loader`` can be read only once, or not at all.
         ValueError: ``every`` or ``warmup_steps`` out of range, an ``outer_optimizer`` that holds no
             parameter of the weighter.
+        NotImplementedError: in ``trainer.fit``, if several processes train by another strategy than
+            data parallelism, such as FSDP.
 
     Example:
         >>> import lightning, torch, reweight
@@ -123,6 +127,7 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
         self._global_step = 0
         self._shown: dict[str, float] = {}
         self._loaded: Mapping[str, Any] | None = None
+        self._made_in = os.getpid()
 
     def loss(self, batch: Any) -> Tensor:
         """The weighted loss of a train batch, for ``training_step`` to return.
@@ -158,6 +163,14 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
         self._dev.agree()
         if self._loaded is not None:
             self._restore(self._loaded)
+        if os.getpid() != self._made_in and trainer.is_global_zero:
+            warnings.warn(
+                "the training runs in copies of this process (strategy='ddp_spawn', 'ddp_fork' or "
+                "'ddp_notebook'), whose weighter does not come back when trainer.fit ends: read it "
+                "from a checkpoint (checkpoint['callbacks']['ReweightCallback']['weighter']), or "
+                "use strategy='ddp'",
+                stacklevel=2,
+            )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Count optimizer steps from where the Trainer stands."""

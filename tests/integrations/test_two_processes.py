@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from _support.parallel.launch import two_processes
 from reweight.integrations._processes import data_parallel
@@ -32,6 +32,7 @@ def assert_is_one(one: dict[str, Any], two: list[dict[str, Any]], *names: str) -
         torch.testing.assert_close(two[0][name], one[name], rtol=EXACT, atol=EXACT)
 
 
+@pytest.mark.slow
 def test_accelerate(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -45,6 +46,7 @@ def test_accelerate(tmp_path: Path) -> None:
     assert torch.equal(two[1]["resumed"], two[1]["compared"])
 
 
+@pytest.mark.slow
 def test_lightning(tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     one, two = trained("lightning", tmp_path)
@@ -54,6 +56,7 @@ def test_lightning(tmp_path: Path) -> None:
     assert len(rows) == 1 + 8  # one for each optimizer step, of the first process only
 
 
+@pytest.mark.slow
 def test_transformers(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     one, two = trained("transformers", tmp_path)

@@ -11,10 +11,18 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
 
 import reweight
 from _support.parallel.launch import TIMEOUT, main, parameters
-from _support.parallel.regression import dev_loader, losses, network, outer_loss, train_loader
+from _support.parallel.regression import (
+    SAMPLES,
+    data,
+    dev_loader,
+    losses,
+    network,
+    outer_loss,
+)
 from _support.problems import SigmoidWeights
 from reweight.integrations.lightning import ReweightCallback, ReweightMixin
 
@@ -57,7 +65,8 @@ class Training:
         outer_optimizer = torch.optim.Adam(learner.parameters(), lr=1e-2)
         self.callback = ReweightCallback(learner, outer_optimizer, dev_loader(), every=1)
         joined = size == 1 and weighter is reweight.LossWeighter
-        self.loader = train_loader(8 if joined else 4)
+        order = DistributedSampler(data(1, SAMPLES), size, rank, shuffle=False)
+        self.loader = DataLoader(data(1, SAMPLES), 8 if joined else 4, sampler=order)
         self.trainer = lightning.Trainer(
             max_epochs=epochs,
             accelerator="cpu",
@@ -65,6 +74,7 @@ class Training:
             strategy=DDPStrategy(timeout=TIMEOUT) if size > 1 else "auto",
             accumulate_grad_batches=4 if size == 1 and not joined else 2,
             callbacks=[self.callback],
+            use_distributed_sampler=False,  # Lightning's own one shuffles
             logger=CSVLogger(folder, name="logs", version=0),
             log_every_n_steps=1,
             enable_checkpointing=False,
