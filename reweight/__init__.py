@@ -32,6 +32,7 @@ from reweight.weighters import (
     LossWeighter,
     SampleWeighter,
     TableWeighter,
+    whole_batch,
 )
 from reweight.wrapping import Reweighted, wrap
 
@@ -72,6 +73,7 @@ __all__ = [
     "check_hypergradient",
     "diagnostics",
     "valuation",
+    "whole_batch",
     "wrap",
 ]
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import data_parallel
 import noisy_labels
 import pytest
 from recipes import retrain
@@ -22,6 +26,20 @@ def test_noisy_labels_learns_which_labels_to_believe(
     right, wrong = (float(x) for x in re.findall(r"labels (\d\.\d+)", shown))
     assert learned > plain + 0.1 and learned > 0.97
     assert right > 1.5 and wrong < 0.1
+
+
+def test_two_processes_print_the_table_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    data_parallel.main(["--epochs", "3"])
+    one = [float(x) for x in re.findall(r" (\d\.\d+)$", capsys.readouterr().out, re.MULTILINE)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc-per-node", "2", data_parallel.__file__, "--epochs", "3"]
+    quiet = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, env=quiet, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    two = [float(x) for x in re.findall(r" (\d\.\d+)$", done.stdout, re.MULTILINE)]
+    assert len(one) == len(two) == 3 and one[1] > 1.5 * one[2]
+    # The last batch of an epoch is ragged, and DDP weighs the halves of it alike.
+    assert two == pytest.approx(one, abs=0.01)
 
 
 @pytest.mark.slow

@@ -42,13 +42,16 @@ class Traffic:
     """What one process gave to exchanges so far.
 
     Attributes:
-        messages: how often it gave something, headers included.
-        bytes: the size of that. On a ring of ``R`` processes a sum sends ``2(R − 1)/R`` times its
-            size over the wire, and what is gathered ``R − 1`` times its size.
+        headers: how often it gave a header, of 128 bytes, which is gathered.
+        summed: the bytes that it gave to sums. On a ring of ``R`` processes each of them sends
+            ``2(R − 1)/R`` of that over the wire.
+        gathered: the bytes that it gave to be gathered, without headers. On a ring each process
+            sends ``R − 1`` times of that.
     """
 
-    messages: int = 0
-    bytes: int = 0
+    headers: int = 0
+    summed: int = 0
+    gathered: int = 0
 
 
 class Ranks:
@@ -89,7 +92,8 @@ class Ranks:
         self._meet(_SUM, x.numel())
         message = x.detach().contiguous().to(self._device)
         if message.numel():
-            self._send(message, lambda: distributed.all_reduce(message, group=self._group))
+            self.traffic.summed += _bytes(message)
+            self._exchange(lambda: distributed.all_reduce(message, group=self._group))
         return message.to(x.device)
 
     def rows(self, x: Tensor) -> list[Tensor]:
@@ -98,9 +102,10 @@ class Ranks:
         counts = [int(each[0]) for each in self._meet(_ROWS, width, (len(x),))]
         padded = torch.zeros((max(counts), *x.shape[1:]), dtype=x.dtype, device=self._device)
         padded[: len(x)] = x.detach()
-        found = [torch.empty_like(padded) for _ in range(self.size)]
+        found = [padded] * self.size
         if padded.numel():
-            self._send(padded, lambda: distributed.all_gather(found, padded, group=self._group))
+            self.traffic.gathered += _bytes(padded)
+            found = self._gathered(padded)
         return [part[:n].to(x.device) for part, n in zip(found, counts, strict=True)]
 
     def whole(self, x: Tensor) -> tuple[Tensor, slice]:
@@ -135,7 +140,8 @@ class Ranks:
                 distributed.broadcast(message, source, group=self._group)
 
             if message.numel():
-                self._send(message, give)
+                self.traffic.gathered += _bytes(message)
+                self._exchange(give)
             with torch.no_grad():
                 x.copy_(message.to(x.device).view(x.dtype).view(x.shape))
 
@@ -207,12 +213,14 @@ class Ranks:
     def _header(
         self, kind: int, size: int, state: float, own: Sequence[float]
     ) -> list[list[float]]:
+        self.traffic.headers += 1
         header = torch.zeros(_HEADER, dtype=torch.float64)
         values = [float(kind), float(size), state, *own]
         header[: len(values)] = torch.tensor(values, dtype=torch.float64)
         return [part.tolist() for part in self._gathered(header)]
 
     def _texts(self, own: str) -> list[str]:
+        self.traffic.gathered += _TEXT
         data = own.encode()[:_TEXT]
         padded = torch.zeros(_TEXT, dtype=torch.uint8)
         padded[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
@@ -222,12 +230,10 @@ class Ranks:
     def _gathered(self, x: Tensor) -> list[Tensor]:
         message = x.to(self._device)
         found = [torch.empty_like(message) for _ in range(self.size)]
-        self._send(message, lambda: distributed.all_gather(found, message, group=self._group))
+        self._exchange(lambda: distributed.all_gather(found, message, group=self._group))
         return found
 
-    def _send(self, message: Tensor, exchange: Callable[[], Any]) -> None:
-        self.traffic.messages += 1
-        self.traffic.bytes += message.numel() * message.element_size()
+    def _exchange(self, exchange: Callable[[], Any]) -> None:
         try:
             exchange()
         except RuntimeError as error:
@@ -252,6 +258,10 @@ class _Joined(torch.autograd.Function):
         (grad,) = grads
         total: Tensor = ctx.ranks.total(grad.reshape(-1)).view(grad.shape)
         return total[ctx.own], None, None, None
+
+
+def _bytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()
 
 
 def _reason(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 
 from reweight.samplers._arguments import at_least
-from reweight.samplers.pairs import LOADER, Pair, PairSampler
+from reweight.samplers.pairs import Cursor, Pair, PairSampler
+from reweight.samplers.segment import LOADER
 
 
 class PairLoader:
@@ -22,8 +24,9 @@ class PairLoader:
 
     Each ``iter()`` is one epoch. The state counts the pairs that were handed out, not those that
     workers have loaded ahead. Workers start anew in each epoch, with seeds that depend on the
-    sampler's seed and the epoch only, so no global random state is read or changed. An epoch that
-    is resumed in its middle has the same samples, but starts its workers' random numbers anew.
+    sampler's seed and rank and the epoch only, so no global random state is read or changed. An
+    epoch that is resumed in its middle has the same samples, but starts its workers' random numbers
+    anew.
 
     Args:
         dataset: samples by index, with ``__getitem__`` and ``__len__``.
@@ -82,7 +85,7 @@ class PairLoader:
             pin_memory=pin_memory,
             generator=self._generator,
         )
-        self._state: dict[str, Any] | None = None
+        self._cursor: Cursor | None = None
 
     def __len__(self) -> int:
         """Number of pairs in an epoch."""
@@ -91,19 +94,17 @@ class PairLoader:
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         """Begin the next epoch, or continue the one that ``load_state_dict`` restored."""
         self._epoch.pairs = iter(self.sampler)
-        # An iterator that was left early moves its own state only.
-        self._state = state = self.sampler.state_dict()
-        words = np.random.SeedSequence([self.sampler.seed, state["epoch"], LOADER])
-        self._generator.manual_seed(int(words.generate_state(1)[0]))
-        return self._batches(iter(self._loader), state)
+        # An iterator that was left early moves its own cursor only.
+        self._cursor = cursor = replace(self.sampler._cursor)
+        words = [self.sampler.seed, cursor.segment.epoch, LOADER, self.sampler.rank]
+        self._generator.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+        return self._batches(iter(self._loader), cursor)
 
     def _batches(
-        self, loaded: Iterator[tuple[Any, Any]], state: dict[str, Any]
+        self, loaded: Iterator[tuple[Any, Any]], cursor: Cursor
     ) -> Iterator[tuple[Any, Any]]:
         for batches in loaded:
-            state["position"] += 1
-            if state["position"] == len(self):
-                state.update(epoch=state["epoch"] + 1, position=0)
+            cursor.position += 1
             yield batches
 
     def state_dict(self) -> dict[str, Any]:
@@ -113,7 +114,7 @@ class PairLoader:
             A state of the sampler: plain numbers and strings, for ``load_state_dict`` of a loader
             or of the sampler itself.
         """
-        return self.sampler.state_dict() if self._state is None else dict(self._state)
+        return self.sampler._state_at(self._cursor or self.sampler._cursor)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next ``iter()`` continue where ``state`` was taken.
@@ -125,7 +126,7 @@ class PairLoader:
             ValueError: ``state`` is of a sampler with another configuration, or is no such state.
         """
         self.sampler.load_state_dict(state)
-        self._state = None
+        self._cursor = None
 
 
 class _Epoch(Sampler[Pair]):

@@ -5,29 +5,26 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from reweight.samplers._arguments import at_least, optional_size, replica
-from reweight.samplers.repair import Repair
+from reweight.samplers.global_sizes import GlobalSizes
+from reweight.samplers.segment import Samples, Segment
+from reweight.samplers.state import read, written
 
 if TYPE_CHECKING:
-    from reweight.samplers.repair import Ints
+    from reweight.samplers.global_sizes import Ints
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
-# Independent random streams of one seed. SPLIT is SplitSampler's, LOADER PairLoader's.
-TRAIN, DEV, REPAIR, SPLIT, LOADER = range(5)
-
 
 @dataclass
-class _Cursor:
+class Cursor:
     """The position in one epoch."""
 
-    epoch: int = 0
+    segment: Segment
     position: int = 0
 
 
@@ -35,14 +32,15 @@ class PairSampler(ABC):
     """Epochs of (train, dev) index batches over two sets of samples, resumable.
 
     The dev batches are consecutive pieces of an endless stream: one permutation of the dev
-    samples after another. All batches are built globally; then each replica takes its share.
+    samples after another. All batches are built globally; then each rank takes a piece of each,
+    so that the pieces in the order of the ranks are the batch.
 
     Subclasses choose the samples by :meth:`_arrange`.
 
     Args:
         n: number of samples.
-        batch_size: train samples per pair and replica.
-        dev_batch_size: dev samples per pair and replica; ``None``: as many as train samples.
+        batch_size: train samples per pair and rank, at most.
+        dev_batch_size: dev samples per pair and rank, at most; ``None``: as many as train samples.
         seed: seed of all orders.
         num_replicas: number of processes that share each pair.
         rank: index of this process.
@@ -62,36 +60,21 @@ class PairSampler(ABC):
         self.dev_batch_size = optional_size(dev_batch_size)
         self.seed = at_least(0, "seed", seed)
         self.num_replicas, self.rank = replica(num_replicas, rank)
-        self._cursor = _Cursor()
+        self._sizes = GlobalSizes.of_ranks(self.batch_size, self.dev_batch_size, self.num_replicas)
         self._begun = False
 
-    def _arrange(
-        self, train_samples: Ints, dev_samples: Ints, dev_batch_size: int, *, distinct: bool
-    ) -> None:
-        """Fix the two sets of samples and the sizes of an epoch.
+    def _arrange(self, train_samples: Ints, dev_samples: Ints, *, distinct: bool) -> None:
+        """Fix the two sets of samples.
 
         Args:
             train_samples: indices of the samples for train batches.
             dev_samples: indices of the samples for dev batches.
-            dev_batch_size: dev samples per pair and replica.
             distinct: whether the two batches of a pair have no sample in common, and a dev batch no
                 sample twice.
         """
-        self._train_samples, self._dev_samples = train_samples, dev_samples
-        self._distinct = distinct
-        self._batch = self.batch_size * self.num_replicas
-        self._dev_batch = dev_batch_size * self.num_replicas
-        # Equal counts on every rank: the remainder is left out, other samples in each epoch.
-        self._num_train = len(train_samples) // self.num_replicas * self.num_replicas
-        self._num_pairs = -(-self._num_train // self._batch)
-        last = self._dev_batch
-        if self.dev_batch_size is None:  # as small as the epoch's last train batch
-            last = min(self._num_train - (self._num_pairs - 1) * self._batch, last)
-        self._num_dev = (self._num_pairs - 1) * self._dev_batch + last
-
-    @property
-    def _wanted_dev_size(self) -> int:
-        return self.batch_size if self.dev_batch_size is None else self.dev_batch_size
+        self._samples = Samples(self.seed, train_samples, dev_samples, distinct)
+        self._cursor = Cursor(Segment(self._samples, self._sizes, 0, 0))
+        self._num_pairs = self._cursor.segment.num_pairs
 
     @abstractmethod
     def _choice(self) -> dict[str, Any]:
@@ -116,7 +99,7 @@ class PairSampler(ABC):
     def __iter__(self) -> Iterator[Pair]:
         """Begin the next epoch, or continue the one that ``load_state_dict`` restored."""
         if self._begun:
-            self._cursor = _Cursor(self._cursor.epoch + 1)
+            self._cursor = self._next_epoch(self._cursor.segment)
         self._begun = True
         # The iterator moves this cursor only, so an abandoned iterator does not change the state.
         return self._pairs(self._cursor)
@@ -131,19 +114,39 @@ class PairSampler(ABC):
         Returns:
             The configuration and the position, for ``load_state_dict``.
         """
-        epoch, position = self._cursor.epoch, self._cursor.position
-        if position == self._num_pairs:
-            epoch, position = epoch + 1, 0
-        return {**self._config(), "epoch": epoch, "position": position}
+        return self._state_at(self._cursor)
+
+    def _state_at(self, cursor: Cursor) -> dict[str, Any]:
+        """What ``state_dict`` returns at a position."""
+        if cursor.position == cursor.segment.num_pairs:
+            cursor = self._next_epoch(cursor.segment)
+        return {**self._config(), **written(cursor.segment, cursor.position)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next ``iter()`` continue where ``state`` was taken, bit for bit.
+        """Let the next ``iter()`` continue where ``state`` was taken.
+
+        With the ``num_replicas`` of the state, the pairs are those of a sampler that was not
+        interrupted, bit for bit; the batch sizes have to be those of the state.
+
+        With another ``num_replicas``, the batch sizes may be others too:
+
+        - If ``batch_size * num_replicas`` and ``dev_batch_size * num_replicas`` are as before, so
+          are the global batches to the end of the epoch. Only if one of them has fewer samples than
+          there are now ranks, the next rule holds.
+        - Otherwise, the train samples that the epoch did not use yet are cut into new batches. Each
+          is used once; if they are fewer than the ranks, they are left out and the next epoch
+          begins. With ``dev_batch_size=None``, the same holds for the dev samples, except for one
+          that would stand in the train batch of its pair, which another sample replaces. With a
+          ``dev_batch_size``, the dev samples that were drawn ahead and do not fit into what is left
+          of the epoch are passed over.
 
         Args:
-            state: what ``state_dict`` returned, on any rank of an equal sampler.
+            state: what ``state_dict`` returned, on any rank, of a sampler with the same samples,
+                seed and choices.
 
         Raises:
             ValueError: ``state`` is of a sampler with another configuration, or is no such state.
+            TypeError: a number of ``state`` is not an integer.
         """
         if not isinstance(state, Mapping):
             raise ValueError(
@@ -157,6 +160,9 @@ class PairSampler(ABC):
                 f"state has no {', '.join(missing)}: it is not from {type(self).__name__}."
                 "state_dict(); pass the sampler's own entry of the checkpoint"
             )
+        if state["num_replicas"] != self.num_replicas:
+            for name in ("num_replicas", "batch_size", "dev_batch_size"):
+                del config[name]
         differing = [
             f"{name} (state: {state[name]!r}, sampler: {value!r})"
             for name, value in config.items()
@@ -167,57 +173,30 @@ class PairSampler(ABC):
                 f"state was taken from a sampler with another {', '.join(differing)}, whose order "
                 "cannot be continued here; build the sampler as it was, or start without the state"
             )
-        epoch = at_least(0, "state['epoch']", state["epoch"])
-        position = at_least(0, "state['position']", state["position"])
-        if position >= self._num_pairs:
-            raise ValueError(
-                f"state['position'] = {position}, but an epoch has {self._num_pairs} pairs; "
-                "the state is damaged: load another checkpoint"
-            )
-        self._cursor = _Cursor(epoch, position)
+        self._cursor = self._adapted(*read(state, self._samples))
         self._begun = False
 
-    def _pairs(self, cursor: _Cursor) -> Iterator[Pair]:
-        rng = np.random.default_rng([self.seed, cursor.epoch, TRAIN])
-        train = rng.permutation(self._train_samples)[: self._num_train]
-        # Dev batches are made for a block of pairs at a time, about one pass over the dev samples,
-        # so that memory stays in proportion to the number of samples.
-        pass_length = max(2, -(-len(self._dev_samples) // self._dev_batch))
-        num_blocks = max(1, self._num_pairs // pass_length)
-        edges = [self._num_pairs * block // num_blocks for block in range(num_blocks + 1)]
-        for first, end in pairwise(edges):
-            if end <= cursor.position:
-                continue
-            dev = self._dev_block(cursor.epoch, first, end, train)
-            for pair in range(max(first, cursor.position), end):
-                cursor.position = pair + 1
-                at = (pair - first) * self._dev_batch
-                yield (
-                    self._share(train[pair * self._batch : (pair + 1) * self._batch]),
-                    self._share(dev[at : at + self._dev_batch]),
-                )
+    def _adapted(self, segment: Segment, position: int) -> Cursor:
+        """The same position, in batches that the ranks of this sampler can share."""
+        while not position and segment.previous is not None:
+            segment, position = segment.previous
+        if not position:
+            return Cursor(Segment(self._samples, self._sizes, segment.epoch, segment.dev_start))
+        kept = segment.sizes[:2] == self._sizes[:2]
+        if kept and segment.smallest(position) >= self.num_replicas:
+            return Cursor(segment, position)
+        segment = segment.rest(position, self._sizes)
+        return Cursor(segment) if segment.num_pairs else self._next_epoch(segment)
+
+    def _next_epoch(self, segment: Segment) -> Cursor:
+        return Cursor(Segment(self._samples, self._sizes, segment.epoch + 1, segment.dev_end))
+
+    def _pairs(self, cursor: Cursor) -> Iterator[Pair]:
+        for train, dev in cursor.segment.batches(cursor.position):
+            cursor.position += 1
+            yield self._share(train), self._share(dev)
 
     def _share(self, batch: Ints) -> torch.Tensor:
+        edges = (len(batch) * rank // self.num_replicas for rank in (self.rank, self.rank + 1))
         # A copy, so that the caller may keep it or write to it.
-        return torch.from_numpy(batch[self.rank :: self.num_replicas].copy())
-
-    def _dev_block(self, epoch: int, first: int, end: int, train: Ints) -> Ints:
-        """Dev samples of the pairs ``first`` to ``end - 1``, one batch after the other."""
-        size = len(self._dev_samples)
-        start = epoch * self._num_dev + first * self._dev_batch
-        stop = epoch * self._num_dev + min(end * self._dev_batch, self._num_dev)
-        passes = range(start // size, -(-stop // size))
-        stream = np.concatenate(
-            [np.random.default_rng([self.seed, k, DEV]).permutation(size) for k in passes]
-        )
-        block: Ints = stream[start - passes[0] * size : stop - passes[0] * size]
-        if self._distinct:
-            pair = first + np.arange(len(block)) // self._dev_batch
-            copy = np.arange(start, stop) // size - passes[0]
-            train_pair = np.full(size, -1, dtype=np.int32)
-            if self._train_samples is self._dev_samples:
-                train_pair[train] = np.arange(len(train)) // self._batch
-            rng = np.random.default_rng([self.seed, epoch, REPAIR, first])
-            Repair(block, pair, copy, len(passes), train_pair, rng).run()
-        dev: Ints = self._dev_samples[block]
-        return dev
+        return torch.from_numpy(batch[slice(*edges)].copy())

@@ -23,20 +23,26 @@ class ReorderReuseSampler(PairSampler):
     replaced by an allowed sample, at random.
 
     Each ``iter()`` is one epoch; the first is epoch 0. An epoch that was left early is not
-    continued, except from a state. Under data parallelism every rank builds the same pairs and
-    takes its share, so the dev batches of all ranks are disjoint from the train batches of all
-    ranks.
+    continued, except from a state.
+
+    Under data parallelism every rank builds the same pairs and takes its share. The shares of all
+    ranks, one after the other, are the pairs of one process whose batches are ``num_replicas``
+    times as large; so the dev batch of each rank is disjoint from the train batches of all ranks.
+    The ranks make the same number of steps, and their shares differ by one sample at most. If the
+    epoch's last batch would have fewer samples than there are ranks, it takes some of the batch
+    before. With ``batch_size=1`` there is none to take: the samples that do not divide among the
+    ranks are left out, other ones each epoch. A state can be loaded with another number of ranks:
+    see :meth:`load_state_dict`.
 
     Args:
         n: number of samples.
-        batch_size: train samples per pair and replica. An epoch's last batch may be smaller.
-        dev_batch_size: dev samples per pair and replica. None: as many as train samples, in the
-            last pair too.
+        batch_size: train samples per pair and rank. An epoch's last batches may be smaller.
+        dev_batch_size: dev samples per pair and rank. None: as many as train samples, in the
+            last pairs too.
         seed: of all orders, 0 or more. The same on every rank.
         disjoint: keep the two batches of a pair free of common samples, and dev batches free of
             repeated ones.
-        num_replicas: number of processes that share each pair. Samples that do not divide among
-            them are left out, other ones each epoch.
+        num_replicas: number of processes that share each pair.
         rank: which of these processes this is, from 0.
 
     Yields:
@@ -66,6 +72,16 @@ class ReorderReuseSampler(PairSampler):
         >>> resumed.load_state_dict(sampler.state_dict())
         >>> len(list(resumed))
         2
+
+        Two ranks share the pairs of one process:
+
+        >>> one = ReorderReuseSampler(10, 4)
+        >>> ranks = [ReorderReuseSampler(10, 2, num_replicas=2, rank=rank) for rank in (0, 1)]
+        >>> for (train, _), (first, _), (second, _) in zip(one, *ranks):
+        ...     print(train.tolist(), first.tolist(), second.tolist())
+        [4, 6, 2, 7] [4, 6] [2, 7]
+        [3, 5, 9, 0] [3, 5] [9, 0]
+        [8, 1] [8] [1]
     """
 
     def __init__(
@@ -86,7 +102,7 @@ class ReorderReuseSampler(PairSampler):
                 f"n = {self.n} samples cannot be shared by num_replicas = {self.num_replicas}, "
                 "which need one each; use fewer replicas"
             )
-        dev_size = self._wanted_dev_size
+        dev_size = self.batch_size if self.dev_batch_size is None else self.dev_batch_size
         needed = (self.batch_size + dev_size) * self.num_replicas
         if self.disjoint and needed > self.n:
             times = f" on each of {self.num_replicas} replicas" if self.num_replicas > 1 else ""
@@ -96,7 +112,7 @@ class ReorderReuseSampler(PairSampler):
                 "train batch of its pair; lower batch_size or dev_batch_size, or set disjoint=False"
             )
         samples = np.arange(self.n)
-        self._arrange(samples, samples, dev_size, distinct=self.disjoint)
+        self._arrange(samples, samples, distinct=self.disjoint)
 
     def _choice(self) -> dict[str, Any]:
         return {"disjoint": self.disjoint}

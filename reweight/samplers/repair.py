@@ -19,15 +19,13 @@ _ROUNDS = 64
 class Repair:
     """Exchanges dev samples between pairs until no pair holds a sample twice, train batch included.
 
-    ``homes[c, v]`` is the pair that holds copy ``c`` of sample ``v``, or -1 for none: one row per
-    pass of the dev stream, and a last row for the train batches. A sample clashes where two of its
+    ``homes[c, v]`` is the pair that holds copy ``c`` of sample ``v``, or -1 for none: as many rows
+    as a sample has copies, and a last row for the train batches. A sample clashes where two of its
     homes are equal. No exchange is made that would create a clash.
 
     Args:
         samples: dev samples, one batch after the other; changed in place.
         pair: the pair of each.
-        copy: the pass of the dev stream that each comes from, counted from the first.
-        num_copies: number of passes.
         train_pair: the pair whose train batch holds each sample, or -1.
         rng: draws the partners of the exchanges.
     """
@@ -36,14 +34,14 @@ class Repair:
         self,
         samples: Ints,
         pair: Ints,
-        copy: Ints,
-        num_copies: int,
         train_pair: npt.NDArray[np.int32],
         rng: np.random.Generator,
     ) -> None:
-        self.samples, self.pair, self.copy, self.rng = samples, pair, copy, rng
+        self.samples, self.pair, self.rng = samples, pair, rng
+        self.copy = _copies(samples, len(train_pair))
+        num_copies = int(self.copy.max(initial=-1)) + 1
         self.homes = np.full((num_copies + 1, len(train_pair)), -1, dtype=np.int32)
-        self.homes[copy, samples] = pair
+        self.homes[self.copy, samples] = pair
         self.homes[num_copies] = train_pair
 
     def run(self) -> None:
@@ -115,3 +113,15 @@ class Repair:
             row = np.full((1, self.homes.shape[1]), -1, dtype=np.int32)
             row[0, self.samples[vacated]] = pair
             self.homes = np.concatenate([self.homes, row])
+
+
+def _copies(samples: Ints, num_samples: int) -> Ints:
+    """A number for each position, different wherever the sample is the same, counted from 0."""
+    copy = np.zeros_like(samples)
+    others = np.arange(len(samples))
+    holder = np.empty(num_samples, dtype=np.int64)
+    while len(others):
+        holder[samples[others]] = others
+        others = others[holder[samples[others]] != others]
+        copy[others] += 1
+    return copy

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from reweight.samplers.pairs import SPLIT, PairSampler
+from reweight.samplers.pairs import PairSampler
+from reweight.samplers.segment import SPLIT
 
 
 class SplitSampler(PairSampler):
@@ -15,18 +16,18 @@ class SplitSampler(PairSampler):
 
     BIAO compares reorder-and-reuse with this split (Table 3, figure 7). The seed fixes which
     samples are held out. Train batches are a permutation of the rest each epoch; dev batches cycle
-    through permutations of the held-out samples.
+    through permutations of the held-out samples. Ranks share the pairs as those of
+    :class:`ReorderReuseSampler` do.
 
     Args:
         n: number of samples.
         ratio: share of the samples that is held out, between 0 and 1; rounded to whole samples,
             at least one.
-        batch_size: train samples per pair and replica. An epoch's last batch may be smaller.
-        dev_batch_size: dev samples per pair and replica, at most what is held out. None: as many
-            as train samples.
+        batch_size: train samples per pair and rank. An epoch's last batches may be smaller.
+        dev_batch_size: dev samples per pair and rank; all ranks together, at most what is held
+            out. None: as many as train samples.
         seed: of the split and all orders, 0 or more. The same on every rank.
-        num_replicas: number of processes that share each pair. Train samples that do not divide
-            among them are left out, other ones each epoch.
+        num_replicas: number of processes that share each pair.
         rank: which of these processes this is, from 0.
 
     Yields:
@@ -35,7 +36,7 @@ class SplitSampler(PairSampler):
 
     Raises:
         ValueError: a number is out of range, or a side of the split has fewer samples than there
-            are replicas.
+            are ranks.
         TypeError: a number is of the wrong kind.
 
     Example:
@@ -75,8 +76,7 @@ class SplitSampler(PairSampler):
                 + (" or use fewer replicas" if self.num_replicas > 1 else " or bring more samples")
             )
         order = np.random.default_rng([self.seed, 0, SPLIT]).permutation(self.n)
-        dev_size = min(self._wanted_dev_size, held_out // self.num_replicas)
-        self._arrange(order[held_out:], order[:held_out], dev_size, distinct=True)
+        self._arrange(order[held_out:], order[:held_out], distinct=True)
 
     def _choice(self) -> dict[str, Any]:
         return {"ratio": self.ratio}

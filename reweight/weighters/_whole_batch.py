@@ -23,9 +23,8 @@ def whole_batch(x: Tensor) -> tuple[Tensor, slice]:
         of it that is ``x``. With one process that is ``x`` itself.
 
     Example:
-        >>> import torch
-        >>> from reweight.weighters import SampleWeighter, whole_batch
-        >>> class Relative(SampleWeighter):
+        >>> import torch, reweight
+        >>> class Relative(reweight.SampleWeighter):
         ...     '''Weights by the loss, with a mean of 1.'''
         ...     compares_samples = True
         ...     def __init__(self):
@@ -33,7 +32,7 @@ def whole_batch(x: Tensor) -> tuple[Tensor, slice]:
         ...         self.slope = torch.nn.Parameter(torch.zeros(()))
         ...     def forward(self, losses, inputs):
         ...         powers = (self.slope * losses).exp()
-        ...         return powers / whole_batch(powers)[0].mean()
+        ...         return powers / reweight.whole_batch(powers)[0].mean()
         >>> Relative()(torch.tensor([0.3, 2.0]), None).tolist()
         [1.0, 1.0]
     """

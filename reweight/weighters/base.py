@@ -32,7 +32,7 @@ class SampleWeighter(nn.Module, abc.ABC):
             optional. Where it is stated, outer steps warn when all weights of a batch have run to
             one end of it, where their gradient vanishes. ``None``: there are no bounds.
         compares_samples: whether a weight depends on the other samples of the batch. It is
-            optional, too; see :func:`reweight.weighters.whole_batch` for runs of many processes.
+            optional, too; see :func:`reweight.whole_batch` for runs of many processes.
 
     Example:
         >>> import torch

@@ -15,20 +15,24 @@ def epoch_of(sampler: ReorderReuseSampler | SplitSampler) -> Pairs:
     return [(train.tolist(), dev.tolist()) for train, dev in sampler]
 
 
-def globally(make: Any, num_replicas: int) -> Pairs:
+def all_ranks(cls: Any, settings: dict[str, Any]) -> list[Any]:
+    """The sampler of each rank."""
+    return [cls(**settings, rank=rank) for rank in range(settings.get("num_replicas", 1))]
+
+
+def globally(ranks: list[Any]) -> Pairs:
     """One epoch of all ranks, each pair put together from the ranks' shares."""
-    shares = [epoch_of(make(num_replicas=num_replicas, rank=rank)) for rank in range(num_replicas)]
     return [
         (sum((train for train, _ in pair), []), sum((dev for _, dev in pair), []))
-        for pair in zip(*shares, strict=True)
+        for pair in zip(*(epoch_of(rank) for rank in ranks), strict=True)
     ]
 
 
 @st.composite
 def reuse_settings(draw: st.DrawFn, disjoint: bool = True) -> dict[str, Any]:
     """Sizes up to the tightest that a disjoint sampler accepts."""
-    num_replicas = draw(st.integers(1, 3))
-    n = draw(st.integers(2 * num_replicas, 32))
+    num_replicas = draw(st.sampled_from([1, 2, 3, 4, 7]))
+    n = draw(st.integers(2 * num_replicas, 40))
     largest = n // num_replicas - 1
     batch_size = draw(st.integers(1, largest))
     same = 2 * batch_size <= n // num_replicas and draw(st.booleans())
@@ -45,8 +49,8 @@ def reuse_settings(draw: st.DrawFn, disjoint: bool = True) -> dict[str, Any]:
 
 @st.composite
 def split_settings(draw: st.DrawFn) -> dict[str, Any]:
-    num_replicas = draw(st.integers(1, 3))
-    n = draw(st.integers(2 * num_replicas, 32))
+    num_replicas = draw(st.sampled_from([1, 2, 3, 4, 7]))
+    n = draw(st.integers(2 * num_replicas, 40))
     held_out = draw(st.integers(num_replicas, n - num_replicas))
     return {
         "n": n,

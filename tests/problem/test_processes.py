@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import reweight
+from _support.problems import SigmoidWeights
 from _support.processes import Processes, values
 from reweight import (
     BehavioralPerceptron,
@@ -25,8 +26,9 @@ from reweight import (
     LossWeighter,
     Neumann,
     SecondMoments,
+    whole_batch,
 )
-from reweight.weighters import SampleWeighter, whole_batch
+from reweight.weighters import SampleWeighter
 
 SAMPLES, DEV, FEATURES, ROWS, GROUPS = 13, 11, 4, 40, 3
 # Where the samples of each process begin: ragged, with a process of one sample.
@@ -244,7 +246,8 @@ def assert_is_one_process(group: Processes, case: Case, rtol: float) -> None:
 
 
 # Sums of a dozen terms in another order; products with the Hessian magnify their rounding.
-EXACT, SINGLE = 1e-12, 1e-5
+EXACT, SINGLE = 1e-12, 1e-6
+CONDITION = 5.0  # of the damped Hessian, by which a solution magnifies rounding
 CASES = [
     *(Case(strategy=strategy) for strategy in STRATEGIES),
     *(Case(strategy=s, parallel=False) for s in ("first order", "Neumann", "CG")),
@@ -270,4 +273,75 @@ def test_four_processes_are_one(four: Processes, case: Case) -> None:
 @pytest.mark.parametrize("strategy", ["first order", "Neumann", "CG"])
 def test_single_precision_too(two: Processes, model: str, strategy: str) -> None:
     case = Case(model, "groups", strategy, dtype=torch.float32)
-    assert_is_one_process(two, case, SINGLE)
+    assert_is_one_process(two, case, SINGLE * (CONDITION if strategy == "CG" else 1.0))
+
+
+def loop(rank: int, size: int, compares: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """A training loop as one writes it: the weighter's parameters, the model's, some weights."""
+    warnings.simplefilter("ignore")
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(240, FEATURES, generator=generator, dtype=torch.float64)
+    y = torch.randn(240, generator=generator, dtype=torch.float64)
+    torch.manual_seed(0)
+    model: nn.Module = nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    torch.manual_seed(rank)
+    weighter = (LossWeighter(10) if compares else SigmoidWeights(10)).double()
+    if size > 1:
+        model = DistributedDataParallel(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, weight_decay=1e-3)
+    outer_optimizer = torch.optim.Adam(weighter.parameters(), lr=1e-2)
+
+    def losses(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return (model(batch[0]).squeeze(-1) - batch[1]).square()
+
+    def outer_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return losses(model, batch).mean()
+
+    rw = reweight.wrap(model, weighter, losses, outer_loss, optimizer)
+    for _ in range(3):
+        for indices in torch.randperm(240, generator=generator).split(20):
+            train, dev = (half[rank::size] for half in indices.chunk(2))
+            optimizer.zero_grad()
+            rw.loss((x[train], y[train])).backward()
+            optimizer.step()
+            outer_optimizer.zero_grad()
+            rw.outer_backward((x[train], y[train]), (x[dev], y[dev]))
+            outer_optimizer.step()
+    parameters = [
+        torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (weighter, model)
+    ]
+    return parameters[0], parameters[1], rw.weights((x, y))
+
+
+@pytest.mark.parametrize("compares", [True, False])
+def test_a_loop_learns_what_it_learns_in_one_process(two: Processes, compares: bool) -> None:
+    found = values(two.run(loop, compares))
+    one = loop(0, 1, compares)
+    for first, second, expected in zip(*found, one, strict=True):
+        assert torch.equal(first, second)
+        # Adam divides by gradients that are nearly zero at first, which magnifies rounding.
+        torch.testing.assert_close(first, expected, rtol=1e-6, atol=1e-8)
+    start = 1.0
+    assert float((found[0][2] - start).abs().max()) > 1e-3  # something was learned
+
+
+def in_two_sizes(rank: int, size: int, rows: int) -> dict[str, int]:
+    """What an outer step on a table with so many rows gives to exchanges."""
+    torch.manual_seed(0)
+    table = nn.Embedding(rows, 2).double()
+    rw = reweight.wrap(
+        table,
+        GroupWeighter(2).double(),
+        lambda m, b: Losses(m(b[0]).square().sum(1), inputs=b[1]),
+        lambda m, b: m(b[0]).sum(1).mean(),
+    )
+    ids, groups = torch.arange(6) + 3 * rank, torch.arange(6) % 2
+    assert rw.problem.ranks is not None
+    before = asdict(rw.problem.ranks.traffic)
+    rw.hypergradient((ids, groups), (ids, groups))
+    return {key: value - before[key] for key, value in asdict(rw.problem.ranks.traffic).items()}
+
+
+def test_what_is_exchanged_does_not_grow_with_a_table(two: Processes) -> None:
+    small, large = (values(two.run(in_two_sizes, rows))[0] for rows in (20, 100_000))
+    assert small == large and small["summed"] > 0

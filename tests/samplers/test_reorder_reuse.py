@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from _support.samplers import epoch_of, globally, reuse_settings
+from _support.samplers import all_ranks, epoch_of, globally, reuse_settings
 from reweight.samplers import ReorderReuseSampler, SplitSampler
 
 
@@ -35,9 +35,7 @@ def test_every_epoch_asks_dev_of_every_sample_once(
 
 @given(reuse_settings())
 def test_no_sample_is_twice_in_a_pair_whatever_the_rank(settings: dict[str, Any]) -> None:
-    num_replicas = settings.pop("num_replicas")
-    pairs = globally(lambda **place: ReorderReuseSampler(**settings, **place), num_replicas)
-    for train, dev in pairs:
+    for train, dev in globally(all_ranks(ReorderReuseSampler, settings)):
         assert len({*train, *dev}) == len(train) + len(dev)
 
 
@@ -59,18 +57,10 @@ def test_without_disjointness_batches_do_meet() -> None:
 
 @given(reuse_settings(disjoint=False))
 def test_the_raw_dev_order_is_one_permutation_after_another(settings: dict[str, Any]) -> None:
-    n, num_replicas = settings["n"], settings.pop("num_replicas")
-    samplers = [
-        ReorderReuseSampler(**settings, num_replicas=num_replicas, rank=rank)
-        for rank in range(num_replicas)
-    ]
+    n, samplers = settings["n"], all_ranks(ReorderReuseSampler, settings)
     stream: list[int] = []
     while len(stream) < 3 * n:
-        for pair in zip(*samplers, strict=True):
-            together = np.empty(sum(len(dev) for _, dev in pair), dtype=np.int64)
-            for rank, (_, dev) in enumerate(pair):
-                together[rank::num_replicas] = dev
-            stream += together.tolist()
+        stream += sum((dev for _, dev in globally(samplers)), [])
     for start in range(0, 3 * n, n):
         assert sorted(stream[start : start + n]) == list(range(n))
 

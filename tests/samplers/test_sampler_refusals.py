@@ -18,7 +18,8 @@ from reweight.samplers import ReorderReuseSampler, SplitSampler
         ({"dev_batch_size": 4}, "dev_batch_size.*None.*4"),
         ({"seed": 1}, "seed.*0.*1"),
         ({"disjoint": False}, "disjoint.*True.*False"),
-        ({"num_replicas": 2}, "num_replicas.*1.*2"),
+        ({"n": 31, "num_replicas": 2}, r"\bn\b.*30.*31"),
+        ({"seed": 1, "num_replicas": 2}, "seed.*0.*1"),
     ],
 )
 def test_a_state_of_another_configuration_is_refused(change: dict[str, Any], named: str) -> None:
@@ -48,6 +49,11 @@ def test_a_state_of_another_kind_is_refused() -> None:
         ({"position": -1}, ValueError),
         ({"epoch": -1}, ValueError),
         ({"epoch": "0"}, TypeError),
+        ({"dev_start": -1}, ValueError),
+        ({"sizes": [[4, None]]}, ValueError),
+        ({"used": [1]}, ValueError),
+        ({"used": [8], "sizes": [[4, None, 1], [4, None, 1]]}, ValueError),
+        ({"used": ["1"], "sizes": [[4, None, 1], [4, None, 1]]}, TypeError),
     ],
 )
 def test_a_damaged_state_is_refused(damage: dict[str, Any], error: type[Exception]) -> None:

@@ -7,20 +7,16 @@ from typing import Any
 
 from hypothesis import given
 
-from _support.samplers import epoch_of, globally, split_settings
+from _support.samplers import all_ranks, epoch_of, globally, split_settings
 from reweight.samplers import SplitSampler
 
 
 @given(split_settings())
 def test_held_out_samples_are_fixed_and_never_train(settings: dict[str, Any]) -> None:
-    num_replicas = settings.pop("num_replicas")
     held_out = round(settings["ratio"] * settings["n"])
     trained: set[int] = set()
     asked: set[int] = set()
-    samplers = [
-        SplitSampler(**settings, num_replicas=num_replicas, rank=rank)
-        for rank in range(num_replicas)
-    ]
+    samplers = all_ranks(SplitSampler, settings)
     for _ in range(3):
         for sampler in samplers:
             for train, dev in epoch_of(sampler):
@@ -29,7 +25,7 @@ def test_held_out_samples_are_fixed_and_never_train(settings: dict[str, Any]) ->
     assert not trained & asked
     assert len(asked) <= held_out
     assert len(trained) <= settings["n"] - held_out
-    if num_replicas == 1:
+    if settings["num_replicas"] == 1 or settings["batch_size"] > 1:
         assert len(trained) == settings["n"] - held_out
 
 
@@ -37,13 +33,10 @@ def test_held_out_samples_are_fixed_and_never_train(settings: dict[str, Any]) ->
 def test_split_dev_batches_hold_no_sample_twice_and_are_capped_by_the_split(
     settings: dict[str, Any],
 ) -> None:
-    num_replicas = settings.pop("num_replicas")
-    cap = round(settings["ratio"] * settings["n"]) // num_replicas * num_replicas
-    pairs = globally(lambda **place: SplitSampler(**settings, **place), num_replicas)
-    for train, dev in pairs:
-        wanted = settings["dev_batch_size"]
-        wanted = len(train) if wanted is None else wanted * num_replicas
-        assert len(dev) == min(wanted, cap)
+    num_replicas, wanted = settings["num_replicas"], settings["dev_batch_size"]
+    for train, dev in globally(all_ranks(SplitSampler, settings)):
+        size = len(train) if wanted is None else wanted * num_replicas
+        assert len(dev) == min(size, round(settings["ratio"] * settings["n"]))
         assert len(set(dev)) == len(dev)
 
 
