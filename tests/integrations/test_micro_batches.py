@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import reweight
+from _support.processes import Processes, values
 from reweight._problem import MicroBatches, rows_of
 from reweight.integrations._micro_batches import over_micro_batches
 
@@ -78,6 +80,37 @@ def test_the_rows_of_micro_batches_are_those_of_one_batch() -> None:
     parts = [batch(n, n) for n in SIZES]
     whole = tuple(torch.cat(each) for each in zip(*parts, strict=True))
     assert rows_of(MicroBatches(parts)) == rows_of(whole) == (sum(SIZES), 3 * sum(SIZES))
+
+
+def outer_step(rank: int, size: int) -> list[Tensor]:
+    """The hypergradient and the influences on all micro-batches, or on those of this process."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1).double()
+    rw = reweight.wrap(
+        model,
+        ByGroup(),
+        over_micro_batches(losses, model),
+        lambda model, batch: losses(model, batch).weighted.mean(),
+    )
+    parts = [batch(n, n) for n in (3, 5, 2)]
+    own = parts if size == 1 else [parts[:2], parts[2:]][rank]
+    found = rw.hypergradient(MicroBatches(own), batch(6, 0))
+    return [found.grads["raw"], found.influence]
+
+
+@pytest.mark.slow
+def test_micro_batches_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    two = Processes(2, tmp_path)
+    try:
+        found = values(two.run(outer_step))
+    finally:
+        two.close()
+    grad, influence = outer_step(0, 1)
+    # Sums of ten terms in another order.
+    for each in found:
+        torch.testing.assert_close(each[0], grad, rtol=1e-12, atol=1e-12)
+    joined = torch.cat([each[1] for each in found])
+    torch.testing.assert_close(joined, influence, rtol=1e-12, atol=1e-12)
 
 
 def test_inputs_without_a_row_per_sample_are_refused() -> None:

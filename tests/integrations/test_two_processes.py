@@ -60,7 +60,8 @@ def test_lightning(tmp_path: Path) -> None:
 def test_transformers(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     one, two = trained("transformers", tmp_path)
-    assert_is_one(one, two, "sources", "resumed", "tokens", "sequences", "losses")
+    assert_is_one(one, two, "sources", "resumed", "tokens", "sequences", "known")
+    assert_is_one(one, two, "losses")
     assert torch.equal(two[1]["resumed"], two[1]["sources"])
     assert [each["saved"] for each in two] == [2, 0]  # the first process writes checkpoints
 

@@ -69,14 +69,15 @@ def trainer(
         weighter=weighter,
         losses=losses,
         train_dataset=texts(32, 0),
-        dev_dataset=texts(10, 1),
+        dev_dataset=None if weighter is None else texts(10, 1),
         group_column="source" if isinstance(weighter, reweight.GroupWeighter) else None,
+        weight_column="source" if weighter is None else None,
         outer_args=OuterArguments(every=1, lr=5e-2),
     )
 
 
 def learned(of: ReweightTrainer) -> Tensor:
-    return parameters(of.model, of.weighter)
+    return parameters(of.model, *filter(None, [of.weighter]))
 
 
 def run(folder: Path, rank: int, size: int) -> dict[str, Any]:
@@ -109,6 +110,10 @@ def _run(folder: Path, rank: int, size: int) -> dict[str, Any]:
     made = trainer(folder, size, causal_lm_losses, reweight.GroupWeighter(2), 2, **keep)
     made.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
     found["resumed"] = learned(made)
+
+    made = trainer(folder, size, causal_lm_losses, None, 2)
+    made.train()
+    found["known"] = learned(made)
 
     for name, losses in (("tokens", causal_lm_token_losses), ("sequences", causal_lm_losses)):
         torch.manual_seed(rank)  # as without a seed: the processes follow the first one
