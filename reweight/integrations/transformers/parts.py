@@ -45,6 +45,7 @@ def parts_of(counts: Tensor, rank: int, by_all: bool) -> list[Part]:
         by_all: whether every item counts alike, or every process.
 
     Example:
+        >>> import torch
         >>> one, = parts_of(torch.tensor([[[10, 4]], [[30, 4]]]), rank=1, by_all=True)
         >>> float(one.training), float(one.outer), float(one.scale)
         (1.0, 1.0, 1.5)
