@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from reweight._problem import (
@@ -25,6 +24,9 @@ from reweight._problem import (
 from reweight._tensors import Pending
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient
 from reweight.weighters import SampleWeighter, compares_samples
+
+if TYPE_CHECKING:  # not every build of torch has it
+    from torch.distributed import ProcessGroup
 
 
 def wrap(
