@@ -34,15 +34,13 @@ def two_processes(program: str, folder: Path) -> list[dict[str, Any]]:
     module = f"{__package__}.{program}"
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--module"]
     paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    settings = {
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-    }
+    # Not every machine finds its own name.
+    settings = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"} | os.environ
+    settings["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     process = subprocess.Popen(
         [sys.executable, *command, module, str(folder)],
         cwd=folder,
-        env=os.environ | settings,
+        env=settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
