@@ -37,7 +37,7 @@ from reweight.weighters import (
 from reweight.wrapping import Reweighted, wrap
 
 if TYPE_CHECKING:
-    from reweight import diagnostics, valuation
+    from reweight import checkpoint, diagnostics, valuation
     from reweight.checking import CheckReport, CheckRow, check_hypergradient
 
 __version__ = "0.1.0"
@@ -71,6 +71,7 @@ __all__ = [
     "Status",
     "TableWeighter",
     "check_hypergradient",
+    "checkpoint",
     "diagnostics",
     "valuation",
     "whole_batch",
@@ -83,6 +84,7 @@ _LATER = {
     "CheckRow": "checking",
     "check_hypergradient": "checking",
     "checking": "checking",
+    "checkpoint": "checkpoint",
     "diagnostics": "diagnostics",
     "valuation": "valuation",
 }

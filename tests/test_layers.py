@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
             {"hypergradient"},
             {"_problem"},
             {"wrapping"},
-            {"checking", "diagnostics", "valuation"},
+            {"checking", "checkpoint", "diagnostics", "valuation"},
             {"__init__"},
             {"integrations"},
         ),

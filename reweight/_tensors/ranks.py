@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, distributed
@@ -27,6 +28,10 @@ _TEXT = 2048
 _KINDS = ("the end of an outer step", "an exchange of numbers", "a sum", "rows", "texts")
 _END, _NUMBERS, _SUM, _ROWS, _TEXTS = range(len(_KINDS))
 _FINE, _FAILED, _GIVES_UP = 0.0, 1.0, 2.0
+
+
+# The group that exchanges of a user's group use.
+_own_groups: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 class RankError(Exception):
@@ -71,9 +76,12 @@ class Ranks:
     def __init__(self, group: Any) -> None:
         members = distributed.get_process_group_ranks(group)
         backend = distributed.get_backend(group)
-        self._group = distributed.new_group(
-            members, _timeout(group), backend, use_local_synchronization=True
-        )
+        if group not in _own_groups:
+            # A process keeps the groups that it has made until its end.
+            _own_groups[group] = distributed.new_group(
+                members, _timeout(group), backend, use_local_synchronization=True
+            )
+        self._group = _own_groups[group]
         self.rank, self.size = distributed.get_rank(group), len(members)
         self._device = torch.device("cpu")
         if "nccl" in backend and "gloo" not in backend:
