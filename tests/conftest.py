@@ -12,7 +12,7 @@ torch.set_num_threads(1)
 
 # deadline=None: the first call in a test pays for torch's lazy set-up.
 # derandomize=True: "ci" tries the same examples every time, so that red means changed code.
-settings.register_profile("ci", derandomize=True, deadline=None, max_examples=200)
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=100)
 settings.register_profile("dev", deadline=None, max_examples=20)
 settings.register_profile("nightly", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
