@@ -69,6 +69,7 @@ class BilevelProblem:
         self.hooks: GradientHooks | None = None
         self._shards: Shards | None = None
         self._theta: Tree | None = None  # in the place of what the modules hold
+        self.by_rows: frozenset[int] = frozenset()  # ids of tables of which only rows are there
         self._is_plain = False  # whether plain parameters stand for sharded ones now
         # Leaves outside of all modules that were seen to outlive a pass.
         self.elsewhere: dict[int, Tensor] = {}
@@ -117,6 +118,8 @@ class BilevelProblem:
         """
         twin = copy.copy(self)
         twin._is_plain = True
+        if self._shards is not None:
+            twin.by_rows = frozenset(id(stand_ins.of(p)) for p in self._shards.tables())
         if named is not None:
             twin._theta = {name: stand_ins.of(p) for name, p in named.items()}
         twin.optimizers = stand_ins.optimizers(self.optimizers)

@@ -11,7 +11,8 @@ from torch import nn
 from reweight._problem.bilevel import BilevelProblem
 from reweight._problem.isolation import is_compiled, isolated
 from reweight._problem.objects import inside
-from reweight._tensors import shared, sharing, tensors_in
+from reweight._tables import Graph
+from reweight._tensors import shared, sharing, some, tensors_in
 
 Pass = Callable[[BilevelProblem], object]
 
@@ -88,6 +89,22 @@ def check_fresh(problem: BilevelProblem, parts: list[nn.Module], batches: object
         )
 
 
+def _refuse_whole_tables(problem: BilevelProblem, found: object) -> None:
+    """Raise where a pass used more of a row-sharded table than the rows that it looked up.
+
+    Look-ups of this pass have no graph that leads to the table. Only their rows are there later.
+    """
+    tables = {name: p for name, p in problem.theta().items() if id(p) in problem.by_rows}
+    graphs = (Graph(x) for x in tensors_in(found) if x.requires_grad)
+    if whole := {name: tables[name] for graph in graphs for name in graph.reached(tables)}:
+        raise ValueError(
+            f"the losses use {some(whole)}, which is sharded by rows, in another way than by "
+            "look-ups of the module, and an outer step has only the rows that are looked up. For a "
+            "penalty use the optimizer's weight decay or a penalty on the rows of the batch, for a "
+            "softmax over all items sampled ones; or keep the table whole in each process"
+        )
+
+
 def _read_rows(
     problem: BilevelProblem, parts: list[nn.Module], passes: Sequence[Pass], batches: Sequence[Any]
 ) -> None:
@@ -106,5 +123,6 @@ def _read_rows(
     ) as isolation:
         for make in passes:
             with isolation.watched():
-                make(problem)
+                found = make(problem)
+            _refuse_whole_tables(problem, found)
             isolation.restore()

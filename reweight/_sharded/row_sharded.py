@@ -125,7 +125,10 @@ class _Table:
         local = self._shard.local
         self._rows = torch.empty(0, dtype=torch.long, device=local.device)
         self._values = local.new_empty(0, local.shape[1])
-        self._stand_ins.give(self.weight, self._values, lambda x: x)
+        # Of the shape of the table, without its memory: whoever uses it as a whole is found out.
+        self._stand_ins.give(
+            self.weight, local.new_zeros(()).expand(self.weight.shape), lambda x: x
+        )
         for module in self._modules:
             module._parameters["weight"] = self._stand_ins.of(self.weight)
             vars(module)["forward"] = _Recording(self, module, exchange)

@@ -56,6 +56,10 @@ class Shards:
         """Whether there are row-sharded tables."""
         return bool(self._rows)
 
+    def tables(self) -> list[Tensor]:
+        """The row-sharded tables."""
+        return list(self._rows.parameters().values())
+
     def reshard(self) -> None:
         """Let the modules hold shards, which after a pass without a backward pass not all do."""
         self._fully.reshard()

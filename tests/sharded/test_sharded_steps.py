@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.functional import cross_entropy
 
 import reweight
 from _support.processes import Processes
@@ -201,6 +202,35 @@ def the_table_is_not_gathered_and_not_exchanged_as_a_whole() -> None:
     assert sent[0] == sent[1]
 
 
+def a_table_that_is_also_used_as_a_whole_is_refused() -> None:
+    def penalised(model: nn.Module, batch: Any) -> reweight.Losses:
+        return reweight.Losses(losses(model, batch), model.table.weight.square().sum())
+
+    def outer(model: nn.Module, batch: Any) -> Tensor:
+        return outer_loss(model, batch) + model.table.weight.abs().mean()
+
+    def relative(model: nn.Module, batch: Any) -> Tensor:
+        return losses(model, batch) * (1.0 + model.table.weight.square().mean())
+
+    def softmax(model: nn.Module, batch: Any) -> Tensor:
+        scores = losses(model, batch).unsqueeze(1) * model.table.weight[:, 0]
+        return cross_entropy(scores, torch.full((len(scores),), 28), reduction="none")
+
+    for strategy in (SOLVERS["CG"], SOLVERS["first-order"]):
+        for inner, dev in (
+            (penalised, outer_loss),
+            (losses, outer),
+            (relative, outer_loss),
+            (softmax, outer_loss),
+        ):
+            model = sharded_by_rows(net(), Shard(0))
+            rw = reweight.wrap(model, weighter(), inner, dev, hypergradient=strategy)
+            mine = own(batch(0))
+            with unchanged(model):
+                said = raised(lambda rw=rw, mine=mine: rw.hypergradient(mine, mine))
+            assert "table.weight, which is sharded by rows, in another way than" in said
+
+
 def the_check_against_finite_differences_agrees() -> None:
     for model in (fully_sharded(net()), sharded_by_rows(net(), Shard(0))):
         rw = wrapped(model, SOLVERS["CG"])
@@ -220,6 +250,7 @@ def every_parameter_is_inner_after_a_pass_without_a_backward_pass() -> None:
 
 
 CHECKS = (
+    a_table_that_is_also_used_as_a_whole_is_refused,
     the_check_against_finite_differences_agrees,
     every_parameter_is_inner_after_a_pass_without_a_backward_pass,
     weights_and_losses_are_those_of_the_plain_model,
