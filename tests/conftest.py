@@ -1,11 +1,15 @@
-"""Settings of the whole suite: hypothesis profiles and one thread for torch."""
+"""What the whole suite shares: hypothesis profiles, one thread for torch, two processes."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import pytest
 import torch
 from hypothesis import settings
+
+from _support.processes import Processes
 
 # Tensors are small here: threads would only wait for each other.
 torch.set_num_threads(1)
@@ -19,3 +23,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # With --doctest-modules pytest would import this file once more, under the name of cdr/conftest.py.
 collect_ignore = ["conftest.py"]
+
+
+@pytest.fixture(scope="session")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """Two processes that run functions together; they take seconds to start."""
+    group = Processes(2, tmp_path_factory.mktemp("two"))
+    yield group
+    group.close()

@@ -7,7 +7,7 @@ import math
 import os
 import pickle
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -332,13 +332,6 @@ def _for_the_queue(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _for_the_queue(entry) for key, entry in value.items()}
     return [_for_the_queue(e) for e in value] if isinstance(value, (list, tuple)) else value
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    processes = Processes(2, tmp_path_factory.mktemp("two"))
-    yield processes
-    processes.close()
 
 
 @pytest.fixture(scope="module")

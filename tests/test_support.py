@@ -331,13 +331,6 @@ def test_every_cell_of_the_page_is_what_happens(name: str) -> None:
     assert dict(rows())[name] == [outcome(CASES[name], solver) for solver in SOLVERS]
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    group = Processes(2, tmp_path_factory.mktemp("two"))
-    yield group
-    group.close()
-
-
 @pytest.mark.parametrize("row", SPREAD)
 def test_every_cell_on_two_processes_is_what_happens(two: Processes, row: str) -> None:
     if SPREAD[row][0] == "`fully_shard`" and not hasattr(distributed.fsdp, "fully_shard"):

@@ -17,7 +17,7 @@ from reweight._problem.companions import companions, referred
 from reweight._problem.compilation import Compilation
 from reweight._problem.hooks import GradientHooks
 from reweight._problem.inner_parameters import InnerParameters, held
-from reweight._problem.isolation import parts_of
+from reweight._problem.isolation import Isolation, is_compiled, isolated, parts_of
 from reweight._problem.notices import Notices, Silent
 from reweight._problem.objects import holds_numbers, inside, of_modules
 from reweight._problem.processes import check_passes
@@ -185,6 +185,21 @@ class BilevelProblem:
     def mutable(self, parts: Sequence[nn.Module], *batches: Any) -> list[Any]:
         """Lists, dicts, arrays and generators that a pass over some batches may change."""
         return [*of_modules(parts), *self.objects, *inside(batches)]
+
+    def isolated(
+        self, parts: Sequence[nn.Module], theta: Tree, batches: Sequence[Any], *, look: bool
+    ) -> AbstractContextManager[Isolation]:
+        """A context without side effects, which finds out what passes write if it is to look."""
+        return isolated(
+            parts,
+            {p.device for p in (*theta.values(), *self.phi().values())},
+            theta,
+            self.guard,
+            tensors_in(batches),
+            # A compiled part would be compiled again to be watched.
+            watch=look and not is_compiled(parts),
+            objects=[*self.guard.objects, *inside(batches)],
+        )
 
     def settled(self) -> set[int]:
         """The ``id`` of every tensor of which ``wrap`` was told whether it is inner.

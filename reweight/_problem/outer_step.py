@@ -26,12 +26,9 @@ from reweight._problem.inner import UNTOUCHED, InnerProblem, padding_rows
 from reweight._problem.isolation import (
     Isolation,
     differentiable,
-    is_compiled,
-    isolated,
     twice_differentiable,
 )
 from reweight._problem.lazy import build
-from reweight._problem.objects import inside
 from reweight._problem.processes import (
     CHECK_EVERY,
     due_on_any,
@@ -123,36 +120,13 @@ def weights(problem: BilevelProblem, batch: Any) -> Tensor:
 
 
 def _weights(problem: BilevelProblem, parts: list[nn.Module], batch: Any) -> Tensor:
-    theta, phi = problem.theta(), problem.phi()
     look = problem.guard.is_new(tuple(part.training for part in parts))
     problem.guard.objects = problem.mutable(parts)
     with (
-        _isolated(problem, parts, theta, phi, (batch,), look=look) as isolation,
+        problem.isolated(parts, problem.theta(), (batch,), look=look) as isolation,
         isolation.watched(),
     ):
         return problem.weights(problem.losses(batch)).detach()
-
-
-def _isolated(
-    problem: BilevelProblem,
-    parts: list[nn.Module],
-    theta: Tree,
-    phi: Tree,
-    batches: tuple[Any, ...],
-    *,
-    look: bool,
-) -> AbstractContextManager[Isolation]:
-    """A context without side effects, which finds out what passes write if it is to look."""
-    return isolated(
-        parts,
-        {p.device for p in (*theta.values(), *phi.values())},
-        theta,
-        problem.guard,
-        tensors_in(batches),
-        # A compiled part would be compiled again to be watched.
-        watch=look and not is_compiled(parts),
-        objects=[*problem.guard.objects, *inside(batches)],
-    )
 
 
 class _OuterStep:
@@ -206,7 +180,7 @@ class _OuterStep:
         batches = self._batch, self._dev_batch
         # A pass that gathers parameters writes into memory that is freed after it.
         look = self._look and self._in_shards is None
-        return _isolated(self._problem, self._parts, self._theta, self._phi, batches, look=look)
+        return self._problem.isolated(self._parts, self._theta, batches, look=look)
 
     def run(self, isolation: Isolation, batches: Iterable[Any] | None) -> Hypergradient:
         """The hypergradient, by a compiled program where there is one for this step."""

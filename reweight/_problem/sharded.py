@@ -9,8 +9,6 @@ from typing import Any
 from torch import nn
 
 from reweight._problem.bilevel import BilevelProblem
-from reweight._problem.isolation import is_compiled, isolated
-from reweight._problem.objects import inside
 from reweight._tables import Graph
 from reweight._tensors import shared, sharing, some, tensors_in
 
@@ -111,16 +109,7 @@ def _read_rows(
     """Make the passes, without side effects."""
     look = problem.guard.is_new(("rows", tuple(part.training for part in parts)))
     problem.guard.objects = problem.mutable(parts)
-    theta, phi = problem.theta(), problem.phi()
-    with isolated(
-        parts,
-        {p.device for p in (*theta.values(), *phi.values())},
-        theta,
-        problem.guard,
-        tensors_in(batches),
-        watch=look and not is_compiled(parts),
-        objects=[*problem.guard.objects, *inside(batches)],
-    ) as isolation:
+    with problem.isolated(parts, problem.theta(), batches, look=look) as isolation:
         for make in passes:
             with isolation.watched():
                 found = make(problem)

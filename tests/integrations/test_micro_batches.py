@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,12 +98,8 @@ def outer_step(rank: int, size: int) -> list[Tensor]:
 
 
 @pytest.mark.slow
-def test_micro_batches_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
-    two = Processes(2, tmp_path)
-    try:
-        found = values(two.run(outer_step))
-    finally:
-        two.close()
+def test_micro_batches_of_two_processes_are_those_of_one(two: Processes) -> None:
+    found = values(two.run(outer_step))
     grad, influence = outer_step(0, 1)
     # Sums of ten terms in another order.
     for each in found:

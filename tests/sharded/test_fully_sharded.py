@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -207,13 +207,6 @@ CHECKS = (
 )
 
 
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    two = Processes(2, tmp_path_factory.mktemp("processes"))
-    yield two
-    two.close()
-
-
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_in_two_processes(check: Callable[[], None], processes: Processes) -> None:
-    run_on(processes, check)
+def test_in_two_processes(check: Callable[[], None], two: Processes) -> None:
+    run_on(two, check)

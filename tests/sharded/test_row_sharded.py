@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -165,13 +165,6 @@ CHECKS = (
 )
 
 
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    two = Processes(2, tmp_path_factory.mktemp("processes"))
-    yield two
-    two.close()
-
-
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_in_two_processes(check: Callable[[], None], processes: Processes) -> None:
-    run_on(processes, check)
+def test_in_two_processes(check: Callable[[], None], two: Processes) -> None:
+    run_on(two, check)

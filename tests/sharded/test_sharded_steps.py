@@ -5,7 +5,7 @@ Two processes, each with its own samples, are compared with one that has all sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -260,20 +260,13 @@ CHECKS = (
 )
 
 
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    two = Processes(2, tmp_path_factory.mktemp("processes"))
-    yield two
-    two.close()
-
-
 @pytest.mark.parametrize("check", MATRIX, ids=lambda check: check.__name__)
 def test_two_processes_and_one_with_all_samples_agree(
-    check: Callable[[], None], processes: Processes
+    check: Callable[[], None], two: Processes
 ) -> None:
-    run_on(processes, check)
+    run_on(two, check)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_in_two_processes(check: Callable[[], None], processes: Processes) -> None:
-    run_on(processes, check)
+def test_in_two_processes(check: Callable[[], None], two: Processes) -> None:
+    run_on(two, check)
