@@ -13,7 +13,7 @@ try:
     import tyro
 
     from cdr.common import to_json, write_json
-    from cdr.data import DATASETS
+    from cdr.data import DATASETS, Protocol
     from cdr.models import MODELS
     from cdr.paper import (
         STUDIES,
@@ -123,6 +123,8 @@ class Reproduce:
     """Where finished trainings are kept."""
     out: Annotated[Path | None, optional("PATH", "results/<command>")] = None
     """Where the results go, in the place of earlier ones of the same command."""
+    protocol: Annotated[Protocol, tyro.conf.arg(name="data")] = field(default_factory=Protocol)
+    """Which target behaviours are trained on and tested on."""
     options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
     """For all trainings of the command; where a flag is left out, each model takes its preset."""
 
@@ -207,7 +209,7 @@ def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequenc
         plots.needed()
     device = usable_device(config.device)
     scenarios = parse(config.data or default_data(study, config.root))
-    sources = {scenario: scenario.data(config.root) for scenario in scenarios}
+    sources = {scenario: scenario.data(config.root, config.protocol) for scenario in scenarios}
     require_files(scenarios, config.root)
     planned = cells(study, scenarios, config.models)
     wanted = tasks(planned, config.seeds, sources, options, device)

@@ -20,7 +20,7 @@ try:
 
     import reweight
     from cdr.common import Processes, write_json
-    from cdr.data import DATASETS, CrossDomainData, find_dataset
+    from cdr.data import DATASETS, CrossDomainData, Protocol, find_dataset
     from cdr.models import MODELS
     from cdr.report import (
         Learned,
@@ -121,6 +121,8 @@ class RunBiao:
     """Train on source behaviours earlier than the user's validation behaviour, or on all."""
     cache: Annotated[Path | None, optional("PATH", "ROOT/.cache-reweight")] = None
     """Where amazon keeps what it has read of its files."""
+    protocol: Annotated[Protocol, tyro.conf.arg(name="data")] = field(default_factory=Protocol)
+    """Which target behaviours are trained on and tested on."""
     variants: Annotated[tuple[str, ...] | None, optional("VARIANT ...", _MAIN)] = None
     """Which variants to train."""
     retrain_with_learned_weights: bool = False
@@ -201,7 +203,7 @@ def biao(config: RunBiao, arguments: Sequence[str], processes: Processes) -> Non
         tasks = _tasks(config, source, _variants(config, source.load(0)))
         _follow(tasks, config, processes)
         return
-    out = config.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.data).stem}"
+    out = config.out or Path("runs") / _name(config)
     started = time.perf_counter()
     with run_folder(out) as folder:
         data = source.load(0)
@@ -228,6 +230,12 @@ def biao(config: RunBiao, arguments: Sequence[str], processes: Processes) -> Non
     print(f"\n{table}\n\n{seconds:.0f} s; everything is in {out}/")
 
 
+def _name(config: RunBiao) -> str:
+    """The name of a run folder: when, on which data, by which protocol."""
+    parts = (time.strftime("%Y%m%d-%H%M%S"), Path(config.data).stem, *config.protocol.short())
+    return "-".join(parts)
+
+
 def _variants(config: RunBiao, data: CrossDomainData) -> tuple[str, ...]:
     flagged = data.relevant is not None
     variants = config.variants or ("S", "0", "base", "ours", *(["oracle"] if flagged else []))
@@ -252,6 +260,7 @@ def _source(config: RunBiao) -> Source:
         separator=config.separator,
         source_cut=config.source_cut,
         cache=config.cache,
+        protocol=config.protocol,
     )
     return Source(config.data, tuple(options.items()), seeded=find_dataset(config.data).generated)
 

@@ -91,7 +91,7 @@ def test_short_users_are_counted_and_told(finished: Path) -> None:
     found = json.loads((finished / "metrics.json").read_text())
     assert found["data"]["short_users"] > 0 and found["data"]["users_without_source"] > 0
     table = (finished / "table.md").read_text()
-    assert re.search(r"\d of 60 users have fewer than three target behaviours", table)
+    assert re.search(r"\d of 60 users have too few target behaviours", table)
     assert re.search(r"\d+ of 60 users have no source behaviour left", table)
 
 

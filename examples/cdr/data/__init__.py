@@ -21,6 +21,7 @@ from cdr.data.generator import generate
 from cdr.data.hidden import Hidden
 from cdr.data.leaks import audit
 from cdr.data.manifest import Check, agrees, check, source_reading
+from cdr.data.protocol import LAST_ONE, Protocol
 from cdr.data.registry import DATASETS, complete, find_dataset, load, require
 from cdr.data.schema import (
     OTHERS,
@@ -34,6 +35,7 @@ from cdr.data.split import build
 
 __all__ = [
     "DATASETS",
+    "LAST_ONE",
     "OTHERS",
     "Batches",
     "Behaviors",
@@ -50,6 +52,7 @@ __all__ = [
     "Pair",
     "PairBatch",
     "Past",
+    "Protocol",
     "Published",
     "Windows",
     "agrees",

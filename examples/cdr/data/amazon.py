@@ -16,6 +16,7 @@ from cdr.data.cache import cached
 from cdr.data.dataset import Dataset, Pair, Published, counts, split_domains
 from cdr.data.likes import LIKED_ABOVE
 from cdr.data.line_files import BadLines
+from cdr.data.protocol import LAST_ONE, Protocol
 from cdr.data.schema import CrossDomainData
 from cdr.data.split import build
 
@@ -33,6 +34,7 @@ def load(
     target: str = "Toys_and_Games",
     *,
     source_cut: str = "time",
+    protocol: Protocol = LAST_ONE,
     cache: Path | str | None = None,
 ) -> CrossDomainData:
     """One or several domains of Amazon as the source for another.
@@ -51,6 +53,7 @@ def load(
             joined with "+").
         target: Domain to recommend in, likewise.
         source_cut: See :func:`cdr.data.split.build`.
+        protocol: Likewise.
         cache: Where the parquet files are kept; in `root`/.cache-reweight if left out.
 
     Returns:
@@ -84,6 +87,7 @@ def load(
         tables.interactions(log, sources, catalogue),
         tables.interactions(log, (target,), catalogue),
         source_cut=source_cut,
+        protocol=protocol,
         merge_lines=True,
     )
     return replace(data, notes=(*filter(None, bad), *data.notes))

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from cdr.data import reading, tables
 from cdr.data.amazon_domains import TABLE_NAMES
 from cdr.data.dataset import Dataset, Pair, Published, counts, table_files
+from cdr.data.protocol import LAST_ONE, Protocol
 from cdr.data.schema import OTHERS, CrossDomainData
 from cdr.data.split import build
 
@@ -23,6 +24,7 @@ def load(
     target: str = "Toys_and_Games",
     *,
     source_cut: str = "time",
+    protocol: Protocol = LAST_ONE,
 ) -> CrossDomainData:
     """One or several domains of Amazon as the source for another.
 
@@ -37,6 +39,7 @@ def load(
         source: Domain to transfer from, or several (a sequence, or joined with "+").
         target: Domain to recommend in.
         source_cut: See :func:`cdr.data.split.build`.
+        protocol: Likewise.
 
     Returns:
         The scenario; its notes say which times and labels were missing and what was done.
@@ -64,6 +67,7 @@ def load(
         tables.interactions(table, sources, catalogue),
         tables.interactions(table, (target,), catalogue),
         source_cut=source_cut,
+        protocol=protocol,
         merge_lines=True,
         notes=tuple(_note_on_labels(dropped, num_rows)),
     )

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from cdr.data import reading, tables
 from cdr.data.dataset import Dataset, Published, counts, table_files
 from cdr.data.likes import LIKED_ABOVE
+from cdr.data.protocol import LAST_ONE, Protocol
 from cdr.data.schema import CrossDomainData
 from cdr.data.split import build
 
@@ -21,6 +22,7 @@ def load(
     target: str = "4",
     *,
     source_cut: str = "time",
+    protocol: Protocol = LAST_ONE,
 ) -> CrossDomainData:
     """One, several or all other domains of Epinions as the source for another.
 
@@ -35,6 +37,7 @@ def load(
             or "others" for all but the target.
         target: Domain to recommend in.
         source_cut: See :func:`cdr.data.split.build`.
+        protocol: Likewise.
 
     Returns:
         The scenario.
@@ -61,6 +64,7 @@ def load(
         tables.interactions(table, sources),
         tables.interactions(table, (target,)),
         source_cut=source_cut,
+        protocol=protocol,
         merge_lines=True,
     )
 

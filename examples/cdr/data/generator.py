@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cdr.data.dataset import Dataset
+from cdr.data.protocol import LAST_ONE, Protocol
 from cdr.data.schema import CrossDomainData, Interactions
 from cdr.data.split import build
 
@@ -53,6 +54,7 @@ def generate(
     num_source_items: int = 4000,
     num_target_items: int = 1500,
     seed: int = 0,
+    protocol: Protocol = LAST_ONE,
 ) -> CrossDomainData:
     """Generate a scenario in which some source behaviours are informative about the target.
 
@@ -84,6 +86,7 @@ def generate(
         num_source_items: Size of the source catalogue.
         num_target_items: Size of the target catalogue.
         seed: Equal seeds give equal data.
+        protocol: See :func:`cdr.data.split.build`.
 
     Returns:
         The scenario after :func:`cdr.data.split.build`, with `relevant` and `extra_test`.
@@ -117,7 +120,13 @@ def generate(
     target_items = _catalogue(rng, num_target_items, recipe.target_categories)
     source = _source(rng, recipe, users, source_items)
     target, is_extra = _target(rng, recipe, users, target_items)
-    return build(kind, source, target.select(~is_extra), extra_test=target.select(is_extra))
+    return build(
+        kind,
+        source,
+        target.select(~is_extra),
+        protocol=protocol,
+        extra_test=target.select(is_extra),
+    )
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,11 @@ def audit(data: CrossDomainData) -> Hidden:
     latest_train.scatter_reduce_(0, data.train.user[known], data.times.train[known], "amax")
     valid_time, test_time = (torch.full((data.num_users,), torch.nan).double() for _ in range(2))
     valid_time[data.valid.user] = data.times.valid
-    test_time[data.test.user] = data.times.test
+    # The first of the user's test rows whose time is known.
+    test_time.scatter_reduce_(
+        0, data.test.user, data.times.test.nan_to_num(nan=torch.inf), "amin", include_self=False
+    )
+    test_time[test_time.isinf()] = torch.nan
     _refuse(latest_train > valid_time, "a training behaviour is later than the validation, user")
     _refuse(latest_train > test_time, "a training behaviour is later than the test, user")
     _refuse(valid_time > test_time, "the validation behaviour is later than the test, user")

@@ -15,6 +15,7 @@ from cdr.data.catalogue import notes_on_catalogue
 from cdr.data.dataset import Dataset, Pair
 from cdr.data.decimals import with_points
 from cdr.data.likes import NO_RATINGS, likes, parts_of
+from cdr.data.protocol import LAST_ONE, Protocol
 from cdr.data.schema import CrossDomainData
 from cdr.data.spellings import refuse_shortened
 from cdr.data.split import build
@@ -34,6 +35,7 @@ def load(
     *,
     items: Path | str | None = None,
     source_cut: str = "time",
+    protocol: Protocol = LAST_ONE,
     like_threshold: float | None = None,
     separator: str | None = None,
 ) -> CrossDomainData:
@@ -51,6 +53,7 @@ def load(
             of two domains share ids. Without it a single domain has one category, "others", and
             several domains are each other's categories.
         source_cut: See :func:`cdr.data.split.build`.
+        protocol: Likewise.
         like_threshold: A rating above it is positive; by default 3, for a scale from 1 to 5.
         separator: Of `path`, see :func:`cdr.data.dialect.separator_of`; by default told from the
             header. That of `items` always is.
@@ -90,6 +93,7 @@ def load(
         f"{'+'.join(sources)} → {target}",
         *rows,
         source_cut=source_cut,
+        protocol=protocol,
         merge_lines=True,
         notes=notes,
     )

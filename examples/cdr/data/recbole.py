@@ -13,6 +13,7 @@ import pyarrow.csv
 from cdr.data import domain_names, likes, tables
 from cdr.data.catalogue import notes_on_catalogue
 from cdr.data.dataset import Dataset, Pair, split_domains
+from cdr.data.protocol import LAST_ONE, Protocol
 from cdr.data.schema import CrossDomainData
 from cdr.data.split import build
 from cdr.data.time_columns import times
@@ -33,6 +34,7 @@ def load(
     target: str,
     *,
     source_cut: str = "time",
+    protocol: Protocol = LAST_ONE,
     like_threshold: float | None = None,
 ) -> CrossDomainData:
     """Two domains, or several and one, from atomic files.
@@ -50,6 +52,7 @@ def load(
             The path of a file, relative to `root`, is taken as well: "books/train.inter".
         target: NAME of the domain to recommend in, likewise.
         source_cut: See :func:`cdr.data.split.build`.
+        protocol: Likewise.
         like_threshold: A rating above it is positive; by default 3, for a scale from 1 to 5.
 
     Returns:
@@ -79,6 +82,7 @@ def load(
         tables.interactions(table, sources, catalogue),
         tables.interactions(table, (target,), catalogue),
         source_cut=source_cut,
+        protocol=protocol,
         merge_lines=True,
         notes=notes,
     )

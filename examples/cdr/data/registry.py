@@ -60,7 +60,8 @@ def load(
         source: Source domain or domains; the data set's first scenario if left out.
         target: Target domain, likewise.
         **options: Further arguments of :func:`cdr.data.generator.generate` (num_users, seed) or
-            of the data set's `load`: source_cut for all; cache for :func:`cdr.data.amazon.load`;
+            of the data set's `load`: protocol for all; source_cut for all
+            but generated ones; cache for :func:`cdr.data.amazon.load`;
             items and separator for :func:`cdr.data.own_file.load`; like_threshold for it and
             for :func:`cdr.data.recbole.load`.
 

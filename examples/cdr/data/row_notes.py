@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from cdr.data.indexing import Domain, Users
+from cdr.data.protocol import Parts
 from cdr.data.repeats import met_before
 from cdr.data.spellings import alike
 
@@ -40,14 +41,13 @@ def notes_on_ids(users: Users, source: Domain, target: Domain) -> Iterator[str]:
             )
 
 
-def notes_on_repeats(source: Domain, target: Domain, from_end: np.ndarray) -> Iterator[str]:
+def notes_on_repeats(source: Domain, target: Domain, parts: Parts) -> Iterator[str]:
     """How many lines were merged, and how many behaviours repeat an item.
 
     Args:
         source: The source domain.
         target: The target domain.
-        from_end: Of each target row its place from the end of its user's rows: 1 is the test row,
-            2 the validation row.
+        parts: Which target rows are validated and tested on.
     """
     if source.repeated or target.repeated:
         yield (
@@ -57,7 +57,7 @@ def notes_on_repeats(source: Domain, target: Domain, from_end: np.ndarray) -> It
     again = [met_before(domain.rows.user, domain.rows.item) for domain in (source, target)]
     num_source, num_target = (int(rows.sum()) for rows in again)
     if num_source or num_target:
-        valid, test = (int(again[1][from_end == place].sum()) for place in (2, 1))
+        valid, test = (int(again[1][part].sum()) for part in (parts.valid, parts.test))
         yield (
             f"{num_source:,} source and {num_target:,} target behaviours ({valid:,} of validation, "
             f"{test:,} of test) are of an item that the user had met before in the domain. They "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cdr.data.coded import Coded
+from cdr.data.protocol import Protocol
 
 OTHERS = "others"  # the category of an item whose category is unknown
 
@@ -215,8 +216,8 @@ class CrossDomainData:
         source_offsets: The source rows of user u are `source_offsets[u]:source_offsets[u + 1]`,
             long [num_users + 1].
         train: Target behaviours to train on, sorted by user, then time.
-        valid: The second last target behaviour of each user who has two or more.
-        test: The last target behaviour of each user, row u of user u.
+        valid: The target behaviour before the tested ones, of each user who has two or more.
+        test: The last target behaviours of each user, one or more, sorted by user, then time.
         extra_test: Further target behaviours that cut the noise of a test, from a generator.
         source_history: By source row: the user's strictly earlier source positives.
         target_history: By source row: the user's *training* target positives no later than it.
@@ -224,6 +225,7 @@ class CrossDomainData:
         times: What the leak audit needs.
         source_cut: "time" if source behaviours were cut at the target's validation time, "all"
             if every source behaviour was kept.
+        protocol: Which target behaviours are trained on and tested on.
         statistics: Counts by name; see :func:`cdr.data.split.build`.
         notes: Sentences that a table of results on this data must print.
         repaired: Of rows that were not taken as they stand in the log: how many, by what was done.
@@ -246,6 +248,7 @@ class CrossDomainData:
     relevant: Tensor | None
     times: Times
     source_cut: str
+    protocol: Protocol
     statistics: dict[str, int]
     notes: tuple[str, ...]
     repaired: Mapping[str, int] = field(default_factory=dict)

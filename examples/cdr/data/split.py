@@ -1,8 +1,8 @@
-"""Two logs of behaviours become one scenario: common users, last-two split, time cut, histories.
+"""Two logs of behaviours become one scenario: common users, split, time cut, histories.
 
-The protocol is that of BIAO (Chen et al., WWW'23, section 4.1): per user, the last target
-behaviour is for testing and the second last for validation; source behaviours are training data
-only if they are strictly earlier than the latter.
+The protocol is that of BIAO (Chen et al., WWW'23, section 4.1), unless another one is given: per
+user, the last target behaviour is for testing and the second last for validation; source
+behaviours are training data only if they are strictly earlier than the latter.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from cdr.data.indexing import (
     last_known_time,
     users_of,
 )
+from cdr.data.protocol import LAST_ONE, Protocol
 from cdr.data.row_notes import notes_on_ids, notes_on_repeats
 from cdr.data.schema import CrossDomainData, Interactions, Times
 from cdr.data.split_notes import notes_on
@@ -35,6 +36,7 @@ def build(
     target: Interactions,
     *,
     source_cut: str = "time",
+    protocol: Protocol = LAST_ONE,
     extra_test: Interactions | None = None,
     merge_lines: bool = False,
     notes: Sequence[str] = (),
@@ -46,10 +48,11 @@ def build(
     order of the file. A behaviour of unknown time keeps its place behind the one before it in
     `order` (or in the file).
 
-    The last target behaviour of a user goes to `test`, the second last to `valid`, the rest to
-    `train`; a user with two has no training row, a user with one is in `test` only. Source
-    behaviours are kept where their time < the time of the user's second last target behaviour
-    (of the last, for a user with one). What the data may lack, each case said in `notes`:
+    The last target behaviour of a user goes to `test` (or several, see `protocol`), the one before
+    to `valid`, the rest to `train`; a user with two has no training row, a user with one is in
+    `test` only. Source behaviours are kept where their time < the time of the user's validation
+    behaviour (of the test behaviour, for a user with one). What the data may lack, each case said
+    in `notes`:
 
     - the time of that target behaviour: the latest known time before it is the cut, which is
       never later than the true one. A user without any gets no source behaviour of known time;
@@ -69,6 +72,8 @@ def build(
         source: The source domain.
         target: The target domain.
         source_cut: "time", or "all" to keep every source behaviour.
+        protocol: Which target behaviours are trained on and tested on. Histories hold training
+            behaviours only, and a later test row does not see an earlier one.
         extra_test: Further target behaviours to test on; they enter nothing else. Rows of users
             who are not common are dropped; their items count among the target's items.
         merge_lines: Leave out rows that repeat an earlier one, as readers of files do: of a domain,
@@ -80,7 +85,7 @@ def build(
         The scenario. Its `statistics` count: users; source, target, source_items, target_items
         (common users, before the cut); source_train (after the cut); source_uncut (kept although
         the time is unknown); train, valid, test; source_positive, train_positive; short_users
-        (fewer than three target behaviours), users_with_two, users_with_one; users_without_source
+        (without a training row in the target), users_with_two, users_with_one; users_without_source
         (no source behaviour left); bounded_users (cut at an earlier target behaviour's time) and
         users_without_cut (no known target time).
 
@@ -102,15 +107,16 @@ def build(
     from_target, extra = index_target(clock.target, extra_test, user_ids, users.forms, merge_lines)
     all_src, tgt = from_source.rows, from_target.rows
 
-    counts = np.bincount(tgt.user, minlength=len(user_ids))
-    ends = np.cumsum(counts)
-    from_end = ends[tgt.user] - np.arange(len(tgt.user))  # 1 for a user's last behaviour
-    train, valid, test = (tgt.select(m) for m in (from_end > 2, from_end == 2, from_end == 1))
+    parts = protocol.parts(tgt.user)
+    train, valid, test = map(tgt.select, parts)
     _check_trainable(train, len(user_ids))
+    counts = np.bincount(tgt.user)  # every common user has one
+    # A user's validation row, or the only one.
+    bounds = np.cumsum(counts) - np.minimum(counts, protocol.num_tested(counts) + 1)
 
     timed = not (np.isnan(all_src.time).all() or np.isnan(tgt.time).all())
     cut_by_time = timed and source_cut == "time"
-    kept, cut_counts = _cut(all_src, tgt, ends, counts, cut_by_time, source.order is not None)
+    kept, cut_counts = _cut(all_src, tgt, bounds, cut_by_time, source.order is not None)
     if cut_by_time and not kept.any():
         raise _nothing_before_the_cut(all_src, tgt, len(user_ids))
     src = all_src.select(kept)
@@ -135,21 +141,23 @@ def build(
         target_items=from_target.items,
         source=src.behaviors(),
         source_offsets=as_long(offsets),
-        train=past.beside(train, known[from_end > 2], np.arange(len(train.user))),
-        valid=past.beside(valid, known[from_end == 2]),
-        test=past.beside(test, known[from_end == 1]),
+        train=past.beside(train, known[parts.train], np.arange(len(train.user))),
+        valid=past.beside(valid, known[parts.valid]),
+        test=past.beside(test, known[parts.test]),
         extra_test=None if extra is None else past.beside(extra, np.full(len(extra.user), np.inf)),
         source_history=source_histories(src),
         target_history=target_histories(src, train, timed),
         relevant=None if src.relevant is None else torch.from_numpy(src.relevant.copy()),
         times=Times(*(torch.from_numpy(rows.time.copy()) for rows in (src, train, valid, test))),
         source_cut="time" if cut_by_time else "all",
+        protocol=protocol,
         statistics=statistics,
         notes=(
+            *protocol.notes(parts),
             *notes_on(statistics, src, source_cut, timed),
             *clock.notes,
             *notes_on_ids(users, from_source, from_target),
-            *notes_on_repeats(from_source, from_target, from_end),
+            *notes_on_repeats(from_source, from_target, parts),
             *notes,
         ),
         repaired={what: count for what, count in repaired.items() if count},
@@ -161,15 +169,15 @@ def _check_trainable(train: IndexedRows, num_users: int) -> None:
     if not len(train.user):
         raise ValueError(
             f"target: none of the {num_users} common users has three behaviours in the target "
-            "domain, so that nothing is left to train on after the last two go to validation and "
-            "test. Take a larger target domain, or more users."
+            "domain, or more than validation and test take, so that nothing is left to train on. "
+            "Take a larger target domain, more users, or a smaller --data.test-share."
         )
 
 
 def _nothing_before_the_cut(src: IndexedRows, tgt: IndexedRows, num_users: int) -> ValueError:
     return ValueError(
         f"source: none of the {len(src.user)} source behaviours of the {num_users} common "
-        "users is earlier than its user's second last target behaviour. Source times run "
+        "users is earlier than its user's validation behaviour. Source times run "
         f"from {np.nanmin(src.time):g} to {np.nanmax(src.time):g}, target times from "
         f"{np.nanmin(tgt.time):g} to {np.nanmax(tgt.time):g}: give both in the same unit, or "
         'pass source_cut="all".'
@@ -201,7 +209,7 @@ def _training_sizes(
         "test": len(test.user),
         "source_positive": int(src.label.sum()),
         "train_positive": int(train.label.sum()),
-        "short_users": int((counts < 3).sum()),
+        "short_users": len(counts) - len(np.unique(train.user)),
         "users_with_two": int((counts == 2).sum()),
         "users_with_one": int((counts == 1).sum()),
         "users_without_source": int((np.bincount(src.user, minlength=len(counts)) == 0).sum()),
@@ -211,23 +219,24 @@ def _training_sizes(
 def _cut(
     src: IndexedRows,
     tgt: IndexedRows,
-    ends: np.ndarray,
-    counts: np.ndarray,
+    bounds: np.ndarray,
     by_time: bool,
     ordered: bool,
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """Which source rows may be trained on, and how many cuts were less than exact."""
+    """Which source rows may be trained on, and how many cuts were less than exact.
+
+    `bounds` [num_users] are the target rows whose time is the cut of their user.
+    """
     tally = {"source_uncut": 0, "bounded_users": 0, "users_without_cut": 0}
     if not by_time:
         return np.ones(len(src.user), dtype=bool), tally
-    at = ends - np.minimum(counts, 2)  # a user's second last row, or the only one
-    cut = last_known_time(tgt.user, tgt.time)[at]
+    cut = last_known_time(tgt.user, tgt.time)[bounds]
     # A source row of unknown time is surely too late if one before it is; only `order` knows.
     earliest = last_known_time(src.user, src.time) if ordered else src.time
     unknown = np.isnan(src.time)
     too_late = np.isfinite(earliest) & (earliest >= cut[src.user])
     kept = np.where(unknown, ~too_late, src.time < cut[src.user])
     tally["source_uncut"] = int((kept & unknown).sum())
-    tally["bounded_users"] = int((np.isfinite(cut) & np.isnan(tgt.time[at])).sum())
+    tally["bounded_users"] = int((np.isfinite(cut) & np.isnan(tgt.time[bounds])).sum())
     tally["users_without_cut"] = int(np.isneginf(cut).sum())
     return kept, tally

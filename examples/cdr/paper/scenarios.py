@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdr.data import DATASETS, Dataset, complete, find_dataset, require
+from cdr.data import DATASETS, LAST_ONE, Dataset, Protocol, complete, find_dataset, require
 from cdr.runs import Source
 
 GENERATED = tuple(name for name, dataset in DATASETS.items() if dataset.generated)
@@ -54,23 +54,26 @@ class Scenario:
         pair = (self.source, self.target)
         return next((name for name, domains in known.items() if domains == pair), None)
 
-    def data(self, root: Path | None) -> Source:
+    def data(self, root: Path | None, protocol: Protocol = LAST_ONE) -> Source:
         """What to load.
 
         Args:
             root: The folder that holds the data sets.
+            protocol: Which target behaviours are trained on and tested on.
 
         Raises:
             ValueError: A data set without a folder that holds it.
         """
+        # What was trained before there were other protocols has no such argument.
+        divided = (("protocol", protocol),) if protocol != LAST_ONE else ()
         if self.generated:
-            return Source(self.spec, seeded=True)
+            return Source(self.spec, divided, seeded=True)
         if root is None and self.dataset.holds:
             raise ValueError(
                 f"--root is missing: --data {self} needs the folder that holds {self.dataset.holds}"
             )
         given = (("root", root), ("source", self.source), ("target", self.target))
-        return Source(self.spec, tuple((k, v) for k, v in given if v is not None))
+        return Source(self.spec, (*((k, v) for k, v in given if v is not None), *divided))
 
 
 def parse(names: Sequence[str]) -> list[Scenario]:

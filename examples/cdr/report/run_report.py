@@ -90,7 +90,8 @@ def report(
         for variant, runs in seeds.items()
     }
     num_seeds = len(next(iter(results.values())))
-    title = f"{data.name} · {model} · preset {preset} · {num_seeds} seed" + "s" * (num_seeds > 1)
+    name = " · ".join(filter(None, (data.name, str(data.protocol))))
+    title = f"{name} · {model} · preset {preset} · {num_seeds} seed" + "s" * (num_seeds > 1)
     return Report(title, rows, (*_notes(rows, data, num_seeds), *data.notes))
 
 

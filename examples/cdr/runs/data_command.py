@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,10 +13,12 @@ import tyro
 
 from cdr.data import (
     DATASETS,
+    LAST_ONE,
     Check,
     CrossDomainData,
     Dataset,
     Hidden,
+    Protocol,
     agrees,
     audit,
     check,
@@ -70,6 +72,8 @@ class DataCommand:
     """Keep source behaviours earlier than the user's validation behaviour, or all."""
     cache: Annotated[Path | None, optional("PATH", "ROOT/.cache-reweight")] = None
     """Where amazon keeps what it has read of its files."""
+    protocol: Annotated[Protocol, tyro.conf.arg(name="data")] = field(default_factory=Protocol)
+    """Which target behaviours are trained on and tested on."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -94,6 +98,7 @@ def main(arguments: Sequence[str]) -> int:
             separator=config.separator,
             source_cut=config.source_cut,
             cache=config.cache,
+            protocol=config.protocol,
         )
         data = load(config.data, **given)
         print("\n" * (number > 0) + summary(data), flush=True)
@@ -120,6 +125,7 @@ def data_options(
     separator: str | None,
     source_cut: str,
     cache: Path | None,
+    protocol: Protocol,
 ) -> dict[str, Any]:
     """The arguments of :func:`cdr.data.load` beside `spec` that command-line options stand for.
 
@@ -141,6 +147,8 @@ def data_options(
     given: dict[str, Any] = {"root": root, "source": source, "target": target, **flags}
     if "source_cut" in dataset.flags:
         given["source_cut"] = source_cut
+    if protocol != LAST_ONE:  # what was trained before there were others has no such argument
+        given["protocol"] = protocol
     return {name: value for name, value in given.items() if value is not None}
 
 

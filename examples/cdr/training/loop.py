@@ -317,7 +317,7 @@ class Training:
             "seed": str(self._seed),
             "model": self._options.model_name,
             "options": to_json(self._options),
-            "data": f"{self._data.name} {to_json(self._data.statistics)}",
+            "data": f"{self._data.name} {to_json(self._data.statistics)}{self._data.protocol}",
         }
 
     def _snapshot(self) -> dict[str, Any]:

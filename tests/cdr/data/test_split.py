@@ -140,7 +140,7 @@ def test_statistics_and_notes_count_short_users() -> None:
     }
     assert {key: data.statistics[key] for key in expected} == expected
     (note,) = data.notes
-    assert "2 of 4 users have fewer than three target behaviours" in note
+    assert "2 of 4 users have too few target behaviours" in note
 
 
 def test_items_are_those_of_the_common_users_before_the_cut() -> None:
