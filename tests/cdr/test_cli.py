@@ -84,7 +84,8 @@ def test_the_metrics_are_complete(finished: Path, ratings: Path) -> None:
     for variant, runs in found["runs"].items():
         assert [r["seed"] for r in runs] == [0, 1]
         assert found["table"][variant]["auc"] == [r["test"]["auc"] for r in runs]
-    assert found["table"]["ours"]["comparison"].keys() == {"difference", "p_value", "low", "high"}
+    told = {"difference", "p_value", "low", "high", "error"}
+    assert found["table"]["ours"]["comparison"].keys() == told
 
 
 def test_short_users_are_counted_and_told(finished: Path) -> None:
@@ -129,6 +130,8 @@ def test_the_config_says_how_to_repeat_the_run(finished: Path, ratings: Path) ->
             flag = prefix + name.replace("_", "-")
             if name == "options":
                 told += flags(value)
+            elif name == "protocol":
+                told += flags(value, "--data.")
             elif isinstance(value, dict):
                 told += flags(value, flag + ".")
             elif isinstance(value, bool):

@@ -73,7 +73,7 @@ def _notes_on_users(count: dict[str, int]) -> Iterator[str]:
     if count["short_users"]:
         yield (
             f"{count['short_users']:,} of {count['users']:,} users have too few target "
-            f"behaviours for a training row in the target: {count['users_with_two']:,} have "
+            f"behaviours and so no training row in the target: {count['users_with_two']:,} have "
             f"two (validation and test), {count['users_with_one']:,} one (test only)."
         )
     if count["users_without_source"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +13,11 @@ from cdr.paper.scenarios import Scenario
 from cdr.paper.study import Cell, Runs, Study
 from cdr.report import (
     RELA_IMPR,
+    SE,
     SPREAD,
     Sheet,
     Summary,
+    detectable,
     mean_auc,
     meanings,
     p_value,
@@ -103,13 +105,13 @@ class Table:
         return (main, differences) if differences.rows else (main,)
 
     def _differences(self) -> Sheet:
-        heads = ["scenario", "model", f"AUC − that of {self.reference}", "95 % CI (users)"]
+        heads = ["scenario", "model", f"AUC − that of {self.reference}", "SE", "95 % CI (users)"]
         rows: list[tuple[str, ...]] = []
         for e in self.entries:
             if e.comparison is not None:
                 c = e.comparison
                 interval = f"[{signed(c.low)}, {signed(c.high)}]"
-                difference = (signed(c.difference), interval, p_value(c.p_value))
+                difference = (signed(c.difference), short(c.error), interval, p_value(c.p_value))
                 rows.append((e.cell.scenario.heading, e.label, *difference))
         if all(not row[-1] for row in rows):
             rows = [row[:-1] for row in rows]
@@ -122,7 +124,15 @@ class Table:
         legend = [text for text, of in _EXPLAINED if any(of(entry) for entry in self.entries)]
         remarks = [entry for entry in self.entries if entry.remark]
         legend += [f"Nothing was learned: {meanings(remarks)}"] if remarks else []
-        return (" ".join(legend),) if legend else ()
+        told = (" ".join(legend),) if legend else ()
+        return (*told, *self._detectable())
+
+    def _detectable(self) -> Iterator[str]:
+        """For each scenario and model, the smallest gains that would have been found."""
+        for scenario in dict.fromkeys(e.cell.scenario for e in self.entries):
+            here = [e for e in self.entries if e.cell.scenario == scenario]
+            if told := detectable(here):
+                yield f"{scenario.heading}: {told[0].lower()}{told[1:]}"
 
     def values(self) -> tuple[dict[str, object], ...]:
         """All numbers, a dict for each entry."""
@@ -146,6 +156,8 @@ def _values(e: Entry) -> dict[str, object]:
         "difference": c and c.difference,
         "low": c and c.low,
         "high": c and c.high,
+        "se": c and c.error,
+        "detectable": c and c.detectable,
         "p": c and c.p_value,
         "best_baseline": e.best and e.best.name,
         "p_best": e.best and e.best.p_value,
@@ -240,7 +252,7 @@ _EXPLAINED: tuple[tuple[str, Callable[[Entry], bool]], ...] = (
         lambda e: e.best is not None and e.best.p_value is not None,
     ),
     (
-        "95 % CI: from resampling users with all their rows; p: paired t-test over seeds.",
+        f"{SE} 95 % CI: from resampling users with all their rows; p: paired t-test over seeds.",
         lambda e: e.comparison is not None,
     ),
     (

@@ -12,10 +12,12 @@ from cdr.report.rounded import p_value, percent, short, signed
 from cdr.report.run_report import Report, report
 from cdr.report.summary import (
     RELA_IMPR,
+    SE,
     SPREAD,
     Seeds,
     Summary,
     Trained,
+    detectable,
     mean_auc,
     meanings,
     nothing_learned,
@@ -33,6 +35,7 @@ __all__ = [
     "Picture",
     "RELA_IMPR",
     "Report",
+    "SE",
     "SPREAD",
     "Seeds",
     "Sheet",
@@ -40,6 +43,7 @@ __all__ = [
     "Trained",
     "compare",
     "conclusions",
+    "detectable",
     "learning_curves",
     "mean_auc",
     "meanings",

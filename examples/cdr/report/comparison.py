@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from cdr.report.uncertainty import smallest_detectable, standard_error
 from cdr.training import Scores
 
 _RESAMPLES = 1000
@@ -24,19 +25,27 @@ class Comparison:
             are zero.
         low: lower end of the 95 % interval over resampled users.
         high: upper end.
+        error: standard error over seeds and users together, see
+            :func:`cdr.report.uncertainty.standard_error`.
     """
 
     difference: float
     p_value: float | None
     low: float
     high: float
+    error: float
+
+    @property
+    def detectable(self) -> float:
+        """The smallest gain that would have been found."""
+        return smallest_detectable(self.error)
 
 
 def compare(ours: Sequence[Scores], base: Sequence[Scores], seed: int = 0) -> Comparison:
     """Compare the predictions of two variants seed by seed, on the same rows.
 
     The t-test asks whether another seed would show the difference again; the bootstrap, which
-    resamples users with all their rows, whether other users would.
+    resamples users with all their rows, whether other users would. The standard error is of both.
     """
     num_users = int(max(scores.user.max() for scores in ours)) + 1
     once = np.ones(num_users, dtype=np.int64)
@@ -47,7 +56,8 @@ def compare(ours: Sequence[Scores], base: Sequence[Scores], seed: int = 0) -> Co
     )
     low, high = np.nanquantile(samples, (0.025, 0.975))
     p_value = paired_p_value(differences)
-    return Comparison(float(np.mean(differences)), p_value, float(low), float(high))
+    error = standard_error(ours, base)
+    return Comparison(float(np.mean(differences)), p_value, float(low), float(high), error)
 
 
 def paired_p_value(differences: Sequence[float]) -> float | None:

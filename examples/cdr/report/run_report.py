@@ -10,9 +10,11 @@ from cdr.report.document import Document, sheet
 from cdr.report.rounded import p_value, percent, short, signed
 from cdr.report.summary import (
     RELA_IMPR,
+    SE,
     SPREAD,
     Summary,
     Trained,
+    detectable,
     nothing_learned,
     recovered,
     summarize,
@@ -45,7 +47,7 @@ class Report:
 
     def _cells(self) -> list[list[str]]:
         # 80 columns wide at most, without remarks.
-        head = ["model", "AUC", "±", "LogLoss", "RelaImpr", "vs base", "p", "95 % CI", "remark"]
+        head = ["model", "AUC", "±", "LogLoss", "RelaImpr", "vs base", "SE", "p", "remark"]
         cells = [head]
         for row in self.rows.values():
             spread = "–" if row.std is None else short(row.std)
@@ -58,8 +60,8 @@ class Report:
                     f"{row.log_loss:.4f}",
                     "–" if row.improvement is None else percent(100 * row.improvement),
                     "–" if c is None else signed(c.difference),
+                    "–" if c is None else short(c.error),
                     "–" if c is None or c.p_value is None else p_value(c.p_value),
-                    "–" if c is None else f"[{signed(c.low)}, {signed(c.high)}]",
                     row.remark or "–",
                 ]
             )
@@ -99,6 +101,8 @@ def _notes(rows: Mapping[str, Summary], data: CrossDomainData, num_seeds: int) -
     notes = []
     if legend := _legend(rows, num_seeds):
         notes.append(" ".join(legend))
+    if told := detectable(list(rows.values())):
+        notes.append(told)
     if data.extra_test is not None:
         notes.append(
             "AUC and LogLoss are on the generator's further test behaviours, ten a user; those on "
@@ -117,6 +121,10 @@ def _notes(rows: Mapping[str, Summary], data: CrossDomainData, num_seeds: int) -
     return notes
 
 
+def _error(num_seeds: int) -> str:
+    return SE if num_seeds > 1 else "SE: standard error of that difference, over users only."
+
+
 def _legend(rows: Mapping[str, Summary], num_seeds: int) -> list[str]:
     legend = []
     if num_seeds > 1:
@@ -124,6 +132,6 @@ def _legend(rows: Mapping[str, Summary], num_seeds: int) -> list[str]:
     if any(row.improvement is not None for row in rows.values()):
         legend.append(RELA_IMPR)
     if any(row.comparison for row in rows.values()):
-        tested = "p: paired t-test over seeds; " if num_seeds > 1 else ""
-        legend.append(f"vs base: AUC less that of the base model; {tested}95 % CI: over users.")
+        legend.append(f"vs base: AUC less that of the base model. {_error(num_seeds)}")
+        legend += ["p: paired t-test over seeds."] if num_seeds > 1 else []
     return legend

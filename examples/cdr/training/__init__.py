@@ -10,6 +10,7 @@ from cdr.training.loop import Result, Training, train
 from cdr.training.metrics import (
     WEIGHT_AUC,
     auc,
+    auc_contributions,
     grouped_auc,
     improvement_over,
     log_loss,
@@ -50,6 +51,7 @@ __all__ = [
     "VARIANTS",
     "WEIGHT_AUC",
     "auc",
+    "auc_contributions",
     "check_variants",
     "counted",
     "grouped_auc",

@@ -34,14 +34,32 @@ def auc_error(
 ) -> float:
     """Standard error of the AUC over groups (users), whose rows need not be independent.
 
-    The variance of DeLong et al. with the terms of a group added up (Obuchowski, 1997): each row
-    moves the AUC by what its own share of won comparisons differs from the mean. NaN where one
-    class is missing.
+    The root of the sum of squares of :func:`auc_contributions`, which is the variance of DeLong et
+    al. (1988) with the terms of a group added up (Obuchowski, 1997). NaN where one class is
+    missing.
+    """
+    _, group = np.unique(groups, return_inverse=True)
+    return float(np.sqrt((auc_contributions(scores, labels, group) ** 2).sum()))
+
+
+def auc_contributions(
+    scores: NDArray[np.floating], labels: NDArray[np.generic], group: NDArray[np.integer]
+) -> Floats:
+    """What the rows of each group move the AUC by, [groups]; they add up to zero.
+
+    The placement of a row is the share of the rows of the other class that it is on the right side
+    of, ties half (DeLong et al., 1988). A row contributes its placement less the AUC, over the
+    number of rows of its class; a group the sum of its rows. NaN where one class is missing.
+
+    Args:
+        scores: Of each row, [n].
+        labels: Of each row, [n].
+        group: The group of each row, from 0, [n].
     """
     positive = np.asarray(labels).astype(bool)
     mean = auc(scores, labels)
     if np.isnan(mean):
-        return float("nan")
+        return np.full(int(np.max(group, initial=-1)) + 1, np.nan)
     values = np.asarray(scores, dtype=np.float64)
     rank = _midranks(values)
     share = np.empty(len(values))
@@ -50,8 +68,7 @@ def auc_error(
         below = (rank[own] - _midranks(values[own])) / (~own).sum()
         share[own] = (below if own is positive else 1.0 - below) - mean
         share[own] /= own.sum()
-    _, group = np.unique(groups, return_inverse=True)
-    return float(np.sqrt((np.bincount(group, share) ** 2).sum()))
+    return np.bincount(group, share).astype(np.float64)
 
 
 def grouped_auc(

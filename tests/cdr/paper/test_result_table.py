@@ -68,7 +68,8 @@ def test_a_method_that_learns_nothing_is_named_in_its_cell() -> None:
     main = table.sheets()[0]
     place = main.heads.index("G1 remark")
     assert [row[place] for row in main.rows] == ["at chance", "", "collapsed 1/3", ""]
-    (legend,) = table.legend()
+    legend, detectable = table.legend()
+    assert detectable.startswith("G1: smallest detectable gain") and "CoNet+ours ." in detectable
     assert "Nothing was learned: collapsed: all scores are equal; at chance: the AUC" in legend
     assert [line["remark"] for line in table.values()] == ["at chance", None, "collapsed 1/3", None]
 

@@ -71,7 +71,7 @@ ROW = Summary("CoNet+ours", (0.7,), 0.5, 0.7, None, (), ("",), None)
 
 
 def gain(difference: float, low: float, high: float, p: float | None) -> str:
-    compared = Comparison(difference, p, low, high)
+    compared = Comparison(difference, p, low, high, 0.0025)
     (sentence,) = on_gains({"ours": replace(ROW, comparison=compared)})
     return sentence
 
@@ -81,6 +81,8 @@ def test_a_gain_within_its_error_is_none() -> None:
     assert "no gain is shown" in gain(0.01, 0.005, 0.015, 0.2)  # users agree, seeds do not
     assert "p = 0.200 over seeds" in gain(0.01, 0.005, 0.015, 0.2)
     assert "no gain is shown" in gain(-0.001, -0.004, 0.002, 0.001)
+    # 2.8 standard errors of .0025.
+    assert "A gain of .0070 would be found" in gain(0.001, -0.002, 0.004, None)
 
 
 def test_a_gain_and_a_loss_beyond_their_errors_are_told() -> None:
@@ -100,7 +102,7 @@ def trained(weights: np.ndarray | None) -> Result:
 
 
 def test_each_variant_is_judged_by_what_it_is_for() -> None:
-    flat, compared = np.ones(9), Comparison(0.001, None, -0.002, 0.004)
+    flat, compared = np.ones(9), Comparison(0.001, None, -0.002, 0.004, 0.0015)
     variants = ("S", "base", "ours", "search", "retrain", "random", "constant", "oracle")
     results = {
         name: [trained(flat if name in ("ours", "search", "constant") else None)]
