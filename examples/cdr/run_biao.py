@@ -27,6 +27,7 @@ try:
         Report,
         Summary,
         conclusions,
+        leniency,
         report,
         write_page,
     )
@@ -218,7 +219,13 @@ def biao(config: RunBiao, arguments: Sequence[str], processes: Processes) -> Non
         write_json(folder / "environment.json", environment(config.device))
         results = _train_all(_tasks(config, source, variants), config, folder, processes)
         by_variant = {v: [results[v, seed] for seed in range(config.seeds)] for v in variants}
-        table = report(by_variant, data, config.options.model_class.label, config.preset)
+        table = report(
+            by_variant,
+            data,
+            config.options.model_class.label,
+            config.preset,
+            leniency(source.load, range(config.seeds), seeded=source.seeded),
+        )
         told = conclusions(by_variant, table.rows, same_data=not source.seeded)
         table = replace(table, conclusions=told)
         seconds = time.perf_counter() - started

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from cdr.report.baselines import (
+    ABOUT_ENSEMBLES,
+    ABOUT_LENIENCY,
+    ENSEMBLE,
+    ENSEMBLED,
+    LENIENCY,
+    between_ensembles,
+    ensembled,
+    leniency,
+)
 from cdr.report.comparison import Comparison, compare, paired_p_value
 from cdr.report.conclusion import conclusions
 from cdr.report.document import Document, Sheet, sheet
@@ -28,6 +38,14 @@ from cdr.report.summary import (
 )
 
 __all__ = [
+    "ABOUT_ENSEMBLES",
+    "ABOUT_LENIENCY",
+    "ENSEMBLE",
+    "ENSEMBLED",
+    "LENIENCY",
+    "between_ensembles",
+    "ensembled",
+    "leniency",
     "Comparison",
     "Curves",
     "Document",

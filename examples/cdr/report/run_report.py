@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cdr.data import CrossDomainData
+from cdr.report.baselines import (
+    ABOUT_ENSEMBLES,
+    ABOUT_LENIENCY,
+    ENSEMBLE,
+    ENSEMBLED,
+    LENIENCY,
+    between_ensembles,
+    ensembled,
+)
 from cdr.report.document import Document, sheet
 from cdr.report.rounded import p_value, percent, short, signed
 from cdr.report.summary import (
     RELA_IMPR,
     SE,
     SPREAD,
+    Seeds,
     Summary,
     Trained,
     detectable,
@@ -71,15 +81,22 @@ class Report:
 
 
 def report(
-    results: Mapping[str, Sequence[Trained]], data: CrossDomainData, model: str, preset: str
+    results: Mapping[str, Sequence[Trained]],
+    data: CrossDomainData,
+    model: str,
+    preset: str,
+    leniency: Seeds | None = None,
 ) -> Report:
     """Put the results of some variants, each over the same seeds, into a table.
+
+    Ensembles of the base model and of ours stand below the variants.
 
     Args:
         results: By variant, in the order of the rows.
         data: Of any seed, for its name and notes.
         model: Name of the recommendation model.
         preset: Name of the preset.
+        leniency: That model, of the same seeds; the last row.
     """
     seeds = {variant: dict(enumerate(runs)) for variant, runs in results.items()}
     rows = {
@@ -91,10 +108,31 @@ def report(
         )
         for variant, runs in seeds.items()
     }
+    ensembles = {v: runs for v in ENSEMBLED if (runs := ensembled(seeds.get(v, {})))}
+    more = {
+        f"{variant}-ensemble": (rows[variant].label + ENSEMBLE, runs)
+        for variant, runs in ensembles.items()
+    }
+    if leniency is not None:
+        more[LENIENCY] = (LENIENCY, leniency)
+    rows |= {
+        name: summarize(label, runs, single=seeds.get("S"), reference=seeds.get("base"))
+        for name, (label, runs) in more.items()
+    }
     num_seeds = len(next(iter(results.values())))
     name = " · ".join(filter(None, (data.name, str(data.protocol))))
     title = f"{name} · {model} · preset {preset} · {num_seeds} seed" + "s" * (num_seeds > 1)
-    return Report(title, rows, (*_notes(rows, data, num_seeds), *data.notes))
+    about = _about_untrained(ensembles, leniency is not None)
+    return Report(title, rows, (*_notes(rows, data, num_seeds), *about, *data.notes))
+
+
+def _about_untrained(ensembles: Mapping[str, Seeds], leniency: bool) -> Iterator[str]:
+    """What the rows are for which nothing was trained."""
+    if ensembles:
+        told = between_ensembles(*(ensembles.get(v, {}) for v in ("ours", "base")))
+        yield " ".join(filter(None, (ABOUT_ENSEMBLES, told)))
+    if leniency:
+        yield ABOUT_LENIENCY
 
 
 def _notes(rows: Mapping[str, Summary], data: CrossDomainData, num_seeds: int) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -89,18 +89,23 @@ def summarize(
         single: Those of the single-domain model, which RelaImpr is relative to.
         reference: Those of the method to compare with.
     """
-    metrics = [run.scores.metrics() for run in seeds.values()]
+    # What no seed changes has one result, and no test over seeds.
+    runs = list({id(run.scores): run for run in seeds.values()}.values())
+    metrics = [run.scores.metrics() for run in runs]
     auc = tuple(m["auc"] for m in metrics)
     pairs = paired(seeds, reference or {})
+    comparison = compare([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
+    if comparison is not None and len(runs) < len(pairs):
+        comparison = replace(comparison, p_value=None)
     return Summary(
         label=label,
         auc=auc,
         log_loss=float(np.mean([m["log_loss"] for m in metrics])),
         gauc=float(np.mean([m["gauc"] for m in metrics])),
         improvement=improvement_over(float(np.mean(auc)), mean_auc(single) if single else None),
-        weight_aucs=tuple(r.weight_auc for r in seeds.values() if r.weight_auc is not None),
-        remarks=tuple(remark(run.scores) for run in seeds.values()),
-        comparison=compare([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None,
+        weight_aucs=tuple(r.weight_auc for r in runs if r.weight_auc is not None),
+        remarks=tuple(remark(run.scores) for run in runs),
+        comparison=comparison,
     )
 
 
@@ -128,7 +133,7 @@ def detectable(summaries: Sequence[Summary]) -> str:
         return ""
     return (
         "Smallest detectable gain, which such a comparison finds in 80 % of all cases (2.8 SE, "
-        f"two-sided test at 5 %): {', '.join(found)}."
+        f"two-sided test at 5 %): {'; '.join(found)}."
     )
 
 

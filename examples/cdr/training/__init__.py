@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from cdr.training.chance import MEANING, counted, in_a_cell, remark, warning
+from cdr.training.ensemble import ensemble
 from cdr.training.evaluation import NUM_SOURCE, Scores, score
 from cdr.training.graphs import CapturedStep
 from cdr.training.learner import Learner, pair_sampler
+from cdr.training.leniency import Leniency, fit_leniency
 from cdr.training.loop import Result, Training, train
 from cdr.training.metrics import (
     WEIGHT_AUC,
@@ -36,6 +38,7 @@ __all__ = [
     "InnerOptions",
     "LazyAdam",
     "Learner",
+    "Leniency",
     "MEANING",
     "NUM_SOURCE",
     "Options",
@@ -54,6 +57,8 @@ __all__ = [
     "auc_contributions",
     "check_variants",
     "counted",
+    "ensemble",
+    "fit_leniency",
     "grouped_auc",
     "in_a_cell",
     "improvement_over",

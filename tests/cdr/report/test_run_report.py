@@ -59,6 +59,8 @@ def test_rows_hold_means_over_seeds(table: Report) -> None:
         "CoNet",
         "CoNet+ours",
         "CoNet+oracle",
+        "CoNet, ensemble",
+        "CoNet+ours, ensemble",
     ]
 
 
@@ -77,7 +79,7 @@ def test_markdown_holds_the_same(table: Report) -> None:
     assert lines[0] == "## G1 · CoNet · preset default · 3 seeds"
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
     head, rule, *body = rows
-    assert head[0] == "model" and "p" in head and len(body) == 5
+    assert head[0] == "model" and "p" in head and len(body) == 7
     assert all(len(row) == len(head) == len(rule) for row in body)
     assert body[3][1] == f"{np.mean(table.rows['ours'].auc):.4f}"
     text = str(table)
@@ -121,7 +123,8 @@ def test_what_the_oracle_leaves_is_told(table: Report, data: CrossDomainData) ->
 @pytest.mark.parametrize("kept", [("S",), ("ours",), ("base", "ours"), ("S", "oracle")])
 def test_any_choice_of_variants_makes_a_table(data: CrossDomainData, kept: tuple[str, ...]) -> None:
     table = report({v: results(2)[v] for v in kept}, data, "CoNet", "default")
-    assert tuple(table.rows) == kept
+    ensembles = [f"{v}-ensemble" for v in kept if v in ("base", "ours")]
+    assert list(table.rows) == [*kept, *ensembles]
     assert ("RelaImpr" in str(table)) == ("S" in kept)
     assert ("vs base" in str(table)) == ("base" in kept)
 
@@ -143,7 +146,7 @@ def collapsed(seed: int) -> Result:
 def test_a_collapsed_model_is_named_in_its_row(data: CrossDomainData) -> None:
     rows = {"base": results(2)["base"], "ours": [collapsed(0), results(2)["ours"][1]]}
     table = report(rows, data, "CoNet", "default")
-    base, ours = (line for line in str(table).splitlines() if line.startswith("CoNet"))
+    base, ours, *_ = (line for line in str(table).splitlines() if line.startswith("CoNet"))
     assert ours.endswith("collapsed 1/2") and not base.endswith("2")
     (note,) = (note for note in table.notes if note.startswith("Nothing was learned"))
     assert "CoNet+ours collapsed 1/2" in note and "all scores are equal" in note
