@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from cdr.models import MODELS
+from cdr.paper.baselines import about_untrained, untrained
 from cdr.paper.result_table import assemble, oracle_notes
 from cdr.paper.scenarios import Scenario
 from cdr.paper.study import Cell, Method, Results, Runs, Study, variants
@@ -38,9 +39,12 @@ def document(results: Results) -> Document:
                 f"{scenario.heading}, {MODELS[model].label}: γ {chosen:g} has the highest mean "
                 f"validation AUC over seeds ({values})."
             )
-    table = assemble(study, _in_order(runs, study))
+    more = untrained(results)
+    table = assemble(study, _in_order(runs, study), more)
     shown = document_of(table, study)
-    return replace(shown, notes=(*oracle_notes(table), *notes, *shown.notes))
+    return replace(
+        shown, notes=(*oracle_notes(table), *notes, *shown.notes, *about_untrained(more))
+    )
 
 
 def _in_order(runs: Runs, study: Study) -> Runs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cdr.paper.baselines import about_untrained, untrained
 from cdr.paper.result_table import assemble, oracle_notes
 from cdr.paper.study import Results, Study, variants
 from cdr.paper.table_document import document_of
@@ -12,9 +13,10 @@ from cdr.report import Document
 
 def document(results: Results) -> Document:
     """The table, and the shares of the oracle's gain that learned weights recover."""
-    table = assemble(results.study, results.runs)
+    more = untrained(results)
+    table = assemble(results.study, results.runs, more)
     shown = document_of(table, results.study)
-    return replace(shown, notes=(*oracle_notes(table), *shown.notes))
+    return replace(shown, notes=(*oracle_notes(table), *shown.notes, *about_untrained(more)))
 
 
 STUDY = Study(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cdr.models import MODELS
+from cdr.paper.baselines import Untrained
 from cdr.paper.printed import Printed
 from cdr.paper.scenarios import Scenario
 from cdr.paper.study import Cell, Runs, Study
 from cdr.report import (
+    LENIENCY,
     RELA_IMPR,
     SE,
     SPREAD,
+    Seeds,
     Sheet,
     Summary,
     detectable,
@@ -66,6 +69,13 @@ class Entry(Summary):
     printed: Printed | None
 
     @property
+    def beside(self) -> str:
+        """The label where each entry is compared with its own model."""
+        if self.cell.method.name != LENIENCY:
+            return self.label
+        return f"{self.label}, beside {MODELS[self.cell.model].label}"
+
+    @property
     def star(self) -> bool:
         """Whether it is significantly better than the best baseline."""
         return self.best is not None and self.best.beaten
@@ -112,7 +122,7 @@ class Table:
                 c = e.comparison
                 interval = f"[{signed(c.low)}, {signed(c.high)}]"
                 difference = (signed(c.difference), short(c.error), interval, p_value(c.p_value))
-                rows.append((e.cell.scenario.heading, e.label, *difference))
+                rows.append((e.cell.scenario.heading, e.beside, *difference))
         if all(not row[-1] for row in rows):
             rows = [row[:-1] for row in rows]
         else:
@@ -168,16 +178,18 @@ def _values(e: Entry) -> dict[str, object]:
     }
 
 
-def assemble(study: Study, runs: Runs) -> Table:
+def assemble(study: Study, runs: Runs, more: Untrained | None = None) -> Table:
     """The table of a study.
 
     Args:
         study: Its methods, reference and baselines.
         runs: What was trained. Cells without any run are left out.
+        more: Rows for which nothing was trained, below those of their model.
     """
-    found = {cell: seeds for cell, seeds in runs.items() if seeds}
+    found: dict[Cell, Seeds] = {cell: seeds for cell, seeds in runs.items() if seeds}
+    found |= more or {}
     shown = [cell for cell in found if cell.method.name not in study.hidden]
-    entries = tuple(_entry(cell, study, found) for cell in shown)
+    entries = tuple(_entry(cell, study, found) for cell in _grouped(shown))
     reference = next(m for m in study.methods if m.name == study.reference)
     return Table(study.title, reference.suffix.lstrip("+") or "the base model", entries)
 
@@ -198,12 +210,24 @@ def oracle_notes(table: Table) -> list[str]:
     return notes
 
 
-def _entry(cell: Cell, study: Study, runs: Runs) -> Entry:
+def _grouped(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells by scenario and model, those of each in their order."""
+    groups = list(dict.fromkeys((cell.scenario, cell.model) for cell in cells))
+    return sorted(cells, key=lambda cell: groups.index((cell.scenario, cell.model)))
+
+
+def _label(cell: Cell) -> str:
+    return (
+        LENIENCY if cell.method.name == LENIENCY else MODELS[cell.model].label + cell.method.suffix
+    )
+
+
+def _entry(cell: Cell, study: Study, runs: Mapping[Cell, Seeds]) -> Entry:
     here = (cell.scenario, cell.model)
     beside = {c.method.name: c for c in runs if (c.scenario, c.model) == here}
     single, reference = beside.get("S"), beside.get(study.reference)
     summary = summarize(
-        MODELS[cell.model].label + cell.method.suffix,
+        _label(cell),
         runs[cell],
         single=runs[single] if single else None,
         reference=runs[reference] if reference and reference != cell else None,
@@ -219,7 +243,7 @@ def _entry(cell: Cell, study: Study, runs: Runs) -> Entry:
     )
 
 
-def _best(cell: Cell, baselines: Sequence[Cell], runs: Runs) -> Best:
+def _best(cell: Cell, baselines: Sequence[Cell], runs: Mapping[Cell, Seeds]) -> Best:
     """The comparison of a cell with the baseline of the highest mean AUC."""
     strongest = max(baselines, key=lambda baseline: mean_auc(runs[baseline]))
     pairs = paired(runs[cell], runs[strongest])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cdr.models import MODELS
+from cdr.paper.baselines import about_untrained, untrained
 from cdr.paper.result_table import Entry, Table, assemble
 from cdr.paper.study import Results, Study
 from cdr.report import Document, Picture, Sheet, percent, plots
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 
 def table_document(results: Results) -> Document:
     """The table of a study."""
-    return document_of(assemble(results.study, results.runs), results.study)
+    more = untrained(results)
+    shown = document_of(assemble(results.study, results.runs, more), results.study)
+    return replace(shown, notes=(*shown.notes, *about_untrained(more)))
 
 
 def document_of(table: Table, study: Study) -> Document:
@@ -33,7 +37,7 @@ def differences(table: Table) -> list[Picture]:
     """Differences to the table's reference, a panel for each scenario; none if none is known."""
     compared = [e for e in table.entries if e.comparison is not None]
     scenarios = list(dict.fromkeys(e.cell.scenario for e in compared))
-    labels = list(dict.fromkeys(e.label for e in compared))
+    labels = list(dict.fromkeys(e.beside for e in compared))
     if not compared:
         return []
     columns = min(3, len(scenarios))
@@ -45,7 +49,7 @@ def differences(table: Table) -> list[Picture]:
             panel.axvline(0.0, color=plots.GREY, lw=1.0)
             for e in compared:
                 if e.cell.scenario == scenario:
-                    _interval(panel, e, labels.index(e.label))
+                    _interval(panel, e, labels.index(e.beside))
             panel.set_title(scenario.heading, loc="left")
             panel.set_yticks(range(len(labels)), labels)
             panel.set_ylim(len(labels) - 0.5, -0.5)

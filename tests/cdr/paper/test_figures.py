@@ -217,7 +217,7 @@ def test_differences(tmp_path: Path) -> None:
     study = STUDIES["table1"]
     shown = document("table1", runs(study, {"base": 0.5, "ours": 0.9}))
     drawn(shown, tmp_path)
-    alone = document("table1", runs(study, {"base": 0.5}))
+    alone = document("table1", runs(study, {"S": 0.5}))
     assert alone.pictures == ()
 
 
