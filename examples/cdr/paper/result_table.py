@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -141,6 +141,7 @@ class Table:
         """For each scenario and model, the smallest gains that would have been found."""
         for scenario in dict.fromkeys(e.cell.scenario for e in self.entries):
             here = [e for e in self.entries if e.cell.scenario == scenario]
+            here = [replace(e, label=e.beside) for e in here]
             if told := detectable(here):
                 yield f"{scenario.heading}: {told[0].lower()}{told[1:]}"
 

@@ -25,7 +25,10 @@ ABOUT_LENIENCY = (
     "leniency: logistic regression on smoothed effects of user, item and category and one number a "
     "user, how generously the user rates in the source."
 )
-ABOUT_ENSEMBLES = "ensemble: log odds averaged over all seeds of the row without it."
+ABOUT_ENSEMBLES = (
+    "ensemble: log odds averaged over all seeds of the row without it. Its SE leaves out how those of "
+    "other seeds would differ."
+)
 
 
 @dataclass(frozen=True, eq=False)

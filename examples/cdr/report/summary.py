@@ -127,7 +127,8 @@ def detectable(summaries: Sequence[Summary]) -> str:
     found = [
         f"{one.label} {short(one.comparison.detectable)}"
         for one in summaries
-        if one.comparison is not None and np.isfinite(one.comparison.error)
+        # Equal predictions, of variants that had no outer step, have no error.
+        if one.comparison is not None and one.comparison.error > 0
     ]
     if not found:
         return ""

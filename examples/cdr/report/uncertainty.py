@@ -59,7 +59,8 @@ def smallest_detectable(error: float) -> float:
     """The gain that a two-sided test at 5 % finds with a probability of 80 %.
 
     It is (1.96 + 0.84) standard errors (Cohen, 1988): of true gains of that size, one in five is
-    still missed.
+    still missed. This is of the normal distribution; of very few seeds the error is not known so
+    well, and somewhat larger gains are needed.
 
     Args:
         error: Standard error of the difference.

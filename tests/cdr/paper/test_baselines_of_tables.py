@@ -64,6 +64,8 @@ def test_a_table_shows_them(results: Results, ratings: Path) -> None:
     beside = [row[1] for row in differences.rows if row[1].startswith("leniency")]
     assert beside == ["leniency, beside MiNet", "leniency, beside CoNet"]
     assert "SE" in differences.heads
+    (detectable,) = (note for note in shown.notes if "detectable" in note)
+    assert all(label in detectable for label in beside)
     notes = " ".join(shown.notes)
     assert "ensemble: log odds" in notes and "leniency: logistic" in notes
     assert "CoNet: Ensemble of ours less that of the base model" in notes

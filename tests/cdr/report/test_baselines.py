@@ -83,6 +83,13 @@ def test_rows_stand_below_the_variants(data: CrossDomainData) -> None:
     assert all(label in detectable for label in labels[2:])
 
 
+def test_a_variant_equal_to_the_base_model_has_no_smallest_gain(data: CrossDomainData) -> None:
+    base = [result(seed, 1.0) for seed in range(2)]
+    table = report({"base": base, "ours": base}, data, "CoNet", "default")
+    (detectable,) = (note for note in table.notes if "detectable" in note)
+    assert "CoNet, ensemble" in detectable and "CoNet+ours ." not in detectable
+
+
 def test_leniency_is_fitted_once_for_all_seeds_on_the_same_data(tiny: CrossDomainData) -> None:
     loaded = []
 
