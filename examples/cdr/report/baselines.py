@@ -26,8 +26,8 @@ ABOUT_LENIENCY = (
     "user, how generously the user rates in the source."
 )
 ABOUT_ENSEMBLES = (
-    "ensemble: log odds averaged over all seeds of the row without it. Its SE leaves out how those of "
-    "other seeds would differ."
+    "ensemble: log odds averaged over all seeds of the row without it. Its SE leaves out how "
+    "ensembles of other seeds would differ."
 )
 
 
