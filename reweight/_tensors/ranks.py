@@ -7,6 +7,7 @@ and none waits for a message that never comes.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,12 @@ _TEXT = 2048
 _KINDS = ("the end of an outer step", "an exchange of numbers", "a sum", "rows", "texts")
 _END, _NUMBERS, _SUM, _ROWS, _TEXTS = range(len(_KINDS))
 _FINE, _FAILED, _GIVES_UP = 0.0, 1.0, 2.0
+# The types that a header can state, by their place.
+_TYPES = (
+    *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    *(torch.complex128, torch.complex64),
+)
 
 
 class RankError(Exception):
@@ -71,15 +78,29 @@ class Ranks:
     def __init__(self, group: Any) -> None:
         members = distributed.get_process_group_ranks(group)
         backend = distributed.get_backend(group)
-        self._group = distributed.new_group(
-            members, _timeout(group), backend, use_local_synchronization=True
-        )
         self.rank, self.size = distributed.get_rank(group), len(members)
+        # Local groups meet by a name that counts the groups of a process, which differ in number
+        # where some processes have groups that others have not.
+        local = self.size < distributed.get_world_size()
+        try:
+            self._group = distributed.new_group(
+                members, _timeout(group), backend, use_local_synchronization=local
+            )
+        except RuntimeError as error:
+            raise RankError(
+                f"rank {self.rank} of {self.size} has waited for the other processes in vain "
+                f"({_reason(error)}): every process of the group must call wrap(...), and as often "
+                "as the others"
+            ) from error
         self._device = torch.device("cpu")
         if "nccl" in backend and "gloo" not in backend:
             self._device = torch.device("cuda", torch.cuda.current_device())
         self.traffic = Traffic()
         self.has_joined = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
+        """The same processes: there is one connection to them."""
+        return self
 
     # -- exchanges -----------------------------------------------------------------------------
 
@@ -89,7 +110,7 @@ class Ranks:
 
     def total(self, x: Tensor) -> Tensor:
         """The sum of a flat tensor over the ranks, bit-equal on all; ``x`` may be overwritten."""
-        self._meet(_SUM, x.numel())
+        self._meet(_SUM, _bytes(x))
         message = x.detach().contiguous().to(self._device)
         if message.numel():
             self.traffic.summed += _bytes(message)
@@ -97,10 +118,17 @@ class Ranks:
         return message.to(x.device)
 
     def rows(self, x: Tensor) -> list[Tensor]:
-        """The tensor ``[n, ...]`` of every rank; they may differ in ``n``."""
+        """The tensor ``[n, ...]`` of every rank; they may differ in ``n`` and in the type.
+
+        The result has the type that holds all rows.
+        """
         width = math.prod(x.shape[1:])
-        counts = [int(each[0]) for each in self._meet(_ROWS, width, (len(x),))]
-        padded = torch.zeros((max(counts), *x.shape[1:]), dtype=x.dtype, device=self._device)
+        of_ranks = self._meet(_ROWS, width, (len(x), _TYPES.index(x.dtype)))
+        counts = [int(each[0]) for each in of_ranks]
+        # No rows often have the default type, which says nothing.
+        types = [_TYPES[int(each[1])] for each in of_ranks if each[0]] or [x.dtype]
+        dtype = functools.reduce(torch.promote_types, types)
+        padded = torch.zeros((max(counts), *x.shape[1:]), dtype=dtype, device=self._device)
         padded[: len(x)] = x.detach()
         found = [padded] * self.size
         if padded.numel():
@@ -174,9 +202,8 @@ class Ranks:
         except RankError:
             raise
         except Exception as error:
-            said = str(error).strip() or repr(error)
             with suppress(RankError):  # the error itself says more than that nobody listens
-                self._tell(_FAILED, f"{type(error).__name__}: {said}")
+                self._tell(_FAILED, _told(error))
             raise
 
     def _tell(self, state: float, reason: str) -> None:
@@ -205,8 +232,8 @@ class Ranks:
             raise RankError(
                 f"the processes are not at the same place of an outer step ({doing}). All of them "
                 "must make the same outer steps of the same problem: the same model, losses, "
-                "weighter, inner parameters and solver, and outer_backward(...) the same number "
-                "of times"
+                "weighter, optimizer, inner parameters and solver, and outer_backward(...) the "
+                "same number of times, as well as rw.loss(...) where the weighter compares samples"
             )
         return [row[_OWN:] for row in table]
 
@@ -221,7 +248,8 @@ class Ranks:
 
     def _texts(self, own: str) -> list[str]:
         self.traffic.gathered += _TEXT
-        data = own.encode()[:_TEXT]
+        # A name of a file may hold what UTF-8 does not know.
+        data = own.encode(errors="backslashreplace")[:_TEXT]
         padded = torch.zeros(_TEXT, dtype=torch.uint8)
         padded[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
         found = self._gathered(padded)
@@ -241,7 +269,8 @@ class Ranks:
                 f"rank {self.rank} of {self.size} has lost the other processes in an outer step "
                 f"({_reason(error)}): one of them ended or was killed, or it "
                 "did not come to this outer step in time. Its own output tells why; every process "
-                "must call wrap(...) and outer_backward(...) equally often"
+                "must call wrap(...) and outer_backward(...) equally often, and rw.loss(...) too "
+                "where the weighter compares samples"
             ) from error
 
 
@@ -250,18 +279,28 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, joined: Tensor, own: slice, ranks: Ranks) -> Tensor:
-        ctx.own, ctx.ranks = own, ranks
+        ctx.own, ctx.ranks, ctx.dtype = own, ranks, x.dtype
         return joined.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = grads
-        total: Tensor = ctx.ranks.total(grad.reshape(-1)).view(grad.shape)
-        return total[ctx.own], None, None, None
+        # A copy: autograd may give one tensor as the gradient of several functions.
+        total: Tensor = ctx.ranks.total(grad.flatten().clone()).view(grad.shape)
+        return total[ctx.own].to(ctx.dtype), None, None, None
 
 
 def _bytes(x: Tensor) -> int:
     return x.numel() * x.element_size()
+
+
+def _told(error: Exception) -> str:
+    """An error in words, whatever it is."""
+    name = type(error).__name__
+    try:
+        return f"{name}: {str(error).strip() or repr(error)}"
+    except Exception as unprintable:
+        return f"{name}, whose message can't be made ({type(unprintable).__name__})"
 
 
 def _reason(error: BaseException) -> str:
