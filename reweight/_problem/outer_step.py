@@ -341,13 +341,13 @@ class _OuterStep:
         if mode != "none":
             comparison = audit.comparison(mode)
         known = list(filter(None, dict.fromkeys(self._known_against(mode))))
-        caveat = "; ".join(told_by_any(known))
+        told, comparison = told_by_any(known, comparison)
         last = None
         if mode != "none" and not result.info.first_order:
             last = audit.residual(self._strategy, result.info.relative_residual)
         info = dataclasses.replace(
             result.info,
-            caveat=caveat,
+            caveat="; ".join(told),
             comparison=comparison,
             last_residual=last,
             matrix=self._strategy.curvature,

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,11 +14,15 @@ from torch import Tensor, distributed, nn
 
 from reweight._curvature import MODES, Mode
 from reweight._tensors import AttemptError, RankError, Ranks, Tree, shared
-from reweight.verdict import WAYS, Way
+from reweight.verdict import WAYS, Comparison, Way
+
+_Told = tuple[list[str], Comparison | None]
 
 # Whether the parameters are equal on all processes is looked at in the first outer step, and after
 # this many.
 CHECK_EVERY = 20
+# So much of the reason why nothing was compared is told to other processes.
+_FAILURE = 500
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # So many values are summed up at a time, as integers of 64 bits.
 _CHUNK = 1 << 20
@@ -160,16 +165,26 @@ def of_all(*own: float) -> list[float]:
     return [max(each, key=lambda x: (x != x, x)) for each in of_ranks]
 
 
-def told_by_any(caveats: Sequence[str]) -> list[str]:
-    """What is wrong with a result, on this process or on another one."""
+def told_by_any(caveats: Sequence[str], comparison: Comparison | None) -> _Told:
+    """What is wrong with a result, on this process or on another one, and what was compared.
+
+    Args:
+        caveats: what is wrong on this process.
+        comparison: the last one of this process; that of another process where it has failed.
+    """
     group = shared()
     if group is None:
-        return list(caveats)
-    own = "; ".join(caveats)
-    if len({each[0] for each in group.numbers(_digest(own.encode()))}) == 1:
-        return list(caveats)
-    others = [(i, text) for i, text in enumerate(group.texts(own)) if text and text != own]
-    return [*caveats, *dict.fromkeys(f"on rank {i}, {text}" for i, text in others)]
+        return list(caveats), comparison
+    failure = "" if comparison is None else comparison.failure[:_FAILURE]
+    own = "\n".join((failure, "; ".join(caveats)))
+    if len({each[0] for each in group.numbers(_digest(own.encode(errors="replace")))}) == 1:
+        return list(caveats), comparison
+    others = [(i, *text.split("\n", 1)) for i, text in enumerate(group.texts(own)) if text != own]
+    told = dict.fromkeys(f"on rank {i}, {text}" for i, _, text in others if text)
+    failed = [f"on rank {i}, {failure}" for i, failure, _ in others if failure]
+    if comparison is not None and not comparison.failure and failed:
+        comparison = replace(comparison, age=None, failure=failed[0])
+    return [*caveats, *told], comparison
 
 
 def unequal(theta: Tree, phi: Tree, model: nn.Module, stated: Mapping[str, object]) -> list[str]:

@@ -57,6 +57,7 @@ class Habit:
 
     def __init__(self, kind: str, rank: int, size: int) -> None:
         self.kind = kind if rank == size - 1 or kind.startswith("all ") else ""
+        self.calls = 0
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
         x, y = batch
@@ -65,6 +66,9 @@ class Habit:
             raise KeyError("no such column")
         if self.kind == "raises an odd text":
             raise KeyError("no file \udcff")  # as of a name that is not UTF-8
+        self.calls += 1
+        if self.kind == "only once" and self.calls > 1:
+            raise KeyError("the batch was used up")
         if self.kind == "raises without words":
             raise Unprintable
         if self.kind == "is not finite":
@@ -144,7 +148,7 @@ def step(rank: int, size: int, kind: str, strategy: ImplicitHypergradient) -> di
     else:
         found["grads"] = torch.cat([g.flatten() for g in result.grads.values()])
         found["info"] = (result.info.num_hvps, result.info.hvp_mode, result.info.trustworthy)
-        found["caveat"] = result.info.caveat
+        found["caveat"], found["comparison"] = result.info.caveat, str(result.info.comparison)
     habit.kind = ""
     found["after"] = torch.cat([g.flatten() for g in rw.hypergradient(train, dev).grads.values()])
     return found
@@ -275,6 +279,14 @@ def test_processes_with_different_problems_are_told(two: Processes, what: str) -
 def test_a_model_in_evaluation_mode_on_one_process_is_reported(two: Processes) -> None:
     for error, caveat in values(two.run(different, "mode")):
         assert not error and "in evaluation mode on others" in caveat
+
+
+def test_what_one_process_could_not_compare_is_trusted_by_none(two: Processes) -> None:
+    whole, other = values(two.run(step, "only once", EXACT))
+    assert "the batch was used up" in other["comparison"]
+    assert "on rank 1, " in whole["comparison"]
+    assert not whole["info"][2] and not other["info"][2]
+    assert torch.equal(whole["grads"], other["grads"])
 
 
 def uneven(rank: int, size: int) -> str:
