@@ -60,6 +60,8 @@ class BilevelProblem:
         self.ranks = ranks
         # Whether no process group existed where ``wrap`` looked for one.
         self.is_alone_so_far = False
+        # How many outer steps were begun, the same number on all processes.
+        self.begun = 0
         self.optimizers = () if optimizer is None else as_optimizers(optimizer)
         self._stated = self.optimizers
         self.reduction: Reduction = reduction

@@ -73,6 +73,7 @@ def hypergradient(
     See :meth:`reweight.Reweighted.hypergradient`; ``strategy`` says how to solve.
     """
     with problem.together():
+        problem.begun += 1
         for name, value in (("batch", batch), ("dev_batch", dev_batch)):
             check_batch(name, value)
         batch, dev_batch = differentiable(batch), differentiable(dev_batch)
@@ -159,7 +160,8 @@ class _OuterStep:
         # Whether the outer loss depends on an inner parameter, on this process's samples.
         self._has_outer = True
         self._caveats: list[str] = []
-        if problem.audit.step % CHECK_EVERY == 1:
+        # Not by the steps of the audit, which a process that raises early does not reach.
+        if problem.begun % CHECK_EVERY == 1:
             self._caveats += unequal(self._theta, self._phi, problem.model, self._stated())
         self._pending = Pending()
         # The mode that a compiled step was compared with, if this is one.

@@ -21,8 +21,8 @@ from torch import Tensor, distributed
 
 from reweight._tensors.seam import sharing
 
-# A header: the kind of exchange, its size, what went wrong, and numbers of the caller.
-_HEADER, _OWN = 16, 3
+# A header: the kind of exchange, its size, what went wrong, who asks, and numbers of the caller.
+_HEADER, _OWN = 16, 4
 # Bytes of a text, such as the message of an error.
 _TEXT = 2048
 _KINDS = ("the end of an outer step", "an exchange of numbers", "a sum", "rows", "texts")
@@ -61,12 +61,43 @@ class Traffic:
     gathered: int = 0
 
 
+class _Connection:
+    """The process group that the exchanges between the members of another group use.
+
+    There is one for all calls of ``wrap``, since a group takes threads and files that a process has
+    few of.
+
+    Attributes:
+        group: the process group.
+        users: how many objects have used it.
+    """
+
+    def __init__(self, group: Any, members: list[int], backend: str) -> None:
+        # Local groups meet by a name that counts the groups of a process, which differ in number
+        # where some processes have groups that others have not.
+        local = len(members) < distributed.get_world_size()
+        self.group = distributed.new_group(
+            members, _timeout(group), backend, use_local_synchronization=local
+        )
+        self.users = 0
+
+    def is_open(self) -> bool:
+        """Whether the process group was not destroyed."""
+        try:
+            return distributed.get_rank(self.group) >= 0
+        except ValueError:
+            return False
+
+
+_connections: dict[str, _Connection] = {}
+
+
 class Ranks:
     """A group of processes, each with its own samples.
 
     Args:
-        group: the process group whose members share the samples. Exchanges use a group of their
-            own, so that they never meet a message of the training.
+        group: the process group whose members share the samples. Exchanges use another one with
+            the same members, so that they never meet a message of the training.
 
     Attributes:
         rank: the place of this process in the group.
@@ -79,19 +110,20 @@ class Ranks:
         members = distributed.get_process_group_ranks(group)
         backend = distributed.get_backend(group)
         self.rank, self.size = distributed.get_rank(group), len(members)
-        # Local groups meet by a name that counts the groups of a process, which differ in number
-        # where some processes have groups that others have not.
-        local = self.size < distributed.get_world_size()
-        try:
-            self._group = distributed.new_group(
-                members, _timeout(group), backend, use_local_synchronization=local
-            )
-        except RuntimeError as error:
-            raise RankError(
-                f"rank {self.rank} of {self.size} has waited for the other processes in vain "
-                f"({_reason(error)}): every process of the group must call wrap(...), and as often "
-                "as the others"
-            ) from error
+        connection = _connections.get(group.group_name)
+        if connection is None or not connection.is_open():
+            try:
+                connection = _Connection(group, members, backend)
+            except RuntimeError as error:
+                raise RankError(
+                    f"rank {self.rank} of {self.size} has waited for the other processes in vain "
+                    f"({_reason(error)}): every process of the group must call wrap(...), and as "
+                    "often as the others"
+                ) from error
+            _connections[group.group_name] = connection
+        self._group = connection.group
+        connection.users += 1
+        self._user = connection.users
         self._device = torch.device("cpu")
         if "nccl" in backend and "gloo" not in backend:
             self._device = torch.device("cuda", torch.cuda.current_device())
@@ -105,7 +137,7 @@ class Ranks:
     # -- exchanges -----------------------------------------------------------------------------
 
     def numbers(self, *own: float) -> list[list[float]]:
-        """The numbers of every rank, in the order of the ranks; up to 13 of each."""
+        """The numbers of every rank, in the order of the ranks; up to 12 of each."""
         return [each[: len(own)] for each in self._meet(_NUMBERS, len(own), own)]
 
     def total(self, x: Tensor) -> Tensor:
@@ -224,10 +256,10 @@ class Ranks:
                 f"this outer step ends on rank {self.rank} because another process can't go on: "
                 f"{told}"
             )
-        if len({(row[0], row[1]) for row in table}) > 1:
+        if len({(kind, size, user) for kind, size, _, user, *_ in table}) > 1:
             doing = "; ".join(
-                f"rank {i}: {_KINDS[int(kind)]} of size {size:.0f}"
-                for i, (kind, size) in enumerate(row[:2] for row in table)
+                f"rank {i}: {_KINDS[int(kind)]} of size {size:.0f}, for wrap(...) number {user:.0f}"
+                for i, (kind, size, _, user, *_) in enumerate(table)
             )
             raise RankError(
                 f"the processes are not at the same place of an outer step ({doing}). All of them "
@@ -241,18 +273,17 @@ class Ranks:
         self, kind: int, size: int, state: float, own: Sequence[float]
     ) -> list[list[float]]:
         self.traffic.headers += 1
-        header = torch.zeros(_HEADER, dtype=torch.float64)
-        values = [float(kind), float(size), state, *own]
-        header[: len(values)] = torch.tensor(values, dtype=torch.float64)
+        values = [float(kind), float(size), state, float(self._user), *own]
+        values += [0.0] * (_HEADER - len(values))
+        header = torch.tensor(values, dtype=torch.float64, device="cpu")
         return [part.tolist() for part in self._gathered(header)]
 
     def _texts(self, own: str) -> list[str]:
         self.traffic.gathered += _TEXT
         # A name of a file may hold what UTF-8 does not know.
         data = own.encode(errors="backslashreplace")[:_TEXT]
-        padded = torch.zeros(_TEXT, dtype=torch.uint8)
-        padded[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
-        found = self._gathered(padded)
+        padded = list(data.ljust(_TEXT, b"\0"))
+        found = self._gathered(torch.tensor(padded, dtype=torch.uint8, device="cpu"))
         return [bytes(x.tolist()).rstrip(b"\0").decode(errors="replace") for x in found]
 
     def _gathered(self, x: Tensor) -> list[Tensor]:

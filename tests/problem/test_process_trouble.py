@@ -228,6 +228,54 @@ def test_no_process_trusts_what_one_of_them_does_not_trust(
         assert other["caveat"] and whole["caveat"].startswith("on rank 1, ")
 
 
+def after_a_refused_batch(rank: int, size: int) -> list[str]:
+    """Outer steps after one to which a process came with no batch at all."""
+    warnings.simplefilter("ignore")
+    rw = wrapped(Habit("", rank, size), FIRST)
+    train, dev, said = samples(rank, size), samples(rank, size, 1), []
+    for i in range(41):
+        try:
+            rw.hypergradient(iter(train) if i == 0 and rank == 1 else train, dev)
+        except Exception as error:
+            said.append(f"{type(error).__name__}: {error}")
+    return said
+
+
+def test_processes_stay_in_step_after_a_refused_batch(two: Processes) -> None:
+    whole, other = values(two.run(after_a_refused_batch))
+    assert len(whole) == len(other) == 1
+    assert whole[0].startswith("RankError") and "batch" in other[0]
+
+
+def in_another_order(rank: int, size: int) -> str:
+    first, second = (wrapped(Habit("", rank, size), SERIES) for _ in range(2))
+    chosen = second if rank else first
+    try:
+        chosen.hypergradient(samples(rank, size), samples(rank, size, 1))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def test_outer_steps_of_different_weighters_do_not_mix(two: Processes) -> None:
+    for each in values(two.run(in_another_order)):
+        assert "the processes are not at the same place of an outer step (rank 0: " in each
+
+
+def threads_of_wraps(rank: int, size: int) -> list[int]:
+    found = []
+    for _ in range(5):
+        wrapped(Habit("", rank, size), FIRST)
+        found.append(len(os.listdir("/proc/self/task")))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts the threads of Linux")
+def test_further_wraps_take_no_further_threads(two: Processes) -> None:
+    for found in values(two.run(threads_of_wraps)):
+        assert len(set(found)) == 1
+
+
 def different(rank: int, size: int, what: str) -> tuple[str, str]:
     """The error and the caveat of an outer step where one process states something else."""
     warnings.simplefilter("ignore")
