@@ -12,7 +12,7 @@ from reweight._tensors import RankError
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient
 from reweight.losses import Losses
 from reweight.preconditioning import SecondMoments
-from reweight.samplers import PairLoader, ReorderReuseSampler, SplitSampler
+from reweight.samplers import FoldSampler, PairLoader, ReorderReuseSampler, SplitSampler
 from reweight.solvers import (
     ConjugateGradient,
     Identity,
@@ -37,7 +37,7 @@ from reweight.weighters import (
 from reweight.wrapping import Reweighted, wrap
 
 if TYPE_CHECKING:
-    from reweight import diagnostics, valuation
+    from reweight import checkpoint, diagnostics, valuation
     from reweight.checking import CheckReport, CheckRow, check_hypergradient
 
 __version__ = "0.1.0"
@@ -49,6 +49,7 @@ __all__ = [
     "CheckRow",
     "ConjugateGradient",
     "ConstantWeighter",
+    "FoldSampler",
     "GroupWeighter",
     "HistorySlices",
     "Hypergradient",
@@ -71,6 +72,7 @@ __all__ = [
     "Status",
     "TableWeighter",
     "check_hypergradient",
+    "checkpoint",
     "diagnostics",
     "valuation",
     "whole_batch",
@@ -83,6 +85,7 @@ _LATER = {
     "CheckRow": "checking",
     "check_hypergradient": "checking",
     "checking": "checking",
+    "checkpoint": "checkpoint",
     "diagnostics": "diagnostics",
     "valuation": "valuation",
 }

@@ -110,7 +110,7 @@ class ImplicitHypergradient:
             these ``"forward"`` (the losses are evaluated once, with forward-mode differentiation
             along ``u``) and ``"differences"`` (the losses are evaluated at ``θ ± ε·u``, without any
             differentiation: fused attention, checkpointing and layers without a derivative of their
-            own work).
+            own work). With ``hvp="differences"`` a model of ``fully_shard`` is not gathered.
         preconditioner: a positive diagonal ``D``: the solver then works on
             ``D^½ (H + damping·I) D^½``, and its solution is multiplied by ``D^½``.
             :class:`SecondMoments` reads ``D`` from an adaptive optimizer; a dict of tensors, by the

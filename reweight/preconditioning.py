@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from reweight._tables import pick
-from reweight._tensors import Tree, some
+from reweight._tensors import Tree, all_entries, some
+
+# What second moments are computed from; the processes of a sharded model read it in this order.
+_READ = ("step", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg", "sum")
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,9 @@ class SecondMoments:
             for name, p in params.items()
             if id(p) in held and held[id(p)][0].state.get(p)
         }
-        total = sum(float(v.double().sum()) for v in found.values())
-        count = sum(int((v > 0.0).sum()) for v in found.values())
+        sums = [(float(v.double().sum()), float((v > 0.0).sum())) for v in found.values()]
+        own = torch.tensor([sum(each) for each in zip((0.0, 0.0), *sums, strict=True)]).double()
+        total, count = all_entries(own).tolist()
         if rows and not total > 0.0:
             # No step has touched any of these rows: take the mean over all rows.
             whole = self.diagonal(optimizers, params)
@@ -106,15 +110,18 @@ def _moments_of_rows(
 ) -> Tensor:
     """``v̂`` of one parameter, or of some of its rows."""
     state = optimizer.state[parameter]
-    of_rows = {
-        key: _rows_of(entry, rows)
-        for key, entry in state.items()
-        if isinstance(entry, Tensor) and entry.shape == parameter.shape
-    }
-    return _second_moments(optimizer, group, state | of_rows)
+    read: dict[str, Any] = {}
+    # Only these: entries of a sharded parameter are gathered when they are read.
+    for key in filter(state.__contains__, _READ):
+        entry = state[key]
+        of_rows = isinstance(entry, Tensor) and entry.shape == parameter.shape
+        read[key] = _rows_of(entry, rows) if of_rows else entry
+    return _second_moments(optimizer, group, read, state)
 
 
-def _second_moments(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
+def _second_moments(
+    optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any], kept: Iterable[str]
+) -> Tensor:
     """``v̂`` of one parameter; zero where there is none yet."""
     kind = type(optimizer).__name__
     if kind not in ("NAdam", "RAdam"):  # their schedules and rectification change the step
@@ -123,7 +130,7 @@ def _second_moments(optimizer: Optimizer, group: dict[str, Any], state: dict[str
             moments = state.get("max_exp_avg_sq", state["exp_avg_sq"])
             forgotten: float = float(group["betas"][1]) ** float(state["step"])
             return moments / (1.0 - forgotten)
-        if "square_avg" in state and "acc_delta" not in state:  # "acc_delta" means Adadelta
+        if "square_avg" in state and "acc_delta" not in kept:  # "acc_delta" means Adadelta
             moments = state["square_avg"]
             if group.get("centered"):
                 moments = moments - state["grad_avg"].square()
@@ -135,7 +142,7 @@ def _second_moments(optimizer: Optimizer, group: dict[str, Any], state: dict[str
             return moments * decayed**2
     raise ValueError(
         "SecondMoments() reads the second moments of Adam, AdamW, RMSprop or Adagrad; "
-        f"{kind} keeps {', '.join(map(repr, state)) or 'none'}. Leave the preconditioner out, or "
+        f"{kind} keeps {', '.join(map(repr, kept)) or 'none'}. Leave the preconditioner out, or "
         "pass a dict of tensors"
     )
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from reweight._problem import (
@@ -25,6 +24,9 @@ from reweight._problem import (
 from reweight._tensors import Pending
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient
 from reweight.weighters import SampleWeighter, compares_samples
+
+if TYPE_CHECKING:  # not every build of torch has it
+    from torch.distributed import ProcessGroup
 
 
 def wrap(
@@ -45,7 +47,8 @@ def wrap(
     that the losses also use as a whole, as in a softmax over all items, is used as a whole.
 
     Args:
-        model: the model that is trained on weighted samples.
+        model: the model that is trained on weighted samples. It may lie in shards: parameters of
+            ``fully_shard`` (FSDP2) and tables that ``RowwiseParallel`` shards by rows.
         weighter: computes the weight of each sample; the outer problem learns its parameters.
         losses: ``(model, batch) -> Losses``, or ``-> Tensor [B]`` where nothing is fixed and the
             weighter reads the losses only. Default: ``model.losses(batch)``. Outer steps call it
@@ -185,7 +188,8 @@ class Reweighted:
     def weights(self, batch: Any) -> Tensor:
         """The weights ``[B]`` of a batch, without gradient and without side effects.
 
-        Of this batch alone: a process may ask for weights without the others.
+        Of this batch alone: a process may ask for weights without the others. Only where the model
+        is sharded every process has to call, since the model needs all of them.
 
         Raises:
             ValueError: losses or weights that are not finite or of a wrong shape.

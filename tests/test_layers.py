@@ -18,13 +18,13 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         frozenset,
         (
             {"_tensors"},
-            {"_tables", "solvers", "samplers"},
+            {"_sharded", "_tables", "solvers", "samplers"},
             {"losses", "verdict", "preconditioning", "weighters"},
             {"_curvature"},
             {"hypergradient"},
             {"_problem"},
             {"wrapping"},
-            {"checking", "diagnostics", "valuation"},
+            {"checking", "checkpoint", "diagnostics", "valuation"},
             {"__init__"},
             {"integrations"},
         ),
@@ -34,6 +34,8 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
 # Private names of others that the package cannot do without, and why.
 FOREIGN = {
     "_buffers": "nn.Module's own dict: a buffer is put back as the very same tensor",
+    "_forward_pre_hooks": "nn.Module's own dict: an engine's hooks are set aside and put back",
+    "_forward_hooks": "nn.Module's own dict: an engine's hooks are set aside and put back",
     "_parameters": "nn.Module's own dict: a parameter is swapped without its registration",
     "_backward_hooks": "a parameter's own hooks are set aside and put back",
     "_compiled_call_impl": "the one sign of a module that was compiled in place",

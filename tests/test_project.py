@@ -74,7 +74,9 @@ def documented(module: ModuleType) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "module", [reweight, reweight.diagnostics, reweight.valuation], ids=lambda m: m.__name__
+    "module",
+    [reweight, reweight.checkpoint, reweight.diagnostics, reweight.valuation],
+    ids=lambda m: m.__name__,
 )
 def test_every_public_name_exists_and_has_a_place_in_the_reference(module: ModuleType) -> None:
     assert all(hasattr(module, name) for name in module.__all__)

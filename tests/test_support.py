@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -12,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import reweight
+from _support.processes import Processes, values
 from benchmarks.catalogue.problems import relative_error
 from reweight import ConjugateGradient, Identity, ImplicitHypergradient, LossWeighter, Neumann
 
@@ -182,12 +184,16 @@ SOLVERS = {
 IDS, TARGETS = torch.arange(BATCH) % 5, torch.linspace(-1, 1, 2 * BATCH).reshape(BATCH, 2)
 
 
-def losses(model: Any, ids: Tensor) -> reweight.Losses:
-    return reweight.Losses.of(model(ids), lambda z: (z - TARGETS.to(z.dtype)).square().sum(-1))
+Batch = tuple[Tensor, Tensor]
 
 
-def outer_loss(model: Any, ids: Tensor) -> Tensor:
-    return model(ids).sin().mean()
+def losses(model: Any, batch: Batch) -> reweight.Losses:
+    ids, y = batch
+    return reweight.Losses.of(model(ids), lambda z: (z - y.to(z.dtype)).square().sum(-1))
+
+
+def outer_loss(model: Any, batch: Batch) -> Tensor:
+    return model(batch[0]).sin().mean()
 
 
 def dense(model: nn.Module, solver: str, decay: float) -> Tensor:
@@ -225,8 +231,14 @@ def dense(model: nn.Module, solver: str, decay: float) -> Tensor:
     return -by_theta @ u / BATCH
 
 
-def outcome(case: Case, solver: str) -> str:
-    """How the library answers: right, not trusted, refused, or wrong without a word."""
+def outcome(case: Case, solver: str, own: slice = slice(None)) -> str:
+    """How the library answers: right, not trusted, refused, or wrong without a word.
+
+    Args:
+        case: the row.
+        solver: the column.
+        own: the samples of this process.
+    """
     torch.manual_seed(0)
     inside = case.make().to(case.dtype)
     plain = case.plain()
@@ -238,19 +250,72 @@ def outcome(case: Case, solver: str) -> str:
             model, LossWeighter().to(case.dtype), losses, outer_loss, optimizers, SOLVERS[solver]
         )
         with case.around():
-            result = rw.hypergradient(IDS, IDS)
+            batch = IDS[own], TARGETS[own]
+            result = rw.hypergradient(batch, batch)
     except (TypeError, ValueError):
         return "refused"
     if "not a hypergradient" in result.info.message:
         return "not trusted"
-    expected = dense(plain, solver, case.decay)
+    expected = dense(plain, solver, case.decay)[own]
     error = relative_error(result.influence.double(), expected)
     return "yes" if error < DIGITS[case.dtype] else f"WRONG by {error:.0e}"
 
 
-def rows() -> Iterator[tuple[str, list[str]]]:
-    """The first table of the page, row by row."""
-    table = PAGE.read_text(encoding="utf-8").split("\n| --- ")[1].split("\n\n")[0]
+def parallel(model: nn.Module) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(model)
+
+
+def fully_sharded(model: nn.Module) -> nn.Module:
+    mesh = distributed.device_mesh.init_device_mesh("cpu", (distributed.get_world_size(),))
+    distributed.fsdp.fully_shard(model, mesh=mesh)
+    return model
+
+
+def row_sharded(model: nn.Module) -> nn.Module:
+    from torch.distributed.tensor import Shard
+    from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
+
+    mesh = distributed.device_mesh.init_device_mesh("cpu", (distributed.get_world_size(),))
+    plan = {"table": RowwiseParallel(input_layouts=Shard(0), output_layouts=Shard(0))}
+    return parallelize_module(model, mesh, plan)
+
+
+# Rows of the table on several processes: the way to spread the model, and the case.
+WAYS = {"DDP": parallel, "`fully_shard`": fully_sharded, "rows sharded": row_sharded}
+SPREAD = {
+    f"{way}, {name}": (way, name)
+    for way, names in {
+        # The statistics of a BatchNorm are those of a process's own batch.
+        "DDP": [name for name in CASES if name != "`BatchNorm` in training"],
+        "`fully_shard`": [
+            "plain",
+            "single precision",
+            "autocast around the call",
+            "`checkpoint(use_reentrant=False)`",
+            "LoRA: adapters of frozen layers",
+            "`Adam`, weight decay",
+            "`AdamW`",
+        ],
+        "rows sharded": ["plain", "single precision", "`Adam`, weight decay"],
+    }.items()
+    for name in names
+}
+
+
+def spread(rank: int, size: int, row: str) -> list[str]:
+    """The outcomes of a row on one of several processes."""
+    way, name = SPREAD[row]
+    case, share = CASES[name], BATCH // size
+    whole = dataclasses.replace(case, wrapper=lambda model: WAYS[way](case.wrapper(model)))
+    own = slice(rank * share, (rank + 1) * share)
+    return [outcome(whole, solver, own) for solver in SOLVERS]
+
+
+def rows(place: int = 0) -> Iterator[tuple[str, list[str]]]:
+    """A table of the page, row by row: the first one, or that of several processes."""
+    text = PAGE.read_text(encoding="utf-8")
+    text = text[text.index("\n## Several processes") :] if place else text
+    table = text.split("\n| --- ")[1].split("\n\n")[0]
     for line in table.splitlines()[1:]:
         name, *cells = (cell.strip() for cell in line.strip("|").split(" | "))
         yield name, [re.sub(r"\s*\(.*\)", "", cell) for cell in cells]
@@ -266,9 +331,19 @@ def test_every_cell_of_the_page_is_what_happens(name: str) -> None:
     assert dict(rows())[name] == [outcome(CASES[name], solver) for solver in SOLVERS]
 
 
+@pytest.mark.parametrize("row", SPREAD)
+def test_every_cell_on_two_processes_is_what_happens(two: Processes, row: str) -> None:
+    if SPREAD[row][0] == "`fully_shard`" and not hasattr(distributed.fsdp, "fully_shard"):
+        pytest.skip("this torch has no fully_shard")
+    assert values(two.run(spread, row)) == [dict(rows(1))[row]] * 2
+
+
+def test_the_page_has_a_row_for_every_case_on_several_processes() -> None:
+    assert [name for name, _ in rows(1)] == list(SPREAD)
+
+
 @pytest.fixture
 def process_group(tmp_path: Path) -> Iterator[None]:
-    distributed = torch.distributed
     distributed.init_process_group(
         "gloo", store=distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
     )
@@ -283,15 +358,9 @@ def test_a_data_parallel_module_is_served_in_one_process() -> None:
 
 
 @pytest.mark.usefixtures("process_group")
-def test_sharded_parameters_are_refused_by_name() -> None:
-    """An outer step on them ended the process, after an error that blamed the losses."""
+def test_a_fully_sharded_module_is_served_in_one_process() -> None:
     fsdp = pytest.importorskip("torch.distributed.fsdp")
     if not hasattr(fsdp, "fully_shard"):
         pytest.skip("this torch has no fully_shard")
-    model = Net()
-    fsdp.fully_shard(model, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (1,)))
-    for solver in SOLVERS.values():
-        with pytest.raises(TypeError, match=r"table\.weight is sharded over processes"):
-            reweight.wrap(
-                model, LossWeighter(), losses, outer_loss, sgd(model.parameters()), solver
-            )
+    case = Case(wrapper=fully_sharded)
+    assert [outcome(case, solver) for solver in SOLVERS] == ["yes"] * len(SOLVERS)

@@ -78,6 +78,7 @@ Examples:
 
   reproduce.py table1 --seeds 5 --jobs 2
   reproduce.py table1 --root DATA --data amazon5:Beauty:Toys_and_Games epinions:3:4
+  reproduce.py table1 --share 2/4      (on the second of four machines)
 """
 
 _BARE = [name for name, dataset in DATASETS.items() if dataset.generated or dataset.scenarios]
@@ -110,7 +111,10 @@ class Reproduce:
     preset: PresetName = "default"
     """Where the options below start from: ours, the paper's text, the authors' code."""
     jobs: int = 1
-    """Trainings side by side, each in a process with one thread."""
+    """Trainings side by side, each in a process with one thread; with several GPUs, on each in
+    turn."""
+    share: Annotated[str | None, optional("K/N", "all")] = None
+    """Train only the K-th of N parts and show nothing: for N machines, one part each."""
     stack_seeds: bool = False
     """Train all seeds of a variant in common steps, which fills a GPU; not with generated data."""
     device: str = "auto"
@@ -127,6 +131,7 @@ class Reproduce:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} {value}: it must be at least 1.")
+        _part(self.share)
         unknown = [name for name in self.models if name not in MODELS]
         if unknown:
             raise ValueError(
@@ -197,8 +202,9 @@ def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequenc
     """
     assert config.out is not None and config.seeds is not None
     study = STUDIES[config.command]
-    check_output(config.out, study.name)
-    plots.needed()
+    if config.share is None:
+        check_output(config.out, study.name)
+        plots.needed()
     device = usable_device(config.device)
     scenarios = parse(config.data or default_data(study, config.root))
     sources = {scenario: scenario.data(config.root) for scenario in scenarios}
@@ -206,6 +212,13 @@ def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequenc
     planned = cells(study, scenarios, config.models)
     wanted = tasks(planned, config.seeds, sources, options, device)
     command = shlex.join(["reproduce.py", *arguments])
+    if config.share is not None:
+        done = _complete(_shared(wanted, config.share), config, command)
+        print(
+            f"\n{len(done.runs)} of {len(set(wanted.values()))} trainings are in {config.cache}/; "
+            "when all parts are done, the same command without --share shows the results"
+        )
+        return 1 if done.failures else 0
     with logged(KeptLog()) as log:
         done = _complete(wanted, config, command)
         document = _document(study, sources, wanted, done)
@@ -220,6 +233,26 @@ def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequenc
     print(f"\n{document.text()}\n\n{done.trained} trained, {kept} from {config.cache}/; ", end="")
     print(f"everything is in {config.out}/, begin with report.html")
     return 1 if done.failures else 0
+
+
+def _part(share: str | None) -> tuple[int, int]:
+    """K and N of --share K/N.
+
+    Raises:
+        ValueError: There is no such part.
+    """
+    k, slash, n = (share or "1/1").partition("/")
+    if slash and k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n):
+        return int(k), int(n)
+    raise ValueError(f"--share {share}: give K/N with K from 1 to N, as 2/4 for the second of four")
+
+
+def _shared(wanted: Wanted, share: str) -> Wanted:
+    """The trainings of one machine; each with its teacher, whose weights it waits for."""
+    k, n = _part(share)
+    first = {task: task.teacher or task for task in wanted.values()}
+    place = {task: i for i, task in enumerate(dict.fromkeys(first.values()))}
+    return {key: task for key, task in wanted.items() if place[first[task]] % n == k - 1}
 
 
 def _complete(wanted: Wanted, config: Reproduce, command: str) -> Completed:

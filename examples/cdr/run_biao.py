@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,8 @@ try:
     import torch
     import tyro
 
-    from cdr.common import write_json
+    import reweight
+    from cdr.common import Processes, write_json
     from cdr.data import DATASETS, CrossDomainData, find_dataset
     from cdr.models import MODELS
     from cdr.report import (
@@ -34,11 +36,11 @@ try:
         data_command,
         environment,
         item_titles,
+        launched,
         log_history,
         progress_bar,
         run,
         run_folder,
-        usable_device,
     )
     from cdr.runs.arguments import optional, values
     from cdr.training import (
@@ -132,6 +134,9 @@ class RunBiao:
     """Where the options below start from: ours, the paper's text, the authors' code."""
     out: Annotated[Path | None, optional("PATH", "runs/<time>-<data>")] = None
     """The run folder, which must not exist yet."""
+    checkpoints: Annotated[Path | None, optional("PATH", "none")] = None
+    """Where each training keeps its state after every epoch; the same command, with as many
+    processes as you like, goes on from there."""
     jobs: int = 1
     """Trainings side by side, each in a process with one thread."""
     stack_seeds: bool = False
@@ -161,14 +166,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args=arguments,
             default=_start(arguments),
         )
-        biao(config, arguments)
-    except (ValueError, OSError) as error:
-        print(f"run_biao.py: {error}", file=sys.stderr)
+        with launched(config.device) as (processes, device), processes.failing_together():
+            biao(replace(config, device=device), arguments, processes)
+    except (ValueError, OSError, reweight.RankError) as error:
+        print(f"{_program()}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("run_biao.py: interrupted; nothing of this run is kept", file=sys.stderr)
         return 130
     return 0
+
+
+def _program() -> str:
+    """Who speaks, where several processes may."""
+    rank = os.environ.get("RANK")
+    return "run_biao.py" if rank is None else f"run_biao.py (process {rank})"
 
 
 def _start(arguments: Sequence[str]) -> RunBiao:
@@ -181,28 +193,28 @@ def _start(arguments: Sequence[str]) -> RunBiao:
     return RunBiao(**start, options=preset(start["preset"], start["model"]))
 
 
-def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
-    """Run every variant and seed, write the run folder and print the table."""
-    device = usable_device(config.device)
+def biao(config: RunBiao, arguments: Sequence[str], processes: Processes) -> None:
+    """Run every variant and seed; the first of the processes writes the run folder and prints."""
     source = _source(config)
+    if not processes.first:
+        processes.wait()
+        tasks = _tasks(config, source, _variants(config, source.load(0)))
+        _follow(tasks, config, processes)
+        return
     out = config.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.data).stem}"
     started = time.perf_counter()
     with run_folder(out) as folder:
         data = source.load(0)
+        processes.wait()  # what the first reader of the data keeps is of use to the others
         variants = _variants(config, data)
         # How files were read is said before hours of training, and again below the table.
         notes = map(data_command.bullet, data.reader_notes)
         print(data_command.summary(data), *notes, sep="\n", flush=True)
-        config = replace(config, variants=variants, out=out, device=device)
+        config = replace(config, variants=variants, out=out)
         write_json(folder / "config.json", config)
         (folder / "command.txt").write_text(shlex.join(["run_biao.py", *arguments]) + "\n")
-        write_json(folder / "environment.json", environment(device))
-        tasks = [
-            Task(variant, seed, source, config.options, device)
-            for seed in range(config.seeds)
-            for variant in variants
-        ]
-        results = _train_all(tasks, config, folder)
+        write_json(folder / "environment.json", environment(config.device))
+        results = _train_all(_tasks(config, source, variants), config, folder, processes)
         by_variant = {v: [results[v, seed] for seed in range(config.seeds)] for v in variants}
         table = report(by_variant, data, config.options.model_class.label, config.preset)
         told = conclusions(by_variant, table.rows, same_data=not source.seeded)
@@ -214,7 +226,6 @@ def biao(config: RunBiao, arguments: Sequence[str]) -> Report:
         learned = _learned(by_variant, table, source)
         write_page(folder, table.document(), _curves(by_variant, table), learned)
     print(f"\n{table}\n\n{seconds:.0f} s; everything is in {out}/")
-    return table
 
 
 def _variants(config: RunBiao, data: CrossDomainData) -> tuple[str, ...]:
@@ -245,12 +256,39 @@ def _source(config: RunBiao) -> Source:
     return Source(config.data, tuple(options.items()), seeded=find_dataset(config.data).generated)
 
 
-def _train_all(tasks: list[Task], config: RunBiao, folder: Path) -> dict[tuple[str, int], Result]:
+def _tasks(config: RunBiao, source: Source, variants: tuple[str, ...]) -> list[Task]:
+    return [
+        Task(variant, seed, source, config.options, config.device)
+        for seed in range(config.seeds)
+        for variant in variants
+    ]
+
+
+def _follow(tasks: list[Task], config: RunBiao, processes: Processes) -> None:
+    """Take part in the trainings that the first process reports."""
+    for _ in _run(tasks, config, lambda _: None, processes):
+        pass
+
+
+def _run(
+    tasks: list[Task], config: RunBiao, progress: Callable[[str], None], processes: Processes
+) -> Iterator[tuple[Task, Result | Exception]]:
+    return run(
+        tasks,
+        config.jobs,
+        progress,
+        stack_seeds=config.stack_seeds,
+        processes=processes,
+        checkpoints=config.checkpoints,
+    )
+
+
+def _train_all(
+    tasks: list[Task], config: RunBiao, folder: Path, processes: Processes
+) -> dict[tuple[str, int], Result]:
     results = {}
     with progress_bar(len(tasks)) as bar:
-        for task, result in run(
-            tasks, config.jobs, bar.set_postfix_str, stack_seeds=config.stack_seeds
-        ):
+        for task, result in _run(tasks, config, bar.set_postfix_str, processes):
             assert isinstance(result, Result)  # an error was raised
             results[task.variant, task.seed] = result
             name = f"{task.variant}-seed{task.seed}"

@@ -17,7 +17,7 @@ from reweight._problem.companions import companions, referred
 from reweight._problem.compilation import Compilation
 from reweight._problem.hooks import GradientHooks
 from reweight._problem.inner_parameters import InnerParameters, held
-from reweight._problem.isolation import parts_of
+from reweight._problem.isolation import Isolation, is_compiled, isolated, parts_of
 from reweight._problem.notices import Notices, Silent
 from reweight._problem.objects import holds_numbers, inside, of_modules
 from reweight._problem.processes import check_alone, check_passes
@@ -26,6 +26,7 @@ from reweight._problem.shares import WHOLE, Shares
 from reweight._problem.statement import check_modules, check_optimizers, check_parameters
 from reweight._problem.weights import weigh
 from reweight._problem.writes import Guard
+from reweight._sharded import Shards, StandIns, in_shards
 from reweight._tensors import Pending, Ranks, Tree, check_loss, tensors_in
 from reweight.losses import Losses
 from reweight.weighters import SampleWeighter
@@ -70,6 +71,10 @@ class BilevelProblem:
         self.compilation: Compilation | None = Compilation()
         self.progress = Progress(self.notices)
         self.hooks: GradientHooks | None = None
+        self._shards: Shards | None = None
+        self._theta: Tree | None = None  # in the place of what the modules hold
+        self.by_rows: frozenset[int] = frozenset()  # ids of tables of which only rows are there
+        self._is_plain = False  # whether plain parameters stand for sharded ones now
         # Leaves outside of all modules that were seen to outlive a pass.
         self.elsewhere: dict[int, Tensor] = {}
         self._losses_fn, self._outer_fn, self._chosen = losses, outer_loss, inner_params
@@ -81,6 +86,7 @@ class BilevelProblem:
             model, self.optimizers, inner_params, self._companions, weighter
         )
         check_modules(model)
+        self.shards(self.parts())
         theta, _ = self.parameters()
         check_optimizers(model, self.optimizers, theta)
         self.weight_decay(theta)  # raises now rather than at the first outer step
@@ -107,16 +113,52 @@ class BilevelProblem:
         )
         return twin
 
+    def standing_in(self, stand_ins: StandIns, named: Tree | None = None) -> BilevelProblem:
+        """The same problem, and all that is known of it, with plain parameters for sharded ones.
+
+        Args:
+            stand_ins: the plain parameters.
+            named: the inner parameters, where the modules go on to hold the sharded ones.
+        """
+        twin = copy.copy(self)
+        twin._is_plain = True
+        if self._shards is not None:
+            twin.by_rows = frozenset(id(stand_ins.of(p)) for p in self._shards.tables())
+        if named is not None:
+            twin._theta = {name: stand_ins.of(p) for name, p in named.items()}
+        twin.optimizers = stand_ins.optimizers(self.optimizers)
+        twin._stated = stand_ins.optimizers(self._stated)
+        # The sizes of tables change from step to step.
+        twin.compilation = None
+        twin._inner = InnerParameters(
+            self.model, twin.optimizers, self._chosen, self._companions, self.weighter
+        )
+        return twin
+
     def together(self) -> AbstractContextManager[None]:
         """A context of what all processes do together; what one raises, all hear of."""
         if self.is_alone_so_far:
             check_alone()
         return nullcontext() if self.ranks is None else self.ranks.together()
 
+    def shards(self, parts: Sequence[nn.Module]) -> Shards | None:
+        """What of the model lies in shards, if something does; the modules then hold shards."""
+        if self._is_plain or not in_shards(parts):
+            return None
+        if self._shards is None or not self._shards.is_of(parts):
+            names = {id(p): name for name, p in self.model.named_parameters()}
+            self._shards = Shards(parts, names)
+        self._shards.reshard()
+        return self._shards
+
     # -- parameters ----------------------------------------------------------------------------
 
     def theta(self) -> Tree:
         """The inner parameters, by their names in the model or the place where they were found."""
+        if self._theta is not None:
+            return self._theta
+        if self._shards is not None and not self._is_plain:
+            self._shards.reshard()  # the optimizers hold shards
         return self._inner.theta()
 
     def phi(self) -> Tree:
@@ -126,7 +168,8 @@ class BilevelProblem:
     def parameters(self) -> tuple[Tree, Tree]:
         """Both, checked: they may have changed since the last outer step."""
         theta, phi = self.theta(), self.phi()
-        check_parameters(self.model, self.weighter, theta, phi)
+        served = set() if self._shards is None else self._shards.served()
+        check_parameters(self.model, self.weighter, theta, phi, served)
         return theta, phi
 
     def weight_decay(self, theta: Tree) -> dict[str, float]:
@@ -148,6 +191,21 @@ class BilevelProblem:
     def mutable(self, parts: Sequence[nn.Module], *batches: Any) -> list[Any]:
         """Lists, dicts, arrays and generators that a pass over some batches may change."""
         return [*of_modules(parts), *self.objects, *inside(batches)]
+
+    def isolated(
+        self, parts: Sequence[nn.Module], theta: Tree, batches: Sequence[Any], *, look: bool
+    ) -> AbstractContextManager[Isolation]:
+        """A context without side effects, which finds out what passes write if it is to look."""
+        return isolated(
+            parts,
+            {p.device for p in (*theta.values(), *self.phi().values())},
+            theta,
+            self.guard,
+            tensors_in(batches),
+            # A compiled part would be compiled again to be watched.
+            watch=look and not is_compiled(parts),
+            objects=[*self.guard.objects, *inside(batches)],
+        )
 
     def settled(self) -> set[int]:
         """The ``id`` of every tensor of which ``wrap`` was told whether it is inner.

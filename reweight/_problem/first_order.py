@@ -28,9 +28,9 @@ from reweight.verdict import SolveInfo, Way
 logger = logging.getLogger("reweight")
 
 # Steps of differences that are tried when they are first used, in units of the estimated one.
-_SHARES = (4.0, 1.0, 0.25, 0.0625)
+SHARES = (4.0, 1.0, 0.25, 0.0625)
 # Differences whose best steps disagree by more than this are noise.
-_DROWNED = 0.05
+DROWNED = 0.05
 
 
 @dataclass(frozen=True)
@@ -149,14 +149,19 @@ class FirstOrder:
         if findings.step_share:
             found = along.differences(direction, losses, (findings.step_share,))
             return found[0], findings.precision
-        found = along.differences(direction, losses, _SHARES)
+        found = along.differences(direction, losses, SHARES)
         apart = [norm(a - b) / (norm(b) or math.inf) for a, b in itertools.pairwise(found)]
         best = min(range(len(apart)), key=apart.__getitem__)
-        findings.step_share, findings.precision = _SHARES[best + 1], apart[best]
-        if not apart[best] <= _DROWNED:
-            findings.caveats["differences"] = (
-                "rounding drowns the differences of the losses: with two steps they differ by "
-                f"{apart[best]:.2g} of their size. Keep the parameters in float32, or use layers "
-                "that forward mode can differentiate"
-            )
+        findings.step_share, findings.precision = SHARES[best + 1], apart[best]
+        if not apart[best] <= DROWNED:
+            findings.caveats["differences"] = drowned(apart[best])
         return found[best + 1], apart[best]
+
+
+def drowned(apart: float) -> str:
+    """What is wrong with differences of which those with two steps differ by a share."""
+    return (
+        "rounding drowns the differences of the losses: with two steps they differ by "
+        f"{apart:.2g} of their size. Keep the parameters in float32, or use layers that forward "
+        "mode can differentiate"
+    )

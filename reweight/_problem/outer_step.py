@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -21,16 +21,14 @@ from reweight._problem.first_order import FirstOrder
 from reweight._problem.fresh import FreshBatches
 from reweight._problem.functional import FunctionalModel
 from reweight._problem.hooks import GradientHooks, Hooked
+from reweight._problem.in_shards import InShards, serves
 from reweight._problem.inner import UNTOUCHED, InnerProblem, padding_rows
 from reweight._problem.isolation import (
     Isolation,
     differentiable,
-    is_compiled,
-    isolated,
     twice_differentiable,
 )
 from reweight._problem.lazy import build
-from reweight._problem.objects import inside
 from reweight._problem.processes import (
     CHECK_EVERY,
     due_on_any,
@@ -39,13 +37,14 @@ from reweight._problem.processes import (
     told_by_any,
     unequal,
 )
+from reweight._problem.sharded import both, check_fresh, on_a_plain_model
 from reweight._problem.shares import shares_of
 from reweight._problem.statement import check_batch, check_memory, check_optimizers
 from reweight._problem.systems import Systems
 from reweight._problem.ways import Ways
 from reweight._problem.weights import through_weighter
 from reweight._tables import Graph, GraphInputs, looked_up, tables_of
-from reweight._tensors import Pending, Tree, shared, some, tensors_in
+from reweight._tensors import Pending, Tree, shared, sharing, some, tensors_in
 from reweight.hypergradient import (
     Hypergradient,
     ImplicitHypergradient,
@@ -80,9 +79,31 @@ def hypergradient(
         parts = problem.parts()
         with inner_modules(parts):
             build(problem, parts, batch)
-            step = _OuterStep(problem, parts, batch, dev_batch, strategy)
-            with step.isolated() as isolation:
-                result = step.run(isolation, batches)
+            check_fresh(problem, parts, batches)
+            in_shards = None if batches is not None else serves(problem, parts, strategy)
+            if in_shards is not None:
+                return _in_shards(problem, in_shards, batch, dev_batch, strategy)
+            passes = both(batch, dev_batch)
+            with on_a_plain_model(problem, parts, passes, (batch, dev_batch)) as plain:
+                step = _OuterStep(plain, parts, batch, dev_batch, strategy)
+                with step.isolated() as isolation:
+                    result = step.run(isolation, batches)
+                return step.judged(result, isolation)
+
+
+def _in_shards(
+    problem: BilevelProblem,
+    in_shards: InShards,
+    batch: Any,
+    dev_batch: Any,
+    strategy: ImplicitHypergradient,
+) -> Hypergradient:
+    """A first-order step that moves sharded parameters where they lie."""
+    with in_shards.shards.local(list(in_shards.originals.values())) as stand_ins:
+        local = problem.standing_in(stand_ins, named=in_shards.originals)
+        step = _OuterStep(local, in_shards.parts, batch, dev_batch, strategy, in_shards)
+        with step.isolated() as isolation:
+            result = step.run(isolation, None)
         return step.judged(result, isolation)
 
 
@@ -91,42 +112,23 @@ def weights(problem: BilevelProblem, batch: Any) -> Tensor:
     check_batch("batch", batch)
     batch = differentiable(batch)
     parts = problem.parts()
-    with inner_modules(parts):
-        return _weights(problem, parts, batch)
+    # The processes of a sharded model evaluate it together.
+    together = problem.together() if problem.shards(parts) is not None else nullcontext()
+    with together, inner_modules(parts):
+        build(problem, parts, batch)
+        passes = (lambda now: now.evaluated(batch),)
+        with on_a_plain_model(problem, parts, passes, (batch,)) as plain, sharing(None):
+            return _weights(plain, parts, batch)
 
 
 def _weights(problem: BilevelProblem, parts: list[nn.Module], batch: Any) -> Tensor:
-    build(problem, parts, batch)
-    theta, phi = problem.theta(), problem.phi()
     look = problem.guard.is_new(tuple(part.training for part in parts))
     problem.guard.objects = problem.mutable(parts)
     with (
-        _isolated(problem, parts, theta, phi, (batch,), look=look) as isolation,
+        problem.isolated(parts, problem.theta(), (batch,), look=look) as isolation,
         isolation.watched(),
     ):
         return problem.weights(problem.losses(batch)).detach()
-
-
-def _isolated(
-    problem: BilevelProblem,
-    parts: list[nn.Module],
-    theta: Tree,
-    phi: Tree,
-    batches: tuple[Any, ...],
-    *,
-    look: bool,
-) -> AbstractContextManager[Isolation]:
-    """A context without side effects, which finds out what passes write if it is to look."""
-    return isolated(
-        parts,
-        {p.device for p in (*theta.values(), *phi.values())},
-        theta,
-        problem.guard,
-        tensors_in(batches),
-        # A compiled part would be compiled again to be watched.
-        watch=look and not is_compiled(parts),
-        objects=[*problem.guard.objects, *inside(batches)],
-    )
 
 
 class _OuterStep:
@@ -138,6 +140,7 @@ class _OuterStep:
         batch: the train batch.
         dev_batch: the dev batch.
         strategy: how to solve.
+        in_shards: for a first-order step on parameters in shards.
     """
 
     def __init__(
@@ -147,8 +150,9 @@ class _OuterStep:
         batch: Any,
         dev_batch: Any,
         strategy: ImplicitHypergradient,
+        in_shards: InShards | None = None,
     ) -> None:
-        self._problem, self._strategy = problem, strategy
+        self._problem, self._strategy, self._in_shards = problem, strategy, in_shards
         self._batch, self._dev_batch = batch, dev_batch
         self._theta, self._phi = problem.parameters()
         self._parts = parts
@@ -162,7 +166,9 @@ class _OuterStep:
         self._caveats: list[str] = []
         # Not by the steps of the audit, which a process that raises early does not reach.
         if problem.begun % CHECK_EVERY == 1:
-            self._caveats += unequal(self._theta, self._phi, problem.model, self._stated())
+            # Shards differ between the processes.
+            theta = {} if in_shards else self._theta
+            self._caveats += unequal(theta, self._phi, problem.model, self._stated())
         self._pending = Pending()
         # The mode that a compiled step was compared with, if this is one.
         self._compared = ""
@@ -178,9 +184,9 @@ class _OuterStep:
     def isolated(self) -> AbstractContextManager[Isolation]:
         """A context without side effects."""
         batches = self._batch, self._dev_batch
-        return _isolated(
-            self._problem, self._parts, self._theta, self._phi, batches, look=self._look
-        )
+        # A pass that gathers parameters writes into memory that is freed after it.
+        look = self._look and self._in_shards is None
+        return self._problem.isolated(self._parts, self._theta, batches, look=look)
 
     def run(self, isolation: Isolation, batches: Iterable[Any] | None) -> Hypergradient:
         """The hypergradient, by a compiled program where there is one for this step."""
@@ -279,6 +285,11 @@ class _OuterStep:
     ) -> _Found | None:
         """A first-order step; ``None`` where the Hessian's path has to be taken."""
         problem, strategy, theta = self._problem, self._strategy, self._theta
+        if self._in_shards is not None:
+            found = self._in_shards.step(
+                problem, strategy, self._batch, isolation, rhs, loss, self._shares, self._pending
+            )
+            return found.weights, found.influence, found.info
         assert isinstance(strategy.solver, Identity)  # no other solver has ways
         problem.audit.meet(outer.kinds, outer.reached(theta))
         direction = direction_of(
@@ -414,6 +425,8 @@ class _OuterStep:
         Raises:
             ValueError: the outer loss depends on no inner parameter.
         """
+        if self._in_shards is not None:
+            return self._in_shards.gradients(loss, self._phi)
         if graph.is_reentrant and self._strategy.ways:
             return by_backward(loss, graph, self._theta, self._phi)
         graph.refuse_reentrant("outer_loss")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
+from reweight._problem.micro_batches import MicroBatches
 from reweight._problem.notices import Notices
 from reweight._tensors import shared, tensors_in
 
@@ -45,7 +46,7 @@ def shares_of(batch: Any, dev_batch: Any, notices: Notices) -> Shares:
     group = shared()
     if group is None:
         return WHOLE
-    (first, all_rows), (dev_first, dev_all_rows) = _rows(batch), _rows(dev_batch)
+    (first, all_rows), (dev_first, dev_all_rows) = rows_of(batch), rows_of(dev_batch)
     of_ranks = group.numbers(first, all_rows, dev_first, dev_all_rows)
     fixed, by_all, outer, outer_by_all = (
         own / (sum(each) or 1.0)
@@ -63,8 +64,11 @@ def shares_of(batch: Any, dev_batch: Any, notices: Notices) -> Shares:
     return Shares(fixed, outer)
 
 
-def _rows(batch: Any) -> tuple[int, int]:
+def rows_of(batch: Any) -> tuple[int, int]:
     """The rows of the first tensor of a batch, and of all its tensors together."""
+    if isinstance(batch, MicroBatches):
+        of_each = [rows_of(each) for each in batch.batches]
+        return sum(first for first, _ in of_each), sum(rows for _, rows in of_each)
     rows = [x.size(0) for x in tensors_in(batch) if x.ndim] or _lengths(batch) or [1]
     return rows[0], sum(rows)
 

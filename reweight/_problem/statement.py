@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from reweight._sharded import is_sharded, refuse_other_engines
 from reweight._tensors import some
 
 
@@ -54,6 +55,7 @@ def check_memory(theta: Mapping[str, Tensor]) -> None:
 
 def check_modules(model: nn.Module) -> None:
     """Raise for modules whose parameters can't be substituted or whose gradients are modified."""
+    refuse_other_engines(list(model.modules()))
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError(
@@ -73,9 +75,16 @@ def check_modules(model: nn.Module) -> None:
 
 
 def check_parameters(
-    model: nn.Module, weighter: nn.Module, theta: Mapping[str, Tensor], phi: Mapping[str, Tensor]
+    model: nn.Module,
+    weighter: nn.Module,
+    theta: Mapping[str, Tensor],
+    phi: Mapping[str, Tensor],
+    served: Container[int],
 ) -> None:
-    """Raise unless there are real inner parameters and weighter parameters, and none is both."""
+    """Raise unless there are real inner parameters and weighter parameters, and none is both.
+
+    ``served`` holds the ``id`` of each sharded parameter that outer steps can work with.
+    """
     if not theta:
         raise ValueError(
             "there are no inner parameters: every parameter of the model is frozen, or "
@@ -87,11 +96,11 @@ def check_parameters(
             "nothing for the outer problem to learn"
         )
     for name, p in (*theta.items(), *phi.items()):
-        if hasattr(p, "device_mesh"):  # a DTensor, whose module takes seconds to import
+        if is_sharded(p) and not (name in theta and id(p) in served):
             raise TypeError(
-                f"{name} is sharded over processes (a {type(p).__name__}, as fully_shard and "
-                "parallelize_module make), which outer steps do not support: leave the model whole "
-                "in each process, or choose the inner ones with inner_params=lambda name: ..."
+                f"{name} is sharded over processes (a {type(p).__name__}), and is not a parameter "
+                "of the model that fully_shard or RowwiseParallel sharded: leave it whole in each "
+                "process, as the weighter's parameters have to be"
             )
         if not p.is_floating_point():
             raise TypeError(

@@ -81,15 +81,24 @@ class Ways:
             now.hidden = hidden
             if by is None:
                 return ""
-            reason = f"its derivatives differ by {by:.2g} of their size from what gradients give"
+            reason = _differs(by)
             if not auto:
-                now.caveats[way] = (
-                    f"{reason} (hvp={way!r}): is there a detach() inside the losses, or a custom "
-                    'gradient? Use hvp="auto", which goes on to another way'
-                )
+                now.caveats[way] = misleading(way, by)
                 return ""
         now.no_way[way] = reason
         return reason
+
+
+def _differs(by: float) -> str:
+    return f"its derivatives differ by {by:.2g} of their size from what gradients give"
+
+
+def misleading(way: Way, by: float) -> str:
+    """What is wrong with a way that is used although its derivatives are off by a share."""
+    return (
+        f"{_differs(by)} (hvp={way!r}): is there a detach() inside the losses, or a custom "
+        'gradient? Use hvp="auto", which goes on to another way'
+    )
 
 
 class _NotComparedError(Exception):

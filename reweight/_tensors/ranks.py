@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, distributed
@@ -64,8 +65,8 @@ class Traffic:
 class _Connection:
     """The process group that the exchanges between the members of another group use.
 
-    There is one for all calls of ``wrap``, since a group takes threads and files that a process has
-    few of.
+    There is one for all calls of ``wrap``: a process keeps the groups that it has made, with their
+    threads and open files, until its end.
 
     Attributes:
         group: the process group.
@@ -81,15 +82,9 @@ class _Connection:
         )
         self.users = 0
 
-    def is_open(self) -> bool:
-        """Whether the process group was not destroyed."""
-        try:
-            return distributed.get_rank(self.group) >= 0
-        except ValueError:
-            return False
 
-
-_connections: dict[str, _Connection] = {}
+# By the process group that wrap was given.
+_connections: WeakKeyDictionary[Any, _Connection] = WeakKeyDictionary()
 
 
 class Ranks:
@@ -110,8 +105,8 @@ class Ranks:
         members = distributed.get_process_group_ranks(group)
         backend = distributed.get_backend(group)
         self.rank, self.size = distributed.get_rank(group), len(members)
-        connection = _connections.get(group.group_name)
-        if connection is None or not connection.is_open():
+        connection = _connections.get(group)
+        if connection is None:
             try:
                 connection = _Connection(group, members, backend)
             except RuntimeError as error:
@@ -120,7 +115,7 @@ class Ranks:
                     f"({_reason(error)}): every process of the group must call wrap(...), and as "
                     "often as the others"
                 ) from error
-            _connections[group.group_name] = connection
+            _connections[group] = connection
         self._group = connection.group
         connection.users += 1
         self._user = connection.users

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from reweight._problem import hypergradient
+from reweight._problem import alone_on_a_plain_model, hypergradient
 from reweight._tensors import dot, doubled
 from reweight.checking.borrowed import Borrowed
 from reweight.checking.budget import Budget, OutOfTime
@@ -47,6 +47,9 @@ def check_hypergradient(
     hypergradient has to predict the change of the outer loss on ``dev_batch``. The losses and
     inputs of the weighter are held at the solution, because they are detached. Other values that it
     reads from the model are not held.
+
+    With several processes, each compares what its own samples give. Of a sharded model, every
+    process has to call this, and has to have the memory for the parameters in float64.
 
     A truncated solver, such as the default ``Neumann(num_terms=3)``, does not agree by design. Then
     ``setup_ok`` tells whether everything but the truncation is right, and the report says so.
@@ -102,14 +105,16 @@ def check_hypergradient(
         your parameters are not at a minimum of the inner problem on this slice ...
     """
     budget = Budget(max_seconds)
-    problem = Problem(rw, batch, dev_batch, budget)
-    try:
-        with budget.reported(), problem.opened():
-            report = _report(problem, rtol, seed)
-    except (NotMade, OutOfTime) as reason:
-        if isinstance(reason, OutOfTime):
-            reason = out_of_time(max_seconds)
-        report = _empty_report(rw, problem, batch, dev_batch, reason, rtol, seed)
+    with alone_on_a_plain_model(rw.problem, batch, dev_batch) as plain:
+        rw = Reweighted(plain, rw.strategy)
+        problem = Problem(rw, batch, dev_batch, budget)
+        try:
+            with budget.reported(), problem.opened():
+                report = _report(problem, rtol, seed)
+        except (NotMade, OutOfTime) as reason:
+            if isinstance(reason, OutOfTime):
+                reason = out_of_time(max_seconds)
+            report = _empty_report(rw, problem, batch, dev_batch, reason, rtol, seed)
     if raise_on_mismatch and not report.ok:
         raise RuntimeError(str(report))
     return report

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from reweight.integrations._processes import of_first
+
 
 class DevBatches:
     """The batches of a dev loader, epoch after epoch.
 
     Every batch is drawn with random numbers of its own, which follow from a seed, the epoch and the
     position in it. Random numbers of the training are left as they were, and a resumed training
-    gets the batches of one that was not interrupted.
+    gets the batches of one that was not interrupted. A ``DistributedSampler`` is told the epoch.
 
     Args:
         loader: a ``DataLoader``, or anything else that can be iterated over repeatedly.
@@ -43,11 +45,12 @@ class DevBatches:
                 "again: pass a DataLoader or a list of batches, [dev_batch] for a single one"
             )
         self._loader, self._place = loader, place
-        samplers = [getattr(loader, "sampler", None)]
+        samplers: list[Any] = [getattr(loader, "sampler", None)]
         samplers.append(getattr(getattr(loader, "batch_sampler", None), "sampler", None))
         found = (getattr(owner, "generator", None) for owner in (loader, *samplers))
         own = {id(g): g for g in found if isinstance(g, torch.Generator)}
         self._generators = [*own.values()]
+        self._samplers = [each for each in samplers if hasattr(each, "set_epoch")]
         self._seed = (self._generators or [torch.default_generator])[0].initial_seed()
         self._epoch = self._position = 0
         self._iterator: Iterator[Any] | None = None
@@ -75,6 +78,8 @@ class DevBatches:
 
     def _from(self, start: int) -> Iterator[Any]:
         """The batches of the epoch from a position on, each drawn with its own random numbers."""
+        for sampler in self._samplers:
+            sampler.set_epoch(self._epoch)
         with self._random_numbers(0):
             iterator = iter(self._loader)
         position = 0
@@ -106,6 +111,10 @@ class DevBatches:
             random.seed(seed)
             np.random.seed(seed)
             yield
+
+    def agree(self) -> None:
+        """Draw what the first of several processes draws; its position is then that of all."""
+        self._seed = of_first(self._seed)
 
     def state_dict(self) -> dict[str, int]:
         """The position, in plain numbers."""

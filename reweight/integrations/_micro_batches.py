@@ -1,39 +1,23 @@
-"""The micro-batches of one optimizer step as one batch."""
+"""The losses of the micro-batches of one optimizer step as those of one batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from reweight._problem import LossesFn
+from reweight._problem import LossesFn, MicroBatches, rows_of
 from reweight._tensors import map_tensors, tensors_in
 from reweight.losses import Losses
-
-
-@dataclass(frozen=True, eq=False)
-class MicroBatches:
-    """The batches whose gradients one optimizer step accumulated.
-
-    An outer step on them is the outer step on one batch of all their samples. Each is evaluated by
-    itself, as in training, so they need not have the same shapes. Every sample counts alike, while
-    accumulated means count every batch alike: the two are the same for batches of one size.
-
-    Args:
-        batches: at least one batch, each as ``losses`` takes it.
-    """
-
-    batches: Sequence[Any]
 
 
 def over_micro_batches(losses: LossesFn | None, model: Any) -> LossesFn:
     """``losses`` that also take :class:`MicroBatches`: ``[B1 + B2 + ...]`` losses.
 
-    Fixed parts are averaged, as accumulation does. What the weighter reads is concatenated along
-    the first dimension.
+    Fixed parts are averaged by the rows of the micro-batches. What the weighter reads is
+    concatenated along the first dimension.
 
     Args:
         losses: as :func:`reweight.wrap` takes them; default ``model.losses``.
@@ -56,7 +40,9 @@ def over_micro_batches(losses: LossesFn | None, model: Any) -> LossesFn:
         parts = [each if isinstance(each, Losses) else Losses(each) for each in found]
         if len(parts) == 1:
             return parts[0]
-        fixed = sum(part.fixed for part in parts) / len(parts)
+        rows = [rows_of(each)[0] for each in batch.batches]
+        total = sum(rows) or 1
+        fixed = sum(n / total * part.fixed for n, part in zip(rows, parts, strict=True))
         inputs = _concatenated([part.inputs for part in parts])
         joined = Losses(torch.cat([part.weighted for part in parts]), fixed, inputs)
         if all(part.outputs is not None for part in parts):  # those of Losses.of

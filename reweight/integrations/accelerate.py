@@ -9,15 +9,16 @@ from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderStateMixin
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import send_to_device
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 import reweight
-from reweight._problem import LossesFn, OuterFn
+from reweight._problem import LossesFn, MicroBatches, OuterFn
 from reweight.integrations._dev_batches import DevBatches
-from reweight.integrations._micro_batches import MicroBatches, over_micro_batches
+from reweight.integrations._micro_batches import over_micro_batches
 from reweight.integrations._precision import warn_of_half_precision
-from reweight.integrations._processes import check_one_process
+from reweight.integrations._processes import data_parallel, through
 from reweight.weighters import SampleWeighter
 from reweight.wrapping import Reweighted
 
@@ -39,7 +40,8 @@ def wrap(
 
     Args:
         accelerator: the ``Accelerator`` of the loop.
-        model: the prepared model; its innermost module is wrapped.
+        model: the prepared model; its innermost module is wrapped. With several processes, the
+            passes of ``loss`` go through the wrapper that averages their gradients.
         weighter: computes the weights; it is moved to the accelerator's device, in place.
         losses: ``(model, batch) -> Losses | Tensor [B]``; it gets the innermost module.
         outer_loss: ``(model, batch) -> Tensor []``.
@@ -56,7 +58,8 @@ def wrap(
     Raises:
         TypeError: ``accelerator`` is none, ``outer_optimizer`` is a prepared one, or an argument
             of :func:`reweight.wrap` of a wrong kind.
-        RuntimeError: several processes train the model.
+        NotImplementedError: several processes train the model by other means than
+            ``DistributedDataParallel``, or the model is not a prepared one.
 
     Example:
         >>> import torch, reweight
@@ -86,17 +89,19 @@ def wrap(
             f"accelerator must be the Accelerator of your loop, got {type(accelerator).__name__}: "
             "wrap(accelerator, model, weighter, losses, outer_loss, optimizer)"
         )
-    check_one_process(accelerator.num_processes)
+    parallel = data_parallel(model, accelerator.num_processes)
     if isinstance(outer_optimizer, AcceleratedOptimizer):
         raise TypeError(
             "outer_optimizer is one that accelerator.prepare returned: pass it as you made it. A "
             "prepared one leaves steps out while gradients are accumulated, and divides gradients "
             "by the scale of the inner loss"
         )
-    inner = accelerator.unwrap_model(model)
+    inner = accelerator.unwrap_model(model) if parallel is None else parallel.module
     losses = over_micro_batches(losses, inner)
     weighter.to(accelerator.device)
     reweighted = reweight.wrap(inner, weighter, losses, outer_loss, _plain(optimizer), **options)
+    if parallel is not None:
+        reweighted = _Parallel(reweighted, parallel)
     warn_of_half_precision(reweighted)
     accelerator.register_for_checkpointing(reweighted)
     if outer_optimizer is not None:
@@ -104,11 +109,23 @@ def wrap(
     return reweighted
 
 
+class _Parallel(Reweighted):
+    """A wrapped model whose losses have gradients that a wrapper averages over the processes."""
+
+    def __init__(self, reweighted: Reweighted, parallel: DistributedDataParallel) -> None:
+        super().__init__(reweighted.problem, reweighted.strategy)
+        self._parallel = parallel
+
+    def loss(self, batch: Any) -> Tensor:
+        return through(self._parallel, super().loss, batch)
+
+
 def dev_batches(accelerator: Accelerator, loader: Iterable[Any]) -> DevBatches:
     """The batches of a dev loader, endless, on the accelerator's device.
 
     ``save_state`` and ``load_state`` keep the position. Random numbers of the training are left as
-    they are.
+    they are. Of several processes, all get the same batches, or each its own part of them if the
+    loader has a ``DistributedSampler``.
 
     Args:
         accelerator: the ``Accelerator`` of the loop.
@@ -131,6 +148,7 @@ def dev_batches(accelerator: Accelerator, loader: Iterable[Any]) -> DevBatches:
             "prepared one is read, Accelerate takes its end for the end of the training epoch"
         )
     batches = DevBatches(loader, lambda batch: send_to_device(batch, accelerator.device))
+    batches.agree()
     accelerator.register_for_checkpointing(batches)
     return batches
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from reweight._problem import LossesFn, OuterFn
+from reweight._problem import LossesFn, MicroBatches, OuterFn
 from reweight.hypergradient import Hypergradient
 from reweight.integrations._dev_batches import DevBatches
 from reweight.integrations._lightning_names import BASES, nothing_logged
-from reweight.integrations._micro_batches import MicroBatches, over_micro_batches
+from reweight.integrations._micro_batches import over_micro_batches
 from reweight.integrations._precision import warn_of_half_precision
-from reweight.integrations._processes import check_one_process
+from reweight.integrations._processes import data_parallel, mean_of_all
 from reweight.weighters import SampleWeighter
 from reweight.wrapping import Reweighted, wrap
 
@@ -28,15 +29,17 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
     batches that ``training_step`` passed to :meth:`loss` for this optimizer step, and the next dev
     batch. The optimizers of the module are only read. Outer steps are computed in the precision of
     the parameters: mixed precision is off in them. Automatic and manual optimization and
-    accumulated gradients are served; several processes are refused.
+    accumulated gradients are served, and several processes with ``strategy="ddp"``.
 
     A checkpoint of the Trainer holds the weighter, the outer optimizer, the position in
     ``dev_loader`` and the number of steps, so a resumed training makes the same outer steps.
 
     Args:
-        weighter: learns the weights. It may be a part of the module.
+        weighter: learns the weights. It may be a part of the module; several processes then need
+            ``strategy="ddp_find_unused_parameters_true"``.
         outer_optimizer: the optimizer of the weighter's parameters.
-        dev_loader: the dev batches: a ``DataLoader``, or a list of batches.
+        dev_loader: the dev batches: a ``DataLoader``, or a list of batches. Of several processes,
+            all get the same batches, or each its own part if it has a ``DistributedSampler``.
         warmup_steps: optimizer steps before the first outer step. A weighter with ``bounds`` needs
             some epochs of them: in the first steps every sample helps, and its weights would all
             run to the bound.
@@ -57,6 +60,8 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
         TypeError: ``dev_loader`` can be read only once, or not at all.
         ValueError: ``every`` or ``warmup_steps`` out of range, an ``outer_optimizer`` that holds no
             parameter of the weighter.
+        NotImplementedError: in ``trainer.fit``, if several processes train by another strategy than
+            data parallelism, such as FSDP.
 
     Example:
         >>> import lightning, torch, reweight
@@ -122,6 +127,7 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
         self._global_step = 0
         self._shown: dict[str, float] = {}
         self._loaded: Mapping[str, Any] | None = None
+        self._made_in = os.getpid()
 
     def loss(self, batch: Any) -> Tensor:
         """The weighted loss of a train batch, for ``training_step`` to return.
@@ -141,7 +147,7 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Wrap the module, on its device and with its optimizers."""
-        check_one_process(trainer.world_size)
+        data_parallel(trainer.strategy.model, trainer.world_size)
         self.weighter.to(pl_module.device)
         # Loading its own state takes an optimizer's tensors to the device of its parameters.
         self.outer_optimizer.load_state_dict(self.outer_optimizer.state_dict())
@@ -154,8 +160,17 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
             **self._options,
         )
         warn_of_half_precision(self.reweighted)
+        self._dev.agree()
         if self._loaded is not None:
             self._restore(self._loaded)
+        if os.getpid() != self._made_in and trainer.is_global_zero:
+            warnings.warn(
+                "the training runs in copies of this process (strategy='ddp_spawn', 'ddp_fork' or "
+                "'ddp_notebook'), whose weighter does not come back when trainer.fit ends: read it "
+                "from a checkpoint (checkpoint['callbacks']['ReweightCallback']['weighter']), or "
+                "use strategy='ddp'",
+                stacklevel=2,
+            )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Count optimizer steps from where the Trainer stands."""
@@ -197,7 +212,9 @@ class ReweightCallback(*BASES):  # type: ignore[misc]
         self.result = self.reweighted.outer_backward(train, dev)
         self.outer_optimizer.step()
         self.outer_optimizer.zero_grad()  # an optimizer of the module may hold the weighter too
-        self._shown["reweight/weight_mean"] = float(self.reweighted.weights(train).mean())
+        self._shown["reweight/weight_mean"] = mean_of_all(
+            self.reweighted, self.reweighted.weights(train)
+        )
         if (residual := self.result.info.relative_residual) is not None:
             self._shown["reweight/residual"] = residual
 

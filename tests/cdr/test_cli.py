@@ -298,7 +298,7 @@ def test_a_preset_is_where_the_options_start(
     name: PresetName, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[RunBiao] = []
-    monkeypatch.setattr(cdr.run_biao, "biao", lambda config, arguments: seen.append(config))
+    monkeypatch.setattr(cdr.run_biao, "biao", lambda config, *told: seen.append(config))
     assert run(*form.format(name).split(), "--model.dim", "20") == 0
     expected = preset(name, "conet")
     assert seen[0].preset == name and seen[0].options.outer == expected.outer
@@ -326,7 +326,7 @@ def test_a_model_brings_its_own_options(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[RunBiao] = []
-    monkeypatch.setattr(cdr.run_biao, "biao", lambda config, arguments: seen.append(config))
+    monkeypatch.setattr(cdr.run_biao, "biao", lambda config, *told: seen.append(config))
     assert run(*form.format(model).split(), "--preset", start, flag, "4") == 0
     expected = preset(start, model)
     assert seen[0].model == model and seen[0].options.model_class is expected.model_class

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -307,6 +308,26 @@ def test_names_in_data_are_escaped(ratings: Path, tmp_path: Path, out: Path) -> 
     assert "<b>" not in page and "&lt;b&gt;books → toys" in page
 
 
+@pytest.mark.usefixtures("small")
+def test_machines_train_a_part_each_and_one_shows_all(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ("--data", "g1", "--models", "twotower", "--seeds", 1, *BRIEF, "--out", out)
+    places = [tmp_path / f"machine-{k}" for k in (1, 2, 3)]
+    kept = []
+    for k, place in enumerate(places, 1):
+        assert run("generated", *told, "--cache", place, "--share", f"{k}/3") == 0
+        assert not out.exists()
+        kept.append({path.parent.name for path in place.glob("*/*/run.json")})
+    # retrain waits for search, and goes with it.
+    assert sorted(map(len, kept)) == [2, 2, 3] and len(set.union(*kept)) == 7
+    for place in places:
+        shutil.copytree(place, tmp_path / "all", dirs_exist_ok=True)
+    capsys.readouterr()
+    assert run("generated", *told, "--cache", tmp_path / "all") == 0
+    assert "0 trained, 7 from" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "arguments"),
     [
@@ -317,6 +338,8 @@ def test_names_in_data_are_escaped(ratings: Path, tmp_path: Path, out: Path) -> 
         ("--models resnet: there is no such model", "table1 --models resnet"),
         ("--seeds 0: it must be at least 1", "table1 --seeds 0"),
         ("--jobs 0", "table1 --jobs 0"),
+        ("--share 5/4", "table1 --share 5/4"),
+        ("--share 2: give K/N", "table1 --share 2"),
         ("--device tpu cannot be used", "table1 --device tpu"),
         ("--stack-seeds goes with one data set", "table1 --stack-seeds --seeds 2"),
         ("invalid choice|expected|Required", "table9"),

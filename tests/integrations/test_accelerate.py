@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from accelerate.state import AcceleratorState, GradientState, PartialState  # no
 
 from reweight.integrations.accelerate import MicroBatches, dev_batches, wrap  # noqa: E402
 
-ROOT = Path(__file__).parent.parent.parent
 FEATURES, SAMPLES = 3, 48
 
 
@@ -207,24 +204,3 @@ def test_a_prepared_dev_loader_is_refused() -> None:
     loop = Loop()
     with pytest.raises(TypeError, match="loader is one that accelerator.prepare returned"):
         dev_batches(loop.accelerator, loop.loader)
-
-
-TWO = """
-import sys, torch, reweight
-from accelerate import Accelerator
-from reweight.integrations.accelerate import wrap
-accelerator = Accelerator(cpu=True)
-model = torch.nn.Linear(2, 1)
-try:
-    wrap(accelerator, model, reweight.LossWeighter(), lambda m, b: b, lambda m, b: b)
-except RuntimeError as error:
-    print(error)
-"""
-
-
-def test_two_processes_are_refused(tmp_path: Path) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(TWO, encoding="utf-8")
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.count("2 processes train this model") == 2, done.stderr

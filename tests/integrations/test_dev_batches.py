@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
 
 from reweight.integrations._dev_batches import DevBatches
 
@@ -76,6 +76,17 @@ def test_every_epoch_has_every_sample_in_another_order_and_with_other_noise() ->
     orders = [epoch[:, 0].tolist() for epoch in epochs]
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == [*range(10)]
     assert torch.cat(epochs)[:, 1].unique().numel() == 20
+
+
+def test_a_distributed_sampler_has_another_order_in_every_epoch() -> None:
+    parts = []
+    for rank in range(2):
+        sampler = DistributedSampler(Noisy(), num_replicas=2, rank=rank)
+        batches = DevBatches(DataLoader(Noisy(), 5, sampler=sampler))
+        parts.append([batch[:, 0].tolist() for batch in islice(batches, 2)])
+    for first, second in zip(*parts, strict=True):
+        assert sorted(first + second) == [*range(10)]
+    assert parts[0][0] != parts[0][1]
 
 
 def test_batches_are_placed() -> None:

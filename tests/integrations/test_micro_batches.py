@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import reweight
-from reweight.integrations._micro_batches import MicroBatches, over_micro_batches
+from _support.processes import Processes, values
+from reweight._problem import MicroBatches, rows_of
+from reweight.integrations._micro_batches import over_micro_batches
 
 SIZES = (3, 5)
 
@@ -17,12 +19,14 @@ SIZES = (3, 5)
 def losses(model: nn.Module, batch: Any) -> reweight.Losses:
     x, y, group = batch
     penalty = 0.1 * sum(p.square().sum() for p in model.parameters())
-    error = (model(x).squeeze(-1) - y).square()
-    return reweight.Losses(error, fixed=penalty, inputs={"group": group, "x": (x, group)})
+    output = model(x).squeeze(-1)
+    fixed = penalty + 0.3 * (output - 1).square().mean()
+    inputs = {"group": group, "x": (x, group)}
+    return reweight.Losses((output - y).square(), fixed=fixed, inputs=inputs)
 
 
 def of_outputs(model: nn.Module, batch: Any) -> reweight.Losses:
-    """The same without a penalty, in the form that Gauss-Newton products need."""
+    """The same without a fixed part, in the form that Gauss-Newton products need."""
     x, y, group = batch
     inputs = {"group": group, "x": (x, group)}
     return reweight.Losses.of(model(x), lambda out: (out.squeeze(-1) - y).square(), inputs=inputs)
@@ -69,6 +73,39 @@ def test_micro_batches_are_one_batch_of_their_samples(losses: Any, curvature: An
     assert torch.allclose(split.influence, joined.influence, rtol=1e-11)
     assert torch.allclose(split.grads["raw"], joined.grads["raw"], rtol=1e-11)
     assert torch.equal(rw.weights(MicroBatches(parts)), rw.weights(whole))
+
+
+def test_the_rows_of_micro_batches_are_those_of_one_batch() -> None:
+    parts = [batch(n, n) for n in SIZES]
+    whole = tuple(torch.cat(each) for each in zip(*parts, strict=True))
+    assert rows_of(MicroBatches(parts)) == rows_of(whole) == (sum(SIZES), 3 * sum(SIZES))
+
+
+def outer_step(rank: int, size: int) -> list[Tensor]:
+    """The hypergradient and the influences on all micro-batches, or on those of this process."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1).double()
+    rw = reweight.wrap(
+        model,
+        ByGroup(),
+        over_micro_batches(losses, model),
+        lambda model, batch: losses(model, batch).weighted.mean(),
+    )
+    parts = [batch(n, n) for n in (3, 5, 2)]
+    own = parts if size == 1 else [parts[:2], parts[2:]][rank]
+    found = rw.hypergradient(MicroBatches(own), batch(6, 0))
+    return [found.grads["raw"], found.influence]
+
+
+@pytest.mark.slow
+def test_micro_batches_of_two_processes_are_those_of_one(two: Processes) -> None:
+    found = values(two.run(outer_step))
+    grad, influence = outer_step(0, 1)
+    # Sums of ten terms in another order.
+    for each in found:
+        torch.testing.assert_close(each[0], grad, rtol=1e-12, atol=1e-12)
+    joined = torch.cat([each[1] for each in found])
+    torch.testing.assert_close(joined, influence, rtol=1e-12, atol=1e-12)
 
 
 def test_inputs_without_a_row_per_sample_are_refused() -> None:

@@ -280,6 +280,13 @@ def test_a_model_with_a_trainer_of_its_own_is_refused() -> None:
         case.learner()
 
 
+def test_several_processes_of_recbole_are_refused() -> None:
+    case = Case("BPR")
+    case.config["single_spec"] = False
+    with pytest.raises(ValueError, match="RecBole runs on several processes"):
+        case.learner()
+
+
 def test_outer_steps_are_made_in_their_epochs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("DeepFM", epochs=4)
     trainer = case.learner(warmup_epochs=1, stop_epoch=3, every=2)

@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import warnings
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,13 +29,6 @@ from reweight import (
 )
 
 Batch = tuple[Tensor, Tensor]
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    group = Processes(2, tmp_path_factory.mktemp("two"))
-    yield group
-    group.close()
 
 
 def samples(rank: int, size: int, seed: int = 0) -> Batch:

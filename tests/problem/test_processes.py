@@ -226,13 +226,6 @@ def outer_step(rank: int, size: int, case: Case) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    group = Processes(2, tmp_path_factory.mktemp("two"))
-    yield group
-    group.close()
-
-
-@pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     group = Processes(4, tmp_path_factory.mktemp("four"))
     yield group

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,12 +67,8 @@ def train(rank: int, size: int, steps: int, state: dict[str, Any] | None) -> dic
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_and_one_goes_on(tmp_path: Path) -> None:
-    group = Processes(2, tmp_path)
-    try:
-        first, second = values(group.run(train, 6, None))
-    finally:
-        group.close()
+def test_two_processes_train_as_one_and_one_goes_on(two: Processes) -> None:
+    first, second = values(two.run(train, 6, None))
     assert first["loader"] == second["loader"]
     stopped, whole = train(0, 1, 6, None), train(0, 1, 11, None)
     resumed = train(0, 1, 5, first)

@@ -1,4 +1,4 @@
-"""What every part of the example uses: option checks, json, files, nested tensors."""
+"""What every part uses: option checks, json, files, nested tensors, processes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from cdr.common.atomic import RenameError, new_file, new_folder
 from cdr.common.checking import at_least, positive, refuse, share, widths
 from cdr.common.jsonable import to_json, write_json
 from cdr.common.nested import flattened, map_tensors, tensors_in, with_tensors
+from cdr.common.processes import ALONE, Processes, Stopped
 
 __all__ = [
+    "ALONE",
+    "Processes",
     "RenameError",
+    "Stopped",
     "at_least",
     "flattened",
     "map_tensors",

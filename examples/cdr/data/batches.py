@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cdr.common import ALONE, Processes
 from cdr.data.schema import Behaviors, CrossDomainData, Items, windows
 
 
@@ -105,6 +106,8 @@ class Batches:
         windows: What the model reads.
         paired: Whether a training row goes with a source behaviour of its own user, or with one
             drawn from all.
+        processes: Those that train together. All draw for the whole batch, and make of it the rows
+            of their own share, so that the numbers drawn do not depend on how many they are.
     """
 
     def __init__(
@@ -114,8 +117,10 @@ class Batches:
         seed: int,
         windows: Windows = Windows(),
         paired: bool = True,
+        processes: Processes = ALONE,
     ) -> None:
         self.data = data
+        self.processes = processes
         self.history_length = history_length
         self._paired = paired
         device = data.source_offsets.device
@@ -133,19 +138,30 @@ class Batches:
         self._seen = self._readers((history_length, history_length))
         self._source_past, self._target_past = map(self._readers, (windows.source, windows.target))
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the draws of source behaviours are."""
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on drawing where the state was taken."""
+        self._generator.set_state(state["generator"])
+
     def train_pairs(self, *rows: Tensor, flat: bool = False) -> PairBatch:
         """Training rows, each with a random source behaviour (BIAO's fetch(B_s)).
 
         Args:
-            rows: Long [B]; the rows of several batches become one, with the source behaviours
-                that a call for each of them would draw.
+            rows: Long [B], of all processes; the rows of several batches become one, with the
+                source behaviours that a call for each of them would draw.
             flat: Whether the weighter's histories are flat.
+
+        Returns:
+            The share of this process, of each of the batches.
         """
-        device = self._counts.device
-        target = self.data.train.select(torch.cat(rows).to(device))
+        device, own = self._counts.device, self.processes.share
+        target = self.data.train.select(torch.cat([own(part) for part in rows]).to(device))
         # A draw of two batches at once would give the second one other numbers.
         draws = [torch.rand(len(part), generator=self._generator, device=device) for part in rows]
-        share = torch.cat(draws)
+        share = torch.cat([own(part) for part in draws])
         if self._paired:
             return self.pairs(target, share, flat=flat)
         num = len(self.data.source)

@@ -7,6 +7,7 @@ from cdr.runs.folders import check_output, output_folder, run_folder
 from cdr.runs.grid import Completed, Grid, Run, complete, options_read
 from cdr.runs.logs import KeptLog, log_history, logged
 from cdr.runs.machine import environment
+from cdr.runs.processes import launched
 from cdr.runs.progress import progress_bar
 from cdr.runs.runner import Source, Task, run
 from cdr.runs.titles import item_titles
@@ -22,6 +23,7 @@ __all__ = [
     "complete",
     "environment",
     "item_titles",
+    "launched",
     "log_history",
     "logged",
     "options_read",

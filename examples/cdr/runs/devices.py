@@ -1,4 +1,4 @@
-"""The device to train on."""
+"""The devices to train on."""
 
 from __future__ import annotations
 
@@ -25,3 +25,9 @@ def usable_device(name: str) -> str:
         # On tensors this small one thread is up to five times faster than two.
         torch.set_num_threads(1)
     return name
+
+
+def spread(device: str, jobs: int) -> list[str]:
+    """The device of each of several processes: "cuda" is all GPUs in turn, all else as it is."""
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    return [f"cuda:{i % gpus}" if gpus > 1 else device for i in range(jobs)]

@@ -10,15 +10,19 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from queue import Empty
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cdr import data as datasets
+from cdr.common import ALONE, Processes, map_tensors
 from cdr.data import CrossDomainData
+from cdr.runs.devices import spread
 from cdr.training import Options, Result, plan, train, train_side_by_side
 
 Progress = Callable[[str], None]
@@ -80,16 +84,22 @@ def run(
     stack_seeds: bool = False,
     learned: Mapping[Task, Weights] | None = None,
     keep_going: bool = False,
+    processes: Processes = ALONE,
+    checkpoints: Path | None = None,
 ) -> Iterator[tuple[Task, Result | Exception]]:
     """Train every task and yield it when it is done.
 
     Args:
         tasks: in the order to start them; one that takes learned weights waits for its teacher.
-        jobs: how many at a time; 1 stays in this process.
+        jobs: how many at a time; 1 stays in this process. More are processes of their own, which
+            take the GPUs in turn if the device of the tasks is "cuda".
         progress: Called with a short text on the progress of a training.
         stack_seeds: train tasks that differ by nothing but the seed in common steps, see
             :mod:`cdr.training.side_by_side`. To ``jobs`` they count as one.
         learned: weights of teachers that are not among the tasks.
+        processes: those that train each task together. All of them call this with the same tasks.
+        checkpoints: a folder in which the state of each training is kept after each of its epochs,
+            to go on from; None: nothing is kept.
         keep_going: yield the error of a training in the place of its result, and train the others.
 
     Raises:
@@ -98,11 +108,21 @@ def run(
             teacher is neither among the tasks nor in ``learned``.
         ChildProcessError: a process was killed.
     """
+    if processes.size > 1 and (jobs > 1 or stack_seeds):
+        option = "--stack-seeds" if stack_seeds else f"--jobs {jobs}"
+        raise ValueError(
+            f"{option}: torchrun started {processes.size} processes that train one model together; "
+            f"leave {option.split()[0]} out, or start without torchrun"
+        )
+    if checkpoints is not None and stack_seeds:
+        raise ValueError("--checkpoints does not go with --stack-seeds; leave one out")
     queue = _Queue(_stacked(tasks) if stack_seeds else [(task,) for task in tasks], learned or {})
     if jobs == 1:
         for group, weights in iter(queue.next, None):
             try:
-                results: list[Result] | Exception = _train(group, weights, progress)
+                results: list[Result] | Exception = _train(
+                    group, weights, progress, processes, checkpoints
+                )
             except ValueError as error:
                 if not keep_going:
                     raise
@@ -110,13 +130,15 @@ def run(
             yield from queue.done(group, results)
         return
     context = multiprocessing.get_context("spawn")
-    messages, stop = context.Queue(), context.Event()
-    with ProcessPoolExecutor(jobs, context, _start_process, (messages, stop)) as pool:
+    messages, stop, devices = context.Queue(), context.Event(), context.Queue()
+    for device in spread(tasks[0].device if tasks else "cpu", jobs):
+        devices.put(device)
+    with ProcessPoolExecutor(jobs, context, _start_process, (messages, stop, devices)) as pool:
         futures: dict[Future[list[Result]], tuple[Task, ...]] = {}
         try:
             while True:
                 for group, weights in iter(queue.next, None):
-                    futures[pool.submit(_train_in_process, group, weights)] = group
+                    futures[pool.submit(_train_in_process, group, weights, checkpoints)] = group
                 if not futures:
                     return
                 with suppress(Empty):
@@ -194,7 +216,13 @@ def _stacked(tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
     return list(groups.values())
 
 
-def _train(group: tuple[Task, ...], weights: Weights | None, progress: Progress) -> list[Result]:
+def _train(
+    group: tuple[Task, ...],
+    weights: Weights | None,
+    progress: Progress,
+    processes: Processes,
+    checkpoints: Path | None,
+) -> list[Result]:
     """Train tasks that differ by nothing but the seed."""
     task = group[0]
     data = _on_device(task.source, task.seed if task.source.seeded else 0, task.device)
@@ -207,7 +235,16 @@ def _train(group: tuple[Task, ...], weights: Weights | None, progress: Progress)
 
     if len(group) == 1:
         return [
-            train(task.variant, data, task.options, task.seed, learned=weights, on_step=on_step)
+            train(
+                task.variant,
+                data,
+                task.options,
+                task.seed,
+                learned=weights,
+                processes=processes,
+                checkpoint=checkpoints and checkpoints / f"{task.variant}-seed{task.seed}",
+                on_step=on_step,
+            )
         ]
     seeds = [each.seed for each in group]
     return train_side_by_side(task.variant, data, task.options, seeds, on_step=on_step)
@@ -248,18 +285,28 @@ def clear_loaded() -> None:
 
 _messages: Any = None
 _stop: Any = None
+_device = ""
 
 
-def _start_process(messages: Any, stop: Any) -> None:
-    global _messages, _stop
-    _messages, _stop = messages, stop
+def _start_process(messages: Any, stop: Any, devices: Any) -> None:
+    global _messages, _stop, _device
+    _messages, _stop, _device = messages, stop, devices.get()
     messages.cancel_join_thread()  # unread messages must not keep the process from ending
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and stops us
     torch.set_num_threads(1)
+    if _device.startswith("cuda:"):
+        torch.cuda.set_device(_device)
 
 
-def _train_in_process(group: tuple[Task, ...], weights: Weights | None) -> list[Result]:
-    return _train(group, weights, _report)
+def _train_in_process(
+    group: tuple[Task, ...], weights: Weights | None, checkpoints: Path | None
+) -> list[Result]:
+    group = tuple(replace(task, device=_device) for task in group)
+    results = _train(group, weights, _report, ALONE, checkpoints)
+    for result in results:
+        # The parent need not open every GPU, nor rely on this process to keep the memory.
+        result.state = map_tensors(Tensor.cpu, result.state)
+    return results
 
 
 def _report(text: str) -> None:

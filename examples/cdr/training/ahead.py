@@ -10,7 +10,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from cdr.common import tensors_in, with_tensors
+from cdr.common import Processes, tensors_in, with_tensors
 from cdr.data import Batches, PairBatch
 from cdr.models import CrossDomainModel
 from reweight import BehavioralPerceptron
@@ -62,13 +62,21 @@ def _weighted(
     batches: Batches,
     several: Sequence[Tensor],
 ) -> Iterator[PairBatch]:
-    sizes = [len(rows) for rows in several]
+    together = batches.processes
+    sizes = [len(together.share(rows)) for rows in several]
     batch = batches.train_pairs(*several, flat=perceptron.mask_keys)
     parts = torch.split(scores(model, perceptron, batch), sizes)
     with torch.no_grad():
-        # σ may compare within a batch.
-        weight = torch.cat([perceptron.normalize(part) for part in parts])
+        # σ may compare within a batch, which is that of all processes.
+        weight = torch.cat([_normalized(perceptron, together, part) for part in parts])
     # The steps do not read the histories.
     batch = replace(batch, weight=weight, source_history=None, target_history=None)
     tensors = zip(*(torch.split(tensor, sizes) for tensor in tensors_in(batch)), strict=True)
     return (with_tensors(batch, part) for part in tensors)
+
+
+def _normalized(perceptron: BehavioralPerceptron, together: Processes, own: Tensor) -> Tensor:
+    """The weights of this process's scores [B] in the batch of all processes."""
+    scores = together.rows_of_all(own)
+    weights = perceptron.normalize(torch.cat(scores))
+    return torch.split(weights, [len(part) for part in scores])[together.rank]

@@ -38,16 +38,24 @@ class Scores:
 
 @torch.no_grad()
 def score(model: CrossDomainModel, batches: Batches, rows: Behaviors, num_source: int) -> Scores:
-    """Predict ``rows`` beside ``num_source`` fixed source behaviours each, averaged."""
+    """Predict ``rows`` beside ``num_source`` fixed source behaviours each, averaged.
+
+    Processes that train together predict some rows each, and get the predictions of all.
+    """
     was_training = model.training
     model.eval()
     shares = (torch.arange(num_source) + 0.5) / num_source
+    processes, dtype = batches.processes, next(model.parameters()).dtype
     parts = [
         torch.stack([_probability(model, batches, chunk, float(share)) for share in shares]).mean(0)
-        for chunk in _chunks(rows)
+        # Whole chunks for each, so that the numbers are those of one process bit for bit.
+        if place % processes.size == processes.rank
+        else torch.zeros_like(chunk.label, dtype=dtype)
+        for place, chunk in enumerate(_chunks(rows))
     ]
     model.train(was_training)
-    return Scores(torch.cat(parts).cpu().numpy(), rows.label.cpu().numpy(), rows.user.cpu().numpy())
+    probability = processes.total(torch.cat(parts))
+    return Scores(probability.cpu().numpy(), rows.label.cpu().numpy(), rows.user.cpu().numpy())
 
 
 def _probability(

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import reweight
+from cdr.common import ALONE, Processes
 from cdr.data import Batches, CrossDomainData, PairBatch
 from cdr.models import CrossDomainModel
 from cdr.training.ahead import scores, weighted_ahead
+from cdr.training.gradients import average
 from cdr.training.options import HOLDS_OUT, Options, OuterOptions
 from cdr.training.same_users import SameUsers
 from reweight import (
@@ -48,8 +50,10 @@ class Learner:
         data: CrossDomainData,
         options: Options,
         seed: int,
+        processes: Processes = ALONE,
     ) -> None:
         self._model, self._data, self._options = model, data, options.outer
+        self._processes = processes
         weighter = _weighter(data, options).to(data.source_offsets.device)
         self.rw = reweight.wrap(
             model,
@@ -68,9 +72,8 @@ class Learner:
         num, device = len(data.train), data.train.user.device
         # The rows held out have to be those that the inner problem does not see.
         order = seed if self._options.dev in HOLDS_OUT else seed + 1
-        self._outer_rows = _endless(
-            pair_sampler(num, self._options.batch_size, order, self._options)
-        )
+        self._sampler = pair_sampler(num, self._options.batch_size, order, self._options)
+        self._outer_rows = _endless(self._sampler)
         drawn = torch.arange(num, device=device)
         if self._options.dev == "split-users":
             # A batch of all that are left.
@@ -129,6 +132,30 @@ class Learner:
             }
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next outer step depends on, but for the model."""
+        dev = self._dev_optimizer
+        return {
+            "weighter": self.rw.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "dev_optimizer": None if dev is None else dev.state_dict(),
+            "sampler": self._sampler.state_dict(),
+            "same_users": self._same_users.state_dict(),
+            "position": self._position,
+            "records": self.records,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a state of :meth:`state_dict` was taken."""
+        self.rw.load_state_dict(state["weighter"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._dev_optimizer is not None:
+            self._dev_optimizer.load_state_dict(state["dev_optimizer"])
+        self._sampler.load_state_dict(state["sampler"])
+        self._outer_rows = _endless(self._sampler)
+        self._same_users.load_state_dict(state["same_users"])
+        self._position, self.records = state["position"], state["records"]
+
     def weights(self, batches: Batches) -> NDArray[np.float32]:
         """The learned weight of every source behaviour, in the order of ``data.source``."""
         num, device = len(self._data.source), self._data.source.user.device
@@ -185,10 +212,12 @@ class Learner:
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
         for step in range(steps):
             rows = (step * size + torch.arange(size)) % limit
-            loss = self._model.outer_loss(batches.train_pairs(rows))
+            batch = batches.train_pairs(rows)
+            loss = self._model.outer_loss(batch)
             head = list(self._model.dev_head.parameters())
             for p, g in zip(head, torch.autograd.grad(loss, head), strict=True):
                 p.grad = g
+            average(self._processes, self._model.dev_head, loss.detach(), len(batch))
             optimizer.step()
         for buffer, before in buffers:
             buffer.copy_(before)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cdr.common import map_tensors, refuse
+import reweight
+from cdr.common import ALONE, Processes, map_tensors, refuse, to_json
 from cdr.data import Batches, CrossDomainData, PairBatch
 from cdr.models import CrossDomainModel
 from cdr.training.evaluation import NUM_SOURCE, Scores, score
+from cdr.training.gradients import average
 from cdr.training.graphs import CapturedStep
 from cdr.training.inner import fixed_weights, inner_optimizer, unlearned_loss
 from cdr.training.learner import Learner, pair_sampler
@@ -63,6 +66,8 @@ def train(
     seed: int,
     *,
     learned: NDArray[np.float32] | None = None,
+    processes: Processes = ALONE,
+    checkpoint: Path | None = None,
     on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, best: None,
 ) -> Result:
     """Train with early stopping on validation AUC, and score the best checkpoint.
@@ -74,16 +79,28 @@ def train(
         seed: of initialization, batches and source draws.
         learned: the weights that "search" has learned, one per source behaviour, for the variants
             that take them.
+        processes: those that train this model together, each on its share of every batch. The
+            result is that of one process up to rounding, and the same in all of them.
+        checkpoint: a folder to keep the state in after each epoch. If there is one of an earlier
+            call, the training goes on from it, with as many processes as there are now.
         on_step: called after every step with (epoch from 0, step in it, steps of an epoch, best
             validation AUC so far).
 
     Raises:
         ValueError: ``oracle`` without true flags, ``retrain`` or ``random`` without learned
-            weights; validation or test rows of one class; a loss that is not finite.
+            weights; validation or test rows of one class; a loss that is not finite; a checkpoint
+            of another training, or a damaged one.
     """
-    training = Training(variant, data, options, seed, learned)
+    training = Training(variant, data, options, seed, learned, processes)
+    if checkpoint is not None:
+        with suppress(FileNotFoundError):
+            state = reweight.checkpoint.load(checkpoint, process_group=processes.group)
+            training.load_state_dict(state, str(checkpoint))
     while not training.done:
         training.run_epoch(on_step)
+        if checkpoint is not None:
+            state = training.state_dict()
+            reweight.checkpoint.save(state, checkpoint, process_group=processes.group)
     return training.result()
 
 
@@ -110,6 +127,7 @@ class Training:
         options: Options,
         seed: int,
         learned: NDArray[np.float32] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self._started = time.perf_counter()
         _check_classes(data)
@@ -117,12 +135,14 @@ class Training:
         how = plan(variant)
         options = how.change(options)
         self._variant, self._data, self._options, self._seed = variant, data, options, seed
-        self._keeps_last = how.keeps_last
+        self._keeps_last, self._processes = how.keeps_last, processes
         kind, single_domain = options.model_class, how.source == "none"
-        self.model: CrossDomainModel = _model(data, options, single_domain)
+        self.model: CrossDomainModel = _model(data, options, single_domain, processes)
         self.optimizer = inner_optimizer(self.model.parameters(), options.inner)
         learns = how.source == "learned"
-        self.learner = Learner(self.model, self.optimizer, data, options, seed) if learns else None
+        self.learner = (
+            Learner(self.model, self.optimizer, data, options, seed, processes) if learns else None
+        )
         windows = kind.windows(options.model, single_domain)
         reads_histories = learns and options.outer.weighter == "perceptron"
         self.batches = Batches(
@@ -131,6 +151,7 @@ class Training:
             seed,
             windows,
             paired=options.inner.source_batch == "paired",
+            processes=processes,
         )
         given = fixed_weights(variant, data, learned, seed)
         # The flags themselves need no weight AUC.
@@ -145,7 +166,7 @@ class Training:
         self.sampler = pair_sampler(len(data.train), options.inner.batch_size, seed, outer)
         self.best = -math.inf
         self._captured: CapturedStep | None = None
-        self._scorer = Batches(data, 0, 0, windows)
+        self._scorer = Batches(data, 0, 0, windows, processes=processes)
         self._num_source = NUM_SOURCE if kind.mixes_candidates and not single_domain else 1
         self._state, self._since, self._steps = self._snapshot(), 0, 0
         self._history: list[dict[str, float]] = []
@@ -163,6 +184,9 @@ class Training:
 
     def run_epoch(self, on_step: Callable[[int, int, int, float], None]) -> None:
         """Train for one epoch and look at the validation rows."""
+        # Dropout, the one thing that draws from torch's common stream, is not the same on every
+        # share, and does not depend on what ran before the epoch.
+        torch.manual_seed(_epoch_seed(self._seed, self.epoch, self._processes.rank))
         total = torch.zeros((), device=self._data.source_offsets.device)
         for done, batch in enumerate(self.epoch_batches(), 1):
             with self._explained():
@@ -193,8 +217,9 @@ class Training:
         self.optimizer.zero_grad()
         loss = self.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        loss = average(self._processes, self.model, loss.detach(), len(batch))
         self.optimizer.step()
-        return loss.detach()
+        return loss
 
     def after_step(self) -> None:
         """Count an inner step, and take an outer one where it is due."""
@@ -240,6 +265,61 @@ class Training:
         result.seconds = time.perf_counter() - self._started
         return result
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next epoch depends on, equal in all processes; taken between epochs."""
+        return {
+            "training": self._description(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "learner": None if self.learner is None else self.learner.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "batches": self.batches.state_dict(),
+            "kept": self._state,
+            "history": self._history,
+            "best": self.best,
+            "since": self._since,
+            "steps": self._steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], place: str) -> None:
+        """Go on where a state of :meth:`state_dict` was taken.
+
+        Args:
+            state: Of a training of the same variant, seed, options and data.
+            place: Where it comes from, for an error.
+
+        Raises:
+            ValueError: It is of another training.
+        """
+        found, own = state.get("training", {}), self._description()
+        differing = [name for name, value in own.items() if found.get(name) != value]
+        if differing:
+            raise ValueError(
+                f"{place} is a checkpoint of a training with other {', '.join(differing)} "
+                f"(there: {found.get(differing[0])}; here: {own[differing[0]]}); give another "
+                "folder, or the arguments that it was made with"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.learner is not None:
+            self.learner.load_state_dict(state["learner"])
+        self.sampler.load_state_dict(state["sampler"])
+        self.batches.load_state_dict(state["batches"])
+        device = self._data.source_offsets.device
+        self._state = map_tensors(lambda x: x.to(device), state["kept"])
+        self._history, self.best = state["history"], state["best"]
+        self._since, self._steps = state["since"], state["steps"]
+
+    def _description(self) -> dict[str, str]:
+        """What a training goes on from a checkpoint with."""
+        return {
+            "variant": self._variant,
+            "seed": str(self._seed),
+            "model": self._options.model_name,
+            "options": to_json(self._options),
+            "data": f"{self._data.name} {to_json(self._data.statistics)}",
+        }
+
     def _snapshot(self) -> dict[str, Any]:
         state: dict[str, Any] = {"model": self.model.state_dict()}
         if self.learner:
@@ -269,17 +349,31 @@ class Training:
         )
 
 
-def _model(data: CrossDomainData, options: Options, single_domain: bool) -> CrossDomainModel:
+def _model(
+    data: CrossDomainData, options: Options, single_domain: bool, processes: Processes
+) -> CrossDomainModel:
     """The recommendation model, on the device of the data."""
     device = data.source_offsets.device
     model = options.model_class(data, options.model, single_domain).to(device)
     if options.inner.cuda_graphs and device.type != "cuda":
         refuse("inner", "cuda_graphs", True, f"the device is {device}; add --device cuda")
+    if options.inner.cuda_graphs and processes.size > 1:
+        refuse(
+            "inner",
+            "cuda_graphs",
+            True,
+            f"{processes.size} processes exchange gradients in every step, which can't be recorded",
+        )
     if options.inner.lazy_tables:
         for module in model.modules():
             if isinstance(module, nn.Embedding):
                 module.sparse = True
     return model
+
+
+def _epoch_seed(seed: int, epoch: int, rank: int) -> int:
+    (number,) = np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)
+    return int(number)
 
 
 def _check_classes(data: CrossDomainData) -> None:

@@ -27,6 +27,14 @@ class SameUsers:
         self._can_be = torch.zeros_like(user, dtype=torch.bool).index_fill_(0, drawn, True)
         self._generator = torch.Generator(user.device).manual_seed(seed)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the draws are."""
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on drawing where the state was taken."""
+        self._generator.set_state(state["generator"])
+
     def partners(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Of these rows those whose user has another one to draw, and for each such a one.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler
 
 from reweight.integrations._dev_batches import DevBatches
 
@@ -56,19 +56,38 @@ class KeepColumn:
         return {**self.collator(others), self.column: column}
 
 
-def dev_batches(dataset: Any, collate: Collator, batch_size: int, seed: int) -> DevBatches:
+class Dealt(BatchSampler):
+    """Batches of which each process has its part: every ``size``-th sample.
+
+    All processes draw the same order, so the position of one of them is that of all.
+    """
+
+    def __init__(self, sampler: Sampler[int], batch_size: int, rank: int, size: int) -> None:
+        super().__init__(sampler, batch_size, drop_last=True)
+        self._own = slice(rank, None, size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in super().__iter__():
+            yield batch[self._own]
+
+
+def dev_batches(
+    dataset: Any, collate: Collator, batch_size: int, seed: int, rank: int = 0, size: int = 1
+) -> DevBatches:
     """Endless batches of the dev set: each pass in an order of its own, known from the seed.
 
     Args:
         dataset: has a length and is read by index.
         collate: makes a batch of examples.
-        batch_size: samples in a batch, the whole set where this is smaller. The samples of a
-            pass that do not fill a batch are left to the next passes.
+        batch_size: samples in a batch of all processes, the whole set where this is smaller. The
+            samples of a pass that do not fill a batch are left to the next passes.
         seed: of the orders.
+        rank: this process, which gets its part of each batch.
+        size: the number of processes.
 
     Raises:
         TypeError: a data set without a length.
-        ValueError: an empty data set.
+        ValueError: an empty data set, or less than a sample for each process.
 
     Example:
         >>> batches = dev_batches([10, 11, 12, 13], sorted, batch_size=2, seed=0)
@@ -82,12 +101,12 @@ def dev_batches(dataset: Any, collate: Collator, batch_size: int, seed: int) -> 
         )
     if not len(dataset):
         raise ValueError("dev_dataset is empty: there is nothing to learn the weights from")
-    loader = DataLoader(
-        dataset,
-        batch_size=min(batch_size, len(dataset)),
-        shuffle=True,
-        drop_last=True,
-        collate_fn=collate,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    if len(dataset) < size:
+        raise ValueError(
+            f"dev_dataset has {len(dataset)} samples for {size} processes, and each of them needs "
+            "at least one: use a larger dev set, or fewer processes"
+        )
+    order = RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))
+    dealt = Dealt(order, min(batch_size, len(dataset)), rank, size)
+    loader = DataLoader(dataset, batch_sampler=dealt, collate_fn=collate)
     return DevBatches(loader)

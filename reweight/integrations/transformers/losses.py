@@ -110,6 +110,11 @@ SHIPPED: dict[Any, Callable[[Batch], Tensor | int]] = {
 }
 
 
+def num_losses(losses: LossesFn, batch: Batch) -> Tensor | int:
+    """The number of losses of a batch: one per row, or one per token."""
+    return num_targets(batch) if losses is causal_lm_token_losses else rows(batch)
+
+
 def _token_losses(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """The losses ``[B, T]`` of tokens, 0 where there is no target, and the targets."""
     targets = _targets(batch)

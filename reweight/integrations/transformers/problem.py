@@ -9,6 +9,7 @@ from torch import Tensor
 
 import reweight
 from reweight.integrations.transformers.losses import LossesFn, rows
+from reweight.integrations.transformers.parts import Scaled
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,15 @@ class StatedLosses:
         """Of the user's function."""
         return getattr(self.losses, "__name__", repr(self.losses))
 
-    def __call__(self, model: Any, batch: dict[str, Any]) -> reweight.Losses:
-        """The losses of a train batch.
+    def __call__(self, model: Any, batch: Any) -> reweight.Losses:
+        """The losses of a train batch, which is a dict or :class:`Scaled`.
 
         Raises:
             KeyError: the batch has no such column.
             ValueError: there is not one loss per row where there has to be.
         """
+        if isinstance(batch, Scaled):
+            return batch.of(self(model, batch.batch))
         inputs = {k: v for k, v in batch.items() if k != self.column}
         if self.column is not None and self.column not in batch:
             raise KeyError(
@@ -48,8 +51,9 @@ class StatedLosses:
         if self.one_per_row and len(losses.weighted) != rows(inputs):
             raise ValueError(
                 f"{self.name} returned {len(losses.weighted)} losses for a batch of "
-                f"{rows(inputs)} rows: with gradient_accumulation_steps above 1, the micro-batches "
-                "are averaged by their rows, so return one loss per row"
+                f"{rows(inputs)} rows: with gradient_accumulation_steps above 1 or several "
+                "processes, the micro-batches are averaged by their rows, so return one loss per "
+                "row"
             )
         return losses
 
@@ -60,8 +64,10 @@ class OuterLoss:
 
     stated: StatedLosses
 
-    def __call__(self, model: Any, batch: dict[str, Any]) -> Tensor:
-        """The loss of a dev batch."""
+    def __call__(self, model: Any, batch: Any) -> Tensor:
+        """The loss of a dev batch, which is a dict or :class:`Scaled`."""
+        if isinstance(batch, Scaled):
+            return self(model, batch.batch) * batch.scale
         inputs = {k: v for k, v in batch.items() if k != self.stated.column}
         found = self.stated.losses(model, inputs, None)
         if isinstance(found, Tensor):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import reweight
-from reweight.integrations._processes import check_one_process
 
 LOOKUPS = reweight.GroupWeighter, reweight.TableWeighter  # they read ids
 
@@ -36,11 +35,11 @@ def check_arguments(weighter: Any, dev_dataset: Any, group_column: Any, weight_c
 def check_trainer(trainer: Any) -> None:
     """Raise for settings of a Trainer under which its weights would be wrong or ignored."""
     args = trainer.args
-    check_one_process(args.world_size)
     if args.n_gpu > 1:
         raise NotImplementedError(
-            f"ReweightTrainer runs on one GPU, and the Trainer would put copies of the model on "
-            f"{args.n_gpu}: set CUDA_VISIBLE_DEVICES to one GPU"
+            f"ReweightTrainer runs on one GPU of each process, and the Trainer would put copies of "
+            f"the model on {args.n_gpu}: start a process for each GPU (torchrun --nproc-per-node "
+            f"{args.n_gpu}), or set CUDA_VISIBLE_DEVICES to one GPU"
         )
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise NotImplementedError(

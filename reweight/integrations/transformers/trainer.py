@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +14,19 @@ from transformers import Trainer
 
 import reweight
 from reweight.integrations._dev_batches import DevBatches
+from reweight.integrations._processes import data_parallel, through
 from reweight.integrations.transformers.batches import KeepColumn, dev_batches
-from reweight.integrations.transformers.losses import SHIPPED, LossesFn, causal_lm_losses, rows
+from reweight.integrations.transformers.losses import (
+    SHIPPED,
+    LossesFn,
+    causal_lm_losses,
+    num_losses,
+    rows,
+)
+from reweight.integrations.transformers.parts import Part, Scaled, parts_of
 from reweight.integrations.transformers.problem import OuterLoss, StatedLosses
 from reweight.integrations.transformers.refusals import LOOKUPS, check_arguments, check_trainer
+from reweight.weighters import compares_samples
 
 FILE = "reweight.pt"  # in a checkpoint of the Trainer
 # Weights that are logged one by one: more are not read by anybody.
@@ -68,7 +79,8 @@ class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
 
     With gradient accumulation, an outer step uses all micro-batches of an optimizer step, and the
     result is that of one large batch: for first-order steps exactly, while other solvers use the
-    Hessian of each micro-batch for itself.
+    Hessian of each micro-batch for itself. Several processes that ``torchrun`` or ``accelerate
+    launch`` start are one large batch too, with equal weights in all of them.
 
     Each checkpoint holds ``reweight.pt``: the weighter, its optimizer and the order of the dev set.
     Training logs hold ``weight_mean`` of the last batch, ``weight_0`` ... of a ``GroupWeighter``,
@@ -80,10 +92,10 @@ class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
         dev_dataset: what the weights are to make better, a map-style data set with the columns of
             the training set (``group_column`` is not needed); or the key of such an entry in
             ``eval_dataset``, where the trainer prepares it, as ``SFTTrainer`` does. Batches have
-            ``per_device_eval_batch_size`` samples. Do not evaluate on it.
+            ``per_device_eval_batch_size`` samples, others in each process. Do not evaluate on it.
         losses: ``(model, batch, groups) -> Losses`` or a tensor ``[B]``, such as
-            :func:`causal_lm_losses`. With gradient accumulation, one of your own must return one
-            loss per row of the batch.
+            :func:`causal_lm_losses`. With gradient accumulation or several processes, one of your
+            own must return one loss per row of the batch.
         group_column: the column that the weighter reads, as ``groups``: ids of the sources from 0
             for a ``GroupWeighter``, of the samples for a ``TableWeighter``. The model does not see
             it, and ``remove_unused_columns`` leaves it.
@@ -99,7 +111,7 @@ class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
 
     Raises:
         ValueError: arguments that contradict each other, or that it cannot honour.
-        NotImplementedError: more than one process or GPU, DeepSpeed or FSDP.
+        NotImplementedError: more than one GPU in a process, DeepSpeed or FSDP.
     """
 
     data_collator: Any
@@ -124,13 +136,15 @@ class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
         self.weighter = weighter
         self.outer_args = outer_args or OuterArguments()
         self.hypergradient = hypergradient or reweight.ImplicitHypergradient(reweight.Identity())
-        accumulates = self.args.gradient_accumulation_steps > 1
-        self._losses = StatedLosses(losses, self._column, accumulates and losses not in SHIPPED)
+        averages = self.args.gradient_accumulation_steps * self.args.world_size > 1
+        self._losses = StatedLosses(losses, self._column, averages and losses not in SHIPPED)
         self._items = SHIPPED.get(losses, rows)
         self._reweighted: reweight.Reweighted | None = None
         self._last_weights: Tensor | None = None
         self._last_info: reweight.SolveInfo | None = None
-        self._dev_batch: dict[str, Any] | None = None  # of the outer step that is being made
+        self._dev_batch: Any = None  # of the outer step that is being made
+        self._parts: deque[Part] = deque()  # of the micro-batches that are to come
+        self._part = Part()
         self._is_compared = losses not in SHIPPED
         if self._column is not None:
             self.data_collator = KeepColumn(self.data_collator, self._column)
@@ -171,10 +185,11 @@ class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
         """As that of the ``Trainer``, with an outer step before it where one is due."""
+        self._part = self._parts.popleft() if self._parts else Part()
         due = self.weighter is not None and self.outer_args.due(self.state.global_step)
         if due:
             model.train()
-            self._outer_backward(self._prepare_inputs(inputs), num_items_in_batch)
+            self._outer_backward(self._prepare_inputs(inputs))
         # compute_loss divides by the items of all micro-batches: the Trainer must not do it again.
         accepts, self.model_accepts_loss_kwargs = self.model_accepts_loss_kwargs, True
         try:
@@ -204,19 +219,30 @@ class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
         if not self._is_compared:
             self._compare(inputs)
             self._is_compared = True
-        losses = self._losses(model, inputs)
-        losses.check_finite()
+        parallel = data_parallel(model, self.args.world_size)
+        inner = model if parallel is None else parallel.module
+        batch = self._scaled(inputs, self._part.scale)
+        loss = through(parallel, lambda batch: self._weighted_loss(inner, batch), batch)
+        return loss * self._part.training
+
+    def _weighted_loss(self, model: Any, batch: Any) -> Tensor:
+        """The mean of the weighted losses of a micro-batch, and its fixed part."""
         if self.weighter is None:
+            losses = self._losses(model, batch)
+            losses.check_finite()
             weights = losses.inputs.to(losses.weighted)
             mean = (weights * losses.weighted).sum() / max(len(weights), 1)
-            loss = mean + losses.fixed
+            loss: Tensor = mean + losses.fixed
         else:
             problem = self.reweighted.problem
-            with torch.no_grad():
-                weights = problem.weights(losses)
+            with problem.together() if compares_samples(self.weighter) else nullcontext():
+                losses = self._losses(model, batch)
+                losses.check_finite()
+                with torch.no_grad():
+                    weights = problem.weights(losses)
             loss = problem.inner_loss(losses, weights)
         self._last_weights = weights
-        return loss * self._share(inputs, num_items_in_batch)
+        return loss
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As that of the ``Trainer``; the model does not see the column."""
@@ -225,27 +251,46 @@ class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *args: Any) -> Any:
         """As that of the ``Trainer``; items are what the losses are a mean over."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, *args)
-        return batches, sum(self._items(batch) for batch in batches)
+        if not batches:
+            return batches, 0
+        losses, device = self._losses.losses, self.args.device
+        own = [x for one in batches for x in (self._items(one), num_losses(losses, one))]
+        counts = torch.stack([torch.as_tensor(x, device=device) for x in own]).view(1, -1, 2)
+        size, rank = self.args.world_size, self.args.process_index
+        if size > 1:
+            counts = self.accelerator.gather(counts)
+        by_all = size > 1 and self.args.average_tokens_across_devices
+        self._parts = deque(parts_of(counts, rank, by_all))
+        return batches, (counts if by_all else counts[rank])[..., 0].sum()
 
-    def _outer_backward(self, inputs: dict[str, Any], num_items: Any) -> None:
+    def _outer_backward(self, inputs: dict[str, Any]) -> None:
         """Add the hypergradient of a micro-batch, by its share of the whole, to ``.grad``."""
         parameters = list(self.reweighted.weighter.parameters())
         before = [p.grad for p in parameters]
         self.outer_optimizer.zero_grad()
         if self._dev_batch is None:
-            self._dev_batch = self._prepare_inputs(next(self._dev_batches))
-        result = self.reweighted.outer_backward(inputs, self._dev_batch)
-        share = self._share(inputs, num_items)
+            self._dev_batch = self._next_dev_batch()
+        batch = self._scaled(inputs, self._part.scale)
+        result = self.reweighted.outer_backward(batch, self._dev_batch)
         for p, grad in zip(parameters, before, strict=True):
             if p.grad is not None:
-                p.grad = p.grad * share + (0 if grad is None else grad)
+                p.grad = p.grad * self._part.outer + (0 if grad is None else grad)
         self._last_info = result.info
 
-    def _share(self, inputs: dict[str, Any], num_items: Any) -> Any:
-        """The part that a micro-batch is of all that make up an optimizer step."""
-        if num_items is None:
-            return 1.0
-        return self._items(inputs) / torch.as_tensor(num_items).clamp(min=1)
+    def _next_dev_batch(self) -> Any:
+        """A dev batch, scaled so that its loss counts by its items."""
+        problem = self.reweighted.problem
+        with problem.together():
+            batch = self._prepare_inputs(next(self._dev_batches))
+            if problem.ranks is None:
+                return batch
+            own = float(self._items(batch)), float(rows(batch))
+            counts = torch.tensor(problem.ranks.numbers(*own))[:, None].long()
+        (part,) = parts_of(counts, problem.ranks.rank, by_all=True)
+        return self._scaled(batch, float(part.scale))
+
+    def _scaled(self, batch: dict[str, Any], scale: Tensor | float) -> Any:
+        return batch if self.args.world_size < 2 else Scaled(batch, scale)
 
     def _compare(self, inputs: dict[str, Any]) -> None:
         """Raise where the mean of the losses is not the model's own loss: models may add to it."""
@@ -304,13 +349,17 @@ class ReweightTrainer(Trainer):  # type: ignore[misc]  # a class of an extra
             dataset = self._remove_unused_columns(dataset, description="dev")
         else:
             collator = self._get_collator_with_removed_columns(collator, description="dev")
-        return dev_batches(dataset, collator, self.args.eval_batch_size, self.args.seed)
+        args = self.args
+        size = args.world_size
+        return dev_batches(
+            dataset, collator, size * args.eval_batch_size, args.seed, args.process_index, size
+        )
 
     # -- checkpoints and logs --------------------------------------------------------------------
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.weighter is not None:
+        if self.weighter is not None and self.args.should_save:
             state = {
                 "reweighted": self.reweighted.state_dict(),
                 "outer_optimizer": self.outer_optimizer.state_dict(),

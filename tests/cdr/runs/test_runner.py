@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from cdr.runs import runner
+from cdr.runs.devices import spread
 from cdr.runs.runner import Source, Task, run
 from cdr.training.loop import Result, train
 from cdr.training.options import InnerOptions, Options, OuterOptions, SearchOptions
@@ -242,3 +243,19 @@ def test_stacked_seeds_teach_one_by_one(ratings: Path) -> None:
     for each, learned in zip(given[2:], weights, strict=True):
         alone = train("retrain", source.load(0), BRIEF, each.seed, learned=learned)
         assert np.array_equal(results[each].test.probability, alone.test.probability)
+
+
+def test_gpus_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert spread("cuda", 5) == ["cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1"]
+    assert spread("cuda:1", 2) == ["cuda:1", "cuda:1"]
+    assert spread("cpu", 2) == ["cpu", "cpu"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert spread("cuda", 2) == ["cuda", "cuda"]
+
+
+@pytest.mark.slow
+def test_a_process_trains_on_the_device_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "spread", lambda device, jobs: ["nowhere"] * jobs)
+    with pytest.raises(RuntimeError, match="nowhere"):
+        list(run(tasks(), 2, lambda text: None))
