@@ -184,7 +184,7 @@ class Ranks:
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Give all ranks the values of the first one, in place."""
-        self._meet(_ROWS, sum(x.numel() for x in tensors))
+        self._meet(_ROWS, sum(map(_bytes, tensors)))
         source = distributed.get_global_rank(self._group, 0)
         for x in tensors:
             # As bytes: not every backend sends every type.
