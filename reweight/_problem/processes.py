@@ -46,7 +46,7 @@ def ranks_of(process_group: Any) -> Ranks | None:
         process_group = distributed.group.WORLD
     if not distributed.is_available() or not isinstance(process_group, distributed.ProcessGroup):
         # What new_group returns in the processes that it leaves out is a number.
-        if process_group == distributed.GroupMember.NON_GROUP_MEMBER:
+        if distributed.is_available() and process_group == distributed.GroupMember.NON_GROUP_MEMBER:
             raise ValueError(
                 "process_group does not hold this process, whose samples it is to share: call "
                 "wrap(...) with a group of which this process is a member, or with "
