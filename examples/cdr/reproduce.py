@@ -37,6 +37,7 @@ try:
         Task,
         check_output,
         complete,
+        data_command,
         environment,
         logged,
         output_folder,
@@ -104,6 +105,13 @@ class Reproduce:
     data: Annotated[tuple[str, ...], optional("NAME ...", "what --root holds, else g1", _DATA)] = ()
     root: Annotated[Path | None, optional("PATH", "none")] = None
     """Folder that holds Amazon's original files, amazon5/, epinions/, or atomic files."""
+    harm: data_command.HarmChoice = "none"
+    """A known harm to the source behaviours of all scenarios, which gives them an oracle; see
+    run_biao.py --help."""
+    harm_share: float = 0.4
+    """With --harm: the share of the source items or of the users."""
+    harm_seed: int = 0
+    """With --harm: which of them."""
     models: Annotated[tuple[str, ...], optional("NAME ...", "those in the paper")] = ()
     """Recommendation models: conet, minet, dasl, twotower."""
     seeds: Annotated[int | None, optional("INT", "5; generated 6")] = None
@@ -206,7 +214,9 @@ def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequenc
         check_output(config.out, study.name)
         plots.needed()
     device = usable_device(config.device)
-    scenarios = parse(config.data or default_data(study, config.root))
+    harm = data_command.harm_of(config.harm, config.harm_share, config.harm_seed)
+    named = parse(config.data or default_data(study, config.root))
+    scenarios = [replace(scenario, harm=harm) for scenario in named]
     sources = {scenario: scenario.data(config.root) for scenario in scenarios}
     require_files(scenarios, config.root)
     planned = cells(study, scenarios, config.models)

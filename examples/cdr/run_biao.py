@@ -70,7 +70,7 @@ Train a two-domain recommender in several variants and compare them:
   0           source features, no source loss
   base        the mean source loss, weighted by --inner.gamma
   ours        BIAO (WWW'23): a learned weight for every source behaviour
-  oracle      the true flags as weights (generated data only)
+  oracle      the true flags as weights (generated data, or with --harm)
   search      ours with rows held out, for the sake of the weights alone
   retrain     a new model on all rows, with the weights of search, fixed
   random      the same, permuted
@@ -90,7 +90,7 @@ Examples:
 
 _SHOWN = ("ours", "search")  # whose weights are shown and kept
 _FIRST = "the data set's first scenario; a file needs one"
-_MAIN = "S 0 base ours, and oracle on generated data"
+_MAIN = "S 0 base ours, and oracle where true flags are known"
 
 
 _DATA = (
@@ -121,6 +121,14 @@ class RunBiao:
     """Train on source behaviours earlier than the user's validation behaviour, or on all."""
     cache: Annotated[Path | None, optional("PATH", "ROOT/.cache-reweight")] = None
     """Where amazon keeps what it has read of its files."""
+    harm: data_command.HarmChoice = "none"
+    """A known harm to the source behaviours that are trained on, whose truth is kept as flags: the
+    labels of some items' or some users' behaviours are flipped, the behaviours of some users are
+    permuted among them within the category, or replaced by those of another domain."""
+    harm_share: float = 0.4
+    """With --harm: the share of the source items or of the users."""
+    harm_seed: int = 0
+    """With --harm: which of them; the same for all seeds of the training."""
     variants: Annotated[tuple[str, ...] | None, optional("VARIANT ...", _MAIN)] = None
     """Which variants to train."""
     retrain_with_learned_weights: bool = False
@@ -236,7 +244,8 @@ def _variants(config: RunBiao, data: CrossDomainData) -> tuple[str, ...]:
     if "oracle" in variants and not flagged:
         raise ValueError(
             f"--variants oracle: which behaviours of {data.name} are truly relevant is not known; "
-            "there is an oracle for generated data (--data g1 or g2) only"
+            "there is an oracle for generated data (--data g1 or g2) and after a known harm (as "
+            "--harm flip-items) only"
         )
     return variants
 
@@ -252,6 +261,7 @@ def _source(config: RunBiao) -> Source:
         separator=config.separator,
         source_cut=config.source_cut,
         cache=config.cache,
+        harm=data_command.harm_of(config.harm, config.harm_share, config.harm_seed),
     )
     return Source(config.data, tuple(options.items()), seeded=find_dataset(config.data).generated)
 

@@ -18,10 +18,11 @@ from cdr.data.batches import (
 from cdr.data.cache import sha256
 from cdr.data.dataset import Dataset, Pair, Published
 from cdr.data.generator import generate
+from cdr.data.harm import Harm, HarmKind
 from cdr.data.hidden import Hidden
 from cdr.data.leaks import audit
 from cdr.data.manifest import Check, agrees, check, source_reading
-from cdr.data.registry import DATASETS, complete, find_dataset, load, require
+from cdr.data.registry import DATASETS, complete, find_dataset, foreign_pair, load, require
 from cdr.data.schema import (
     OTHERS,
     Behaviors,
@@ -41,6 +42,8 @@ __all__ = [
     "Check",
     "CrossDomainData",
     "Dataset",
+    "Harm",
+    "HarmKind",
     "Hidden",
     "Histories",
     "FlatHistories",
@@ -58,6 +61,7 @@ __all__ = [
     "check",
     "complete",
     "find_dataset",
+    "foreign_pair",
     "generate",
     "load",
     "require",
