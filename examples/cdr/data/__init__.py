@@ -17,6 +17,7 @@ from cdr.data.batches import (
 )
 from cdr.data.cache import sha256
 from cdr.data.dataset import Dataset, Pair, Published
+from cdr.data.facts import Fact, source_facts
 from cdr.data.generator import generate
 from cdr.data.harm import Harm, HarmKind
 from cdr.data.hidden import Hidden
@@ -46,6 +47,7 @@ __all__ = [
     "HarmKind",
     "Hidden",
     "Histories",
+    "Fact",
     "FlatHistories",
     "History",
     "Interactions",
@@ -66,5 +68,6 @@ __all__ = [
     "load",
     "require",
     "sha256",
+    "source_facts",
     "source_reading",
 ]

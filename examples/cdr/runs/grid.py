@@ -259,6 +259,9 @@ def options_read(task: Task) -> dict[str, Any]:
         del read["outer"]["decay_gamma"]
     if options.outer.weighter != "perceptron":
         del read["perceptron"]
+    elif not options.perceptron.behavior_inputs:
+        # Trainings from before there were such inputs are the same.
+        del read["perceptron"]["behavior_inputs"]
     return read
 
 

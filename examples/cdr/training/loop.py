@@ -23,7 +23,7 @@ from cdr.training.evaluation import NUM_SOURCE, Scores, score
 from cdr.training.gradients import average
 from cdr.training.graphs import CapturedStep
 from cdr.training.inner import fixed_weights, inner_optimizer, unlearned_loss
-from cdr.training.learner import Learner, pair_sampler
+from cdr.training.learner import Learner, pair_sampler, perceptron_facts
 from cdr.training.metrics import auc
 from cdr.training.options import Options
 from cdr.training.variants import plan
@@ -152,6 +152,7 @@ class Training:
             windows,
             paired=options.inner.source_batch == "paired",
             processes=processes,
+            facts=perceptron_facts(data, options) if reads_histories else None,
         )
         given = fixed_weights(variant, data, learned, seed)
         # The flags themselves need no weight AUC.
