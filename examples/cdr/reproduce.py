@@ -44,7 +44,7 @@ try:
         usable_device,
     )
     from cdr.runs.arguments import optional, values
-    from cdr.training import Options, PresetName, preset, remark
+    from cdr.training import RESTARTED, Options, PresetName, preset, remark
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
@@ -293,6 +293,7 @@ def _document(
     notes = (
         *_failures(names, done),
         *_nothing_learned(names, done),
+        *_begun_again(names, done),
         *document.notes,
         *_data_notes(sources),
     )
@@ -319,6 +320,12 @@ def _nothing_learned(names: dict[Task, str], done: Completed) -> list[str]:
         f"Nothing was learned in {len(found)} of {len(done.runs)} trainings: "
         f"{', '.join(found[:_NAMED])}{more}."
     ]
+
+
+def _begun_again(names: dict[Task, str], done: Completed) -> list[str]:
+    """A sentence on the trainings that were begun once more."""
+    found = [names[task] for task, run in done.runs.items() if run.restarted]
+    return [f"Restarted once, {', '.join(found)}: {RESTARTED}."] if found else []
 
 
 def _write_document(folder: Path, document: Document, curves: Curves) -> None:
@@ -372,6 +379,7 @@ def _write_runs(path: Path, wanted: Wanted, done: Completed) -> None:
                 "valid_auc": run.valid_auc,
                 "weight_auc": run.weight_auc,
                 "remark": remark(run.scores),
+                "restarted": run.restarted,
                 "epochs": len(run.history),
                 "seconds": run.seconds,
                 "key": run.key,

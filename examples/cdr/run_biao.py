@@ -44,6 +44,7 @@ try:
     )
     from cdr.runs.arguments import optional, values
     from cdr.training import (
+        RESTARTED,
         Options,
         PresetName,
         Result,
@@ -302,7 +303,7 @@ def _train_all(
             assert isinstance(result, Result)  # an error was raised
             results[task.variant, task.seed] = result
             name = f"{task.variant}-seed{task.seed}"
-            log_history(name, result.history)
+            log_history(name, result.history, result.restarted)
             torch.save(result.state, folder / f"model-{name}.pt")
             best, epochs = max(record["auc"] for record in result.history), len(result.history)
             weight = "" if result.weight_auc is None else f", weight AUC {result.weight_auc:.3f}"
@@ -311,6 +312,8 @@ def _train_all(
                 f"valid AUC {best:.4f}, test AUC {result.test.metrics()['auc']:.4f}{weight} "
                 f"({epochs} epoch{'s' * (epochs > 1)})"
             )
+            if result.restarted:
+                bar.write(f"  restarted: {RESTARTED}")
             if told := warning(result.scores):
                 bar.write(told)
             bar.update()
@@ -375,6 +378,7 @@ def _write_metrics(
                         "extra_test": result.extra_test and result.extra_test.metrics(),
                         "weight_auc": result.weight_auc,
                         "remark": remark(result.scores),
+                        "restarted": result.restarted,
                         "epochs": result.history,
                         "outer_steps": result.outer,
                     }

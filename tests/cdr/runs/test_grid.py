@@ -17,6 +17,7 @@ from cdr.data import Harm
 from cdr.runs import grid, runner
 from cdr.runs.grid import Completed, Grid, complete, options_read
 from cdr.runs.runner import Source, Task
+from cdr.training.evaluation import Scores
 from cdr.training.loop import Result
 from cdr.training.options import Options
 
@@ -81,6 +82,22 @@ def test_the_file_of_a_foreign_domain_is_part_of_the_key(tmp_path: Path) -> None
         file.write("1\t77\t5\t9\n")
     after = [Grid(tmp_path / "grid", "").key(*tasks(one, "base")) for one in (clean, harmed)]
     assert before[0] == after[0] and before[1] != after[1]
+
+
+def test_a_collapse_that_was_kept_before_there_were_restarts_is_trained_again(
+    tmp_path: Path, source: Source
+) -> None:
+    kept, (task,) = Grid(tmp_path, ""), tasks(source, "S")
+    equal = Scores(np.full(6, 0.7, np.float32), np.arange(6) % 2, np.arange(6))
+    history = [{"epoch": 1, "loss": 0.6, "auc": 0.5}]
+    kept.store(task, Result(equal, None, history, {}, restarted=True))
+    loaded = kept.load(task)
+    assert loaded is not None and loaded.restarted
+    (path,) = tmp_path.rglob("run.json")
+    record = json.loads(path.read_text())
+    del record["restarted"]
+    path.write_text(json.dumps(record))
+    assert kept.load(task) is None
 
 
 def test_the_second_time_nothing_is_trained(
