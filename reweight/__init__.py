@@ -12,7 +12,7 @@ from reweight._tensors import RankError
 from reweight.hypergradient import Hypergradient, ImplicitHypergradient
 from reweight.losses import Losses
 from reweight.preconditioning import SecondMoments
-from reweight.samplers import PairLoader, ReorderReuseSampler, SplitSampler
+from reweight.samplers import FoldSampler, PairLoader, ReorderReuseSampler, SplitSampler
 from reweight.solvers import (
     ConjugateGradient,
     Identity,
@@ -49,6 +49,7 @@ __all__ = [
     "CheckRow",
     "ConjugateGradient",
     "ConstantWeighter",
+    "FoldSampler",
     "GroupWeighter",
     "HistorySlices",
     "Hypergradient",

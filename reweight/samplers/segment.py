@@ -14,7 +14,7 @@ from reweight.samplers.repair import Repair
 if TYPE_CHECKING:
     from reweight.samplers.global_sizes import GlobalSizes, Ints
 
-# Independent random streams of one seed. SPLIT is SplitSampler's, LOADER PairLoader's.
+# Independent random streams of one seed. SPLIT chooses what is held out, LOADER is PairLoader's.
 TRAIN, DEV, REPAIR, SPLIT, LOADER = range(5)
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from reweight.samplers import ReorderReuseSampler, SplitSampler
+from reweight.samplers import FoldSampler, ReorderReuseSampler, SplitSampler
 
 Pairs = list[tuple[list[int], list[int]]]
 
 
-def epoch_of(sampler: ReorderReuseSampler | SplitSampler) -> Pairs:
+def epoch_of(sampler: FoldSampler | ReorderReuseSampler | SplitSampler) -> Pairs:
     return [(train.tolist(), dev.tolist()) for train, dev in sampler]
 
 
@@ -62,8 +62,23 @@ def split_settings(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@st.composite
+def fold_settings(draw: st.DrawFn) -> dict[str, Any]:
+    num_replicas, folds = draw(st.sampled_from([1, 2, 3])), draw(st.integers(2, 5))
+    return {
+        "n": draw(st.integers(folds * num_replicas, 40)),
+        "folds": folds,
+        "fold": draw(st.integers(0, folds - 1)),
+        "batch_size": draw(st.integers(1, 12)),
+        "dev_batch_size": draw(st.none() | st.integers(1, 12)),
+        "seed": draw(st.integers(0, 2**40)),
+        "num_replicas": num_replicas,
+    }
+
+
 any_sampler = st.one_of(
     st.tuples(st.just(ReorderReuseSampler), reuse_settings()),
     st.tuples(st.just(ReorderReuseSampler), reuse_settings(disjoint=False)),
     st.tuples(st.just(SplitSampler), split_settings()),
+    st.tuples(st.just(FoldSampler), fold_settings()),
 )
