@@ -123,8 +123,8 @@ def harmed(data: CrossDomainData, harm: Harm, foreign: Foreign | None = None) ->
     after = with_source(data, changed.item, changed.label, changed.items, relevant)
     note = (
         f"Known harm, {harm}: {changed.done}. This harms {count:,} of {num:,} source behaviours "
-        "that are trained on, of which the flags tell; histories are built after it, and the "
-        "target is as it was."
+        "that are trained on; their flags are false. Histories are built "
+        "after it, and the target is as it was."
     )
     return replace(
         after,
