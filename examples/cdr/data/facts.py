@@ -29,8 +29,9 @@ def source_facts(data: CrossDomainData, names: Sequence[Fact], columns: int) -> 
     Example:
         >>> from cdr.data.generator import generate
         >>> data = generate("G1", num_users=50, seed=1)
-        >>> source_facts(data, ["label", "recency"], 4)[0].tolist() # a negative one, the first
-        [-1.0, -1.0, 0.0, 0.0]
+        >>> facts = source_facts(data, ["label", "recency"], 4)
+        >>> facts[0].tolist()  # a liked item, the first of its user
+        [1.0, -1.0, 0.0, 0.0]
     """
     made = {"label": _label, "popularity": _popularity, "recency": _recency}
     facts = torch.zeros(len(data.source), columns, device=data.source.user.device)
