@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from cdr.report.comparison import Comparison, compare
-from cdr.training import MEANING, Scores, counted, improvement_over, in_a_cell, remark
+from cdr.training import MEANING, RESTARTED, Scores, counted, improvement_over, in_a_cell, remark
 
 SPREAD = "±: standard deviation over seeds."
 RELA_IMPR = "RelaImpr: what AUC lies above 0.5, relative to that of -S."
@@ -25,6 +25,10 @@ class Trained(Protocol):
     @property
     def weight_auc(self) -> float | None:
         """AUC of the learned weights against the true flags, where both are known."""
+
+    @property
+    def restarted(self) -> bool:
+        """Whether it was begun once more, since it had told no rows apart."""
 
 
 Seeds = Mapping[int, Trained]
@@ -44,6 +48,7 @@ class Summary:
         weight_aucs: Of each seed; empty where no flags are known or no weights learned.
         remarks: Of each seed whether nothing was learned, see :func:`cdr.training.remark`.
         comparison: With the reference, over the seeds that both have.
+        restarted: The seeds that were begun once more.
     """
 
     label: str
@@ -54,6 +59,7 @@ class Summary:
     weight_aucs: tuple[float, ...]
     remarks: tuple[str, ...]
     comparison: Comparison | None
+    restarted: tuple[int, ...]
 
     @property
     def mean(self) -> float:
@@ -99,6 +105,7 @@ def summarize(
         weight_aucs=tuple(r.weight_auc for r in seeds.values() if r.weight_auc is not None),
         remarks=tuple(remark(run.scores) for run in seeds.values()),
         comparison=compare([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None,
+        restarted=tuple(seed for seed, run in seeds.items() if run.restarted),
     )
 
 
@@ -106,6 +113,16 @@ def nothing_learned(summaries: Sequence[Summary]) -> str:
     """In how many trainings of which method nothing was learned; "" if something was in all."""
     named = [f"{one.label} {counted(one.remarks)}" for one in summaries if any(one.remarks)]
     return f"Nothing was learned in {'; '.join(named)}. {meanings(summaries)}" if named else ""
+
+
+def begun_again(summaries: Sequence[Summary]) -> str:
+    """Which seeds of which method were trained once more, and why; "" if none was."""
+    named = [
+        f"{one.label} seed{'s' * (len(one.restarted) > 1)} {', '.join(map(str, one.restarted))}"
+        for one in summaries
+        if one.restarted
+    ]
+    return f"Restarted once, {'; '.join(named)}: {RESTARTED}." if named else ""
 
 
 def meanings(summaries: Sequence[Summary]) -> str:

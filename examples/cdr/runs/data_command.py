@@ -16,6 +16,8 @@ from cdr.data import (
     Check,
     CrossDomainData,
     Dataset,
+    Harm,
+    HarmKind,
     Hidden,
     agrees,
     audit,
@@ -37,6 +39,10 @@ Examples:
   run_biao.py data recbole --root DATA --source books --target toys
   run_biao.py data ratings.csv --source books --target toys
 """
+
+
+HarmChoice = Literal["none", HarmKind]
+"""The values of ``--harm``."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,12 @@ class DataCommand:
     """Keep source behaviours earlier than the user's validation behaviour, or all."""
     cache: Annotated[Path | None, optional("PATH", "ROOT/.cache-reweight")] = None
     """Where amazon keeps what it has read of its files."""
+    harm: HarmChoice = "none"
+    """A known harm to the source behaviours."""
+    harm_share: float = 0.4
+    """The share of the items or users that are harmed."""
+    harm_seed: int = 0
+    """Which of them."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -94,6 +106,7 @@ def main(arguments: Sequence[str]) -> int:
             separator=config.separator,
             source_cut=config.source_cut,
             cache=config.cache,
+            harm=harm_of(config.harm, config.harm_share, config.harm_seed),
         )
         data = load(config.data, **given)
         print("\n" * (number > 0) + summary(data), flush=True)
@@ -120,6 +133,7 @@ def data_options(
     separator: str | None,
     source_cut: str,
     cache: Path | None,
+    harm: Harm | None = None,
 ) -> dict[str, Any]:
     """The arguments of :func:`cdr.data.load` beside `spec` that command-line options stand for.
 
@@ -139,9 +153,15 @@ def data_options(
     if root is None and dataset.holds:
         raise ValueError(f"--root is missing: give the folder that holds {dataset.holds}")
     given: dict[str, Any] = {"root": root, "source": source, "target": target, **flags}
+    given |= {"harm": harm}
     if "source_cut" in dataset.flags:
         given["source_cut"] = source_cut
     return {name: value for name, value in given.items() if value is not None}
+
+
+def harm_of(kind: HarmChoice, share: float, seed: int) -> Harm | None:
+    """The harm that the options --harm, --harm-share and --harm-seed stand for."""
+    return None if kind == "none" else Harm(kind, share, seed)
 
 
 _GOES_WITH = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cdr.training.chance import MEANING, counted, in_a_cell, remark, warning
+from cdr.training.chance import COLLAPSED, MEANING, RESTARTED, counted, in_a_cell, remark, warning
 from cdr.training.evaluation import NUM_SOURCE, Scores, score
 from cdr.training.graphs import CapturedStep
 from cdr.training.learner import Learner, pair_sampler
@@ -30,6 +30,7 @@ from cdr.training.side_by_side import train_side_by_side
 from cdr.training.variants import VARIANTS, Plan, check_variants, plan, variant_label
 
 __all__ = [
+    "COLLAPSED",
     "CapturedStep",
     "HOLDS_OUT",
     "InnerOptions",
@@ -42,6 +43,7 @@ __all__ = [
     "PerceptronOptions",
     "Plan",
     "PresetName",
+    "RESTARTED",
     "Result",
     "SameUsers",
     "Scores",
