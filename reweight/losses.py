@@ -173,8 +173,8 @@ class Losses:
         """Raise with the samples whose loss is not finite."""
         fixed = torch.as_tensor(self.fixed)
         next_move = (
-            "; look for NaN in the batch, a learning rate that made the parameters overflow, or "
-            "a logarithm of zero in the loss"
+            "; look for NaN in the batch, an average over no samples, a learning rate that made "
+            "the parameters overflow, or a logarithm of zero in the loss"
         )
         if not bool(fixed.isfinite().all()):
             raise ValueError(f"losses.fixed is {fixed.item()}{next_move}")

@@ -109,6 +109,7 @@ def wrap(
         )
         if ranks is not None:
             start_alike(weighter, ranks)
+        problem.is_alone_so_far = ranks is None and process_group == "auto"
     return Reweighted(problem, hypergradient or ImplicitHypergradient())
 
 

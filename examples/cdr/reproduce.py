@@ -37,13 +37,14 @@ try:
         Task,
         check_output,
         complete,
+        data_command,
         environment,
         logged,
         output_folder,
         usable_device,
     )
     from cdr.runs.arguments import optional, values
-    from cdr.training import Options, PresetName, preset, remark
+    from cdr.training import RESTARTED, Options, PresetName, preset, remark
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
@@ -104,6 +105,13 @@ class Reproduce:
     data: Annotated[tuple[str, ...], optional("NAME ...", "what --root holds, else g1", _DATA)] = ()
     root: Annotated[Path | None, optional("PATH", "none")] = None
     """Folder that holds Amazon's original files, amazon5/, epinions/, or atomic files."""
+    harm: data_command.HarmChoice = "none"
+    """A known harm to the source behaviours of all scenarios, which gives them an oracle; see
+    run_biao.py --help."""
+    harm_share: float = 0.4
+    """With --harm: the share of the source items or of the users."""
+    harm_seed: int = 0
+    """With --harm: which of them."""
     models: Annotated[tuple[str, ...], optional("NAME ...", "those in the paper")] = ()
     """Recommendation models: conet, minet, dasl, twotower."""
     seeds: Annotated[int | None, optional("INT", "5; generated 6")] = None
@@ -208,7 +216,9 @@ def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequenc
         check_output(config.out, study.name)
         plots.needed()
     device = usable_device(config.device)
-    scenarios = parse(config.data or default_data(study, config.root))
+    harm = data_command.harm_of(config.harm, config.harm_share, config.harm_seed)
+    named = parse(config.data or default_data(study, config.root))
+    scenarios = [replace(scenario, harm=harm) for scenario in named]
     sources = {scenario: scenario.data(config.root, config.protocol) for scenario in scenarios}
     require_files(scenarios, config.root)
     planned = cells(study, scenarios, config.models)
@@ -285,6 +295,7 @@ def _document(
     notes = (
         *_failures(names, done),
         *_nothing_learned(names, done),
+        *_begun_again(names, done),
         *document.notes,
         *_data_notes(sources),
     )
@@ -311,6 +322,12 @@ def _nothing_learned(names: dict[Task, str], done: Completed) -> list[str]:
         f"Nothing was learned in {len(found)} of {len(done.runs)} trainings: "
         f"{', '.join(found[:_NAMED])}{more}."
     ]
+
+
+def _begun_again(names: dict[Task, str], done: Completed) -> list[str]:
+    """A sentence on the trainings that were begun once more."""
+    found = [names[task] for task, run in done.runs.items() if run.restarted]
+    return [f"Restarted once, {', '.join(found)}: {RESTARTED}."] if found else []
 
 
 def _write_document(folder: Path, document: Document, curves: Curves) -> None:
@@ -364,6 +381,7 @@ def _write_runs(path: Path, wanted: Wanted, done: Completed) -> None:
                 "valid_auc": run.valid_auc,
                 "weight_auc": run.weight_auc,
                 "remark": remark(run.scores),
+                "restarted": run.restarted,
                 "epochs": len(run.history),
                 "seconds": run.seconds,
                 "key": run.key,

@@ -45,6 +45,7 @@ try:
     )
     from cdr.runs.arguments import optional, values
     from cdr.training import (
+        RESTARTED,
         Options,
         PresetName,
         Result,
@@ -71,7 +72,7 @@ Train a two-domain recommender in several variants and compare them:
   0           source features, no source loss
   base        the mean source loss, weighted by --inner.gamma
   ours        BIAO (WWW'23): a learned weight for every source behaviour
-  oracle      the true flags as weights (generated data only)
+  oracle      the true flags as weights (generated data, or with --harm)
   search      ours with rows held out, for the sake of the weights alone
   retrain     a new model on all rows, with the weights of search, fixed
   random      the same, permuted
@@ -91,7 +92,7 @@ Examples:
 
 _SHOWN = ("ours", "search")  # whose weights are shown and kept
 _FIRST = "the data set's first scenario; a file needs one"
-_MAIN = "S 0 base ours, and oracle on generated data"
+_MAIN = "S 0 base ours, and oracle where true flags are known"
 
 
 _DATA = (
@@ -124,6 +125,14 @@ class RunBiao:
     """Where amazon keeps what it has read of its files."""
     protocol: Annotated[Protocol, tyro.conf.arg(name="data")] = field(default_factory=Protocol)
     """Which target behaviours are trained on and tested on."""
+    harm: data_command.HarmChoice = "none"
+    """A known harm to the source behaviours that are trained on, whose truth is kept as flags: the
+    labels of some items' or some users' behaviours are flipped, the behaviours of some users are
+    permuted among them within the category, or replaced by those of another domain."""
+    harm_share: float = 0.4
+    """With --harm: the share of the source items or of the users."""
+    harm_seed: int = 0
+    """With --harm: which of them; the same for all seeds of the training."""
     variants: Annotated[tuple[str, ...] | None, optional("VARIANT ...", _MAIN)] = None
     """Which variants to train."""
     retrain_with_learned_weights: bool = False
@@ -251,7 +260,8 @@ def _variants(config: RunBiao, data: CrossDomainData) -> tuple[str, ...]:
     if "oracle" in variants and not flagged:
         raise ValueError(
             f"--variants oracle: which behaviours of {data.name} are truly relevant is not known; "
-            "there is an oracle for generated data (--data g1 or g2) only"
+            "there is an oracle for generated data (--data g1 or g2) and after a known harm (as "
+            "--harm flip-items) only"
         )
     return variants
 
@@ -268,6 +278,7 @@ def _source(config: RunBiao) -> Source:
         source_cut=config.source_cut,
         cache=config.cache,
         protocol=config.protocol,
+        harm=data_command.harm_of(config.harm, config.harm_share, config.harm_seed),
     )
     return Source(config.data, tuple(options.items()), seeded=find_dataset(config.data).generated)
 
@@ -308,7 +319,7 @@ def _train_all(
             assert isinstance(result, Result)  # an error was raised
             results[task.variant, task.seed] = result
             name = f"{task.variant}-seed{task.seed}"
-            log_history(name, result.history)
+            log_history(name, result.history, result.restarted)
             torch.save(result.state, folder / f"model-{name}.pt")
             best, epochs = max(record["auc"] for record in result.history), len(result.history)
             weight = "" if result.weight_auc is None else f", weight AUC {result.weight_auc:.3f}"
@@ -317,6 +328,8 @@ def _train_all(
                 f"valid AUC {best:.4f}, test AUC {result.test.metrics()['auc']:.4f}{weight} "
                 f"({epochs} epoch{'s' * (epochs > 1)})"
             )
+            if result.restarted:
+                bar.write(f"  restarted: {RESTARTED}")
             if told := warning(result.scores):
                 bar.write(told)
             bar.update()
@@ -381,6 +394,7 @@ def _write_metrics(
                         "extra_test": result.extra_test and result.extra_test.metrics(),
                         "weight_auc": result.weight_auc,
                         "remark": remark(result.scores),
+                        "restarted": result.restarted,
                         "epochs": result.history,
                         "outer_steps": result.outer,
                     }

@@ -153,6 +153,21 @@ def with_func(inner: Objective, params: Tree, hparams: Tree) -> Linearisation:
     return Linearisation(tuple(params), hvp, cross, mixed)
 
 
+def of_constant(hparams: Tree, doubt: float | None = None) -> Linearisation:
+    """Of a loss that depends on no parameter, as that of a process without samples.
+
+    Args:
+        hparams: φ.
+        doubt: of the products, where those of other processes are approximate.
+    """
+
+    def nothing(u: Tree) -> Partial:
+        return dict(zeros_like(hparams))
+
+    error = None if doubt is None else lambda u, product: doubt
+    return Linearisation((), lambda v: {}, lambda u: ({}, nothing(u)), nothing, error)
+
+
 def gradients_of(inner: Objective) -> Gradients:
     """The first derivatives of a function, by autograd at new leaves."""
 

@@ -16,6 +16,7 @@ from reweight._curvature.linearise import (
     Mode,
     Objective,
     from_graph,
+    of_constant,
     with_finite_difference,
     with_func,
 )
@@ -96,9 +97,13 @@ class System:
             return from_graph(self.loss(), self.params, self.hparams, self.tables)
         if mode == "func":
             function = self.function()
+            if not function.params:
+                return of_constant(self.hparams)
             found = with_func(function.objective, function.params, self.hparams)
             return dataclasses.replace(found, rows=function.rows)
         slope = self.slope()
+        if not slope.params:
+            return of_constant(self.hparams, doubt=0.0)
         found = with_finite_difference(slope.gradients, slope.params, self.hparams)
         return dataclasses.replace(found, rows=slope.rows)
 

@@ -220,11 +220,14 @@ class Audit:
     def _rejection(
         self, mode: Mode, inner: InnerProblem, names: Iterable[str], auto: bool
     ) -> str | None:
-        now = self.findings
+        now, names = self.findings, list(names)
         if mode in now.compared or mode in now.not_compared:
             return None
+        if not names:  # the samples are on other processes, and so are the derivatives
+            now.compared[mode] = self._step
+            return None
         try:
-            found = _disagreement(mode, inner, list(names))
+            found = _disagreement(mode, inner, names)
         except _NotComparedError as error:
             now.not_compared[mode] = str(error)
             return None

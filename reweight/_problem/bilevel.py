@@ -20,7 +20,7 @@ from reweight._problem.inner_parameters import InnerParameters, held
 from reweight._problem.isolation import Isolation, is_compiled, isolated, parts_of
 from reweight._problem.notices import Notices, Silent
 from reweight._problem.objects import holds_numbers, inside, of_modules
-from reweight._problem.processes import check_passes
+from reweight._problem.processes import check_alone, check_passes
 from reweight._problem.progress import Progress
 from reweight._problem.shares import WHOLE, Shares
 from reweight._problem.statement import check_modules, check_optimizers, check_parameters
@@ -59,6 +59,10 @@ class BilevelProblem:
         self.model = model
         self.weighter = weighter
         self.ranks = ranks
+        # Whether no process group existed where ``wrap`` looked for one.
+        self.is_alone_so_far = False
+        # How many outer steps were begun, the same number on all processes.
+        self.begun = 0
         self.optimizers = () if optimizer is None else as_optimizers(optimizer)
         self._stated = self.optimizers
         self.reduction: Reduction = reduction
@@ -97,7 +101,7 @@ class BilevelProblem:
         Its optimizer holds the weight decay of the original and nothing else.
         """
         twin, theta = copy.copy(self), self.theta()
-        twin.ranks = None
+        twin.ranks, twin.is_alone_so_far = None, False
         twin.audit, twin.guard, twin.notices = Audit(), Guard(), Silent()
         twin.progress, twin.compilation = Progress(twin.notices), None
         twin.hooks = GradientHooks(theta)  # the check takes them off before the problem sees them
@@ -133,6 +137,8 @@ class BilevelProblem:
 
     def together(self) -> AbstractContextManager[None]:
         """A context of what all processes do together; what one raises, all hear of."""
+        if self.is_alone_so_far:
+            check_alone()
         return nullcontext() if self.ranks is None else self.ranks.together()
 
     def shards(self, parts: Sequence[nn.Module]) -> Shards | None:

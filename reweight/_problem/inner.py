@@ -87,10 +87,10 @@ class InnerProblem:
         """The inner parameters that the loss depends on.
 
         Raises:
-            ValueError: there are none.
+            ValueError: there are none, and there are weights.
         """
         found = self.graph.reached(self.theta)
-        if not found:
+        if not found and self.weights.numel():  # else the samples are on other processes
             raise ValueError(UNTOUCHED)
         return {name: self.theta[name] for name in found}
 

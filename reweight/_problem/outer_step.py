@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from reweight._problem.processes import (
     CHECK_EVERY,
     due_on_any,
     inner_modules,
+    of_all,
     told_by_any,
     unequal,
 )
@@ -42,8 +43,8 @@ from reweight._problem.statement import check_batch, check_memory, check_optimiz
 from reweight._problem.systems import Systems
 from reweight._problem.ways import Ways
 from reweight._problem.weights import through_weighter
-from reweight._tables import Graph, looked_up, tables_of
-from reweight._tensors import Pending, Tree, sharing, some, tensors_in
+from reweight._tables import Graph, GraphInputs, looked_up, tables_of
+from reweight._tensors import Pending, Tree, shared, sharing, some, tensors_in
 from reweight.hypergradient import (
     Hypergradient,
     ImplicitHypergradient,
@@ -71,6 +72,7 @@ def hypergradient(
     See :meth:`reweight.Reweighted.hypergradient`; ``strategy`` says how to solve.
     """
     with problem.together():
+        problem.begun += 1
         for name, value in (("batch", batch), ("dev_batch", dev_batch)):
             check_batch(name, value)
         batch, dev_batch = differentiable(batch), differentiable(dev_batch)
@@ -159,10 +161,14 @@ class _OuterStep:
         self._look = problem.audit.begin(self._fingerprint())
         self._findings = problem.audit.findings
         self._shares = shares_of(batch, dev_batch, problem.notices)
+        # Whether the outer loss depends on an inner parameter, on this process's samples.
+        self._has_outer = True
         self._caveats: list[str] = []
-        if problem.audit.step % CHECK_EVERY == 1:
+        # Not by the steps of the audit, which a process that raises early does not reach.
+        if problem.begun % CHECK_EVERY == 1:
             # Shards differ between the processes.
-            self._caveats += unequal({} if in_shards else self._theta, self._phi)
+            theta = {} if in_shards else self._theta
+            self._caveats += unequal(theta, self._phi, problem.model, self._stated())
         self._pending = Pending()
         # The mode that a compiled step was compared with, if this is one.
         self._compared = ""
@@ -209,9 +215,7 @@ class _OuterStep:
             if self._hooks:
                 self._hooked = self._hooks.effect()
                 isolation.restore()
-            outer = problem.outer_loss(self._dev_batch, self._pending)
-            if self._shares.outer != 1.0:
-                outer = self._shares.outer * outer
+            outer = self._outer_loss()
         outer_graph = Graph(outer)
         rhs, direct = self._outer_gradients(outer, outer_graph, tables)
         found = None
@@ -224,6 +228,8 @@ class _OuterStep:
         # Known now: something else works, so these errors are not those of the losses.
         self._findings.no_way.update(self._failures)
         weights, influence, info = found
+        if info.hvp_mode == "none" and not of_all(float(self._has_outer))[0]:
+            self._refuse_outer()
         name = type(problem.weighter).__name__
         # Around the backward pass too: a checkpointed module runs again in it.
         with twice_differentiable():
@@ -241,6 +247,14 @@ class _OuterStep:
         grads = assembled(direct, indirect, self._phi, why, self._pending)
         self._pending.read()
         return Hypergradient(grads, info, influence)
+
+    def _outer_loss(self) -> Tensor:
+        """This process's part of the outer loss."""
+        share = self._shares.outer
+        if share == 0.0:  # a batch without rows, whose mean would be NaN
+            return torch.zeros((), device=next(iter(self._theta.values())).device)
+        outer = self._problem.outer_loss(self._dev_batch, self._pending)
+        return outer if share == 1.0 else share * outer
 
     def _with_hessian(
         self,
@@ -264,7 +278,7 @@ class _OuterStep:
                 inner.graph.refuse_reentrant("losses")
             self._look_at(inner, leaves)
             solved = self._solved(systems, inner, rhs, batches)
-        return weights, _influence(solved), solved.info
+        return weights, _influence(solved, weights), solved.info
 
     def _without_hessian(
         self, rhs: Tree, loss: Tensor, outer: Graph, isolation: Isolation
@@ -340,13 +354,13 @@ class _OuterStep:
         if mode != "none":
             comparison = audit.comparison(mode)
         known = list(filter(None, dict.fromkeys(self._known_against(mode))))
-        caveat = "; ".join(told_by_any(known))
+        told, comparison = told_by_any(known, comparison)
         last = None
         if mode != "none" and not result.info.first_order:
             last = audit.residual(self._strategy, result.info.relative_residual)
         info = dataclasses.replace(
             result.info,
-            caveat=caveat,
+            caveat="; ".join(told),
             comparison=comparison,
             last_residual=last,
             matrix=self._strategy.curvature,
@@ -379,6 +393,19 @@ class _OuterStep:
         given = self._batch, self._dev_batch
         return CompiledStep(problem, problem.compilation, strategy, self._theta, self._phi, given)
 
+    def _stated(self) -> dict[str, object]:
+        """What the processes have to state alike, by its name."""
+        strategy = self._strategy
+        return {
+            "the names or the order of the inner parameters": list(self._theta),
+            "the names or the order of the weighter's parameters": list(self._phi),
+            "the weight decay of the optimizer": sorted(
+                self._problem.weight_decay(self._theta).items()
+            ),
+            "reduction": self._problem.reduction,
+            "hypergradient": (strategy.solver, strategy.damping, strategy.hvp, strategy.curvature),
+        }
+
     def _fingerprint(self) -> object:
         """Equal for problems of which one comparison of second derivatives serves all."""
         theta = self._theta.values()
@@ -403,21 +430,30 @@ class _OuterStep:
         if graph.is_reentrant and self._strategy.ways:
             return by_backward(loss, graph, self._theta, self._phi)
         graph.refuse_reentrant("outer_loss")
+        read = looked_up(graph, tables)
         try:
-            rhs, direct = outer_gradients(loss, self._theta, self._phi, looked_up(graph, tables))
+            rhs, direct = outer_gradients(loss, self._theta, self._phi, read)
         except RuntimeError as error:
             raise RuntimeError(
                 f"the outer loss can't be differentiated: {error}. If it uses a value that was "
                 "computed in an earlier pass, such as a weight in a cache, compute it anew"
             ) from error
         if rhs is None:
-            check_optimizers(self._problem.model, self._problem.optimizers, self._theta)
-            raise ValueError(
-                "the outer loss does not depend on any inner parameter: losses(model, batch) has "
-                "no fixed part to take it from (pass outer_loss=), or it is computed under "
-                "no_grad() or from a detached output, or inner_params leaves out what it uses"
-            )
+            if shared() is None:
+                self._refuse_outer()
+            # It may depend on some through the samples of another process.
+            self._has_outer = False
+            inputs = GraphInputs(self._theta, read)
+            rhs = inputs.gradient([None] * len(inputs.inputs))
         return rhs, direct
+
+    def _refuse_outer(self) -> NoReturn:
+        check_optimizers(self._problem.model, self._problem.optimizers, self._theta)
+        raise ValueError(
+            "the outer loss does not depend on any inner parameter: losses(model, batch) has "
+            "no fixed part to take it from (pass outer_loss=), or it is computed under "
+            "no_grad() or from a detached output, or inner_params leaves out what it uses"
+        )
 
     def _systems(self, isolation: Isolation) -> Systems:
         return Systems(self._problem, self._strategy, self._parts, self._theta, isolation)
@@ -485,9 +521,11 @@ class _OuterStep:
             notices.warn(info.status.name, info.message)
 
 
-def _influence(solved: Solved) -> Tensor:
+def _influence(solved: Solved, weights: Tensor) -> Tensor:
     """``[B]``: the derivative of the outer loss by each weight."""
     influence = solved.indirect["weights"]
     if influence is None:
+        if not len(weights):  # the samples are on other processes
+            return torch.zeros_like(weights)
         raise ValueError(UNTOUCHED)
     return influence

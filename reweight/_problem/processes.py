@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
 from reweight._curvature import MODES, Mode
-from reweight._tensors import AttemptError, Ranks, Tree, shared
-from reweight.verdict import WAYS, Way
+from reweight._tensors import AttemptError, RankError, Ranks, Tree, shared
+from reweight.verdict import WAYS, Comparison, Way
+
+_Told = tuple[list[str], Comparison | None]
 
 # Whether the parameters are equal on all processes is looked at in the first outer step, and after
 # this many.
 CHECK_EVERY = 20
+# So much of the reason why nothing was compared is told to other processes.
+_FAILURE = 500
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # So many values are summed up at a time, as integers of 64 bits.
 _CHUNK = 1 << 20
@@ -30,6 +36,7 @@ def ranks_of(process_group: Any) -> Ranks | None:
 
     Raises:
         TypeError: something else.
+        ValueError: a group without this process.
     """
     if process_group is None:
         return None
@@ -37,17 +44,31 @@ def ranks_of(process_group: Any) -> Ranks | None:
         if not (distributed.is_available() and distributed.is_initialized()):
             return None
         process_group = distributed.group.WORLD
-    elif not (distributed.is_available() and isinstance(process_group, distributed.ProcessGroup)):
+    if not distributed.is_available() or not isinstance(process_group, distributed.ProcessGroup):
+        # What new_group returns in the processes that it leaves out is a number.
+        if distributed.is_available() and process_group == distributed.GroupMember.NON_GROUP_MEMBER:
+            raise ValueError(
+                "process_group does not hold this process, whose samples it is to share: call "
+                "wrap(...) with a group of which this process is a member, or with "
+                "process_group=None"
+            )
         raise TypeError(
             f'process_group must be "auto", None or a torch.distributed.ProcessGroup, got '
             f"{process_group!r}; of a DeviceMesh pass mesh.get_group()"
         )
-    if distributed.get_rank(process_group) < 0:
-        raise ValueError(
-            "process_group does not hold this process, whose samples it is to share: call "
-            "wrap(...) with a group of which this process is a member, or with process_group=None"
-        )
     return None if distributed.get_world_size(process_group) < 2 else Ranks(process_group)
+
+
+def check_alone() -> None:
+    """Raise where other processes have joined this one, which was alone when it called ``wrap``."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    if (size := distributed.get_world_size()) > 1:
+        raise RuntimeError(
+            f"torch.distributed was initialised after wrap(...), so each of the {size} processes "
+            "would learn weights of its own: call init_process_group(...) before wrap(...), or "
+            "pass process_group=None to wrap if that is meant"
+        )
 
 
 def start_alike(weighter: nn.Module, ranks: Ranks) -> None:
@@ -144,26 +165,64 @@ def of_all(*own: float) -> list[float]:
     return [max(each, key=lambda x: (x != x, x)) for each in of_ranks]
 
 
-def told_by_any(caveats: Sequence[str]) -> list[str]:
-    """What is wrong with a result, on this process or on another one."""
+def told_by_any(caveats: Sequence[str], comparison: Comparison | None) -> _Told:
+    """What is wrong with a result, on this process or on another one, and what was compared.
+
+    Args:
+        caveats: what is wrong on this process.
+        comparison: the last one of this process; that of another process where it has failed.
+    """
     group = shared()
     if group is None:
-        return list(caveats)
-    own = "; ".join(caveats)
-    if len({each[0] for each in group.numbers(_digest(own.encode()))}) == 1:
-        return list(caveats)
-    others = [(i, text) for i, text in enumerate(group.texts(own)) if text and text != own]
-    return [*caveats, *dict.fromkeys(f"on rank {i}, {text}" for i, text in others)]
+        return list(caveats), comparison
+    failure = "" if comparison is None else comparison.failure[:_FAILURE]
+    own = "\n".join((failure, "; ".join(caveats)))
+    if len({each[0] for each in group.numbers(_digest(own.encode(errors="replace")))}) == 1:
+        return list(caveats), comparison
+    others = [(i, *text.split("\n", 1)) for i, text in enumerate(group.texts(own)) if text != own]
+    told = dict.fromkeys(f"on rank {i}, {text}" for i, _, text in others if text)
+    failed = [f"on rank {i}, {failure}" for i, failure, _ in others if failure]
+    if comparison is not None and not comparison.failure and failed:
+        comparison = replace(comparison, age=None, failure=failed[0])
+    return [*caveats, *told], comparison
 
 
-def unequal(theta: Tree, phi: Tree) -> list[str]:
-    """Which parameters are not the same on all processes, in words."""
+def unequal(theta: Tree, phi: Tree, model: nn.Module, stated: Mapping[str, object]) -> list[str]:
+    """Which values and module modes are not the same on all processes, in words.
+
+    Args:
+        theta: the inner parameters.
+        phi: the parameters of the weighter.
+        model: the model.
+        stated: what else the processes have to state alike, by its name.
+
+    Raises:
+        RankError: they state something else, so that their vectors do not fit together.
+    """
     group = shared()
     if group is None:
         return []
-    of_ranks = group.numbers(_sum_of_bits(theta.values()), _sum_of_bits(phi.values()))
-    inner, outer = ({each[i] for each in of_ranks} for i in range(2))
+    modes = [part.training for part in model.modules()]
+    of_ranks = group.numbers(
+        _sum_of_bits(theta.values()),
+        _sum_of_bits(phi.values()),
+        _digest(repr(modes).encode()),
+        # Without the addresses of objects.
+        *(_digest(re.sub("0x[0-9a-f]+", "", repr(x)).encode()) for x in stated.values()),
+    )
+    inner, outer, training, *others = (set(each) for each in zip(*of_ranks, strict=True))
+    if differ := [name for name, each in zip(stated, others, strict=True) if len(each) > 1]:
+        raise RankError(
+            f"the processes have made different problems: they differ in {' and '.join(differ)}. "
+            "Call wrap(...) with the same model, optimizer and settings everywhere. The order of a "
+            "set is another one in each process, so it must not decide that of modules"
+        )
     found = []
+    if len(training) > 1:
+        found.append(
+            "modules of the model are in training mode on some processes and in evaluation mode on "
+            "others: call model.train() or model.eval() on all of them"
+        )
     if len(inner) > 1:
         found.append(
             "the inner parameters differ between the processes, as after steps with gradients that "

@@ -7,7 +7,7 @@ the processes, by the rows of their batches.
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,8 +69,22 @@ def rows_of(batch: Any) -> tuple[int, int]:
     if isinstance(batch, MicroBatches):
         of_each = [rows_of(each) for each in batch.batches]
         return sum(first for first, _ in of_each), sum(rows for _, rows in of_each)
-    rows = [x.size(0) for x in tensors_in(batch) if x.ndim]
-    if rows:
-        return rows[0], sum(rows)
-    count = len(batch) if isinstance(batch, Sized) else 1
-    return count, count
+    rows = [x.size(0) for x in tensors_in(batch) if x.ndim] or _lengths(batch) or [1]
+    return rows[0], sum(rows)
+
+
+def _lengths(batch: Any) -> list[int]:
+    """The lengths of the arrays and lists of a batch without tensors, or of the batch itself."""
+    columns = [batch]
+    if isinstance(batch, Mapping):
+        columns = list(batch.values())
+    elif isinstance(batch, tuple):
+        columns = list(batch)
+    return [
+        len(column)
+        for column in columns
+        # An array of no dimensions has no length.
+        if isinstance(column, Sized)
+        and not isinstance(column, str)
+        and getattr(column, "ndim", 1) > 0
+    ]

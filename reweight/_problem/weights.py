@@ -114,7 +114,7 @@ def through_weighter(
 
     grads = pulled(influence)
     unused = [name for name, g in zip(phi, grads, strict=True) if g is None]
-    if len(unused) == len(phi):
+    if len(unused) == len(phi) and len(weights):  # else the samples are on other processes
         raise ValueError(
             f"the weights of {name} do not depend on any of its parameters: is there a detach() or "
             "no_grad() in its forward?"

@@ -35,7 +35,7 @@ def common(names: Iterable[str], own: Mapping[str, Tensor | None]) -> dict[str, 
     alike = {each[0] for each in group.numbers(float(int.from_bytes(digest[:6], "big")))}
     if len(alike) == 1 and max(codes, default=_WHOLE) <= 0:
         return dict(own)
-    of_ranks = [part.tolist() for part in group.rows(torch.tensor(codes))]
+    of_ranks = [part.tolist() for part in group.rows(torch.tensor(codes, device="cpu"))]
     device = next((x.device for x in own.values() if x is not None), torch.device("cpu"))
     none = torch.empty(0, dtype=torch.long, device=device)
     read = [own[name] for name in names if own.get(name) is not None]

@@ -47,8 +47,9 @@ def check_loss(name: str, loss: object, pending: Pending | None = None) -> Tenso
     def look(found: list[float]) -> None:
         if not math.isfinite(found[0]):
             raise ValueError(
-                f"the {name} loss is {found[0]}: a batch with NaN or infinite entries, a learning "
-                "rate that made the parameters overflow, or a logarithm of zero in the loss"
+                f"the {name} loss is {found[0]}: a batch with NaN or infinite entries, an average "
+                "over no samples, a learning rate that made the parameters overflow, or a "
+                "logarithm of zero in the loss"
             )
 
     now_or_later(loss.detach().reshape(1), look, pending)

@@ -7,6 +7,7 @@ and none waits for a message that never comes.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -21,17 +22,19 @@ from torch import Tensor, distributed
 
 from reweight._tensors.seam import sharing
 
-# A header: the kind of exchange, its size, what went wrong, and numbers of the caller.
-_HEADER, _OWN = 16, 3
+# A header: the kind of exchange, its size, what went wrong, who asks, and numbers of the caller.
+_HEADER, _OWN = 16, 4
 # Bytes of a text, such as the message of an error.
 _TEXT = 2048
 _KINDS = ("the end of an outer step", "an exchange of numbers", "a sum", "rows", "texts")
 _END, _NUMBERS, _SUM, _ROWS, _TEXTS = range(len(_KINDS))
 _FINE, _FAILED, _GIVES_UP = 0.0, 1.0, 2.0
-
-
-# The group that exchanges of a user's group use.
-_own_groups: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+# The types that a header can state, by their place.
+_TYPES = (
+    *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    *(torch.complex128, torch.complex64),
+)
 
 
 class RankError(Exception):
@@ -59,12 +62,37 @@ class Traffic:
     gathered: int = 0
 
 
+class _Connection:
+    """The process group that the exchanges between the members of another group use.
+
+    There is one for all calls of ``wrap``: a process keeps the groups that it has made, with their
+    threads and open files, until its end.
+
+    Attributes:
+        group: the process group.
+        users: how many objects have used it.
+    """
+
+    def __init__(self, group: Any, members: list[int], backend: str) -> None:
+        # Local groups meet by a name that counts the groups of a process, which differ in number
+        # where some processes have groups that others have not.
+        local = len(members) < distributed.get_world_size()
+        self.group = distributed.new_group(
+            members, _timeout(group), backend, use_local_synchronization=local
+        )
+        self.users = 0
+
+
+# By the process group that wrap was given.
+_connections: WeakKeyDictionary[Any, _Connection] = WeakKeyDictionary()
+
+
 class Ranks:
     """A group of processes, each with its own samples.
 
     Args:
-        group: the process group whose members share the samples. Exchanges use a group of their
-            own, so that they never meet a message of the training.
+        group: the process group whose members share the samples. Exchanges use another one with
+            the same members, so that they never meet a message of the training.
 
     Attributes:
         rank: the place of this process in the group.
@@ -76,28 +104,40 @@ class Ranks:
     def __init__(self, group: Any) -> None:
         members = distributed.get_process_group_ranks(group)
         backend = distributed.get_backend(group)
-        if group not in _own_groups:
-            # A process keeps the groups that it has made until its end.
-            _own_groups[group] = distributed.new_group(
-                members, _timeout(group), backend, use_local_synchronization=True
-            )
-        self._group = _own_groups[group]
         self.rank, self.size = distributed.get_rank(group), len(members)
+        connection = _connections.get(group)
+        if connection is None:
+            try:
+                connection = _Connection(group, members, backend)
+            except RuntimeError as error:
+                raise RankError(
+                    f"rank {self.rank} of {self.size} has waited for the other processes in vain "
+                    f"({_reason(error)}): every process of the group must call wrap(...), and as "
+                    "often as the others"
+                ) from error
+            _connections[group] = connection
+        self._group = connection.group
+        connection.users += 1
+        self._user = connection.users
         self._device = torch.device("cpu")
         if "nccl" in backend and "gloo" not in backend:
             self._device = torch.device("cuda", torch.cuda.current_device())
         self.traffic = Traffic()
         self.has_joined = False
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
+        """The same processes: there is one connection to them."""
+        return self
+
     # -- exchanges -----------------------------------------------------------------------------
 
     def numbers(self, *own: float) -> list[list[float]]:
-        """The numbers of every rank, in the order of the ranks; up to 13 of each."""
+        """The numbers of every rank, in the order of the ranks; up to 12 of each."""
         return [each[: len(own)] for each in self._meet(_NUMBERS, len(own), own)]
 
     def total(self, x: Tensor) -> Tensor:
         """The sum of a flat tensor over the ranks, bit-equal on all; ``x`` may be overwritten."""
-        self._meet(_SUM, x.numel())
+        self._meet(_SUM, _bytes(x))
         message = x.detach().contiguous().to(self._device)
         if message.numel():
             self.traffic.summed += _bytes(message)
@@ -105,10 +145,17 @@ class Ranks:
         return message.to(x.device)
 
     def rows(self, x: Tensor) -> list[Tensor]:
-        """The tensor ``[n, ...]`` of every rank; they may differ in ``n``."""
+        """The tensor ``[n, ...]`` of every rank; they may differ in ``n`` and in the type.
+
+        The result has the type that holds all rows.
+        """
         width = math.prod(x.shape[1:])
-        counts = [int(each[0]) for each in self._meet(_ROWS, width, (len(x),))]
-        padded = torch.zeros((max(counts), *x.shape[1:]), dtype=x.dtype, device=self._device)
+        of_ranks = self._meet(_ROWS, width, (len(x), _TYPES.index(x.dtype)))
+        counts = [int(each[0]) for each in of_ranks]
+        # No rows often have the default type, which says nothing.
+        types = [_TYPES[int(each[1])] for each in of_ranks if each[0]] or [x.dtype]
+        dtype = functools.reduce(torch.promote_types, types)
+        padded = torch.zeros((max(counts), *x.shape[1:]), dtype=dtype, device=self._device)
         padded[: len(x)] = x.detach()
         found = [padded] * self.size
         if padded.numel():
@@ -137,7 +184,7 @@ class Ranks:
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Give all ranks the values of the first one, in place."""
-        self._meet(_ROWS, sum(x.numel() for x in tensors))
+        self._meet(_ROWS, sum(map(_bytes, tensors)))
         source = distributed.get_global_rank(self._group, 0)
         for x in tensors:
             # As bytes: not every backend sends every type.
@@ -182,9 +229,8 @@ class Ranks:
         except RankError:
             raise
         except Exception as error:
-            said = str(error).strip() or repr(error)
             with suppress(RankError):  # the error itself says more than that nobody listens
-                self._tell(_FAILED, f"{type(error).__name__}: {said}")
+                self._tell(_FAILED, _told(error))
             raise
 
     def _tell(self, state: float, reason: str) -> None:
@@ -205,16 +251,16 @@ class Ranks:
                 f"this outer step ends on rank {self.rank} because another process can't go on: "
                 f"{told}"
             )
-        if len({(row[0], row[1]) for row in table}) > 1:
+        if len({(kind, size, user) for kind, size, _, user, *_ in table}) > 1:
             doing = "; ".join(
-                f"rank {i}: {_KINDS[int(kind)]} of size {size:.0f}"
-                for i, (kind, size) in enumerate(row[:2] for row in table)
+                f"rank {i}: {_KINDS[int(kind)]} of size {size:.0f}, for wrap(...) number {user:.0f}"
+                for i, (kind, size, _, user, *_) in enumerate(table)
             )
             raise RankError(
                 f"the processes are not at the same place of an outer step ({doing}). All of them "
                 "must make the same outer steps of the same problem: the same model, losses, "
-                "weighter, inner parameters and solver, and outer_backward(...) the same number "
-                "of times"
+                "weighter, optimizer, inner parameters and solver, and outer_backward(...) the "
+                "same number of times, as well as rw.loss(...) where the weighter compares samples"
             )
         return [row[_OWN:] for row in table]
 
@@ -222,17 +268,17 @@ class Ranks:
         self, kind: int, size: int, state: float, own: Sequence[float]
     ) -> list[list[float]]:
         self.traffic.headers += 1
-        header = torch.zeros(_HEADER, dtype=torch.float64)
-        values = [float(kind), float(size), state, *own]
-        header[: len(values)] = torch.tensor(values, dtype=torch.float64)
+        values = [float(kind), float(size), state, float(self._user), *own]
+        values += [0.0] * (_HEADER - len(values))
+        header = torch.tensor(values, dtype=torch.float64, device="cpu")
         return [part.tolist() for part in self._gathered(header)]
 
     def _texts(self, own: str) -> list[str]:
         self.traffic.gathered += _TEXT
-        data = own.encode()[:_TEXT]
-        padded = torch.zeros(_TEXT, dtype=torch.uint8)
-        padded[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
-        found = self._gathered(padded)
+        # A name of a file may hold what UTF-8 does not know.
+        data = own.encode(errors="backslashreplace")[:_TEXT]
+        padded = list(data.ljust(_TEXT, b"\0"))
+        found = self._gathered(torch.tensor(padded, dtype=torch.uint8, device="cpu"))
         return [bytes(x.tolist()).rstrip(b"\0").decode(errors="replace") for x in found]
 
     def _gathered(self, x: Tensor) -> list[Tensor]:
@@ -249,7 +295,8 @@ class Ranks:
                 f"rank {self.rank} of {self.size} has lost the other processes in an outer step "
                 f"({_reason(error)}): one of them ended or was killed, or it "
                 "did not come to this outer step in time. Its own output tells why; every process "
-                "must call wrap(...) and outer_backward(...) equally often"
+                "must call wrap(...) and outer_backward(...) equally often, and rw.loss(...) too "
+                "where the weighter compares samples"
             ) from error
 
 
@@ -258,18 +305,28 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, joined: Tensor, own: slice, ranks: Ranks) -> Tensor:
-        ctx.own, ctx.ranks = own, ranks
+        ctx.own, ctx.ranks, ctx.dtype = own, ranks, x.dtype
         return joined.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = grads
-        total: Tensor = ctx.ranks.total(grad.reshape(-1)).view(grad.shape)
-        return total[ctx.own], None, None, None
+        # A copy: autograd may give one tensor as the gradient of several functions.
+        total: Tensor = ctx.ranks.total(grad.flatten().clone()).view(grad.shape)
+        return total[ctx.own].to(ctx.dtype), None, None, None
 
 
 def _bytes(x: Tensor) -> int:
     return x.numel() * x.element_size()
+
+
+def _told(error: Exception) -> str:
+    """An error in words, whatever it is."""
+    name = type(error).__name__
+    try:
+        return f"{name}: {str(error).strip() or repr(error)}"
+    except Exception as unprintable:
+        return f"{name}, whose message can't be made ({type(unprintable).__name__})"
 
 
 def _reason(error: BaseException) -> str:

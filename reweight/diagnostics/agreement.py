@@ -71,7 +71,8 @@ class Agreement:
 def agreement(rw: Reweighted, batch: Any, dev_batch: Any, other_dev_batch: Any = None) -> Agreement:
     """Compare a hypergradient with that on another dev batch, and with the one without curvature.
 
-    ``rw`` is not changed.
+    ``rw`` is not changed. With several processes all have to call, and the influences that are
+    compared are those of a process's own samples.
 
     Args:
         rw: what :func:`reweight.wrap` returned.

@@ -27,7 +27,9 @@ class Collector:
     that batch. It is brought to the mean over all N samples that were gathered (times B/N), so that
     batches of different sizes count alike. With ``reduction="sum"`` it stays as it is.
 
-    Only numbers are kept, four for each sample, however many steps there are.
+    Only numbers are kept, four for each sample, however many steps there are. With several
+    processes, each gathers its own samples. Influences of different processes compare if each
+    process has the same share of the samples in every step.
 
     Args:
         rw: what :func:`reweight.wrap` returned.

@@ -90,6 +90,23 @@ def test_the_metrics_are_complete(finished: Path, ratings: Path) -> None:
     assert found["table"]["ours"]["comparison"].keys() == told
 
 
+def test_a_harm_to_real_behaviours_is_judged_as_generated_data_are(
+    ratings: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--data", ratings, *DOMAINS, *BRIEF, "--harm", "flip-items", "--harm-seed", 3)
+    assert run(*given, "--seeds", 2, "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert "books → toys, flip-items 0.4 (seed 3)" in printed
+    assert "the oracle, which knows the true flags, gains" in printed
+    assert "Weight AUC, and that of single seeds: CoNet+ours" in printed
+    assert "Known harm, flip-items 0.4 (seed 3): the labels" in " ".join(printed.split())
+    found = json.loads((out / "metrics.json").read_text())
+    assert list(found["table"]) == ["S", "0", "base", "ours", "oracle"]
+    assert all(one["weight_auc"] is not None for one in found["runs"]["ours"])
+    weights = pyarrow.parquet.read_table(out / "weights.parquet")
+    assert weights["relevant"].combine_chunks().false_count > 0
+
+
 def test_short_users_are_counted_and_told(finished: Path) -> None:
     found = json.loads((finished / "metrics.json").read_text())
     assert found["data"]["short_users"] > 0 and found["data"]["users_without_source"] > 0

@@ -406,3 +406,16 @@ def test_help_fits_80_columns(
     options = capsys.readouterr().out.partition("positional arguments")[2]
     assert max(map(len, options.splitlines())) <= 80
     assert "--inner.batch-size" in options and "table1,table2" in options
+
+
+def test_a_harm_gives_real_behaviours_an_oracle(
+    ratings: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("generated", "--data", f"{ratings}:books:toys", "--harm", "flip-users", *BRIEF)
+    assert main([*given, "--seeds", "1", "--cache", str(tmp_path / "grid"), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "books → toys, flip-users 0.4, CoNet: the oracle, which knows the true flags" in printed
+    runs = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    assert {run["method"] for run in runs} >= {"base", "ours", "retrain", "oracle"}
+    assert {run["scenario"] for run in runs} == {f"{ratings}:books:toys, flip-users 0.4"}
+    assert all(run["weight_auc"] is not None for run in runs if run["method"] == "search")

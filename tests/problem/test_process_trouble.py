@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import signal
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 
 import reweight
@@ -38,17 +39,30 @@ def samples(rank: int, size: int, seed: int = 0) -> Batch:
     return x[own], y[own]
 
 
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+
 class Habit:
     """The losses of a linear model, which have a habit on the last of several processes."""
 
     def __init__(self, kind: str, rank: int, size: int) -> None:
         self.kind = kind if rank == size - 1 or kind.startswith("all ") else ""
+        self.calls = 0
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
         x, y = batch
         output = model(x).squeeze(-1)
         if self.kind == "raises":
             raise KeyError("no such column")
+        if self.kind == "raises an odd text":
+            raise KeyError("no file \udcff")  # as of a name that is not UTF-8
+        self.calls += 1
+        if self.kind == "only once" and self.calls > 1:
+            raise KeyError("the batch was used up")
+        if self.kind == "raises without words":
+            raise Unprintable
         if self.kind == "is not finite":
             output = output * math.nan
         if self.kind.endswith("no second derivative"):
@@ -119,11 +133,14 @@ def step(rank: int, size: int, kind: str, strategy: ImplicitHypergradient) -> di
     try:
         result = rw.hypergradient(train, dev)
     except Exception as error:
-        found["error"] = f"{type(error).__name__}: {error}"
+        try:
+            found["error"] = f"{type(error).__name__}: {error}"
+        except ValueError:
+            found["error"] = "Unprintable, whose message can't be made"
     else:
         found["grads"] = torch.cat([g.flatten() for g in result.grads.values()])
         found["info"] = (result.info.num_hvps, result.info.hvp_mode, result.info.trustworthy)
-        found["caveat"] = result.info.caveat
+        found["caveat"], found["comparison"] = result.info.caveat, str(result.info.comparison)
     habit.kind = ""
     found["after"] = torch.cat([g.flatten() for g in rw.hypergradient(train, dev).grads.values()])
     return found
@@ -139,6 +156,8 @@ SERIES = ImplicitHypergradient(Neumann(3))
     ("kind", "said"),
     [
         ("raises", "no such column"),
+        ("raises an odd text", "no file \\udcff"),
+        ("raises without words", "Unprintable, whose message can't be made"),
         ("is not finite", "NaN"),
         ("one loss", "reduced"),
         ("outer raises", "a file is gone"),
@@ -201,19 +220,130 @@ def test_no_process_trusts_what_one_of_them_does_not_trust(
         assert other["caveat"] and whole["caveat"].startswith("on rank 1, ")
 
 
-def uneven(rank: int, size: int) -> str:
-    strategy = SERIES if rank == 0 else ImplicitHypergradient(Neumann(5))
-    rw = wrapped(Habit("", rank, size), strategy)
+def after_a_refused_batch(rank: int, size: int) -> list[str]:
+    """Outer steps after one to which a process came with no batch at all."""
+    warnings.simplefilter("ignore")
+    rw = wrapped(Habit("", rank, size), FIRST)
+    train, dev, said = samples(rank, size), samples(rank, size, 1), []
+    for i in range(41):
+        try:
+            rw.hypergradient(iter(train) if i == 0 and rank == 1 else train, dev)
+        except Exception as error:
+            said.append(f"{type(error).__name__}: {error}")
+    return said
+
+
+def test_processes_stay_in_step_after_a_refused_batch(two: Processes) -> None:
+    whole, other = values(two.run(after_a_refused_batch))
+    assert len(whole) == len(other) == 1
+    assert whole[0].startswith("RankError") and "batch" in other[0]
+
+
+def in_another_order(rank: int, size: int) -> str:
+    first, second = (wrapped(Habit("", rank, size), SERIES) for _ in range(2))
+    chosen = second if rank else first
     try:
+        chosen.hypergradient(samples(rank, size), samples(rank, size, 1))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def test_outer_steps_of_different_weighters_do_not_mix(two: Processes) -> None:
+    for each in values(two.run(in_another_order)):
+        assert "the processes are not at the same place of an outer step (rank 0: " in each
+
+
+def threads_of_wraps(rank: int, size: int) -> list[int]:
+    found = []
+    for _ in range(5):
+        wrapped(Habit("", rank, size), FIRST)
+        found.append(len(os.listdir("/proc/self/task")))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts the threads of Linux")
+def test_further_wraps_take_no_further_threads(two: Processes) -> None:
+    for found in values(two.run(threads_of_wraps)):
+        assert len(set(found)) == 1
+
+
+def different(rank: int, size: int, what: str) -> tuple[str, str]:
+    """The error and the caveat of an outer step where one process states something else."""
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    odd = rank == 1
+    layers = [("first", nn.Linear(3, 3)), ("second", nn.Linear(3, 3)), ("last", nn.Linear(3, 1))]
+    layers[1][1].load_state_dict(layers[0][1].state_dict())
+    if odd and what == "order":
+        layers[:2] = layers[1::-1]
+    model = nn.ModuleDict(dict(layers)).double()
+
+    class InTurn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.layers["second"](self.layers["first"](x).tanh())
+            output: Tensor = self.layers["last"](hidden)
+            return output
+
+    net, habit = InTurn(), Habit("", rank, size)
+    net.train(not (odd and what == "mode"))
+    decay = 0.2 if odd and what == "weight decay" else 0.1
+    terms = 5 if odd and what == "hypergradient" else 3
+    rw = reweight.wrap(
+        net,
+        GroupWeighter(2).double(),
+        habit.losses,
+        habit.dev_loss,
+        torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=decay),
+        ImplicitHypergradient(Neumann(terms)),
+        reduction="sum" if odd and what == "reduction" else "mean",
+    )
+    try:
+        info = rw.hypergradient(samples(rank, size), samples(rank, size, 1)).info
+    except Exception as error:
+        return f"{type(error).__name__}: {error}", ""
+    return "", info.caveat
+
+
+@pytest.mark.parametrize("what", ["order", "weight decay", "hypergradient", "reduction"])
+def test_processes_with_different_problems_are_told(two: Processes, what: str) -> None:
+    for error, _ in values(two.run(different, what)):
+        assert error.startswith("RankError: the processes have made different problems")
+        assert what in error
+
+
+def test_a_model_in_evaluation_mode_on_one_process_is_reported(two: Processes) -> None:
+    for error, caveat in values(two.run(different, "mode")):
+        assert not error and "in evaluation mode on others" in caveat
+
+
+def test_what_one_process_could_not_compare_is_trusted_by_none(two: Processes) -> None:
+    whole, other = values(two.run(step, "only once", EXACT))
+    assert "the batch was used up" in other["comparison"]
+    assert "on rank 1, " in whole["comparison"]
+    assert not whole["info"][2] and not other["info"][2]
+    assert torch.equal(whole["grads"], other["grads"])
+
+
+def uneven(rank: int, size: int) -> str:
+    rw = wrapped(Habit("", rank, size), SERIES, groups=False)
+    try:
+        if rank == 0:
+            rw.loss(samples(rank, size))
         rw.hypergradient(samples(rank, size), samples(rank, size, 1))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
 
-def test_processes_with_different_problems_are_told(two: Processes) -> None:
+def test_processes_that_do_different_things_are_told(two: Processes) -> None:
     for each in values(two.run(uneven)):
-        assert "the processes are not at the same place of an outer step (rank 0: " in each
+        assert "the processes are not at the same place of an outer step (rank 0: rows" in each
+        assert "rw.loss(...)" in each
 
 
 def drifting(rank: int, size: int) -> list[str]:
@@ -298,6 +428,55 @@ def alone(rank: int, size: int) -> Tensor:
     )
     result = rw.hypergradient(samples(rank, size), samples(rank, size, 1))
     return torch.cat([g.flatten() for g in result.grads.values()])
+
+
+def with_a_group_of_its_own(rank: int, size: int) -> str:
+    if rank == 0:
+        distributed.new_group([0], use_local_synchronization=True)
+    return str(wrapped(Habit("", rank, size), FIRST).problem.ranks.size)
+
+
+def test_processes_with_other_groups_of_their_own_meet(two: Processes) -> None:
+    assert values(two.run(with_a_group_of_its_own)) == ["2", "2"]
+
+
+def left_out(rank: int, size: int) -> str:
+    group, habit = distributed.new_group([0]), Habit("", rank, size)
+    try:
+        reweight.wrap(
+            nn.Linear(3, 1), GroupWeighter(2), habit.losses, habit.dev_loss, process_group=group
+        )
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_a_process_that_a_group_leaves_out_is_told(two: Processes) -> None:
+    member, other = values(two.run(left_out))
+    assert not member and "process_group does not hold this process" in other
+
+
+def copied(rank: int, size: int) -> bool:
+    rw = wrapped(Habit("", rank, size), SERIES)
+    train, dev = samples(rank, size), samples(rank, size, 1)
+    found = [each.hypergradient(train, dev).grads for each in (rw, copy.deepcopy(rw))]
+    return all(torch.equal(g, found[1][name]) for name, g in found[0].items())
+
+
+def test_a_copy_has_the_same_processes(two: Processes) -> None:
+    assert values(two.run(copied)) == [True, True]
+
+
+def test_processes_that_meet_after_wrap_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    habit, options = Habit("", 0, 1), {"process_group": None}
+    model, weighter = nn.Linear(3, 1).double(), GroupWeighter(2).double()
+    early = reweight.wrap(model, weighter, habit.losses, habit.dev_loss)
+    alone = reweight.wrap(model, weighter, habit.losses, habit.dev_loss, **options)
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    with pytest.raises(RuntimeError, match="initialised after wrap"):
+        early.hypergradient(samples(0, 1), samples(0, 1, 1))
+    alone.hypergradient(samples(0, 1), samples(0, 1, 1))
 
 
 def misses(rank: int, size: int) -> str:

@@ -135,11 +135,27 @@ class Relative(SampleWeighter):
         return powers / whole_batch(powers)[0].mean()
 
 
+class Paired(SampleWeighter):
+    """A weighter that adds two quantities of the whole batch, which then share a gradient."""
+
+    compares_samples = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = nn.Parameter(torch.zeros(2))
+
+    def forward(self, losses: Tensor, inputs: Any) -> Tensor:
+        powers, _ = whole_batch((self.scales[0] * losses).exp())
+        waves, own = whole_batch((self.scales[1] * losses).sin())
+        return (powers + waves)[own]
+
+
 WEIGHTERS = {
     "losses": lambda: LossWeighter(5),
     "scaled losses": lambda: LossWeighter(5, learn_scale=True),
     "groups": lambda: GroupWeighter(GROUPS),
     "relative": Relative,
+    "paired": Paired,
     "sigmoid": lambda: BehavioralPerceptron(FEATURES, num_heads=1),
     "softmax": lambda: BehavioralPerceptron(FEATURES, num_heads=1, normalization="softmax"),
     "centered": lambda: BehavioralPerceptron(FEATURES, num_heads=1, normalization="centered"),

@@ -17,12 +17,14 @@ from cdr.data.batches import (
 )
 from cdr.data.cache import sha256
 from cdr.data.dataset import Dataset, Pair, Published
+from cdr.data.facts import Fact, source_facts
 from cdr.data.generator import generate
+from cdr.data.harm import Harm, HarmKind
 from cdr.data.hidden import Hidden
 from cdr.data.leaks import audit
 from cdr.data.manifest import Check, agrees, check, source_reading
 from cdr.data.protocol import LAST_ONE, Protocol
-from cdr.data.registry import DATASETS, complete, find_dataset, load, require
+from cdr.data.registry import DATASETS, complete, find_dataset, foreign_pair, load, require
 from cdr.data.schema import (
     OTHERS,
     Behaviors,
@@ -43,8 +45,11 @@ __all__ = [
     "Check",
     "CrossDomainData",
     "Dataset",
+    "Harm",
+    "HarmKind",
     "Hidden",
     "Histories",
+    "Fact",
     "FlatHistories",
     "History",
     "Interactions",
@@ -61,9 +66,11 @@ __all__ = [
     "check",
     "complete",
     "find_dataset",
+    "foreign_pair",
     "generate",
     "load",
     "require",
     "sha256",
+    "source_facts",
     "source_reading",
 ]

@@ -67,6 +67,8 @@ class PairBatch:
         target_history: The user's target positives up to it, likewise; both may be flat.
         target_past: What the model reads beside the target item.
         source_past: What the model reads beside the source item.
+        source_facts: What the weighter sees of the source behaviour beside its item, float32
+            [B, F]; 0 for a pad. None: nothing.
         weight: Weight of each source loss, float32 [B], where it is made before the step.
     """
 
@@ -82,6 +84,7 @@ class PairBatch:
     target_history: History | FlatHistories | None = None
     target_past: Past | None = None
     source_past: Past | None = None
+    source_facts: Tensor | None = None
     weight: Tensor | None = None
 
     def __len__(self) -> int:
@@ -108,6 +111,8 @@ class Batches:
             drawn from all.
         processes: Those that train together. All draw for the whole batch, and make of it the rows
             of their own share, so that the numbers drawn do not depend on how many they are.
+        facts: What the weighter sees of each source behaviour beside its item,
+            [len(data.source), F]; None: nothing.
     """
 
     def __init__(
@@ -118,8 +123,10 @@ class Batches:
         windows: Windows = Windows(),
         paired: bool = True,
         processes: Processes = ALONE,
+        facts: Tensor | None = None,
     ) -> None:
         self.data = data
+        self._facts = facts
         self.processes = processes
         self.history_length = history_length
         self._paired = paired
@@ -227,6 +234,9 @@ class Batches:
             target_past=_past(
                 self._target_past, (target.source_past, target.target_past), (None, target.item)
             ),
+            source_facts=None
+            if self._facts is None
+            else self._facts.index_select(0, rows).masked_fill_(pad.unsqueeze(1), 0.0),
         )
 
 

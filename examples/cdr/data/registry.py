@@ -7,8 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cdr.data import amazon, amazon5, domain_names, epinions, generator, own_file, reading, recbole
-from cdr.data.dataset import Dataset, Pair
+from cdr.data.dataset import Dataset, Pair, split_domains
+from cdr.data.harm import Foreign, Harm, harmed
 from cdr.data.schema import CrossDomainData
 
 DATASETS: dict[str, Dataset] = {
@@ -48,6 +51,7 @@ def load(
     root: Path | str | None = None,
     source: str | Sequence[str] | None = None,
     target: str | None = None,
+    harm: Harm | None = None,
     **options: Any,
 ) -> CrossDomainData:
     """Load a scenario by name.
@@ -59,6 +63,7 @@ def load(
         root: The folder that holds the data sets' folders or files.
         source: Source domain or domains; the data set's first scenario if left out.
         target: Target domain, likewise.
+        harm: A known harm to the source behaviours, which is done to what is loaded.
         **options: Further arguments of :func:`cdr.data.generator.generate` (num_users, seed) or
             of the data set's `load`: protocol for all; source_cut for all
             but generated ones; cache for :func:`cdr.data.amazon.load`;
@@ -82,13 +87,64 @@ def load(
     if dataset.generated:
         if given or root is not None:
             raise ValueError(f'"{spec}" is generated: leave out root, source and target.')
-        return dataset.load(**options)
+        data = dataset.load(**options)
+        return data if harm is None else harmed(data, harm)
     if root is None and dataset.holds:
         raise ValueError(f"root is None; give the folder that holds {dataset.holds}.")
     if not dataset.scenarios and len(given) < 2:
         there = dataset.domains(Path(root or "."), options) if dataset.domains else {}
         raise ValueError(f"source={source!r}, target={target!r}: {_name_two(spec, there)}")
-    return dataset.load(root, **given, **options)
+    data = dataset.load(root, **given, **options)
+    if harm is None:
+        return data
+    pair = foreign_pair(dataset, harm, {"root": root, **given, **options})
+    return harmed(data, harm, None if pair is None else _foreign(dataset, pair, root, options))
+
+
+def foreign_pair(dataset: Dataset, harm: Harm, options: Mapping[str, Any]) -> Pair | None:
+    """Where the harm "foreign-domain" takes behaviours from: a scenario with the same target.
+
+    The domain is drawn at random, by the seed of the harm, from those that are in the folder or
+    the file and that the scenario does not have.
+
+    Args:
+        dataset: The data set.
+        harm: The harm.
+        options: Those of :func:`load`.
+
+    Returns:
+        The source and the target; None for another harm, or if there is no further domain.
+    """
+    if harm.kind != "foreign-domain" or dataset.generated:
+        return None
+    root = Path(options.get("root") or ".")
+    source, target = dataset.scenarios[0] if dataset.scenarios else ("", "")
+    source, target = options.get("source", source), options.get("target", target)
+    source = source if isinstance(source, str) else "+".join(source)
+    used = {dataset.full_name(name) for name in split_domains([(source, target)])}
+    if dataset.domains is not None:
+        rest = {"root", "source", "target"}
+        known = list(dataset.domains(root, {k: v for k, v in options.items() if k not in rest}))
+    else:
+        known = split_domains(complete(dataset, root, dataset.scenarios))
+    left = sorted({dataset.full_name(name) for name in known} - used - {"others"})
+    # The source "others" is all domains but the target.
+    if "others" in used or not left:
+        return None
+    return str(np.random.default_rng(harm.seed).choice(left)), target
+
+
+def _foreign(
+    dataset: Dataset, pair: Pair, root: Path | str | None, options: Mapping[str, Any]
+) -> Foreign:
+    domain, target = pair
+    try:
+        return Foreign(domain, dataset.load(root, source=domain, target=target, **options))
+    except ValueError as error:
+        raise ValueError(
+            f"--harm foreign-domain: the domain drawn for it, {domain}, gives no behaviours: "
+            f"{error} Another --harm-seed draws another domain."
+        ) from error
 
 
 def _name_two(spec: str, there: Mapping[str, int | None]) -> str:

@@ -221,7 +221,8 @@ class CrossDomainData:
         extra_test: Further target behaviours that cut the noise of a test, from a generator.
         source_history: By source row: the user's strictly earlier source positives.
         target_history: By source row: the user's *training* target positives no later than it.
-        relevant: Whether a source row is truly relevant, bool [len(source)], from a generator.
+        relevant: Whether a source row is truly relevant, bool [len(source)], from a generator or
+            after a known harm (:mod:`cdr.data.harm`).
         times: What the leak audit needs.
         source_cut: "time" if source behaviours were cut at the target's validation time, "all"
             if every source behaviour was kept.

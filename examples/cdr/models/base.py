@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, pad
 
 from cdr.common import at_least, positive
 from cdr.data import Candidates, CrossDomainData, FlatHistories, History, PairBatch, Past, Windows
@@ -142,13 +142,20 @@ class CrossDomainModel(nn.Module, ABC):
         return binary_cross_entropy_with_logits(logits, batch.target_label)
 
     def behavior_inputs(self, batch: PairBatch) -> BehaviorInputs | None:
-        """The inputs of the behavioral perceptron; None where the batch has no histories."""
+        """The inputs of the behavioral perceptron; None where the batch has no histories.
+
+        What the batch tells of the behaviour beside its item stands behind the item's embedding;
+        the behaviours of the histories have zeros there.
+        """
         if batch.source_history is None or batch.target_history is None:
             return None
         with torch.no_grad():  # the wrapper detaches it anyway
             source, source_mask = _embedded(self.source_items, batch.source_history)
             target, target_mask = _embedded(self.target_items, batch.target_history)
-            item = self.source_items(batch.source)
+            item, facts = self.source_items(batch.source), batch.source_facts
+            if facts is not None:
+                item = torch.cat([item, facts.to(item.dtype)], -1)
+                source, target = (_widened(x, facts.shape[-1]) for x in (source, target))
             return BehaviorInputs(item, source, target, source_mask, target_mask)
 
     def _add_heads(self, target_width: int, source_width: int, bias: bool = True) -> None:
@@ -183,6 +190,13 @@ def _embedded(
     if isinstance(history, FlatHistories):
         return HistorySlices(embeddings, history.start, history.length), None
     return embeddings, history.mask
+
+
+def _widened(history: Tensor | HistorySlices, columns: int) -> Tensor | HistorySlices:
+    """Embeddings with columns of zeros behind them."""
+    if isinstance(history, HistorySlices):
+        return history._replace(behaviors=pad(history.behaviors, (0, columns)))
+    return pad(history, (0, columns))
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from cdr.data import DATASETS, LAST_ONE, Dataset, Protocol, complete, find_dataset, require
+from cdr.data import DATASETS, LAST_ONE, Dataset, Harm, Protocol, complete, find_dataset, require
 from cdr.runs import Source
 
 GENERATED = tuple(name for name, dataset in DATASETS.items() if dataset.generated)
@@ -20,14 +21,23 @@ _SYNTAX = (
 
 @dataclass(frozen=True)
 class Scenario:
-    """One source and one target domain of a data set; both empty for generated data."""
+    """One source and one target domain of a data set; both empty for generated data.
+
+    `harm` is what is done to the source behaviours; None: they are as they are.
+    """
 
     spec: str
     source: str = ""
     target: str = ""
+    harm: Harm | None = None
 
     def __str__(self) -> str:
-        return ":".join(part for part in (self.spec, self.source, self.target) if part)
+        name = ":".join(part for part in (self.spec, self.source, self.target) if part)
+        return name + self._after
+
+    @property
+    def _after(self) -> str:
+        return "" if self.harm is None else f", {self.harm}"
 
     @property
     def dataset(self) -> Dataset:
@@ -40,17 +50,25 @@ class Scenario:
         return self.dataset.generated
 
     @property
+    def flagged(self) -> bool:
+        """Whether the truly relevant behaviours are known: of generated data, and after a harm."""
+        return self.generated or self.harm is not None
+
+    @property
     def heading(self) -> str:
         """Short, for the head of a column."""
         if self.generated:
-            return self.spec.upper()
+            return self.spec.upper() + self._after
         short = self.dataset.short_name
-        return f"{self.dataset.prefix} {short(self.source)} → {short(self.target)}".strip()
+        return (
+            f"{self.dataset.prefix} {short(self.source)} → {short(self.target)}".strip()
+            + self._after
+        )
 
     @property
     def in_paper(self) -> str | None:
         """The paper's name for it, if it is one of the paper's."""
-        known = self.dataset.paper_scenarios
+        known = self.dataset.paper_scenarios if self.harm is None else {}
         pair = (self.source, self.target)
         return next((name for name, domains in known.items() if domains == pair), None)
 
@@ -64,16 +82,17 @@ class Scenario:
         Raises:
             ValueError: A data set without a folder that holds it.
         """
-        # What was trained before there were other protocols has no such argument.
-        divided = (("protocol", protocol),) if protocol != LAST_ONE else ()
-        if self.generated:
-            return Source(self.spec, divided, seeded=True)
-        if root is None and self.dataset.holds:
+        given: dict[str, Any] = {"harm": self.harm}
+        if protocol != LAST_ONE:  # what was trained before there were others has no such argument
+            given["protocol"] = protocol
+        if not self.generated:
+            given |= {"root": root, "source": self.source, "target": self.target}
+        options = tuple((name, value) for name, value in given.items() if value is not None)
+        if root is None and not self.generated and self.dataset.holds:
             raise ValueError(
                 f"--root is missing: --data {self} needs the folder that holds {self.dataset.holds}"
             )
-        given = (("root", root), ("source", self.source), ("target", self.target))
-        return Source(self.spec, (*((k, v) for k, v in given if v is not None), *divided))
+        return Source(self.spec, options, seeded=self.generated)
 
 
 def parse(names: Sequence[str]) -> list[Scenario]:

@@ -37,6 +37,7 @@ class Untrained:
 
     scores: Scores
     weight_auc: float | None = None
+    restarted: bool = False
 
 
 def leniency(

@@ -24,6 +24,7 @@ from cdr.report.summary import (
     Seeds,
     Summary,
     Trained,
+    begun_again,
     detectable,
     nothing_learned,
     recovered,
@@ -147,6 +148,8 @@ def _notes(rows: Mapping[str, Summary], data: CrossDomainData, num_seeds: int) -
             "each user's last behaviour are in metrics.json."
         )
     if told := nothing_learned(list(rows.values())):
+        notes.append(told)
+    if told := begun_again(list(rows.values())):
         notes.append(told)
     base, oracle = rows.get("base"), rows.get("oracle")
     learned = [rows[name] for name in ("ours", "retrain") if name in rows]

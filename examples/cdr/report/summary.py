@@ -10,7 +10,7 @@ import numpy as np
 
 from cdr.report.comparison import Comparison, compare
 from cdr.report.rounded import short
-from cdr.training import MEANING, Scores, counted, improvement_over, in_a_cell, remark
+from cdr.training import MEANING, RESTARTED, Scores, counted, improvement_over, in_a_cell, remark
 
 SPREAD = "±: standard deviation over seeds."
 SE = "SE: standard error of that difference, over seeds and users together."
@@ -27,6 +27,10 @@ class Trained(Protocol):
     @property
     def weight_auc(self) -> float | None:
         """AUC of the learned weights against the true flags, where both are known."""
+
+    @property
+    def restarted(self) -> bool:
+        """Whether it was begun once more, since it had told no rows apart."""
 
 
 Seeds = Mapping[int, Trained]
@@ -46,6 +50,7 @@ class Summary:
         weight_aucs: Of each seed; empty where no flags are known or no weights learned.
         remarks: Of each seed whether nothing was learned, see :func:`cdr.training.remark`.
         comparison: With the reference, over the seeds that both have.
+        restarted: The seeds that were begun once more.
     """
 
     label: str
@@ -56,6 +61,7 @@ class Summary:
     weight_aucs: tuple[float, ...]
     remarks: tuple[str, ...]
     comparison: Comparison | None
+    restarted: tuple[int, ...]
 
     @property
     def mean(self) -> float:
@@ -106,6 +112,7 @@ def summarize(
         weight_aucs=tuple(r.weight_auc for r in runs if r.weight_auc is not None),
         remarks=tuple(remark(run.scores) for run in runs),
         comparison=comparison,
+        restarted=tuple(seed for seed, run in seeds.items() if run.restarted),
     )
 
 
@@ -113,6 +120,16 @@ def nothing_learned(summaries: Sequence[Summary]) -> str:
     """In how many trainings of which method nothing was learned; "" if something was in all."""
     named = [f"{one.label} {counted(one.remarks)}" for one in summaries if any(one.remarks)]
     return f"Nothing was learned in {'; '.join(named)}. {meanings(summaries)}" if named else ""
+
+
+def begun_again(summaries: Sequence[Summary]) -> str:
+    """Which seeds of which method were trained once more, and why; "" if none was."""
+    named = [
+        f"{one.label} seed{'s' * (len(one.restarted) > 1)} {', '.join(map(str, one.restarted))}"
+        for one in summaries
+        if one.restarted
+    ]
+    return f"Restarted once, {'; '.join(named)}: {RESTARTED}." if named else ""
 
 
 def meanings(summaries: Sequence[Summary]) -> str:

@@ -17,6 +17,8 @@ from cdr.data import (
     Check,
     CrossDomainData,
     Dataset,
+    Harm,
+    HarmKind,
     Hidden,
     Protocol,
     agrees,
@@ -39,6 +41,10 @@ Examples:
   run_biao.py data recbole --root DATA --source books --target toys
   run_biao.py data ratings.csv --source books --target toys
 """
+
+
+HarmChoice = Literal["none", HarmKind]
+"""The values of ``--harm``."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,12 @@ class DataCommand:
     """Where amazon keeps what it has read of its files."""
     protocol: Annotated[Protocol, tyro.conf.arg(name="data")] = field(default_factory=Protocol)
     """Which target behaviours are trained on and tested on."""
+    harm: HarmChoice = "none"
+    """A known harm to the source behaviours."""
+    harm_share: float = 0.4
+    """The share of the items or users that are harmed."""
+    harm_seed: int = 0
+    """Which of them."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -99,6 +111,7 @@ def main(arguments: Sequence[str]) -> int:
             source_cut=config.source_cut,
             cache=config.cache,
             protocol=config.protocol,
+            harm=harm_of(config.harm, config.harm_share, config.harm_seed),
         )
         data = load(config.data, **given)
         print("\n" * (number > 0) + summary(data), flush=True)
@@ -126,6 +139,7 @@ def data_options(
     source_cut: str,
     cache: Path | None,
     protocol: Protocol,
+    harm: Harm | None = None,
 ) -> dict[str, Any]:
     """The arguments of :func:`cdr.data.load` beside `spec` that command-line options stand for.
 
@@ -145,11 +159,17 @@ def data_options(
     if root is None and dataset.holds:
         raise ValueError(f"--root is missing: give the folder that holds {dataset.holds}")
     given: dict[str, Any] = {"root": root, "source": source, "target": target, **flags}
+    given |= {"harm": harm}
     if "source_cut" in dataset.flags:
         given["source_cut"] = source_cut
     if protocol != LAST_ONE:  # what was trained before there were others has no such argument
         given["protocol"] = protocol
     return {name: value for name, value in given.items() if value is not None}
+
+
+def harm_of(kind: HarmChoice, share: float, seed: int) -> Harm | None:
+    """The harm that the options --harm, --harm-share and --harm-seed stand for."""
+    return None if kind == "none" else Harm(kind, share, seed)
 
 
 _GOES_WITH = {

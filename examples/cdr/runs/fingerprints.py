@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cdr.data import CrossDomainData, Dataset, find_dataset, sha256
+from cdr.data import CrossDomainData, Dataset, find_dataset, foreign_pair, sha256
 from cdr.runs.runner import Source
 
 # Arguments of a loader that say where files lie, not what is in them.
@@ -52,7 +52,10 @@ class Fingerprints:
         root, folder = Path(options.get("root") or "."), self._folder
         if dataset.cache_folder is not None:
             folder = dataset.cache_folder(root, options.get("cache"))
-        files = dataset.files(root, [(options["source"], options["target"])])
+        pairs = [(options["source"], options["target"])]
+        harm = options.get("harm")
+        foreign = None if harm is None else foreign_pair(dataset, harm, options)
+        files = dataset.files(root, pairs if foreign is None else [*pairs, foreign])
         if options.get("items") is not None:
             files["items"] = Path(options["items"])
         return {name: sha256(path, folder) for name, path in files.items()}

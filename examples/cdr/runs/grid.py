@@ -22,7 +22,7 @@ from cdr.runs.logs import log_history
 from cdr.runs.machine import environment
 from cdr.runs.progress import progress_bar
 from cdr.runs.runner import Task, run
-from cdr.training import HOLDS_OUT, Result, Scores, plan, warning
+from cdr.training import COLLAPSED, HOLDS_OUT, RESTARTED, Result, Scores, plan, remark, warning
 
 logger = logging.getLogger("cdr")
 
@@ -42,6 +42,7 @@ class Run:
         weights: learned weight per source behaviour, where weights are learned.
         weight_auc: AUC of weight against the true flag, where there is one.
         seconds: what it took.
+        restarted: whether it was begun once more, since it had told no rows apart.
     """
 
     key: str
@@ -51,6 +52,7 @@ class Run:
     weights: NDArray[np.float32] | None
     weight_auc: float | None
     seconds: float
+    restarted: bool = False
 
     @property
     def scores(self) -> Scores:
@@ -105,7 +107,7 @@ class Grid:
         if not folder.is_dir():
             return None
         try:
-            return _read(key, folder)
+            run = _read(key, folder)
         except Exception as error:  # whatever json, numpy and zip make of damaged files
             # A disk that cannot be read for now is no reason to delete the training.
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
@@ -113,6 +115,11 @@ class Grid:
             logger.warning("%s is damaged (%r); it is trained again", folder, error)
             shutil.rmtree(folder)
             return None
+        if not _would_restart(run, folder):
+            return run
+        logger.warning("%s has told no rows apart; it is trained again", folder)
+        shutil.rmtree(folder)
+        return None
 
     def check_writable(self) -> None:
         """Refuse a folder in which no training can be kept, before one is done for nothing.
@@ -156,6 +163,7 @@ class Grid:
             result.weights,
             result.weight_auc,
             result.seconds,
+            result.restarted,
         )
 
     def _record(self, task: Task, result: Result) -> dict[str, Any]:
@@ -171,6 +179,7 @@ class Grid:
             "weight_auc": result.weight_auc,
             "history": result.history,
             "seconds": result.seconds,
+            "restarted": result.restarted,
             "command": self._command,
             "environment": _environment(task.device),
         }
@@ -215,7 +224,7 @@ def complete(
     runs = {task: found for task in tasks if (found := grid.load(task)) is not None}
     missing = [task for task in tasks if task not in runs]
     for task, kept in runs.items():
-        log_history(names[task], kept.history)
+        log_history(names[task], kept.history, kept.restarted)
     if missing:
         grid.check_writable()
     failures: dict[Task, str] = {}
@@ -259,17 +268,22 @@ def options_read(task: Task) -> dict[str, Any]:
         del read["outer"]["decay_gamma"]
     if options.outer.weighter != "perceptron":
         del read["perceptron"]
+    elif not options.perceptron.behavior_inputs:
+        # Trainings from before there were such inputs are the same.
+        del read["perceptron"]["behavior_inputs"]
     return read
 
 
 def _report_run(bar: Any, name: str, run: Run) -> None:
-    log_history(name, run.history)
+    log_history(name, run.history, run.restarted)
     weight = "" if run.weight_auc is None else f", weight AUC {run.weight_auc:.3f}"
     auc, epochs = run.scores.metrics()["auc"], len(run.history)
     bar.write(
         f"{name}: valid AUC {run.valid_auc:.4f}, test AUC {auc:.4f}{weight} "
         f"({epochs} epoch{'s' * (epochs > 1)}, {run.seconds:.0f} s)"
     )
+    if run.restarted:
+        bar.write(f"  restarted: {RESTARTED}")
     if told := warning(run.scores):
         bar.write(told)
 
@@ -288,7 +302,14 @@ def _read(key: str, folder: Path) -> Run:
         found.get("weights"),
         record["weight_auc"],
         record["seconds"],
+        record.get("restarted", False),
     )
+
+
+def _would_restart(run: Run, folder: Path) -> bool:
+    """Whether it collapsed, and was kept by a version that did not begin such trainings again."""
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return "restarted" not in record and remark(run.scores) == COLLAPSED
 
 
 def _arrays(name: str, scores: Scores) -> dict[str, NDArray[Any]]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from cdr.common import to_json
+from cdr.training import RESTARTED
 
 logger = logging.getLogger("cdr")
 
@@ -53,12 +54,15 @@ class KeptLog(logging.Handler):
         self._lines.append(self.format(record))
 
 
-def log_history(name: str, history: Sequence[Mapping[str, float]]) -> None:
+def log_history(name: str, history: Sequence[Mapping[str, float]], restarted: bool = False) -> None:
     """Log the record of each epoch of a training.
 
     Args:
         name: Of the training.
         history: One record per epoch.
+        restarted: Whether it was begun once more.
     """
+    if restarted:
+        logger.warning("%s: %s", name, RESTARTED)
     for record in history:
         logger.info("%s %s", name, to_json(record))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cdr.training.chance import MEANING, counted, in_a_cell, remark, warning
+from cdr.training.chance import COLLAPSED, MEANING, RESTARTED, counted, in_a_cell, remark, warning
 from cdr.training.ensemble import ensemble
 from cdr.training.evaluation import NUM_SOURCE, Scores, score
 from cdr.training.graphs import CapturedStep
@@ -33,6 +33,7 @@ from cdr.training.side_by_side import train_side_by_side
 from cdr.training.variants import VARIANTS, Plan, check_variants, plan, variant_label
 
 __all__ = [
+    "COLLAPSED",
     "CapturedStep",
     "HOLDS_OUT",
     "InnerOptions",
@@ -46,6 +47,7 @@ __all__ = [
     "PerceptronOptions",
     "Plan",
     "PresetName",
+    "RESTARTED",
     "Result",
     "SameUsers",
     "Scores",

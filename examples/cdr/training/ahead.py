@@ -70,7 +70,9 @@ def _weighted(
         # σ may compare within a batch, which is that of all processes.
         weight = torch.cat([_normalized(perceptron, together, part) for part in parts])
     # The steps do not read the histories.
-    batch = replace(batch, weight=weight, source_history=None, target_history=None)
+    batch = replace(
+        batch, weight=weight, source_history=None, target_history=None, source_facts=None
+    )
     tensors = zip(*(torch.split(tensor, sizes) for tensor in tensors_in(batch)), strict=True)
     return (with_tensors(batch, part) for part in tensors)
 

@@ -24,13 +24,20 @@ def remark(scores: Scores) -> str:
     Args:
         scores: On rows that it has not seen.
     """
-    if len(scores.label) and (scores.probability == scores.probability[0]).all():
+    if len(scores.label) and scores.equal:
         return COLLAPSED
     above = auc(scores.probability, scores.label) - 0.5
     error = auc_error(scores.probability, scores.label, scores.user)
     if abs(above) <= _ERRORS * error:
         return AT_CHANCE
     return BELOW_CHANCE if above < 0 else ""
+
+
+RESTARTED = (
+    "all validation rows had the same score after every epoch, as where no ReLU of a layer is "
+    "above zero: it was trained again from another initialization"
+)
+"""Why a training was begun once more."""
 
 
 def warning(scores: Scores) -> str:

@@ -27,6 +27,16 @@ class Scores:
     label: NDArray[np.float32]
     user: NDArray[np.int64]
 
+    @property
+    def equal(self) -> bool:
+        """Whether all rows have the same probability, up to its last digits.
+
+        The vectorized part of a function and the rest of an array may be rounded differently.
+        """
+        largest = self.probability.max(initial=0.0)
+        least = self.probability.min(initial=largest)
+        return bool(largest - least <= 4 * np.finfo(np.float32).eps * largest)
+
     def metrics(self) -> dict[str, float]:
         """AUC, LogLoss, and GAUC where users have several rows."""
         return {

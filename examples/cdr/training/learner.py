@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import reweight
 from cdr.common import ALONE, Processes
-from cdr.data import Batches, CrossDomainData, PairBatch
+from cdr.data import Batches, CrossDomainData, PairBatch, source_facts
 from cdr.models import CrossDomainModel
 from cdr.training.ahead import scores, weighted_ahead
 from cdr.training.gradients import average
@@ -254,6 +254,14 @@ def pair_sampler(
     return ReorderReuseSampler(n, min(batch_size, n // 2), seed=seed)
 
 
+def perceptron_facts(data: CrossDomainData, options: Options) -> Tensor | None:
+    """What the perceptron sees of each source behaviour beside its item; None: nothing."""
+    how = options.perceptron
+    if not how.behavior_inputs:
+        return None
+    return source_facts(data, how.behavior_inputs, how.fact_columns)
+
+
 def _endless(sampler: ReorderReuseSampler | SplitSampler) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         yield from sampler
@@ -283,7 +291,7 @@ def _weighter(data: CrossDomainData, options: Options) -> SampleWeighter:
     if kind == "constant":
         return ConstantWeighter()
     return BehavioralPerceptron(
-        2 * options.model.dim,
+        2 * options.model.dim + perceptron.fact_columns,
         num_heads=perceptron.heads,
         global_hidden=perceptron.global_hidden,
         local_hidden=perceptron.local_hidden,

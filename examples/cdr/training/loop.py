@@ -23,7 +23,7 @@ from cdr.training.evaluation import NUM_SOURCE, Scores, score
 from cdr.training.gradients import average
 from cdr.training.graphs import CapturedStep
 from cdr.training.inner import fixed_weights, inner_optimizer, unlearned_loss
-from cdr.training.learner import Learner, pair_sampler
+from cdr.training.learner import Learner, pair_sampler, perceptron_facts
 from cdr.training.metrics import auc
 from cdr.training.options import Options
 from cdr.training.variants import plan
@@ -42,6 +42,8 @@ class Result:
         weight_auc: AUC of learned weight, also where it is only used, against the true flag, where
             there is one.
         seconds: from the start of the training to here, of all that is trained in common steps.
+        restarted: Whether it is the second one, since the first has told no rows apart; see
+            :meth:`Training.again`.
     """
 
     test: Scores
@@ -52,6 +54,7 @@ class Result:
     weight_auc: float | None = None
     outer: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    restarted: bool = False
 
     @property
     def scores(self) -> Scores:
@@ -71,6 +74,9 @@ def train(
     on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, best: None,
 ) -> Result:
     """Train with early stopping on validation AUC, and score the best checkpoint.
+
+    A training that gives all validation rows the same score after every epoch is begun once more,
+    with another initialization; see :meth:`Training.again`.
 
     Args:
         variant: see :mod:`cdr.training.variants`.
@@ -92,6 +98,22 @@ def train(
             of another training, or a damaged one.
     """
     training = Training(variant, data, options, seed, learned, processes)
+    _run(training, processes, checkpoint, on_step)
+    if training.collapsed:
+        training = training.again()
+        if checkpoint is not None:
+            checkpoint = checkpoint.with_name(f"{checkpoint.name}-restarted")
+        _run(training, processes, checkpoint, on_step)
+    return training.result()
+
+
+def _run(
+    training: Training,
+    processes: Processes,
+    checkpoint: Path | None,
+    on_step: Callable[[int, int, int, float], None],
+) -> None:
+    """All epochs, from the checkpoint on if there is one."""
     if checkpoint is not None:
         with suppress(FileNotFoundError):
             state = reweight.checkpoint.load(checkpoint, process_group=processes.group)
@@ -101,7 +123,6 @@ def train(
         if checkpoint is not None:
             state = training.state_dict()
             reweight.checkpoint.save(state, checkpoint, process_group=processes.group)
-    return training.result()
 
 
 class Training:
@@ -128,10 +149,14 @@ class Training:
         seed: int,
         learned: NDArray[np.float32] | None = None,
         processes: Processes = ALONE,
+        *,
+        restarted: bool = False,
     ) -> None:
         self._started = time.perf_counter()
         _check_classes(data)
-        torch.manual_seed(seed)
+        self._arguments = (variant, data, options, seed, learned, processes)
+        self._restarted, self._tells_apart = restarted, False
+        torch.manual_seed(_restart_seed(seed) if restarted else seed)
         how = plan(variant)
         options = how.change(options)
         self._variant, self._data, self._options, self._seed = variant, data, options, seed
@@ -152,6 +177,7 @@ class Training:
             windows,
             paired=options.inner.source_batch == "paired",
             processes=processes,
+            facts=perceptron_facts(data, options) if reads_histories else None,
         )
         given = fixed_weights(variant, data, learned, seed)
         # The flags themselves need no weight AUC.
@@ -181,6 +207,22 @@ class Training:
         """Whether there is no further epoch."""
         inner = self._options.inner
         return self.epoch >= inner.epochs or self._since >= inner.patience
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether all validation rows had the same score after every epoch so far."""
+        return self.epoch > 0 and not self._tells_apart
+
+    def again(self) -> Training:
+        """The same training from the start, with another initialization.
+
+        Of CoNet's initial towers one in 500 has no unit in its last layer that is above zero for
+        any row. No gradient passes ReLUs at zero, so such a model stays as it is. Batches and
+        draws are those of the first training.
+        """
+        again = Training(*self._arguments, restarted=True)
+        again._started = self._started
+        return again
 
     def run_epoch(self, on_step: Callable[[int, int, int, float], None]) -> None:
         """Train for one epoch and look at the validation rows."""
@@ -234,7 +276,9 @@ class Training:
         Args:
             loss: Mean training loss of the epoch.
         """
-        valid = score(self.model, self._scorer, self._data.valid, self._num_source).metrics()
+        scores = score(self.model, self._scorer, self._data.valid, self._num_source)
+        self._tells_apart |= not scores.equal
+        valid = scores.metrics()
         if not (math.isfinite(loss) and math.isfinite(valid["log_loss"])):
             raise self._broken(f"the mean loss is {loss}")
         self._history.append({"epoch": self.epoch + 1, "loss": loss, **valid})
@@ -263,6 +307,7 @@ class Training:
         if judged is not None and data.relevant is not None:
             result.weight_auc = auc(judged, data.relevant.cpu().numpy())
         result.seconds = time.perf_counter() - self._started
+        result.restarted = self._restarted
         return result
 
     def state_dict(self) -> dict[str, Any]:
@@ -279,6 +324,7 @@ class Training:
             "best": self.best,
             "since": self._since,
             "steps": self._steps,
+            "tells_apart": self._tells_apart,
         }
 
     def load_state_dict(self, state: dict[str, Any], place: str) -> None:
@@ -309,12 +355,14 @@ class Training:
         self._state = map_tensors(lambda x: x.to(device), state["kept"])
         self._history, self.best = state["history"], state["best"]
         self._since, self._steps = state["since"], state["steps"]
+        self._tells_apart = state["tells_apart"]
 
     def _description(self) -> dict[str, str]:
         """What a training goes on from a checkpoint with."""
         return {
             "variant": self._variant,
             "seed": str(self._seed),
+            "initialization": "second" if self._restarted else "first",
             "model": self._options.model_name,
             "options": to_json(self._options),
             "data": f"{self._data.name} {to_json(self._data.statistics)}{self._data.protocol}",
@@ -373,6 +421,12 @@ def _model(
 
 def _epoch_seed(seed: int, epoch: int, rank: int) -> int:
     (number,) = np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)
+    return int(number)
+
+
+def _restart_seed(seed: int) -> int:
+    """Of the initialization of a training that is begun once more."""
+    (number,) = np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)
     return int(number)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from cdr.common import at_least, positive, refuse, share, widths
+from cdr.data import Fact
 from cdr.models import MODELS, CrossDomainModel, ModelOptions
 from reweight import ConjugateGradient, Identity, ImplicitHypergradient, Neumann
 
@@ -136,6 +137,9 @@ class PerceptronOptions:
 
     history: int = 20
     """Positive behaviours of each domain that it sees."""
+    behavior_inputs: tuple[Fact, ...] = ()
+    """What it sees of a behaviour beside the item: its label, its item's popularity, its recency
+    among the user's own. The paper's sees none of them."""
     heads: int = 4
     """Heads of each attention."""
     global_branch: bool = True
@@ -158,10 +162,20 @@ class PerceptronOptions:
     def __post_init__(self) -> None:
         at_least(1, "perceptron", self, "history", "heads")
         widths("perceptron", self, "global_hidden", "local_hidden")
+        if len(set(self.behavior_inputs)) < len(self.behavior_inputs):
+            refuse("perceptron", "behavior_inputs", self.behavior_inputs, "name each once")
         if not (self.global_branch or self.local_branch):
             refuse("perceptron", "local_branch", False, "one of the two branches has to stay")
         if not math.isfinite(self.global_bias):
             refuse("perceptron", "global_bias", self.global_bias, "it must be a finite number")
+
+    @property
+    def fact_columns(self) -> int:
+        """How many numbers of a behaviour it sees beside the item's embedding.
+
+        Some may be left at 0: the width of the attention has to stay a multiple of its heads.
+        """
+        return math.ceil(len(self.behavior_inputs) / self.heads) * self.heads
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def train_side_by_side(
     The results are those of the seeds one by one, up to rounding: each has its own random streams,
     and a seed that has stopped takes no part in later epochs. An outer step belongs to one seed,
     and is taken for one after another. What is not finite is noticed at the end of the epoch, or
-    by an outer step.
+    by an outer step. A seed that has told no rows apart is trained once more, by itself.
 
     Args:
         variant: one for all, so that gradients reach the same parameters of every seed.
@@ -60,6 +60,11 @@ def train_side_by_side(
         for training, loss in zip(running, (total / steps).tolist(), strict=True):
             training.end_epoch(loss)
         stack.keep_running()
+    for place, training in enumerate(trainings):
+        if training.collapsed:
+            trainings[place] = again = training.again()
+            while not again.done:
+                again.run_epoch(on_step)
     return [training.result() for training in trainings]
 
 

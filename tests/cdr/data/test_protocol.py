@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scenarios import gappy_log
 
-from cdr.data import LAST_ONE, CrossDomainData, Interactions, Protocol, audit, build, load
+from cdr.data import LAST_ONE, CrossDomainData, Harm, Interactions, Protocol, audit, build, load
 from cdr.runs.fingerprints import Fingerprints
 from cdr.runs.runner import Source
 
@@ -140,3 +140,13 @@ def test_a_fingerprint_tells_protocols_apart(ratings: Path, tmp_path: Path) -> N
     sources = [Source(str(ratings), (*named, ("protocol", one))) for one in others]
     told = [str(kept.of(source)) for source in (Source(str(ratings), named), *sources)]
     assert len(set(told)) == 4
+
+
+def test_a_harm_is_done_to_data_of_any_protocol(ratings: Path) -> None:
+    protocol = Protocol(test="last-share", test_share=0.3, max_target_history=2)
+    named = {"source": "books", "target": "toys", "protocol": protocol}
+    plain, harmed = (load(str(ratings), **named, harm=harm) for harm in (None, Harm("flip-items")))
+    audit(harmed)
+    assert harmed.relevant is not None and harmed.protocol == protocol
+    for part in ("train", "valid", "test"):
+        assert torch.equal(getattr(plain, part).item, getattr(harmed, part).item)

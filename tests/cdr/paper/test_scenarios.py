@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cdr.data import Harm
 from cdr.paper.printed import SCENARIOS
 from cdr.paper.scenarios import Scenario, parse, require_files
 from cdr.paper.studies import STUDIES
@@ -37,6 +38,16 @@ def test_what_is_loaded(tmp_path: Path) -> None:
     (file,) = parse(["my:log.csv:books:toys"])
     assert (file.spec, file.source, file.target) == ("my:log.csv", "books", "toys")
     assert dict(file.data(None).options) == {"source": "books", "target": "toys"}
+
+
+def test_a_harm_is_part_of_the_name_and_of_what_is_loaded(tmp_path: Path) -> None:
+    harm = Harm("flip-items", 0.3, 2)
+    one = Scenario("amazon", "Books", "Toys_and_Games", harm)
+    assert str(one) == "amazon:Books:Toys_and_Games, flip-items 0.3 (seed 2)"
+    assert one.heading == "Books → Toys, flip-items 0.3 (seed 2)"
+    assert one.flagged and one.in_paper is None
+    assert dict(one.data(tmp_path).options)["harm"] == harm
+    assert Scenario("g1", harm=harm).data(None).seeded
 
 
 @pytest.mark.parametrize(

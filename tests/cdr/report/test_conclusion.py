@@ -67,7 +67,7 @@ def test_weights_on_which_seeds_do_not_agree_are_noise() -> None:
     assert told(*(1 + 0.3 * (TRUTH + noise) for noise in NOISE)) == ""
 
 
-ROW = Summary("CoNet+ours", (0.7,), 0.5, 0.7, None, (), ("",), None)
+ROW = Summary("CoNet+ours", (0.7,), 0.5, 0.7, None, (), ("",), None, ())
 
 
 def gain(difference: float, low: float, high: float, p: float | None) -> str:

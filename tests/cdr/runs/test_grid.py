@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from cdr.common.jsonable import to_json
+from cdr.data import Harm
 from cdr.runs import grid, runner
 from cdr.runs.grid import Completed, Grid, complete, options_read
 from cdr.runs.runner import Source, Task
+from cdr.training.evaluation import Scores
 from cdr.training.loop import Result
 from cdr.training.options import Options
 
@@ -53,6 +55,49 @@ def tasks(source: Source, *variants: str, options: Options = BRIEF, seeds: int =
 def completed(folder: Path, wanted: list[Task]) -> Completed:
     names = {task: f"{task.variant} seed {task.seed}" for task in wanted}
     return complete(Grid(folder, "reproduce.py table1"), wanted, 1, names, stack_seeds=False)
+
+
+def test_each_harm_has_trainings_of_its_own(tmp_path: Path, source: Source) -> None:
+    first = Harm("flip-items")
+    harms = (first, Harm("flip-users"), replace(first, share=0.3), replace(first, seed=1))
+    sources = [replace(source, options=(*source.options, ("harm", harm))) for harm in harms]
+    again = replace(source, options=(*source.options, ("harm", replace(first))))
+    keys = [Grid(tmp_path, "").key(*tasks(one, "base")) for one in (source, *sources, again)]
+    assert len(set(keys)) == 5 and keys[1] == keys[-1]
+
+
+def test_the_file_of_a_foreign_domain_is_part_of_the_key(tmp_path: Path) -> None:
+    for place, domain in enumerate(("books", "music", "toys")):
+        (tmp_path / domain).mkdir()
+        rows = [f"{user}\t{user + n + place}\t{1 + n}\t{n}" for user in range(9) for n in range(5)]
+        head = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+        (tmp_path / domain / f"{domain}.inter").write_text("\n".join([head, *rows]) + "\n")
+    given = (("root", tmp_path), ("source", "books"), ("target", "toys"))
+    clean, harmed = (
+        Source("recbole", options)
+        for options in (given, (*given, ("harm", Harm("foreign-domain"))))
+    )
+    before = [Grid(tmp_path / "grid", "").key(*tasks(one, "base")) for one in (clean, harmed)]
+    with (tmp_path / "music" / "music.inter").open("a") as file:
+        file.write("1\t77\t5\t9\n")
+    after = [Grid(tmp_path / "grid", "").key(*tasks(one, "base")) for one in (clean, harmed)]
+    assert before[0] == after[0] and before[1] != after[1]
+
+
+def test_a_collapse_that_was_kept_before_there_were_restarts_is_trained_again(
+    tmp_path: Path, source: Source
+) -> None:
+    kept, (task,) = Grid(tmp_path, ""), tasks(source, "S")
+    equal = Scores(np.full(6, 0.7, np.float32), np.arange(6) % 2, np.arange(6))
+    history = [{"epoch": 1, "loss": 0.6, "auc": 0.5}]
+    kept.store(task, Result(equal, None, history, {}, restarted=True))
+    loaded = kept.load(task)
+    assert loaded is not None and loaded.restarted
+    (path,) = tmp_path.rglob("run.json")
+    record = json.loads(path.read_text())
+    del record["restarted"]
+    path.write_text(json.dumps(record))
+    assert kept.load(task) is None
 
 
 def test_the_second_time_nothing_is_trained(
