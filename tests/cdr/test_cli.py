@@ -95,13 +95,13 @@ def test_a_harm_to_real_behaviours_is_judged_as_generated_data_are(
 ) -> None:
     given = ("--data", ratings, *DOMAINS, *BRIEF, "--harm", "flip-items", "--harm-seed", 3)
     assert run(*given, "--seeds", 2, "--out", out) == 0
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())  # however wide the terminal is
     assert "books → toys, flip-items 0.4 (seed 3)" in printed
     assert "the oracle, which knows the true flags, gains" in printed
     assert "Weight AUC, and that of single seeds: CoNet+ours" in printed
-    assert "Known harm, flip-items 0.4 (seed 3): the labels" in " ".join(printed.split())
+    assert "Known harm, flip-items 0.4 (seed 3): the labels" in printed
     found = json.loads((out / "metrics.json").read_text())
-    assert list(found["table"]) == ["S", "0", "base", "ours", "oracle"]
+    assert list(found["table"])[:5] == ["S", "0", "base", "ours", "oracle"]
     assert all(one["weight_auc"] is not None for one in found["runs"]["ours"])
     weights = pyarrow.parquet.read_table(out / "weights.parquet")
     assert weights["relevant"].combine_chunks().false_count > 0
