@@ -49,8 +49,10 @@ class Processes:
             What it returned, or the exception that it raised, by rank.
 
         Raises:
-            AssertionError: a process does not answer.
+            AssertionError: a process has ended, or does not answer.
         """
+        ended = [p.exitcode for p in self.processes if p.exitcode is not None]
+        assert not ended, f"a process of an earlier test has ended, with exit code {ended[0]}"
         self.start(function, *args)
         answers = dict(self.answer() for _ in self.processes)
         return [answers[rank] for rank in range(self.size)]

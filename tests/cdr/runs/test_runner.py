@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,26 +121,33 @@ def test_stacks_are_trained_in_processes(ratings: Path) -> None:
         assert np.array_equal(result.test.probability, apart[task].test.probability)
 
 
+@pytest.fixture
+def workers() -> Callable[[], list[Any]]:
+    """The processes that the test has started; the suite has some of its own."""
+    before = multiprocessing.active_children()
+    return lambda: [p for p in multiprocessing.active_children() if p not in before]
+
+
 @pytest.mark.slow
-def test_an_error_in_one_training_ends_the_others() -> None:
+def test_an_error_in_one_training_ends_the_others(workers: Callable[[], list[Any]]) -> None:
     endless = replace(BRIEF, inner=replace(BRIEF.inner, epochs=100_000, patience=100_000))
     broken = replace(endless, inner=replace(endless.inner, lr=1e12))
     both = [replace(tasks()[0], options=endless), replace(tasks()[1], options=broken)]
     with pytest.raises(ValueError, match=r"ours.*seed 0.*--inner\.lr"):
         list(run(both, 2, lambda text: None))
-    assert not multiprocessing.active_children()
+    assert not workers()
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_told() -> None:
+def test_a_killed_process_is_told(workers: Callable[[], list[Any]]) -> None:
     endless = replace(BRIEF, inner=replace(BRIEF.inner, epochs=100_000, patience=100_000))
 
     def kill(text: str) -> None:
-        multiprocessing.active_children()[0].kill()
+        workers()[0].kill()
 
     with pytest.raises(ChildProcessError, match="--jobs"):
         list(run([replace(task, options=endless) for task in tasks()[:2]], 2, kill))
-    assert not multiprocessing.active_children()
+    assert not workers()
 
 
 # A training that takes the weights of another.
