@@ -33,16 +33,6 @@ def guarded() -> Iterator[None]:
         raise ModeFailed(error) from error
 
 
-def agree() -> None:
-    """Go on with what was tried, if it works on all processes.
-
-    Raises:
-        AttemptError: it does not work on another one.
-    """
-    if (group := shared()) is not None:
-        group.agree()
-
-
 def record(
     failures: dict[Mode, BaseException], mode: Mode, failure: ModeFailed | AttemptError
 ) -> None:

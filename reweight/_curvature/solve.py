@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reweight._curvature.callables import CallableSolver, Solver
 from reweight._curvature.direct import DirectSolver
-from reweight._curvature.failure import ModeFailed, agree, guarded, record
+from reweight._curvature.failure import ModeFailed, guarded, record
 from reweight._curvature.judge import Answer, Residual, judged, nothing_to_solve
 from reweight._curvature.linearise import Linearisation, Mode, Partial
 from reweight._curvature.operator import Operator
@@ -22,6 +22,7 @@ from reweight._tensors import (
     AttemptError,
     Pending,
     Tree,
+    agree,
     all_samples,
     check_finite,
     dense,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.optim import Optimizer
 
-from reweight._curvature.failure import ModeFailed, agree, guarded, record
+from reweight._curvature.failure import ModeFailed, guarded, record
 from reweight._curvature.linearise import (
     Gradients,
     Linearisation,
@@ -22,7 +22,7 @@ from reweight._curvature.linearise import (
 )
 from reweight._curvature.stated import Stated
 from reweight._tables import Table, pick
-from reweight._tensors import AttemptError, Tree
+from reweight._tensors import AttemptError, Tree, agree
 from reweight.preconditioning import Preconditioner, diagonal_of
 
 

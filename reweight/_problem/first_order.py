@@ -118,8 +118,8 @@ class FirstOrder:
         else:
             losses = along.here()
             weights = self._weights(losses)
-            derivatives, precision = losses.weighted.detach().clone(), 0.0
-            if len(weights):
+            derivatives = losses.weighted.detach()
+            if len(weights):  # else the samples are on other processes
                 derivatives, precision = self._differences(direction, losses)
         (found,) = self._pending.read(ends(derivatives))
         largest, precision = of_all(largest_of(found), precision)

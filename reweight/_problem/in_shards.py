@@ -32,7 +32,7 @@ from reweight._problem.second_derivatives import random_direction
 from reweight._problem.shares import Shares
 from reweight._problem.ways import misleading
 from reweight._sharded import Shards, local_row
-from reweight._tensors import Pending, Tree, dot, ends, largest_of, norm, reducing, shared
+from reweight._tensors import Pending, Tree, agree, dot, ends, largest_of, norm, reducing, shared
 from reweight.hypergradient import ImplicitHypergradient
 from reweight.losses import Losses
 from reweight.preconditioning import SecondMoments, diagonal_of
@@ -64,7 +64,7 @@ class InShards:
 
         The ``.grad`` of all parameters have to be ``None``, and are so afterwards.
         """
-        _agree()
+        agree()  # before a pass that would wait for a process that can't go on
         loss.backward()  # type: ignore[no-untyped-call]
         group = shared()
         size = 1 if group is None else group.size
@@ -113,7 +113,7 @@ class InShards:
             )
 
         def evaluate() -> Losses:
-            _agree()
+            agree()
             self.shards.reshard()  # or a module that is gathered already keeps the old values
             return problem.evaluated(batch)
 
@@ -217,13 +217,6 @@ def _differences(
     if not apart[best] <= DROWNED:
         findings.caveats[_WAY] = drowned(apart[best])
     return found[best + 1], apart[best]
-
-
-def _agree() -> None:
-    """Hear of an error of another process before a pass that would wait for it."""
-    group = shared()
-    if group is not None:
-        group.agree()
 
 
 def _sums(own: list[float]) -> list[float]:

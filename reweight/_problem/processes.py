@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from reweight._curvature import MODES, Mode
-from reweight._tensors import AttemptError, RankError, Ranks, Tree, shared
+from reweight._tensors import AttemptError, RankError, Ranks, Tree, digest, shared
 from reweight.verdict import WAYS, Comparison, Way
 
 _Told = tuple[list[str], Comparison | None]
@@ -177,7 +176,7 @@ def told_by_any(caveats: Sequence[str], comparison: Comparison | None) -> _Told:
         return list(caveats), comparison
     failure = "" if comparison is None else comparison.failure[:_FAILURE]
     own = "\n".join((failure, "; ".join(caveats)))
-    if len({each[0] for each in group.numbers(_digest(own.encode(errors="replace")))}) == 1:
+    if len({each[0] for each in group.numbers(digest(own.encode(errors="replace")))}) == 1:
         return list(caveats), comparison
     others = [(i, *text.split("\n", 1)) for i, text in enumerate(group.texts(own)) if text != own]
     told = dict.fromkeys(f"on rank {i}, {text}" for i, _, text in others if text)
@@ -206,9 +205,9 @@ def unequal(theta: Tree, phi: Tree, model: nn.Module, stated: Mapping[str, objec
     of_ranks = group.numbers(
         _sum_of_bits(theta.values()),
         _sum_of_bits(phi.values()),
-        _digest(repr(modes).encode()),
+        digest(repr(modes).encode()),
         # Without the addresses of objects.
-        *(_digest(re.sub("0x[0-9a-f]+", "", repr(x)).encode()) for x in stated.values()),
+        *(digest(re.sub("0x[0-9a-f]+", "", repr(x)).encode()) for x in stated.values()),
     )
     inner, outer, training, *others = (set(each) for each in zip(*of_ranks, strict=True))
     if differ := [name for name, each in zip(stated, others, strict=True) if len(each) > 1]:
@@ -234,11 +233,6 @@ def unequal(theta: Tree, phi: Tree, model: nn.Module, stated: Mapping[str, objec
             "the same outer steps with the same outer optimizer, and nothing else may change them"
         )
     return found
-
-
-def _digest(data: bytes) -> float:
-    """A number that float64 holds exactly."""
-    return float(int.from_bytes(hashlib.sha256(data).digest()[:6], "big"))
 
 
 def _sum_of_bits(tensors: Iterable[Tensor]) -> float:

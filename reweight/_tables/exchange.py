@@ -6,14 +6,13 @@ them reads, so what is exchanged grows with the batches and not with the table.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from reweight._tables.table import find
-from reweight._tensors import Tree, all_samples, alone, dense, flatten, shared, unflatten
+from reweight._tensors import Tree, all_samples, alone, dense, digest, flatten, shared, unflatten
 
 # What a process uses of an entry, where it is not a number of rows.
 _NOTHING, _WHOLE = -2, -1
@@ -31,8 +30,7 @@ def common(names: Iterable[str], own: Mapping[str, Tensor | None]) -> dict[str, 
     if group is None:
         return dict(own)
     codes = [_code(own[name]) if name in own else _NOTHING for name in names]
-    digest = hashlib.sha256(repr((names, codes)).encode()).digest()
-    alike = {each[0] for each in group.numbers(float(int.from_bytes(digest[:6], "big")))}
+    alike = {each[0] for each in group.numbers(digest(repr((names, codes)).encode()))}
     if len(alike) == 1 and max(codes, default=_WHOLE) <= 0:
         return dict(own)
     of_ranks = [part.tolist() for part in group.rows(torch.tensor(codes, device="cpu"))]

@@ -22,9 +22,11 @@ from reweight._tensors.reading import (
 )
 from reweight._tensors.seam import (
     Group,
+    agree,
     all_entries,
     all_samples,
     alone,
+    digest,
     reducing,
     shared,
     sharing,
@@ -52,6 +54,8 @@ from reweight._tensors.vectors import (
 from reweight._tensors.versions import no_compiling, set_version, shows_types
 
 __all__ = [
+    "agree",
+    "digest",
     "sharing",
     "shared",
     "Traffic",

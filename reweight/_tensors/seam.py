@@ -9,6 +9,7 @@ return what they are given. In an outer step of several processes, :func:`shared
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -56,6 +57,22 @@ _entries: ContextVar[Reduce | None] = ContextVar("entries", default=None)
 def shared() -> Group | None:
     """The processes that share the samples; ``None`` where this one has all of them."""
     return _group.get()
+
+
+def agree() -> None:
+    """Go on with what was tried, if no other process has given it up or raised an error.
+
+    Raises:
+        AttemptError: it does not work on another one.
+        RankError: another one can't go on at all.
+    """
+    if (group := shared()) is not None:
+        group.agree()
+
+
+def digest(data: bytes) -> float:
+    """A hash as a number that float64 holds exactly, to be compared between processes."""
+    return float(int.from_bytes(hashlib.sha256(data).digest()[:6], "big"))
 
 
 def all_samples(x: Tensor) -> Tensor:
