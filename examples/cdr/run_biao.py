@@ -75,7 +75,10 @@ Train a two-domain recommender in several variants and compare them:
   oracle      the true flags as weights (generated data, or with --harm)
   search      ours with rows held out, for the sake of the weights alone
   retrain     a new model on all rows, with the weights of search, fixed
-  random      the same, permuted
+  crossfit    weights learned on folds of the target rows, where the folds agree;
+              used where they are no worse than no weights at all
+  influence, held-out-loss          weights read off models of folds at once
+  random, crossfit-random, ...      the weights of search, crossfit, ... permuted
   no-global, no-user, split-0.05    BIAO without a branch, or with rows held out
   loss, group, constant             weights of another weighter
 
@@ -90,7 +93,7 @@ Examples:
   run_biao.py data amazon --root DATA      (trains nothing: counts, audits)
 """
 
-_SHOWN = ("ours", "search")  # whose weights are shown and kept
+_SHOWN = ("ours", "search", "crossfit", "influence", "held-out-loss")  # whose weights are shown and kept
 _FIRST = "the data set's first scenario; a file needs one"
 _MAIN = "S 0 base ours, and oracle where true flags are known"
 
@@ -328,6 +331,8 @@ def _train_all(
                 f"valid AUC {best:.4f}, test AUC {result.test.metrics()['auc']:.4f}{weight} "
                 f"({epochs} epoch{'s' * (epochs > 1)})"
             )
+            if result.note:
+                bar.write(f"  {result.note}")
             if result.restarted:
                 bar.write(f"  restarted: {RESTARTED}")
             if told := warning(result.scores):
@@ -395,6 +400,7 @@ def _write_metrics(
                         "weight_auc": result.weight_auc,
                         "remark": remark(result.scores),
                         "restarted": result.restarted,
+                        "note": result.note,
                         "epochs": result.history,
                         "outer_steps": result.outer,
                     }

@@ -184,12 +184,22 @@ class Batches:
         first = self.data.source_offsets.index_select(0, target.user)
         return self._with_source(target, first + place, count > 0, target.user, flat)
 
-    def source_rows(self, rows: Tensor, *, flat: bool = False) -> PairBatch:
-        """Source behaviours by their own row, beside a placeholder target."""
-        nothing = torch.zeros_like(rows)
+    def source_rows(
+        self, rows: Tensor, *, flat: bool = False, beside: Behaviors | None = None
+    ) -> PairBatch:
+        """Source behaviours by their own row.
+
+        Args:
+            rows: Long [B].
+            flat: Whether the weighter's histories are flat.
+            beside: A target behaviour for each, [B]; None: a placeholder.
+        """
         user = self.data.source.user.index_select(0, rows)
-        span = torch.stack([nothing, nothing], 1)
-        target = Behaviors(user, nothing, nothing.float(), span, span)
+        if beside is None:
+            nothing = torch.zeros_like(rows)
+            span = torch.stack([nothing, nothing], 1)
+            beside = Behaviors(user, nothing, nothing.float(), span, span)
+        target = beside
         has_source = torch.ones_like(rows, dtype=torch.bool)
         return self._with_source(target, rows, has_source, user, flat)
 

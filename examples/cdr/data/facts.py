@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cdr.data.schema import CrossDomainData
 
-Fact = Literal["label", "popularity", "recency"]
+Fact = Literal["label", "popularity", "recency", "liking"]
 
 
 def source_facts(data: CrossDomainData, names: Sequence[Fact], columns: int) -> Tensor:
@@ -33,7 +33,7 @@ def source_facts(data: CrossDomainData, names: Sequence[Fact], columns: int) -> 
         >>> facts[0].tolist()  # a liked item, the first of its user
         [1.0, -1.0, 0.0, 0.0]
     """
-    made = {"label": _label, "popularity": _popularity, "recency": _recency}
+    made = {"label": _label, "popularity": _popularity, "recency": _recency, "liking": _liking}
     facts = torch.zeros(len(data.source), columns, device=data.source.user.device)
     for column, name in enumerate(names):
         facts[:, column] = made[name](data)
@@ -57,3 +57,14 @@ def _recency(data: CrossDomainData) -> Tensor:
     place = torch.arange(len(user), device=user.device) - offsets.index_select(0, user)
     last = (offsets.diff() - 1).index_select(0, user)
     return torch.where(last > 0, 2 * place / last.clamp_min(1) - 1, 0.0)
+
+
+def _liking(data: CrossDomainData) -> Tensor:
+    item, label = data.source.item, data.source.label.double()
+    num = data.source_items.num
+    count = item.bincount(minlength=num).index_select(0, item)
+    positive = torch.zeros(num, dtype=label.dtype, device=label.device).index_add_(0, item, label)
+    others = positive.index_select(0, item) - label
+    # As one behaviour more, an average one.
+    mean = (others + label.mean()) / count
+    return 2 * mean - 1

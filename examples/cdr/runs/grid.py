@@ -255,10 +255,13 @@ def options_read(task: Task) -> dict[str, Any]:
     how = plan(task.variant)
     options = how.change(task.options)
     read: dict[str, Any] = json.loads(to_json(options))
-    # A search has put them into the other sections.
-    del read["search"]
-    if how.source != "mean" or how.gamma is not None:
+    if not how.finds:
+        # A search has put them into the other sections.
+        del read["search"]
+    if not how.finds and (how.source != "mean" or how.gamma is not None):
         del read["inner"]["gamma"]
+    if how.finds:
+        return read
     if how.source != "learned":
         del read["outer"], read["perceptron"]
         return read if task.teacher is None else read | {"teacher": options_read(task.teacher)}

@@ -6,9 +6,9 @@ from cdr.training.chance import COLLAPSED, MEANING, RESTARTED, counted, in_a_cel
 from cdr.training.ensemble import ensemble
 from cdr.training.evaluation import NUM_SOURCE, Scores, score
 from cdr.training.graphs import CapturedStep
-from cdr.training.learner import Learner, pair_sampler
+from cdr.training.learner import Learner
 from cdr.training.leniency import Leniency, fit_leniency
-from cdr.training.loop import Result, Training, train
+from cdr.training.loop import Result, Training
 from cdr.training.metrics import (
     WEIGHT_AUC,
     auc,
@@ -27,7 +27,9 @@ from cdr.training.options import (
     PerceptronOptions,
     SearchOptions,
 )
+from cdr.training.pairs import Fold, pair_sampler
 from cdr.training.presets import PresetName, preset
+from cdr.training.procedure import train
 from cdr.training.same_users import SameUsers
 from cdr.training.side_by_side import train_side_by_side
 from cdr.training.variants import VARIANTS, Plan, check_variants, plan, variant_label
@@ -36,6 +38,7 @@ __all__ = [
     "COLLAPSED",
     "CapturedStep",
     "HOLDS_OUT",
+    "Fold",
     "InnerOptions",
     "LazyAdam",
     "Learner",

@@ -38,7 +38,7 @@ def fixed_weights(
     Args:
         variant: See :mod:`cdr.training.variants`.
         data: On the device to train on.
-        learned: The weights that "search" has learned, [len(data.source)].
+        learned: The weights that its teacher has found, [len(data.source)].
         seed: Of the permutation, for the variant that permutes them.
 
     Raises:
@@ -54,8 +54,8 @@ def fixed_weights(
     if learned is None or len(learned) != len(data.source):
         raise ValueError(
             f"variant {variant}: learned has {0 if learned is None else len(learned)} weights for "
-            f'{len(data.source)} source behaviours; pass the weights of a result of "search" on '
-            "the same data"
+            f"{len(data.source)} source behaviours; pass the weights of a result of "
+            f'"{plan(variant).teacher}" on the same data'
         )
     weights = torch.from_numpy(learned)
     if kind == "permuted":

@@ -17,19 +17,13 @@ from cdr.common import ALONE, Processes
 from cdr.data import Batches, CrossDomainData, PairBatch, source_facts
 from cdr.models import CrossDomainModel
 from cdr.training.ahead import scores, weighted_ahead
+from cdr.training.calibration import calibrated_outer_loss
 from cdr.training.gradients import average
-from cdr.training.options import HOLDS_OUT, Options, OuterOptions
+from cdr.training.options import HOLDS_OUT, Options
+from cdr.training.pairs import Fold, PairSampler, pair_sampler
 from cdr.training.same_users import SameUsers
-from reweight import (
-    BehavioralPerceptron,
-    ConstantWeighter,
-    GroupWeighter,
-    Losses,
-    LossWeighter,
-    ReorderReuseSampler,
-    SampleWeighter,
-    SplitSampler,
-)
+from cdr.training.weighing import Weighing
+from reweight import BehavioralPerceptron, Losses
 
 # Source behaviours weighed at once where all are.
 _CHUNK = 4096
@@ -51,19 +45,22 @@ class Learner:
         options: Options,
         seed: int,
         processes: Processes = ALONE,
+        *,
+        weighing: Weighing | None = None,
+        fold: Fold | None = None,
     ) -> None:
         self._model, self._data, self._options = model, data, options.outer
         self._processes = processes
-        weighter = _weighter(data, options).to(data.source_offsets.device)
+        self.weighing = weighing or Weighing.begin(data, options)
         self.rw = reweight.wrap(
             model,
-            weighter,
+            self.weighing.weighter,
             self.losses,
+            calibrated_outer_loss if self._options.calibrated else None,
             optimizer=optimizer,
             hypergradient=self._options.hypergradient(),
             inner_params=self._is_inner,
         )
-        self._optimizer = _optimizer(weighter, self._options)
         self._dev_optimizer = (
             torch.optim.Adam(model.dev_head.parameters(), lr=options.inner.lr)
             if options.model.dev_head
@@ -71,13 +68,13 @@ class Learner:
         )
         num, device = len(data.train), data.train.user.device
         # The rows held out have to be those that the inner problem does not see.
-        order = seed if self._options.dev in HOLDS_OUT else seed + 1
-        self._sampler = pair_sampler(num, self._options.batch_size, order, self._options)
+        order = seed if fold or self._options.dev in HOLDS_OUT else seed + 1
+        self._sampler = pair_sampler(num, self._options.batch_size, order, self._options, fold)
         self._outer_rows = _endless(self._sampler)
         drawn = torch.arange(num, device=device)
         if self._options.dev == "split-users":
             # A batch of all that are left.
-            ((left, _),) = pair_sampler(num, num, order, self._options)
+            ((left, _),) = pair_sampler(num, num, order, self._options, fold)
             drawn = left.sort().values.to(device)
         self._same_users = SameUsers(data.train.user, data.num_users, drawn, seed + 2)
         self._position = 0
@@ -115,14 +112,16 @@ class Learner:
 
     def outer_step(self, batches: Batches) -> None:
         """Take one step of the weighter's optimizer."""
+        self.weighing.optimizer.zero_grad()
+        self.outer_backward(batches)
+        self.weighing.step()
+
+    def outer_backward(self, batches: Batches) -> None:
+        """Add the hypergradient of the next train batch and dev batch to ``.grad``."""
         rows, dev = self._rows(*next(self._outer_rows))
         if self._dev_optimizer is not None:
             self._train_dev_head(batches, self._dev_optimizer)
-        self._optimizer.zero_grad()
         result = self.rw.outer_backward(batches.train_pairs(rows), batches.train_pairs(dev))
-        if self._options.clip is not None:
-            nn.utils.clip_grad_norm_(self.rw.weighter.parameters(), self._options.clip)
-        self._optimizer.step()
         info = result.info
         self.records.append(
             {
@@ -137,7 +136,7 @@ class Learner:
         dev = self._dev_optimizer
         return {
             "weighter": self.rw.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self.weighing.optimizer.state_dict(),
             "dev_optimizer": None if dev is None else dev.state_dict(),
             "sampler": self._sampler.state_dict(),
             "same_users": self._same_users.state_dict(),
@@ -148,7 +147,7 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a state of :meth:`state_dict` was taken."""
         self.rw.load_state_dict(state["weighter"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self.weighing.optimizer.load_state_dict(state["optimizer"])
         if self._dev_optimizer is not None:
             self._dev_optimizer.load_state_dict(state["dev_optimizer"])
         self._sampler.load_state_dict(state["sampler"])
@@ -223,37 +222,6 @@ class Learner:
             buffer.copy_(before)
 
 
-def pair_sampler(
-    n: int, batch_size: int, seed: int, options: OuterOptions | None
-) -> ReorderReuseSampler | SplitSampler:
-    """Batches of training rows for the inner problem, each with one for the outer problem.
-
-    Args:
-        n: training rows.
-        batch_size: of the inner problem, at most; less where there are few rows.
-        seed: of the order, and of what is held out.
-        options: of the outer problem, which may have rows held out; None: there is none.
-
-    Raises:
-        ValueError: There is a single training row.
-    """
-    if n < 2:
-        raise ValueError(
-            "the data have one target behaviour to train on, which cannot serve both the inner and "
-            "the outer problem; take a larger target domain, or more users"
-        )
-    if options is not None and options.dev in HOLDS_OUT:
-        held_out = max(1, round(options.split * n))
-        return SplitSampler(
-            n,
-            options.split,
-            min(batch_size, n - held_out),
-            dev_batch_size=min(options.batch_size, held_out),
-            seed=seed,
-        )
-    return ReorderReuseSampler(n, min(batch_size, n // 2), seed=seed)
-
-
 def perceptron_facts(data: CrossDomainData, options: Options) -> Tensor | None:
     """What the perceptron sees of each source behaviour beside its item; None: nothing."""
     how = options.perceptron
@@ -262,46 +230,9 @@ def perceptron_facts(data: CrossDomainData, options: Options) -> Tensor | None:
     return source_facts(data, how.behavior_inputs, how.fact_columns)
 
 
-def _endless(sampler: ReorderReuseSampler | SplitSampler) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(sampler: PairSampler) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         yield from sampler
-
-
-def _optimizer(weighter: SampleWeighter, options: OuterOptions) -> torch.optim.Optimizer:
-    kinds: dict[str, type[torch.optim.Adam] | type[torch.optim.SGD]]
-    kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
-    for name, parameter in weighter.named_parameters():
-        free = name == "raw_gamma" and not options.decay_gamma
-        (kept if free else decayed).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
-    kind = kinds[options.optimizer]
-    return kind(groups, lr=options.lr, weight_decay=options.weight_decay)
-
-
-def _weighter(data: CrossDomainData, options: Options) -> SampleWeighter:
-    kind, perceptron = options.outer.weighter, options.perceptron
-    if kind == "loss":
-        # The scale balances the source's losses against the target's, which are fixed.
-        return LossWeighter(learn_scale=True)
-    if kind == "group":
-        # One group more: the pad of users without source behaviours.
-        return GroupWeighter(data.source_items.num_categories + 1, learn_scale=True)
-    if kind == "constant":
-        return ConstantWeighter()
-    return BehavioralPerceptron(
-        2 * options.model.dim + perceptron.fact_columns,
-        num_heads=perceptron.heads,
-        global_hidden=perceptron.global_hidden,
-        local_hidden=perceptron.local_hidden,
-        use_global=perceptron.global_branch,
-        use_local=perceptron.local_branch,
-        normalization=perceptron.normalization,
-        global_bias=perceptron.global_bias,
-        mask_keys=perceptron.mask_keys,
-        gamma_map=perceptron.gamma_map,
-    )
 
 
 def _number(value: float | None) -> float:

@@ -23,10 +23,12 @@ from cdr.training.evaluation import NUM_SOURCE, Scores, score
 from cdr.training.gradients import average
 from cdr.training.graphs import CapturedStep
 from cdr.training.inner import fixed_weights, inner_optimizer, unlearned_loss
-from cdr.training.learner import Learner, pair_sampler, perceptron_facts
+from cdr.training.learner import Learner, perceptron_facts
 from cdr.training.metrics import auc
 from cdr.training.options import Options
+from cdr.training.pairs import Fold, pair_sampler
 from cdr.training.variants import plan
+from cdr.training.weighing import Weighing
 
 
 @dataclass
@@ -38,23 +40,27 @@ class Result:
         extra_test: the same on a generator's further test rows.
         history: one record per epoch.
         state: the checkpoint, of the best epoch or, for a search, of the last one.
+        valid: scores of the checkpoint on the validation rows.
         weights: learned weight per source behaviour, where weights are learned.
         weight_auc: AUC of learned weight, also where it is only used, against the true flag, where
             there is one.
         seconds: from the start of the training to here, of all that is trained in common steps.
         restarted: Whether it is the second one, since the first has told no rows apart; see
             :meth:`Training.again`.
+        note: What is to be told of how the weights were found; "" for nothing.
     """
 
     test: Scores
     extra_test: Scores | None
     history: list[dict[str, float]]
     state: dict[str, Any]
+    valid: Scores | None = None
     weights: NDArray[np.float32] | None = None
     weight_auc: float | None = None
     outer: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     restarted: bool = False
+    note: str = ""
 
     @property
     def scores(self) -> Scores:
@@ -151,6 +157,8 @@ class Training:
         processes: Processes = ALONE,
         *,
         restarted: bool = False,
+        weighing: Weighing | None = None,
+        fold: Fold | None = None,
     ) -> None:
         self._started = time.perf_counter()
         _check_classes(data)
@@ -166,7 +174,18 @@ class Training:
         self.optimizer = inner_optimizer(self.model.parameters(), options.inner)
         learns = how.source == "learned"
         self.learner = (
-            Learner(self.model, self.optimizer, data, options, seed, processes) if learns else None
+            Learner(
+                self.model,
+                self.optimizer,
+                data,
+                options,
+                seed,
+                processes,
+                weighing=weighing,
+                fold=fold,
+            )
+            if learns
+            else None
         )
         windows = kind.windows(options.model, single_domain)
         reads_histories = learns and options.outer.weighter == "perceptron"
@@ -187,9 +206,9 @@ class Training:
             if self.learner
             else unlearned_loss(self.model, how.source_weight(options.inner.gamma), given)
         )
-        # Rows are held out only where weights are learned.
-        outer = options.outer if learns else None
-        self.sampler = pair_sampler(len(data.train), options.inner.batch_size, seed, outer)
+        # Rows are held out only where weights are learned, or a fold is left out.
+        outer = options.outer if learns or fold else None
+        self.sampler = pair_sampler(len(data.train), options.inner.batch_size, seed, outer, fold)
         self.best = -math.inf
         self._captured: CapturedStep | None = None
         self._scorer = Batches(data, 0, 0, windows, processes=processes)
@@ -231,7 +250,7 @@ class Training:
         torch.manual_seed(_epoch_seed(self._seed, self.epoch, self._processes.rank))
         total = torch.zeros((), device=self._data.source_offsets.device)
         for done, batch in enumerate(self.epoch_batches(), 1):
-            with self._explained():
+            with self.explained():
                 total += self.step(batch)
             self.after_step()
             on_step(self.epoch, done, len(self.sampler), self.best)
@@ -265,10 +284,15 @@ class Training:
 
     def after_step(self) -> None:
         """Count an inner step, and take an outer one where it is due."""
-        self._steps += 1
-        if self.learner and self._steps % self._options.outer.interval == 0:
-            with self._explained():
+        due = self.count_step()
+        if self.learner and due:
+            with self.explained():
                 self.learner.outer_step(self.batches)
+
+    def count_step(self) -> bool:
+        """Count an inner step; whether an outer one is due."""
+        self._steps += 1
+        return self._steps % self._options.outer.interval == 0
 
     def end_epoch(self, loss: float) -> None:
         """Validate the model, and store a checkpoint if the epoch is the best so far.
@@ -287,10 +311,14 @@ class Training:
             self._state = self._snapshot()
         self.best, self._since = max(valid["auc"], self.best), 0 if better else self._since + 1
 
+    def load_best(self) -> None:
+        """Load the stored checkpoint into the model."""
+        self.model.load_state_dict(self._state["model"])
+
     def result(self) -> Result:
         """Load the stored checkpoint into the model and score it."""
         data = self._data
-        self.model.load_state_dict(self._state["model"])
+        self.load_best()
         result = Result(
             score(self.model, self._scorer, data.test, self._num_source),
             score(self.model, self._scorer, data.extra_test, self._num_source)
@@ -298,6 +326,7 @@ class Training:
             else None,
             self._history,
             self._state,
+            score(self.model, self._scorer, data.valid, self._num_source),
         )
         if self.learner:
             self.learner.rw.load_state_dict(self._state["weighter"])
@@ -377,7 +406,7 @@ class Training:
         return copied
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def explained(self) -> Iterator[None]:
         """Add advice to the library's error about values that are not finite."""
         try:
             yield

@@ -86,6 +86,9 @@ class OuterOptions:
     """Terms of the Neumann series after the first (K)."""
     step_size: float | Literal["auto"] = "auto"
     """Step size of the series (α); auto: one over the largest curvature met."""
+    calibrated: bool = False
+    """Whether the dev loss is that of calibrated predictions, which a model's overconfidence does
+    not enter."""
     heads: bool = True
     """Whether the prediction heads are among the parameters differentiated through."""
     dev_head_steps: int = 100
@@ -124,9 +127,12 @@ class SearchOptions:
     """As many, whatever the model's validation AUC: the weights are those after the last one."""
     split: float = 0.2
     """The share of the training rows that is held out, for dev batches of the same users."""
+    folds: int = 4
+    """With the variants that train a model without each fold of the training rows: how many."""
 
     def __post_init__(self) -> None:
         positive("search", self, "lr", "inner_lr")
+        at_least(2, "search", self, "folds")
         at_least(1, "search", self, "epochs")
         share("search", self, "split")
 

@@ -18,8 +18,10 @@ class Plan:
         source: How source losses count: "none" (there is no source branch), "mean" (their mean,
             times `gamma`), "learned", or "fixed" (by given weights).
         gamma: With "mean"; None takes --inner.gamma.
-        weights: With "fixed": the true flags, those that the variant "search" of the same seed has
-            learned, or the latter permuted.
+        weights: With "fixed": the true flags, those that the `teacher` of the same seed has found,
+            the latter permuted, or those that are found before the training, on folds: by
+            cross-fitting, by influence, or by held-out loss (:mod:`cdr.training.procedure`).
+        teacher: The variant whose weights it takes, if it does.
         change: Of the options, to those the variant is trained with.
         keeps_last: Whether what comes out is the last epoch's, not that of the best model.
     """
@@ -27,7 +29,10 @@ class Plan:
     label: str
     source: Literal["none", "mean", "learned", "fixed"]
     gamma: float | None = None
-    weights: Literal["flags", "learned", "permuted"] | None = None
+    weights: (
+        Literal["flags", "learned", "permuted", "crossfit", "influence", "held-out-loss"] | None
+    ) = None
+    teacher: str | None = None
     change: Callable[[Options], Options] = lambda options: options
     keeps_last: bool = False
 
@@ -47,9 +52,9 @@ class Plan:
         return gamma if self.source == "mean" else 0.0
 
     @property
-    def teacher(self) -> str | None:
-        """The variant whose learned weights it takes, if it does."""
-        return "search" if self.weights in ("learned", "permuted") else None
+    def finds(self) -> bool:
+        """Whether weights are found on folds, before a model is trained with them."""
+        return self.weights in ("crossfit", "influence", "held-out-loss")
 
 
 def _changed(name: str, value: object) -> Callable[[Options], Options]:
@@ -75,6 +80,11 @@ def _split_off(ratio: float) -> Callable[[Options], Options]:
     return lambda options: options.changed({"outer.dev": "split", "outer.split": ratio})
 
 
+def _permuted(label: str, teacher: str) -> Plan:
+    """The control: weights of the same sizes, which say nothing of the behaviours."""
+    return Plan(label, "fixed", weights="permuted", teacher=teacher)
+
+
 VARIANTS = {
     "S": Plan("-S", "none"),
     "0": Plan("-0", "mean", gamma=0.0),
@@ -85,8 +95,14 @@ VARIANTS = {
     ),
     "no-user": Plan("+ours w/o user", "learned", change=_changed("perceptron.local_branch", False)),
     "search": Plan("+ours, search", "learned", change=_search, keeps_last=True),
-    "retrain": Plan("+ours retrained", "fixed", weights="learned"),
-    "random": Plan("+ours permuted", "fixed", weights="permuted"),
+    "retrain": Plan("+ours retrained", "fixed", weights="learned", teacher="search"),
+    "random": _permuted("+ours permuted", "search"),
+    "crossfit": Plan("+ours crossfit", "fixed", weights="crossfit"),
+    "crossfit-random": _permuted("+ours crossfit permuted", "crossfit"),
+    "influence": Plan("+influence", "fixed", weights="influence"),
+    "influence-random": _permuted("+influence permuted", "influence"),
+    "held-out-loss": Plan("+held-out loss", "fixed", weights="held-out-loss"),
+    "held-out-loss-random": _permuted("+held-out loss permuted", "held-out-loss"),
     "loss": Plan("+LossWeighter", "learned", change=_changed("outer.weighter", "loss")),
     "group": Plan("+GroupWeighter", "learned", change=_changed("outer.weighter", "group")),
     "constant": Plan("+ConstantWeighter", "learned", change=_changed("outer.weighter", "constant")),

@@ -1,0 +1,91 @@
+"""How far the hypergradients of several folds agree, and what follows for a step."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Agreement:
+    """Compares the hypergradients of models that were held out different rows.
+
+    Their dev rows have nothing in common, so that the inner product of two of them is, on average,
+    the squared length of what they share: the signal. The mean squared length of a single one is
+    that of signal and noise. The inner products of the last steps are the sample of a t-test.
+
+    Args:
+        window: Steps that are looked at.
+        begin: The folds agree from where the inner products are so many standard errors above 0.
+            With 3, a step along noise alone is let through once in 250 times.
+        end: They agree no longer from where it is fewer.
+
+    Attributes:
+        agrees: Whether they agree at present; not before `window` steps have been seen.
+
+    Example:
+        >>> agreement = Agreement(window=3)
+        >>> for step in range(3):
+        ...     share = agreement.add(torch.tensor([[1.0, 0.1], [1.0, -0.1 - 0.01 * step]]))
+        >>> agreement.agrees, round(share, 2)
+        (True, 0.99)
+    """
+
+    def __init__(self, window: int = 20, begin: float = 3.0, end: float = 1.0) -> None:
+        self._begin, self._end = begin, end
+        self._products: deque[float] = deque(maxlen=window)
+        self._lengths: deque[float] = deque(maxlen=window)
+        self.agrees = False
+
+    def add(self, hypergradients: Tensor) -> float:
+        """Take one step's hypergradients into account.
+
+        Args:
+            hypergradients: One row for each fold, [K, P], with K at least 2.
+
+        Returns:
+            The share of the signal in the mean of the K rows, from 0 to 1: what a step along it
+            should be shortened by.
+        """
+        rows = hypergradients.double()
+        num, length = len(rows), float(rows.square().sum() / len(rows))
+        product = (float(rows.sum(0).square().sum()) - num * length) / (num * (num - 1))
+        self._products.append(product)
+        self._lengths.append(length)
+        t = self.t
+        self.agrees = t >= (self._end if self.agrees else self._begin)
+        signal = max(0.0, _mean(self._products))
+        noise = max(0.0, _mean(self._lengths) - signal) / num
+        return signal / (signal + noise) if signal else 0.0
+
+    @property
+    def t(self) -> float:
+        """Mean of the inner products in standard errors; 0 until the window is full."""
+        n = len(self._products)
+        if n < (self._products.maxlen or 0):
+            return 0.0
+        mean = _mean(self._products)
+        error = math.sqrt(sum((x - mean) ** 2 for x in self._products) / (n - 1) / n)
+        if error == 0.0:
+            return math.copysign(math.inf, mean) if mean else 0.0
+        return mean / error
+
+    @property
+    def cosine(self) -> float:
+        """The mean inner product over the mean squared length, NaN before the first step."""
+        length = _mean(self._lengths)
+        return _mean(self._products) / length if length else math.nan
+
+
+def hypergradient(parameters: Sequence[Tensor]) -> Tensor:
+    """What is in ``.grad`` of parameters, as one vector; 0 where there is none."""
+    return torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
+    )
+
+
+def _mean(values: deque[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

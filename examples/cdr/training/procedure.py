@@ -1,0 +1,125 @@
+"""A variant from beginning to end: a training, or weights found on folds and then a training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cdr.common import ALONE, Processes
+from cdr.data import CrossDomainData
+from cdr.training import loop
+from cdr.training.crossfit import Found, cross_fitted
+from cdr.training.loop import Result
+from cdr.training.metrics import auc, auc_contributions
+from cdr.training.one_shot import by_held_out_loss, by_influence
+from cdr.training.options import Options
+from cdr.training.variants import plan
+
+_FINDERS: Mapping[str, Callable[..., Found]] = {
+    "crossfit": cross_fitted,
+    "influence": by_influence,
+    "held-out-loss": by_held_out_loss,
+}
+PLAIN = ("base", "0", "S")
+"""What learned weights have to compare with, in the order in which one is preferred."""
+
+
+def train(
+    variant: str,
+    data: CrossDomainData,
+    options: Options,
+    seed: int,
+    *,
+    learned: NDArray[np.float32] | None = None,
+    processes: Processes = ALONE,
+    checkpoint: Path | None = None,
+    on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, best: None,
+) -> Result:
+    """Train a variant and score it.
+
+    Where weights are found on folds, a new model is trained with them on all rows. What
+    cross-fitting finds is used only if it is no worse than no weights at all: the model is kept
+    unless one of :data:`PLAIN` has a validation AUC that is higher by more than one standard error
+    of the difference (over users). So is the base model where the folds never agree.
+
+    Args, returns and errors are those of :func:`cdr.training.loop.train`, which trains one model.
+    """
+
+    def one(name: str, weights: NDArray[np.float32] | None = None) -> Result:
+        place = checkpoint
+        if checkpoint is not None and name != variant:
+            place = checkpoint.with_name(f"{checkpoint.name}-{name}")
+        return loop.train(
+            name,
+            data,
+            options,
+            seed,
+            learned=weights,
+            processes=processes,
+            checkpoint=place,
+            on_step=on_step,
+        )
+
+    how = plan(variant)
+    if not how.finds:
+        return one(variant, learned)
+    started = time.perf_counter()
+    assert how.weights is not None
+    found = _FINDERS[how.weights](data, options, seed, processes=processes, on_step=on_step)
+    weights = found.weights
+    trained = {} if weights is None else {variant: one("retrain", options.inner.gamma * weights)}
+    note = found.note
+    if how.weights == "crossfit":
+        trained |= {name: one(name) for name in PLAIN}
+        chosen = preferred(trained)
+        note += f"; kept: {'the weights' if chosen == variant else chosen}"
+    else:
+        chosen = variant
+    if weights is None:
+        weights = np.ones(len(data.source), dtype=np.float32)
+    result = replace(
+        trained[chosen],
+        weights=weights,
+        outer=found.records,
+        seconds=time.perf_counter() - started,
+        note=note,
+    )
+    if data.relevant is not None:
+        result.weight_auc = auc(weights, data.relevant.cpu().numpy())
+    return result
+
+
+def preferred(trained: Mapping[str, Result]) -> str:
+    """The name of the training to keep: the first, unless a later one is clearly better.
+
+    Args:
+        trained: On the same data.
+    """
+    names = iter(trained)
+    best = next(names)
+    for name in names:
+        if _clearly_above(trained[name], trained[best]):
+            best = name
+    return best
+
+
+def _clearly_above(one: Result, other: Result) -> bool:
+    """Whether its validation AUC is higher by more than a standard error of the difference."""
+    moved: list[Any] = []
+    for scores in (one.valid, other.valid):
+        assert scores is not None
+        _, user = np.unique(scores.user, return_inverse=True)
+        moved.append(
+            (
+                auc(scores.probability, scores.label),
+                auc_contributions(scores.probability, scores.label, user),
+            )
+        )
+    (a, of_a), (b, of_b) = moved
+    return bool(a - b > np.sqrt(((of_a - of_b) ** 2).sum()))
