@@ -93,7 +93,13 @@ Examples:
   run_biao.py data amazon --root DATA      (trains nothing: counts, audits)
 """
 
-_SHOWN = ("ours", "search", "crossfit", "influence", "held-out-loss")  # whose weights are shown and kept
+_SHOWN = (
+    "ours",
+    "search",
+    "crossfit",
+    "influence",
+    "held-out-loss",
+)  # whose weights are shown and kept
 _FIRST = "the data set's first scenario; a file needs one"
 _MAIN = "S 0 base ours, and oracle where true flags are known"
 

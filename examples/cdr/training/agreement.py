@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 
@@ -78,13 +76,6 @@ class Agreement:
         """The mean inner product over the mean squared length, NaN before the first step."""
         length = _mean(self._lengths)
         return _mean(self._products) / length if length else math.nan
-
-
-def hypergradient(parameters: Sequence[Tensor]) -> Tensor:
-    """What is in ``.grad`` of parameters, as one vector; 0 where there is none."""
-    return torch.cat(
-        [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
-    )
 
 
 def _mean(values: deque[float]) -> float:

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 
 from cdr.common import ALONE, Processes
 from cdr.data import CrossDomainData
-from cdr.training.agreement import Agreement, hypergradient
+from cdr.training.agreement import Agreement
 from cdr.training.loop import Training
 from cdr.training.options import Options
 from cdr.training.pairs import Fold
 from cdr.training.weighing import Weighing
+
+# Validation AUC in an epoch; less than this is the end of the steep part.
+_SETTLED = 0.01
 
 OnStep = Callable[[int, int, int, float], None]
 
@@ -45,8 +48,10 @@ def cross_fitted(
 ) -> Found:
     """One weighter that learns from several models, each trained without its fold of target rows.
 
-    The models start from the same values and train side by side on the weighted loss. Each gives
-    hypergradients of rows that it has not been trained on. Where those of different models agree,
+    The models start from the same values and train side by side on the weighted loss. Once they are
+    near their best, each gives hypergradients of rows that it has not been trained on. Before, what
+    would help most in the next steps is another thing than what a trained model needs, and the
+    folds agree on it all the same. Where those of different models agree,
     the weighter takes a step along their mean, shortened to the share of the signal in it; where
     they do not, there is nothing to be learned, and it stays as it is. The weight of a behaviour is
     the mean of what the weighter gives it beside each model.
@@ -85,6 +90,7 @@ def cross_fitted(
         for k in range(search.folds)
     ]
     steps = _OuterSteps(trainings, weighing)
+    settled, reached = False, 0.0
     for epoch in range(search.epochs):
         before = steps.taken
         total = np.zeros(len(trainings))
@@ -94,10 +100,14 @@ def cross_fitted(
             zip(*(t.epoch_batches() for t in trainings), strict=True), 1
         ):
             total += [float(t.step(b)) for t, b in zip(trainings, batches, strict=True)]
-            steps.count()
+            due = all([training.count_step() for training in trainings])
+            if due and settled:
+                steps.take()
             on_step(epoch, done, len(sampler), best)
         for training, loss in zip(trainings, total / len(sampler), strict=True):
             training.end_epoch(float(loss))
+        last, reached = reached, float(np.mean([training.last for training in trainings]))
+        settled |= reached - last < _SETTLED
         if steps.taken and steps.taken == before:
             break  # they have agreed, and do so no longer: all that is to be learned is learned
     if not steps.taken:
@@ -122,24 +132,19 @@ class _OuterSteps:
     def __init__(self, trainings: list[Training], weighing: Weighing) -> None:
         self._trainings, self._weighing = trainings, weighing
         self._agreement = Agreement()
-        self._parameters = list(weighing.weighter.parameters())
+        self._parameters = dict(weighing.weighter.named_parameters())
         self._lr = [group["lr"] for group in weighing.optimizer.param_groups]
         self.taken = self.first = 0
         self.records: list[dict[str, float]] = []
 
-    def count(self) -> None:
-        """Count an inner step of each, and take an outer one where it is due."""
-        if all([training.count_step() for training in self._trainings]):
-            self._outer_step()
-
-    def _outer_step(self) -> None:
+    def take(self) -> None:
+        """Look at a hypergradient of each, and step along their mean where they agree."""
         rows = []
         for training in self._trainings:
             assert training.learner is not None
-            self._weighing.optimizer.zero_grad()
             with training.explained():
-                training.learner.outer_backward(training.batches)
-            rows.append(hypergradient(self._parameters))
+                grads = training.learner.hypergradient(training.batches)
+            rows.append(torch.cat([grads[name].reshape(-1) for name in self._parameters]))
         together = torch.stack(rows)
         share = self._agreement.add(together)
         agrees = self._agreement.agrees
@@ -155,9 +160,9 @@ class _OuterSteps:
             return
         self.taken += 1
         self.first = self.first or len(self.records)
-        sizes = [parameter.numel() for parameter in self._parameters]
-        means = torch.split(together.mean(0), sizes)
-        for parameter, mean in zip(self._parameters, means, strict=True):
+        parameters = list(self._parameters.values())
+        means = torch.split(together.mean(0), [parameter.numel() for parameter in parameters])
+        for parameter, mean in zip(parameters, means, strict=True):
             parameter.grad = mean.view_as(parameter).clone()
         groups = self._weighing.optimizer.param_groups
         for group, lr in zip(groups, self._lr, strict=True):

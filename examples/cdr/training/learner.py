@@ -23,7 +23,7 @@ from cdr.training.options import HOLDS_OUT, Options
 from cdr.training.pairs import Fold, PairSampler, pair_sampler
 from cdr.training.same_users import SameUsers
 from cdr.training.weighing import Weighing
-from reweight import BehavioralPerceptron, Losses
+from reweight import BehavioralPerceptron, Hypergradient, Losses
 
 # Source behaviours weighed at once where all are.
 _CHUNK = 4096
@@ -112,16 +112,24 @@ class Learner:
 
     def outer_step(self, batches: Batches) -> None:
         """Take one step of the weighter's optimizer."""
+        pair = self._next_pair(batches)
         self.weighing.optimizer.zero_grad()
-        self.outer_backward(batches)
+        self._record(self.rw.outer_backward(*pair))
         self.weighing.step()
 
-    def outer_backward(self, batches: Batches) -> None:
-        """Add the hypergradient of the next train batch and dev batch to ``.grad``."""
+    def hypergradient(self, batches: Batches) -> dict[str, Tensor]:
+        """That of the next train batch and dev batch, by the names of the weighter's parameters."""
+        result = self.rw.hypergradient(*self._next_pair(batches))
+        self._record(result)
+        return result.grads
+
+    def _next_pair(self, batches: Batches) -> tuple[PairBatch, PairBatch]:
         rows, dev = self._rows(*next(self._outer_rows))
         if self._dev_optimizer is not None:
             self._train_dev_head(batches, self._dev_optimizer)
-        result = self.rw.outer_backward(batches.train_pairs(rows), batches.train_pairs(dev))
+        return batches.train_pairs(rows), batches.train_pairs(dev)
+
+    def _record(self, result: Hypergradient) -> None:
         info = result.info
         self.records.append(
             {

@@ -40,7 +40,6 @@ class Result:
         extra_test: the same on a generator's further test rows.
         history: one record per epoch.
         state: the checkpoint, of the best epoch or, for a search, of the last one.
-        valid: scores of the checkpoint on the validation rows.
         weights: learned weight per source behaviour, where weights are learned.
         weight_auc: AUC of learned weight, also where it is only used, against the true flag, where
             there is one.
@@ -54,13 +53,17 @@ class Result:
     extra_test: Scores | None
     history: list[dict[str, float]]
     state: dict[str, Any]
-    valid: Scores | None = None
     weights: NDArray[np.float32] | None = None
     weight_auc: float | None = None
     outer: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     restarted: bool = False
     note: str = ""
+
+    @property
+    def best(self) -> float:
+        """The highest validation AUC of all epochs."""
+        return max(record["auc"] for record in self.history)
 
     @property
     def scores(self) -> Scores:
@@ -222,6 +225,11 @@ class Training:
         return len(self._history)
 
     @property
+    def last(self) -> float:
+        """Validation AUC after the last epoch."""
+        return self._history[-1]["auc"]
+
+    @property
     def done(self) -> bool:
         """Whether there is no further epoch."""
         inner = self._options.inner
@@ -326,7 +334,6 @@ class Training:
             else None,
             self._history,
             self._state,
-            score(self.model, self._scorer, data.valid, self._num_source),
         )
         if self.learner:
             self.learner.rw.load_state_dict(self._state["weighter"])

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from cdr.data import CrossDomainData
 from cdr.training import loop
 from cdr.training.crossfit import Found, cross_fitted
 from cdr.training.loop import Result
-from cdr.training.metrics import auc, auc_contributions
+from cdr.training.metrics import auc
 from cdr.training.one_shot import by_held_out_loss, by_influence
 from cdr.training.options import Options
 from cdr.training.variants import plan
@@ -27,7 +26,7 @@ _FINDERS: Mapping[str, Callable[..., Found]] = {
     "held-out-loss": by_held_out_loss,
 }
 PLAIN = ("base", "0", "S")
-"""What learned weights have to compare with, in the order in which one is preferred."""
+"""What weights have to be better than."""
 
 
 def train(
@@ -44,9 +43,8 @@ def train(
     """Train a variant and score it.
 
     Where weights are found on folds, a new model is trained with them on all rows. What
-    cross-fitting finds is used only if it is no worse than no weights at all: the model is kept
-    unless one of :data:`PLAIN` has a validation AUC that is higher by more than one standard error
-    of the difference (over users). So is the base model where the folds never agree.
+    cross-fitting finds is used only if it is no worse than no weights at all: kept is that model of
+    it and of :data:`PLAIN`, trained alike, which has the highest validation AUC.
 
     Args, returns and errors are those of :func:`cdr.training.loop.train`, which trains one model.
     """
@@ -77,7 +75,7 @@ def train(
     note = found.note
     if how.weights == "crossfit":
         trained |= {name: one(name) for name in PLAIN}
-        chosen = preferred(trained)
+        chosen = max(trained, key=lambda name: trained[name].best)
         note += f"; kept: {'the weights' if chosen == variant else chosen}"
     else:
         chosen = variant
@@ -93,33 +91,3 @@ def train(
     if data.relevant is not None:
         result.weight_auc = auc(weights, data.relevant.cpu().numpy())
     return result
-
-
-def preferred(trained: Mapping[str, Result]) -> str:
-    """The name of the training to keep: the first, unless a later one is clearly better.
-
-    Args:
-        trained: On the same data.
-    """
-    names = iter(trained)
-    best = next(names)
-    for name in names:
-        if _clearly_above(trained[name], trained[best]):
-            best = name
-    return best
-
-
-def _clearly_above(one: Result, other: Result) -> bool:
-    """Whether its validation AUC is higher by more than a standard error of the difference."""
-    moved: list[Any] = []
-    for scores in (one.valid, other.valid):
-        assert scores is not None
-        _, user = np.unique(scores.user, return_inverse=True)
-        moved.append(
-            (
-                auc(scores.probability, scores.label),
-                auc_contributions(scores.probability, scores.label, user),
-            )
-        )
-    (a, of_a), (b, of_b) = moved
-    return bool(a - b > np.sqrt(((of_a - of_b) ** 2).sum()))
