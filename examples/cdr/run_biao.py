@@ -93,13 +93,8 @@ Examples:
   run_biao.py data amazon --root DATA      (trains nothing: counts, audits)
 """
 
-_SHOWN = (
-    "ours",
-    "search",
-    "crossfit",
-    "influence",
-    "held-out-loss",
-)  # whose weights are shown and kept
+# Whose weights are shown and kept.
+_SHOWN = ("ours", "search", "crossfit", "influence", "held-out-loss")
 _FIRST = "the data set's first scenario; a file needs one"
 _MAIN = "S 0 base ours, and oracle where true flags are known"
 
@@ -330,7 +325,7 @@ def _train_all(
             name = f"{task.variant}-seed{task.seed}"
             log_history(name, result.history, result.restarted)
             torch.save(result.state, folder / f"model-{name}.pt")
-            best, epochs = max(record["auc"] for record in result.history), len(result.history)
+            best, epochs = result.best, len(result.history)
             weight = "" if result.weight_auc is None else f", weight AUC {result.weight_auc:.3f}"
             bar.write(
                 f"{task.options.model_class.label}{variant_label(task.variant)} seed {task.seed}: "

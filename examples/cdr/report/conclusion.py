@@ -43,7 +43,8 @@ def conclusions(
         if weights and variant != "constant":
             told += on_weights(row.label, weights, same_data)
         # A search trains on fewer rows than the base model, for the sake of the weights alone.
-        if (kind.source == "learned" and not kind.keeps_last) or kind.weights == "learned":
+        learned = kind.source == "learned" and not kind.keeps_last
+        if learned or kind.weights == "learned" or kind.finds:
             gains[variant] = row
     return (*told, *on_gains(gains))
 

@@ -43,6 +43,7 @@ class Run:
         weight_auc: AUC of weight against the true flag, where there is one.
         seconds: what it took.
         restarted: whether it was begun once more, since it had told no rows apart.
+        note: how its weights were found; "" for nothing to tell.
     """
 
     key: str
@@ -53,6 +54,7 @@ class Run:
     weight_auc: float | None
     seconds: float
     restarted: bool = False
+    note: str = ""
 
     @property
     def scores(self) -> Scores:
@@ -164,6 +166,7 @@ class Grid:
             result.weight_auc,
             result.seconds,
             result.restarted,
+            result.note,
         )
 
     def _record(self, task: Task, result: Result) -> dict[str, Any]:
@@ -180,6 +183,7 @@ class Grid:
             "history": result.history,
             "seconds": result.seconds,
             "restarted": result.restarted,
+            "note": result.note,
             "command": self._command,
             "environment": _environment(task.device),
         }
@@ -285,6 +289,8 @@ def _report_run(bar: Any, name: str, run: Run) -> None:
         f"{name}: valid AUC {run.valid_auc:.4f}, test AUC {auc:.4f}{weight} "
         f"({epochs} epoch{'s' * (epochs > 1)}, {run.seconds:.0f} s)"
     )
+    if run.note:
+        bar.write(f"  {run.note}")
     if run.restarted:
         bar.write(f"  restarted: {RESTARTED}")
     if told := warning(run.scores):
@@ -306,6 +312,7 @@ def _read(key: str, folder: Path) -> Run:
         record["weight_auc"],
         record["seconds"],
         record.get("restarted", False),
+        record.get("note", ""),
     )
 
 

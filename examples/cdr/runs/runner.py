@@ -210,8 +210,8 @@ def _stacked(tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
                 "drawn anew for each, with numbers of behaviours of its own: leave it out; --jobs "
                 "trains several at a time"
             )
-        # Fixed weights are of one seed.
-        alike = task if task.teacher else replace(task, seed=0)
+        # Fixed weights are of one seed, given or found.
+        alike = task if task.teacher or plan(task.variant).finds else replace(task, seed=0)
         groups[alike] = (*groups.get(alike, ()), task)
     return list(groups.values())
 
