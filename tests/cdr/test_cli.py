@@ -72,7 +72,7 @@ def test_the_log_has_a_line_per_epoch(finished: Path) -> None:
     lines = (finished / "log.txt").read_text().splitlines()
     epochs = [line for line in lines if " cdr INFO: " in line]
     assert len(epochs) == 8
-    record = json.loads(epochs[0].partition("S-seed0 ")[2])
+    record = json.loads(epochs[0].partition("CoNet-S seed 0 ")[2])
     assert record["epoch"] == 1 and 0 <= record["auc"] <= 1
 
 
@@ -320,7 +320,7 @@ def test_a_preset_is_where_the_options_start(
     name: PresetName, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[RunBiao] = []
-    monkeypatch.setattr(cdr.run_biao, "biao", lambda config, *told: seen.append(config))
+    monkeypatch.setattr(cdr.run_biao, "biao", lambda config, *told: seen.append(config) or 0)
     assert run(*form.format(name).split(), "--model.dim", "20") == 0
     expected = preset(name, "conet")
     assert seen[0].preset == name and seen[0].options.outer == expected.outer
@@ -348,7 +348,7 @@ def test_a_model_brings_its_own_options(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[RunBiao] = []
-    monkeypatch.setattr(cdr.run_biao, "biao", lambda config, *told: seen.append(config))
+    monkeypatch.setattr(cdr.run_biao, "biao", lambda config, *told: seen.append(config) or 0)
     assert run(*form.format(model).split(), "--preset", start, flag, "4") == 0
     expected = preset(start, model)
     assert seen[0].model == model and seen[0].options.model_class is expected.model_class
@@ -557,7 +557,7 @@ def test_bad_arguments(
 def test_no_oracle_for_real_data(
     ratings: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cdr.run_biao, "_train_all", untouched)
+    monkeypatch.setattr(cdr.run_biao, "complete", untouched)
     arguments = ("--data", ratings, *DOMAINS, "--variants", "S", "oracle")
     refused(capsys, out, "--variants oracle.*--data g1", *arguments)
 

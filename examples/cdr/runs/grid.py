@@ -43,6 +43,9 @@ logger = logging.getLogger("cdr")
 # Part of every key: raise it when the same options come to give other results.
 _FORMAT = 2
 
+# Between two states of a training, at least.
+_SECONDS = 60.0
+
 _RECORD, _ARRAYS, _MODEL = "run.json", "arrays.npz", "model.pt"
 
 
@@ -151,7 +154,7 @@ class Grid:
 
     def saves(self, task: Task) -> Saves:
         """Where the state of a training is kept until it is finished."""
-        return Saves(self._folder / "states" / self.key(task) / "state")
+        return Saves(self._folder / "states" / self.key(task) / "state", seconds=_SECONDS)
 
     def model(self, task: Task) -> Path:
         """The file of the model of a finished training, in a grid of whole ones."""
