@@ -176,12 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options = {model: own.options for model, own in parsed.items()}
             return reproduce(config, options, arguments)
         except (ValueError, OSError) as error:
-            refused = (
-                not isinstance(error, ChildProcessError) and getattr(error, "errno", 0) is None
-            )
-            if refused or isinstance(error, ValueError):
-                config = None  # nothing was begun: there is nothing to tell of it
-            return _ended(str(error), config, arguments, 2)
+            # What the system or a process has refused, a later call may get.
+            begun = isinstance(error, ChildProcessError) or getattr(error, "errno", None)
+            return _ended(str(error), config if begun else None, arguments, 2)
         except KeyboardInterrupt as error:
             code = error.code if isinstance(error, Ended) else 130
             return _ended("interrupted", config, arguments, code)
@@ -193,9 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
 
 
-_LOST = (
-    "reproduce.py: {stream} cannot be written any more ({error}); the command goes on without it"
-)
+_LOST = "reproduce.py: {stream} cannot be written any more ({error}); it goes on without it"
 
 
 def _ended(what: str, config: Reproduce | None, arguments: Sequence[str], code: int) -> int:

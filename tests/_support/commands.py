@@ -26,7 +26,13 @@ BRIEF = (
 DOMAINS = ("--source", "books", "--target", "toys")
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["_support.commands", "cdr.run_biao", "cdr.reproduce"])
+_context.set_forkserver_preload(
+    [
+        *("_support.commands", "cdr.run_biao", "cdr.reproduce", "reweight.checkpoint"),
+        # What they import when they need it, which takes seconds.
+        *("torch._dynamo", "scipy.stats", "jinja2", "matplotlib.backends.backend_svg"),
+    ]
+)
 
 
 class Command:
@@ -94,8 +100,8 @@ def _main(program: str, arguments: list[str], folder: str, limits: dict[str, int
 
     os.chdir(folder)
     os.environ["FAULTS_FOLDER"] = folder  # by which living_in() knows what this starts
-    # A state after every step, so that one that is killed is in the middle of an epoch.
-    grid._SECONDS, saves._LEAST_BETWEEN = 0.0, 0
+    # So many states that a training that is killed goes on in the middle of an epoch.
+    grid._SECONDS, saves._LEAST_BETWEEN = 0.2, 0
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)

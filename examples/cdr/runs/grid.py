@@ -18,7 +18,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cdr.common import ALONE, Processes, RenameError, encoded, new_folder, sweep_all, to_json
+from cdr.common import (
+    ALONE,
+    Processes,
+    RenameError,
+    encoded,
+    new_folder,
+    remove_empty,
+    sweep_all,
+    to_json,
+)
 from cdr.runs.fingerprints import Fingerprints
 from cdr.runs.logs import log_history
 from cdr.runs.machine import environment
@@ -161,7 +170,8 @@ class Grid:
         return self._place(self.key(task)) / _MODEL
 
     def sweep(self) -> None:
-        """Remove what killed commands have left half written."""
+        """Remove what killed commands have left half written, and folders without anything."""
+        remove_empty([self._folder / "states"])
         for folder in self._folder.glob("??"):
             sweep_all(folder)
         sweep_all(self._folder / "files")
@@ -317,6 +327,7 @@ def complete(
             grid.saves(task).remove()
             bar.update()
         bar.set_postfix_str("")
+    grid.sweep()
     return Completed(runs, failures, len(missing) - len(failures))
 
 
