@@ -115,8 +115,12 @@ def _main(program: str, arguments: list[str], folder: str, limits: dict[str, int
     sys.exit(code)
 
 
-def living_in(folder: Path, patience: float = 5.0) -> list[int]:
-    """The processes that commands in a folder have started and that live on."""
+def living_in(folder: Path, patience: float = 60.0) -> list[int]:
+    """The processes that commands in a folder have started and that live on.
+
+    A process that is about to start notices the end of the one that it belongs to when it has
+    imported all it needs, which takes seconds, or more where the machine is busy.
+    """
     deadline = time.monotonic() + patience
     while (found := _living(folder)) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -601,15 +601,15 @@ def test_a_loss_that_is_not_finite(
         refused(capsys, out, words, "--data", ratings, *DOMAINS, *arguments)
 
 
-def test_an_interrupted_run_leaves_nothing(
+def test_a_run_that_is_interrupted_before_its_first_training_leaves_nothing(
     ratings: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*arguments: Any) -> None:
+    def interrupt(*arguments: Any, **told: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cdr.run_biao, "report", interrupt)
+    monkeypatch.setattr(cdr.run_biao, "complete", interrupt)
     assert run("--data", ratings, *DOMAINS, *BRIEF, "--variants", "S", "--out", out) == 130
-    assert "interrupted" in capsys.readouterr().err
+    assert "interrupted; there is nothing of this run to keep" in capsys.readouterr().err
     assert not out.parent.exists()
 
 
