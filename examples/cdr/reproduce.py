@@ -12,7 +12,7 @@ from typing import Annotated, Literal, get_args
 try:
     import tyro
 
-    from cdr.common import to_json, write_json
+    from cdr.common import encoded, to_json, write_json
     from cdr.data import DATASETS, Protocol
     from cdr.models import MODELS
     from cdr.paper import (
@@ -30,6 +30,7 @@ try:
     from cdr.report import Curves, Document, plots, write_page
     from cdr.runs import (
         Completed,
+        Ended,
         Grid,
         KeptLog,
         Run,
@@ -38,8 +39,11 @@ try:
         check_output,
         complete,
         data_command,
+        ending_by_signals,
         environment,
+        lasting_output,
         logged,
+        out_of_memory,
         output_folder,
         usable_device,
     )
@@ -154,30 +158,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, train, report, without a traceback.
 
     Returns:
-        The exit code: 1 if a training failed, 2 if all did or on bad input, 130 if interrupted.
+        The exit code: 1 if a training failed, 2 if all did or on bad input, 128 and the number of
+        the signal if interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        config = _parse(arguments, _models(arguments)[0])
-        # Once for each model, so that each starts from its own preset.
-        models = dict.fromkeys(config.models or STUDIES[config.command].models)
-        parsed = {model: _parse(arguments, model) for model in models}
-        config = next(iter(parsed.values()))
-        out = config.out or Path("results") / config.command
-        seeds = config.seeds or STUDIES[config.command].seeds
-        config = replace(config, models=tuple(parsed), seeds=seeds, out=out)
-        options = {model: own.options for model, own in parsed.items()}
-        return reproduce(config, options, arguments)
-    except (ValueError, OSError) as error:
-        print(f"reproduce.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "reproduce.py: interrupted; what was finished is kept, and the same command goes on "
-            "from there",
-            file=sys.stderr,
+    config: Reproduce | None = None
+    with lasting_output(_LOST), ending_by_signals():
+        try:
+            config = _parse(arguments, _models(arguments)[0])
+            # Once for each model, so that each starts from its own preset.
+            models = dict.fromkeys(config.models or STUDIES[config.command].models)
+            parsed = {model: _parse(arguments, model) for model in models}
+            config = next(iter(parsed.values()))
+            out = config.out or Path("results") / config.command
+            seeds = config.seeds or STUDIES[config.command].seeds
+            config = replace(config, models=tuple(parsed), seeds=seeds, out=out)
+            options = {model: own.options for model, own in parsed.items()}
+            return reproduce(config, options, arguments)
+        except (ValueError, OSError) as error:
+            # What the system or a process has refused, a later call may get.
+            begun = isinstance(error, ChildProcessError) or getattr(error, "errno", None)
+            return _ended(str(error), config if begun else None, arguments, 2)
+        except KeyboardInterrupt as error:
+            code = error.code if isinstance(error, Ended) else 130
+            return _ended("interrupted", config, arguments, code)
+        except Exception as error:
+            if out_of_memory(error):
+                what = f"memory ran out ({error}); lower --jobs, or take a machine with more"
+                return _ended(what, config, arguments, 2)
+            _ended(f"{type(error).__name__}: {error}", config, arguments, 1)
+            raise
+
+
+_LOST = "reproduce.py: {stream} cannot be written any more ({error}); it goes on without it"
+
+
+def _ended(what: str, config: Reproduce | None, arguments: Sequence[str], code: int) -> int:
+    """Say why the command ends and, if there is something to go on with, how."""
+    if config is not None and any(config.cache.glob("??/*/run.json")):
+        command = shlex.join(["reproduce.py", *arguments])
+        what += (
+            f"; what was finished is kept in {config.cache}, and the same command goes on from "
+            f"there: {command}"
         )
-        return 130
+    print(f"reproduce.py: {what}", file=sys.stderr)
+    return code
 
 
 def _parse(arguments: Sequence[str], model: str) -> Reproduce:
@@ -235,12 +260,12 @@ def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequenc
         done = _complete(wanted, config, command)
         document = _document(study, sources, wanted, done)
         with output_folder(config.out, study.name) as folder:
-            (folder / "command.txt").write_text(command + "\n", encoding="utf-8")
+            (folder / "command.txt").write_bytes(encoded(command + "\n"))
             write_json(folder / "config.json", {**vars(config), "options": options})
             write_json(folder / "environment.json", environment(device))
             _write_runs(folder / "runs.jsonl", wanted, done)
             _write_document(folder, document, _curves(wanted, done))
-            (folder / "log.txt").write_text(log.text, encoding="utf-8")
+            (folder / "log.txt").write_bytes(encoded(log.text))
     kept = len(done.runs) - done.trained
     print(f"\n{document.text()}\n\n{done.trained} trained, {kept} from {config.cache}/; ", end="")
     print(f"everything is in {config.out}/, begin with report.html")
@@ -332,8 +357,8 @@ def _begun_again(names: dict[Task, str], done: Completed) -> list[str]:
 
 def _write_document(folder: Path, document: Document, curves: Curves) -> None:
     """Write the tables, the numbers, the plots and the page."""
-    (folder / "table.md").write_text(document.markdown(), encoding="utf-8")
-    (folder / "table.csv").write_text(document.csv(), encoding="utf-8")
+    (folder / "table.md").write_bytes(encoded(document.markdown()))
+    (folder / "table.csv").write_bytes(encoded(document.csv()))
     for picture in document.pictures:
         picture.save(folder)
     write_page(folder, document, curves)

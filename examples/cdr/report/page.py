@@ -53,20 +53,23 @@ def write_page(
         notes = (*notes, "Learning curves need matplotlib: pip install matplotlib.")
     pages = jinja2.Environment(autoescape=True, trim_blocks=True, finalize=_visible)
     template = pages.from_string(TEMPLATE)
-    read = {
-        name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in _JSON
-    }
+    read = {name: json.loads(_read(folder / f"{name}.json")) for name in _JSON}
     page = template.render(
         document=replace(document, notes=notes),
         learned=learned,
         pictures=[(picture, _inline(folder / f"{picture.name}.svg")) for picture in pictures],
-        command=(folder / "command.txt").read_text(encoding="utf-8").strip(),
+        command=_read(folder / "command.txt").strip(),
         **{name: to_json(value, indent=2) for name, value in read.items()},
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    (folder / "report.html").write_bytes(page.encode("utf-8", "replace"))
 
 
 _JSON = ("config", "environment")
+
+
+def _read(path: Path) -> str:
+    """A text; the bytes of a path in it need not be UTF-8."""
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _visible(value: object) -> object:

@@ -31,6 +31,7 @@ from cdr.training.pairs import Fold, pair_sampler
 from cdr.training.presets import PresetName, preset
 from cdr.training.procedure import train
 from cdr.training.same_users import SameUsers
+from cdr.training.saves import Saves
 from cdr.training.side_by_side import train_side_by_side
 from cdr.training.variants import VARIANTS, Plan, check_variants, plan, variant_label
 
@@ -53,6 +54,7 @@ __all__ = [
     "RESTARTED",
     "Result",
     "SameUsers",
+    "Saves",
     "Scores",
     "SearchOptions",
     "Training",

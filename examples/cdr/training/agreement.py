@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import Any
 
 from torch import Tensor
 
@@ -76,6 +77,21 @@ class Agreement:
         """The mean inner product over the mean squared length, NaN before the first step."""
         length = _mean(self._lengths)
         return _mean(self._products) / length if length else math.nan
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been seen."""
+        return {
+            "products": list(self._products),
+            "lengths": list(self._lengths),
+            "agrees": self.agrees,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what has been seen."""
+        window = self._products.maxlen
+        self._products = deque(state["products"], window)
+        self._lengths = deque(state["lengths"], window)
+        self.agrees = state["agrees"]
 
 
 def _mean(values: deque[float]) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from contextlib import ExitStack
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +17,13 @@ from cdr.training.agreement import Agreement
 from cdr.training.loop import Training
 from cdr.training.options import Options
 from cdr.training.pairs import Fold
+from cdr.training.saves import Keeper, Saves
 from cdr.training.weighing import Weighing
 
 # Validation AUC in an epoch; less than this is the end of the steep part.
 _SETTLED = 0.01
+# As long as the folds agree there is more to learn; as many times the epochs of a search.
+_AT_MOST = 2
 
 OnStep = Callable[[int, int, int, float], None]
 
@@ -44,6 +49,7 @@ def cross_fitted(
     seed: int,
     *,
     processes: Processes = ALONE,
+    saves: Saves | None = None,
     on_step: OnStep = lambda epoch, step, steps, best: None,
 ) -> Found:
     """One weighter that learns from several models, each trained without its fold of target rows.
@@ -51,73 +57,143 @@ def cross_fitted(
     The models start from the same values and train side by side on the weighted loss. Once they are
     near their best, each gives hypergradients of rows that it has not been trained on. Before, what
     would help most in the next steps is another thing than what a trained model needs, and the
-    folds agree on it all the same. Where those of different models agree,
-    the weighter takes a step along their mean, shortened to the share of the signal in it; where
-    they do not, there is nothing to be learned, and it stays as it is. The weight of a behaviour is
-    the mean of what the weighter gives it beside each model.
+    folds agree on it all the same. Where the hypergradients of different models agree, the weighter
+    takes a step along their mean, shortened to the share of the signal in it; where they do not,
+    there is nothing to be learned, and it stays as it is. The weight of a behaviour is the mean of
+    what the weighter gives it beside each model.
 
     Args:
         data: On the device to train on.
         options: ``options.search`` says how many folds and how long.
         seed: Of initialization, folds, batches and source draws.
         processes: Those that train together.
+        saves: Where the state is kept after epochs, to go on from.
         on_step: Called after every step, as that of :func:`cdr.training.train` is.
     """
-    search = options.search
-    options = options.changed(
-        {
-            "inner.lr": search.inner_lr,
-            "inner.epochs": search.epochs,
-            "inner.patience": search.epochs,
-            "outer.dev": "split-users",
-            "outer.lr": search.lr,
-            "outer.calibrated": True,
-        }
-    )
-    torch.manual_seed(seed)
-    weighing = Weighing.begin(data, options)
-    trainings = [
-        Training(
-            "ours",
-            data,
-            options,
-            seed,
-            None,
-            processes,
-            weighing=weighing,
-            fold=Fold(k, search.folds),
+    crossfit = CrossFit(data, options, seed, processes)
+    with ExitStack() as stack:
+        keeper = None
+        if saves is not None and stack.enter_context(saves.held()):
+            keeper = Keeper(saves, processes)
+            keeper.restore(crossfit)
+        while not crossfit.done:
+            crossfit.run_epoch(on_step)
+            if keeper is not None:
+                keeper.after_epoch(crossfit)
+    return crossfit.found()
+
+
+class CrossFit:
+    """Models of all folds, and the weighter that learns from them; see :func:`cross_fitted`."""
+
+    # States are taken between epochs only.
+    resting = True
+
+    def __init__(
+        self, data: CrossDomainData, options: Options, seed: int, processes: Processes = ALONE
+    ) -> None:
+        search = options.search
+        options = options.changed(
+            {
+                "inner.lr": search.inner_lr,
+                "inner.epochs": _AT_MOST * search.epochs,
+                "inner.patience": _AT_MOST * search.epochs,
+                "outer.dev": "split-users",
+                "outer.lr": search.lr,
+                "outer.calibrated": True,
+                "outer.weights_ahead": options.outer.interval,
+            }
         )
-        for k in range(search.folds)
-    ]
-    steps = _OuterSteps(trainings, weighing)
-    settled, reached = False, 0.0
-    for epoch in range(search.epochs):
-        before = steps.taken
-        total = np.zeros(len(trainings))
-        sampler = trainings[0].sampler
+        self._epochs = _AT_MOST * search.epochs
+        torch.manual_seed(seed)
+        weighing = Weighing.begin(data, options)
+        self._trainings = [
+            Training(
+                "ours",
+                data,
+                options,
+                seed,
+                None,
+                processes,
+                weighing=weighing,
+                fold=Fold(number, search.folds),
+            )
+            for number in range(search.folds)
+        ]
+        self._steps = _OuterSteps(self._trainings, weighing)
+        self._settled, self._reached, self._over = False, 0.0, False
+
+    @property
+    def done(self) -> bool:
+        """Whether there is no further epoch."""
+        return self._over or self._trainings[0].epoch >= self._epochs
+
+    def run_epoch(self, on_step: OnStep) -> None:
+        """Train all models for one epoch."""
+        trainings, before = self._trainings, self._steps.taken
+        epoch, steps = trainings[0].epoch, max(len(t.sampler) for t in trainings)
         best = float(np.mean([training.best for training in trainings]))
-        for done, batches in enumerate(
-            zip(*(t.epoch_batches() for t in trainings), strict=True), 1
-        ):
-            total += [float(t.step(b)) for t, b in zip(trainings, batches, strict=True)]
-            due = all([training.count_step() for training in trainings])
-            if due and settled:
-                steps.take()
-            on_step(epoch, done, len(sampler), best)
-        for training, loss in zip(trainings, total / len(sampler), strict=True):
-            training.end_epoch(float(loss))
-        last, reached = reached, float(np.mean([training.last for training in trainings]))
-        settled |= reached - last < _SETTLED
-        if steps.taken and steps.taken == before:
-            break  # they have agreed, and do so no longer: all that is to be learned is learned
-    if not steps.taken:
-        return Found(None, steps.records, f"the hypergradients of {search.folds} folds never agree")
-    weights = np.mean([t.learner.weights(t.batches) for t in trainings if t.learner], axis=0)
-    note = (
-        f"the folds agree in {steps.taken} of {len(steps.records)} outer steps, the first of them "
-        f"the {steps.first}th"
-    )
-    return Found((weights / weights.mean()).astype(np.float32), steps.records, note)
+        total = np.zeros(len(trainings))
+        # Where a fold is a row larger than another, its model may have a batch less.
+        for done, batches in enumerate(zip_longest(*(t.epoch_batches() for t in trainings)), 1):
+            for place, (training, batch) in enumerate(zip(trainings, batches, strict=True)):
+                if batch is not None:
+                    total[place] += float(training.step(batch))
+            due = [training.count_step() for training in trainings]
+            if all(due) and self._settled:
+                self._steps.take()
+            on_step(epoch, done, steps, best)
+        for training, loss in zip(trainings, total, strict=True):
+            training.end_epoch(float(loss) / len(training.sampler))
+        last = self._reached
+        self._reached = float(np.mean([training.last for training in trainings]))
+        self._settled |= self._reached - last < _SETTLED
+        # They have agreed, and do so no longer: all that is to be learned is learned.
+        self._over = bool(self._steps.taken) and self._steps.taken == before
+
+    def found(self) -> Found:
+        """The weights as they are now."""
+        steps, folds = self._steps, len(self._trainings)
+        if not steps.records:
+            note = f"the {folds} models are not near their best after {self._epochs} epochs"
+            return Found(None, [], f"{note}: a larger --search.epochs gives them time")
+        if not steps.taken:
+            note = f"the hypergradients of {folds} folds agree in none of {len(steps.records)}"
+            return Found(None, steps.records, f"{note} outer steps")
+        weights = np.mean(
+            [t.learner.weights(t.batches) for t in self._trainings if t.learner], axis=0
+        )
+        note = f"{folds} folds agree in {steps.taken} of {len(steps.records)} outer steps"
+        return Found((weights / weights.mean()).astype(np.float32), steps.records, note)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next epoch depends on."""
+        return {
+            "trainings": [training.state_dict() for training in self._trainings],
+            "steps": self._steps.state_dict(),
+            "settled": self._settled,
+            "reached": self._reached,
+            "over": self._over,
+        }
+
+    def check_state(self, state: dict[str, Any], place: str) -> None:
+        """ValueError if a state is of another cross-fitting."""
+        trainings = state.get("trainings", [])
+        if len(trainings) != len(self._trainings):
+            raise ValueError(
+                f"{place} holds a state of {len(trainings)} models, not of "
+                f"{len(self._trainings)} (--search.folds); give another folder"
+            )
+        for training, own in zip(self._trainings, trainings, strict=True):
+            training.check_state(own, place)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        for training, own in zip(self._trainings, state["trainings"], strict=True):
+            training.load_state_dict(own)
+        self._steps.load_state_dict(state["steps"])
+        self._settled, self._reached = state["settled"], state["reached"]
+        self._over = state["over"]
 
 
 class _OuterSteps:
@@ -125,7 +201,6 @@ class _OuterSteps:
 
     Attributes:
         taken: How many have moved the weighter.
-        first: The number of the first one of these, from 1; 0: none.
         records: One for each outer step.
     """
 
@@ -134,8 +209,21 @@ class _OuterSteps:
         self._agreement = Agreement()
         self._parameters = dict(weighing.weighter.named_parameters())
         self._lr = [group["lr"] for group in weighing.optimizer.param_groups]
-        self.taken = self.first = 0
+        self.taken = 0
         self.records: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is seen so far; the weighter and its optimizer are parts of every training."""
+        return {
+            "agreement": self._agreement.state_dict(),
+            "taken": self.taken,
+            "records": self.records,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self._agreement.load_state_dict(state["agreement"])
+        self.taken, self.records = state["taken"], state["records"]
 
     def take(self) -> None:
         """Look at a hypergradient of each, and step along their mean where they agree."""
@@ -159,7 +247,6 @@ class _OuterSteps:
         if not agrees:
             return
         self.taken += 1
-        self.first = self.first or len(self.records)
         parameters = list(self._parameters.values())
         means = torch.split(together.mean(0), [parameter.numel() for parameter in parameters])
         for parameter, mean in zip(parameters, means, strict=True):

@@ -52,10 +52,11 @@ def fixed_weights(
             raise ValueError(f"{data.name} has no true relevance flags, so there is no oracle")
         return data.relevant.float()
     if learned is None or len(learned) != len(data.source):
+        by = plan(variant).teacher
         raise ValueError(
             f"variant {variant}: learned has {0 if learned is None else len(learned)} weights for "
-            f"{len(data.source)} source behaviours; pass the weights of a result of "
-            f'"{plan(variant).teacher}" on the same data'
+            f"{len(data.source)} source behaviours; pass the weights "
+            + (f'of a result of "{by}" on the same data' if by else "that are found on folds")
         )
     weights = torch.from_numpy(learned)
     if kind == "permuted":

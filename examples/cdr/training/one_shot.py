@@ -15,9 +15,10 @@ from cdr.common import ALONE, Processes
 from cdr.data import CrossDomainData, PairBatch
 from cdr.training.calibration import calibrated_outer_loss
 from cdr.training.crossfit import Found, OnStep
-from cdr.training.loop import Training
+from cdr.training.loop import Training, run_to_end
 from cdr.training.options import Options
 from cdr.training.pairs import Fold
+from cdr.training.saves import Saves
 from reweight import ConstantWeighter
 
 _CHUNK = 8192
@@ -30,6 +31,7 @@ def by_influence(
     seed: int,
     *,
     processes: Processes = ALONE,
+    saves: Saves | None = None,
     on_step: OnStep = lambda epoch, step, steps, best: None,
 ) -> Found:
     """Weights from what each source behaviour does for target rows that are held out.
@@ -46,7 +48,7 @@ def by_influence(
     for number in range(folds):
         fold = Fold(number, folds)
         training = Training("base", data, options, seed, None, processes, fold=fold)
-        _train(training, on_step)
+        training = _trained(training, processes, saves and saves.part(f"fold{number}"), on_step)
         found = _influence(training, data, options, fold.rows(len(data.train), seed))
         total += found / max(np.abs(found).mean(), np.finfo(np.float64).tiny)
     return Found(_soft_ranks(total), [], f"influence on {folds} folds of target rows")
@@ -58,6 +60,7 @@ def by_held_out_loss(
     seed: int,
     *,
     processes: Processes = ALONE,
+    saves: Saves | None = None,
     on_step: OnStep = lambda epoch, step, steps, best: None,
 ) -> Found:
     """Weights from the loss of each source behaviour under a model that has not trained on it.
@@ -72,8 +75,8 @@ def by_held_out_loss(
     loss = np.empty(num)
     for number in range(folds):
         kept = (fold != number).astype(np.float32)
-        training = Training("retrain", data, options, seed, kept, processes)
-        _train(training, on_step)
+        training = Training("held-out-loss", data, options, seed, kept, processes)
+        training = _trained(training, processes, saves and saves.part(f"fold{number}"), on_step)
         own = torch.from_numpy(np.flatnonzero(fold == number)).to(data.source.user.device)
         with torch.no_grad():
             parts = [
@@ -86,12 +89,14 @@ def by_held_out_loss(
     return Found(_soft_ranks(-loss), [], f"loss under {folds} models trained without the behaviour")
 
 
-def _train(training: Training, on_step: OnStep) -> None:
+def _trained(
+    training: Training, processes: Processes, saves: Saves | None, on_step: OnStep
+) -> Training:
     """To the end, and back to the best epoch."""
-    while not training.done:
-        training.run_epoch(on_step)
+    training = run_to_end(training, processes, saves, on_step)
     training.load_best()
     training.model.eval()
+    return training
 
 
 def _influence(

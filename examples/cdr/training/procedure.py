@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from cdr.training.loop import Result
 from cdr.training.metrics import auc
 from cdr.training.one_shot import by_held_out_loss, by_influence
 from cdr.training.options import Options
+from cdr.training.saves import Saves
 from cdr.training.variants import plan
 
 _FINDERS: Mapping[str, Callable[..., Found]] = {
@@ -37,7 +37,7 @@ def train(
     *,
     learned: NDArray[np.float32] | None = None,
     processes: Processes = ALONE,
-    checkpoint: Path | None = None,
+    saves: Saves | None = None,
     on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, best: None,
 ) -> Result:
     """Train a variant and score it.
@@ -50,9 +50,7 @@ def train(
     """
 
     def one(name: str, weights: NDArray[np.float32] | None = None) -> Result:
-        place = checkpoint
-        if checkpoint is not None and name != variant:
-            place = checkpoint.with_name(f"{checkpoint.name}-{name}")
+        place = saves if saves is None or name == variant else saves.part(name)
         return loop.train(
             name,
             data,
@@ -60,7 +58,7 @@ def train(
             seed,
             learned=weights,
             processes=processes,
-            checkpoint=place,
+            saves=place,
             on_step=on_step,
         )
 
@@ -69,9 +67,16 @@ def train(
         return one(variant, learned)
     started = time.perf_counter()
     assert how.weights is not None
-    found = _FINDERS[how.weights](data, options, seed, processes=processes, on_step=on_step)
+    found = _FINDERS[how.weights](
+        data,
+        options,
+        seed,
+        processes=processes,
+        saves=saves and saves.part("folds"),
+        on_step=on_step,
+    )
     weights = found.weights
-    trained = {} if weights is None else {variant: one("retrain", options.inner.gamma * weights)}
+    trained = {} if weights is None else {variant: one(variant, options.inner.gamma * weights)}
     note = found.note
     if how.weights == "crossfit":
         trained |= {name: one(name) for name in PLAIN}

@@ -173,7 +173,7 @@ def test_a_training_that_was_interrupted_while_being_kept_is_done_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(grid, "write_json", killed)
+        patch.setattr(grid, "write_sealed", killed)
         with pytest.raises(KeyboardInterrupt):
             completed(tmp_path, wanted)
     assert not list(tmp_path.glob("??/*"))
