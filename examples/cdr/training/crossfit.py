@@ -22,7 +22,7 @@ from cdr.training.weighing import Weighing
 
 # Validation AUC in an epoch; less than this is the end of the steep part.
 _SETTLED = 0.01
-# As long as the folds agree there is more to learn; as many times the epochs of a search.
+# Times the epochs of a search, where the folds agree.
 _AT_MOST = 2
 
 OnStep = Callable[[int, int, int, float], None]
@@ -104,7 +104,7 @@ class CrossFit:
                 "outer.weights_ahead": options.outer.interval,
             }
         )
-        self._epochs = _AT_MOST * search.epochs
+        self._epochs = search.epochs
         torch.manual_seed(seed)
         weighing = Weighing.begin(data, options)
         self._trainings = [
@@ -126,7 +126,9 @@ class CrossFit:
     @property
     def done(self) -> bool:
         """Whether there is no further epoch."""
-        return self._over or self._trainings[0].epoch >= self._epochs
+        # As long as the folds agree there is more to learn.
+        most = (_AT_MOST if self._steps.taken else 1) * self._epochs
+        return self._over or self._trainings[0].epoch >= most
 
     def run_epoch(self, on_step: OnStep) -> None:
         """Train all models for one epoch."""

@@ -1,0 +1,72 @@
+"""Whether hypergradients of several folds agree, and how far."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cdr.training.agreement import Agreement
+
+
+def hypergradients(steps: int, signal: float, seed: int, folds: int = 4, size: int = 50):
+    """Of each step one row per fold: a common direction of a length, and noise of length 1."""
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(size, generator=generator, dtype=torch.float64)
+    common *= signal / common.norm()
+    for _ in range(steps):
+        noise = torch.randn(folds, size, generator=generator, dtype=torch.float64) / size**0.5
+        yield common + noise
+
+
+def test_nothing_is_said_before_the_window_is_full() -> None:
+    agreement = Agreement(window=5)
+    for number, rows in enumerate(hypergradients(6, signal=3.0, seed=0), 1):
+        agreement.add(rows)
+        assert agreement.agrees == (number >= 5)
+
+
+@pytest.mark.parametrize("signal", [0.5, 1.0, 3.0])
+def test_the_share_of_a_common_direction_is_told(signal: float) -> None:
+    agreement = Agreement(window=200)
+    for rows in hypergradients(200, signal, seed=1):
+        share = agreement.add(rows)
+    assert agreement.agrees
+    # Of the mean of four, whose noise has a quarter of the squared length of one's. The spread of
+    # 200 products of 50 numbers leaves some hundredths.
+    assert share == pytest.approx(signal**2 / (signal**2 + 1 / 4), abs=0.03)
+    assert agreement.cosine == pytest.approx(signal**2 / (signal**2 + 1), abs=0.03)
+
+
+def test_noise_alone_is_taken_for_agreement_in_few_steps() -> None:
+    steps, taken = 4000, 0
+    agreement = Agreement()
+    for rows in hypergradients(steps, signal=0.0, seed=2):
+        agreement.add(rows)
+        taken += agreement.agrees
+    # A one-sided t-test at 3 of 20 is passed by chance in .4 % of windows; once begun it goes on to
+    # the value 1, which takes some ten steps.
+    assert taken < 0.06 * steps
+
+
+def test_opposite_folds_do_not_agree() -> None:
+    agreement = Agreement(window=3)
+    for _ in range(5):
+        assert agreement.add(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])) == 0.0
+    assert not agreement.agrees and agreement.cosine == -1.0
+
+
+def test_rows_of_zeros_say_nothing() -> None:
+    agreement = Agreement(window=2)
+    for _ in range(3):
+        assert agreement.add(torch.zeros(3, 4)) == 0.0
+    assert not agreement.agrees
+
+
+def test_a_state_goes_on_as_if_nothing_had_happened() -> None:
+    one, other = Agreement(window=4), Agreement(window=4)
+    rows = list(hypergradients(12, signal=1.0, seed=3))
+    for each in rows[:7]:
+        one.add(each)
+    other.load_state_dict(one.state_dict())
+    assert [one.add(each) for each in rows[7:]] == [other.add(each) for each in rows[7:]]
+    assert one.agrees == other.agrees and one.t == other.t

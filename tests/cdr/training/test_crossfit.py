@@ -1,0 +1,243 @@
+"""Weights found on folds, and the model that is trained with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scenarios import brief
+
+from cdr.data import CrossDomainData
+from cdr.runs import Source, Task, options_read
+from cdr.runs.runner import _stacked, run
+from cdr.training import Fold, Options, Result, Training, train
+from cdr.training.agreement import Agreement
+from cdr.training.calibration import calibrated_outer_loss
+from cdr.training.crossfit import CrossFit, cross_fitted
+from cdr.training.one_shot import _influence, by_held_out_loss
+from cdr.training.pairs import pair_sampler
+from cdr.training.procedure import PLAIN
+from cdr.training.saves import Saves
+
+FOUND = ("crossfit", "influence", "held-out-loss")
+
+
+def options(model: str = "conet", **changes: object) -> Options:
+    return brief(model).changed({"search.folds": 3, **changes})
+
+
+class AlwaysAgreeing(Agreement):
+    """Folds that agree from the first outer step on, with a given share of signal."""
+
+    share = 1.0
+
+    def add(self, hypergradients: torch.Tensor) -> float:
+        super().add(hypergradients)
+        self.agrees = True
+        return self.share
+
+
+@pytest.fixture
+def agreeing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folds always agree, and outer steps begin after the first epoch.
+
+    The dev loss is the plain one: a model of a few steps often ranks held-out rows backwards, and
+    then the calibrated loss has no gradient.
+    """
+    monkeypatch.setattr("cdr.training.crossfit._SETTLED", np.inf)
+    monkeypatch.setattr("cdr.training.crossfit.Agreement", AlwaysAgreeing)
+    monkeypatch.setattr(
+        "cdr.training.learner.calibrated_outer_loss", lambda model, batch: model.target_loss(batch)
+    )
+
+
+def same(one: Result, other: Result) -> bool:
+    models = zip(one.state["model"].values(), other.state["model"].values(), strict=True)
+    return all(torch.equal(a, b) for a, b in models) and np.array_equal(
+        one.test.probability, other.test.probability
+    )
+
+
+# Folds.
+
+
+@pytest.mark.parametrize("num", [9, 10, 11])
+def test_folds_divide_the_rows_and_no_model_sees_its_own(num: int) -> None:
+    held_out = []
+    for number in range(3):
+        fold = Fold(number, 3)
+        own = fold.rows(num, seed=4)
+        sampler = pair_sampler(num, 4, 4, options().outer, fold)
+        trained = torch.cat([rows for rows, _ in sampler])
+        assert sorted(torch.cat([trained, own]).tolist()) == list(range(num))
+        assert set(torch.cat([dev for _, dev in sampler]).tolist()) <= set(own.tolist())
+        held_out += own.tolist()
+    assert sorted(held_out) == list(range(num))
+
+
+# Cross-fitting.
+
+
+@pytest.mark.parametrize("model", ["conet", "minet"])
+def test_one_weighter_learns_from_all_folds(
+    tiny: CrossDomainData, model: str, agreeing: None
+) -> None:
+    found = cross_fitted(tiny, options(model, **{"search.epochs": 1}), seed=0)
+    assert found.weights is not None and found.weights.shape == (len(tiny.source),)
+    assert found.weights.mean() == pytest.approx(1.0) and found.weights.std() > 0
+    assert (found.weights >= 0).all()
+    assert found.records and all(record["taken"] == 1.0 for record in found.records)
+    assert "3 folds agree in" in found.note
+
+
+def test_all_models_begin_alike_and_share_the_weighter(tiny: CrossDomainData) -> None:
+    first, *others = CrossFit(tiny, options(), seed=0)._trainings
+    for other in others:
+        for one, same_one in zip(first.model.parameters(), other.model.parameters(), strict=True):
+            assert torch.equal(one, same_one) and one is not same_one
+        assert first.learner.rw.weighter is other.learner.rw.weighter
+
+
+def test_what_does_not_agree_moves_nothing(
+    tiny: CrossDomainData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdr.training.crossfit._SETTLED", np.inf)
+    crossfit = CrossFit(tiny, options(**{"search.epochs": 1}), seed=0)
+    weighter = crossfit._trainings[0].learner.rw.weighter
+    before = [p.detach().clone() for p in weighter.parameters()]
+    with monkeypatch.context() as patch:
+        patch.setattr(Agreement, "t", property(lambda self: -1.0))
+        while not crossfit.done:
+            crossfit.run_epoch(lambda *told: None)
+    assert all(torch.equal(a, b) for a, b in zip(before, weighter.parameters(), strict=True))
+    found = crossfit.found()
+    assert found.weights is None and found.records and "agree in none of" in found.note
+
+
+def test_a_step_is_shortened_to_the_share_of_the_signal(
+    tiny: CrossDomainData, monkeypatch: pytest.MonkeyPatch, agreeing: None
+) -> None:
+    moved = []
+    for share in (1.0, 0.25):
+        monkeypatch.setattr(AlwaysAgreeing, "share", share)
+        crossfit = CrossFit(tiny, options(**{"outer.optimizer": "sgd"}), seed=0)
+        weighter = crossfit._trainings[0].learner.rw.weighter
+        before = torch.cat([p.detach().reshape(-1) for p in weighter.parameters()])
+        crossfit._steps.take()
+        moved.append(torch.cat([p.detach().reshape(-1) for p in weighter.parameters()]) - before)
+    assert moved[0].abs().max() > 0
+    # Differences of float32 numbers of size 1.
+    assert torch.allclose(moved[0], 4 * moved[1], atol=1e-6)
+
+
+def test_an_interrupted_one_goes_on_from_its_last_epoch(
+    tiny: CrossDomainData, tmp_path: Path, agreeing: None
+) -> None:
+    told = options(**{"search.epochs": 1, "outer.interval": 2})
+    whole = cross_fitted(tiny, told, seed=0)
+    saves, steps = Saves(tmp_path / "state", required=True), 0
+
+    def interrupt(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cross_fitted(tiny, told, seed=0, saves=saves, on_step=interrupt)
+    again = cross_fitted(tiny, told, seed=0, saves=saves)
+    assert np.array_equal(whole.weights, again.weights)
+    assert whole.records == again.records
+    with pytest.raises(ValueError, match="--search.folds"):
+        cross_fitted(tiny, told.changed({"search.folds": 2}), seed=0, saves=saves)
+
+
+# What is trained with the weights.
+
+
+def test_where_the_folds_do_not_agree_the_best_plain_model_is_kept(tiny: CrossDomainData) -> None:
+    result = train("crossfit", tiny, options(), seed=0)
+    assert (result.weights == 1).all() and result.weight_auc == 0.5
+    plain = {name: train(name, tiny, options(), seed=0) for name in PLAIN}
+    best = max(plain, key=lambda name: plain[name].best)
+    assert same(result, plain[best]) and result.note.endswith(f"kept: {best}")
+
+
+def test_weights_are_kept_if_their_model_is_the_best(
+    tiny: CrossDomainData, monkeypatch: pytest.MonkeyPatch, agreeing: None
+) -> None:
+    told = options(**{"search.epochs": 1})
+    found = cross_fitted(tiny, told, seed=0).weights
+    assert found is not None
+    weighted = train("retrain", tiny, told, seed=0, learned=found)
+    plain = [train(name, tiny, told, seed=0).best for name in PLAIN]
+    result = train("crossfit", tiny, told, seed=0)
+    assert np.array_equal(result.weights, found)
+    assert same(result, weighted) == (weighted.best >= max(plain))
+    assert result.note.endswith("kept: the weights") == (weighted.best >= max(plain))
+
+
+@pytest.mark.parametrize("variant", FOUND)
+def test_found_weights_go_to_the_permuted_control(tiny: CrossDomainData, variant: str) -> None:
+    source = Source("g1", (("num_users", 60),), seeded=True)
+    tasks = [Task(v, 3, source, options(), "cpu") for v in (f"{variant}-random", variant)]
+    results = {task.variant: result for task, result in run(tasks, 1, lambda text: None)}
+    assert not any(isinstance(result, Exception) for result in results.values())
+    found = results[variant]
+    assert found.note and found.weights.mean() == pytest.approx(1.0)
+    assert found.seconds > 0
+
+
+@pytest.mark.parametrize("variant", FOUND)
+def test_seeds_side_by_side_find_weights_one_by_one(tiny: CrossDomainData, variant: str) -> None:
+    log = Source("epinions", seeded=False)
+
+    tasks = [Task(variant, seed, log, options(), "cpu") for seed in (0, 1)]
+    assert len(_stacked(tasks)) == 2
+
+
+@pytest.mark.parametrize("variant", FOUND)
+def test_the_options_of_the_search_decide_what_is_found(variant: str) -> None:
+    source = Source("g1", (("num_users", 60),), seeded=True)
+    one, other = (
+        options_read(Task(variant, 0, source, options(**{"search.folds": folds}), "cpu"))
+        for folds in (3, 4)
+    )
+    assert one != other
+
+
+# Weights read off trained models.
+
+
+def test_influence_is_the_product_of_gradients_without_curvature(tiny: CrossDomainData) -> None:
+    told = options(**{"outer.solver": "identity", "outer.step_size": 1.0})
+    fold = Fold(0, 3)
+    training = Training("base", tiny, told, seed=0, fold=fold)
+    training.run_epoch(lambda *_: None)
+    held_out = fold.rows(len(tiny.train), seed=0)
+    training.batches.load_state_dict(state := training.batches.state_dict())
+    found = _influence(training, tiny, told, held_out)
+    training.batches.load_state_dict(state)
+    parameters = list(training.model.parameters())
+
+    def gradient(loss: torch.Tensor) -> torch.Tensor:
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        return torch.cat([grad.reshape(-1) for grad in grads])
+
+    dev = gradient(calibrated_outer_loss(training.model, training.batches.train_pairs(held_out)))
+    last = {int(user): row for row, user in enumerate(tiny.train.user)}
+    for row in (0, 17, 400):
+        target = torch.tensor([last.get(int(tiny.source.user[row]), 0)])
+        batch = training.batches.source_rows(torch.tensor([row]), beside=tiny.train.select(target))
+        own = gradient(training.model.losses(batch).weighted.sum())
+        # float32 sums of thousands of products
+        assert found[row] == pytest.approx(float(own @ dev), rel=1e-3, abs=1e-7)
+
+
+def test_a_behaviour_that_fits_no_other_counts_less(tiny: CrossDomainData) -> None:
+    found = by_held_out_loss(tiny, options(), seed=0)
+    assert found.weights.mean() == pytest.approx(1.0) and found.weights.min() >= 0
+    assert found.weights.max() < 2
+    assert len(np.unique(found.weights)) > len(tiny.source) / 2
