@@ -84,7 +84,7 @@ def test_folds_divide_the_rows_and_no_model_sees_its_own(num: int) -> None:
 def test_one_weighter_learns_from_all_folds(
     tiny: CrossDomainData, model: str, agreeing: None
 ) -> None:
-    found = cross_fitted(tiny, options(model, **{"search.epochs": 1}), seed=0)
+    found = cross_fitted(tiny, options(model, **{"search.epochs": 2}), seed=0)
     assert found.weights is not None and found.weights.shape == (len(tiny.source),)
     assert found.weights.mean() == pytest.approx(1.0) and found.weights.std() > 0
     assert (found.weights >= 0).all()
@@ -104,7 +104,7 @@ def test_what_does_not_agree_moves_nothing(
     tiny: CrossDomainData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cdr.training.crossfit._SETTLED", np.inf)
-    crossfit = CrossFit(tiny, options(**{"search.epochs": 1}), seed=0)
+    crossfit = CrossFit(tiny, options(**{"search.epochs": 2}), seed=0)
     weighter = crossfit._trainings[0].learner.rw.weighter
     before = [p.detach().clone() for p in weighter.parameters()]
     with monkeypatch.context() as patch:
@@ -135,7 +135,7 @@ def test_a_step_is_shortened_to_the_share_of_the_signal(
 def test_an_interrupted_one_goes_on_from_its_last_epoch(
     tiny: CrossDomainData, tmp_path: Path, agreeing: None
 ) -> None:
-    told = options(**{"search.epochs": 1, "outer.interval": 2})
+    told = options(**{"search.epochs": 2, "outer.interval": 2})
     whole = cross_fitted(tiny, told, seed=0)
     saves, steps = Saves(tmp_path / "state", required=True), 0
 
@@ -168,7 +168,7 @@ def test_where_the_folds_do_not_agree_the_best_plain_model_is_kept(tiny: CrossDo
 def test_weights_are_kept_if_their_model_is_the_best(
     tiny: CrossDomainData, monkeypatch: pytest.MonkeyPatch, agreeing: None
 ) -> None:
-    told = options(**{"search.epochs": 1})
+    told = options(**{"search.epochs": 2})
     found = cross_fitted(tiny, told, seed=0).weights
     assert found is not None
     weighted = train("retrain", tiny, told, seed=0, learned=found)
