@@ -119,7 +119,9 @@ class Reproduce:
     models: Annotated[tuple[str, ...], optional("NAME ...", "those in the paper")] = ()
     """Recommendation models: conet, minet, dasl, twotower."""
     seeds: Annotated[int | None, optional("INT", "5; generated 6")] = None
-    """Seeds 0, 1, …; generated data is drawn anew for each."""
+    """How many seeds; generated data is drawn anew for each."""
+    first_seed: int = 0
+    """The first of them. Choices are made on seeds that are in no table."""
     preset: PresetName = "default"
     """Where the options below start from: ours, the paper's text, the authors' code."""
     jobs: int = 1
@@ -145,6 +147,8 @@ class Reproduce:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} {value}: it must be at least 1.")
+        if self.first_seed < 0:
+            raise ValueError(f"--first-seed {self.first_seed}: it must be 0 or more.")
         _part(self.share)
         unknown = [name for name in self.models if name not in MODELS]
         if unknown:
@@ -247,7 +251,8 @@ def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequenc
     sources = {scenario: scenario.data(config.root, config.protocol) for scenario in scenarios}
     require_files(scenarios, config.root)
     planned = cells(study, scenarios, config.models)
-    wanted = tasks(planned, config.seeds, sources, options, device)
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    wanted = tasks(planned, seeds, sources, options, device)
     command = shlex.join(["reproduce.py", *arguments])
     if config.share is not None:
         done = _complete(_shared(wanted, config.share), config, command)

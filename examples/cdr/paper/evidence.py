@@ -40,14 +40,14 @@ def document(results: Results) -> Document:
                 f"validation AUC over seeds ({values})."
             )
     more = untrained(results)
-    table = assemble(study, _in_order(runs, study), more)
+    table = assemble(study, in_order(runs, study), more)
     shown = document_of(table, study)
     return replace(
         shown, notes=(*oracle_notes(table), *notes, *shown.notes, *about_untrained(more))
     )
 
 
-def _in_order(runs: Runs, study: Study) -> Runs:
+def in_order(runs: Runs, study: Study) -> Runs:
     """The searched γ right behind the base model."""
     order = [method.name for method in study.methods]
     order.insert(order.index("base") + 1, SEARCHED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cdr.paper import (
+    behaviors,
     evidence,
     figure3,
     figure4,
@@ -31,5 +32,6 @@ STUDIES: dict[str, Study] = {
         figure6.STUDY,
         generated.STUDY,
         evidence.STUDY,
+        behaviors.STUDY,
     )
 }

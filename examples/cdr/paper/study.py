@@ -140,7 +140,7 @@ def cells(study: Study, scenarios: Sequence[Scenario], models: Sequence[str]) ->
 
 def tasks(
     cells: Sequence[Cell],
-    seeds: int,
+    seeds: Sequence[int],
     sources: dict[Scenario, Source],
     options: dict[str, Options],
     device: str,
@@ -154,6 +154,6 @@ def tasks(
             cell.method.options(options[cell.model]),
             device,
         )
-        for seed in range(seeds)
+        for seed in seeds
         for cell in cells
     }

@@ -206,7 +206,7 @@ def test_every_study_can_be_planned() -> None:
         assert len(named) == len(study.methods) and set(study.hidden) <= named
         assert not any(c.method.variant == "oracle" for c in wanted if c.scenario == BOOKS_TOYS)
         sources = {s: Source("g1", seeded=True) for s in (G1, BOOKS_TOYS)}
-        planned = tasks(wanted, 2, sources, {"conet": Options()}, "cpu")
+        planned = tasks(wanted, range(2), sources, {"conet": Options()}, "cpu")
         assert len(planned) == 2 * len(wanted)
         if name == "evidence":
             inner = {
