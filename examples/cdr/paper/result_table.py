@@ -195,6 +195,9 @@ def assemble(study: Study, runs: Runs, more: Untrained | None = None) -> Table:
     return Table(study.title, reference.suffix.lstrip("+") or "the base model", entries)
 
 
+_LEARNED = ("ours", "retrain", "crossfit", "influence", "held-out-loss")
+
+
 def oracle_notes(table: Table) -> list[str]:
     """How much of the oracle's gain over the base model learned weights recover, where known."""
     notes = []
@@ -202,7 +205,7 @@ def oracle_notes(table: Table) -> list[str]:
         base, oracle = (table.find(scenario, model, name) for name in ("base", "oracle"))
         if base is None or oracle is None:
             continue
-        learned = [table.find(scenario, model, name) for name in ("ours", "retrain")]
+        learned = [table.find(scenario, model, name) for name in _LEARNED]
         known = [entry for entry in learned if entry is not None]
         text = f"{scenario.heading}, {base.label}: {recovered(base, oracle, known)}"
         if judged := weight_aucs(known):
