@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
 
 
-_LOST = "reproduce.py: {stream} cannot be written any more ({error}); it goes on without it"
+_LOST = "reproduce.py: stdout cannot be written any more ({}); the command goes on without it"
 
 
 def _ended(what: str, config: Reproduce | None, arguments: Sequence[str], code: int) -> int:

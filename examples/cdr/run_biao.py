@@ -185,7 +185,7 @@ class RunBiao:
 
 
 _MAY_CHANGE = ("jobs", "device")  # when a run goes on
-_LOST = "run_biao.py: {stream} cannot be written any more ({error}); the run goes on without it"
+_LOST = "run_biao.py: stdout cannot be written any more ({}); the run goes on without it"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

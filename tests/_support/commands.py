@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,8 @@ class Command:
         program: "run_biao" or "reproduce".
         arguments: Of its command line.
         folder: To work in; what it prints goes into files there.
-        limits: Of the resource module, by name.
+        stdout: Where that goes: "file", "closed" for a pipe that nobody reads, or "full" for a full
+            disk.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Command:
         program: str,
         arguments: Sequence[Any],
         folder: Path,
-        limits: Mapping[str, int] | None = None,
+        stdout: str = "file",
     ) -> None:
         self.folder = folder
         self._process: ForkServerProcess = _context.Process(
             target=_main,
-            args=(program, [str(a) for a in arguments], str(folder), dict(limits or {})),
+            args=(program, [str(a) for a in arguments], str(folder), stdout),
         )
         with pytest.MonkeyPatch.context() as patch:
             # For the process that imports everything, which does not know where tests lie.
@@ -70,10 +70,18 @@ class Command:
         self._process.join()
         return not ended
 
-    def send(self, number: int) -> None:
-        """Send it a signal."""
+    @property
+    def pid(self) -> int:
+        """Of its process."""
         assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        return self._process.pid
+
+    def wait_for(self, pattern: str, seconds: float = 60.0) -> None:
+        """Wait until it has made a file."""
+        deadline = time.monotonic() + seconds
+        while not list(self.folder.glob(pattern)):
+            assert self._process.is_alive() and time.monotonic() < deadline, self.stderr
+            time.sleep(0.005)
 
     def wait(self, seconds: float = 120.0) -> int:
         """Its exit code."""
@@ -94,7 +102,7 @@ class Command:
         return (self.folder / "stdout").read_text(encoding="utf-8", errors="replace")
 
 
-def _main(program: str, arguments: list[str], folder: str, limits: dict[str, int]) -> None:
+def _main(program: str, arguments: list[str], folder: str, stdout: str) -> None:
     from cdr.runs import grid
     from cdr.training import saves
 
@@ -103,16 +111,20 @@ def _main(program: str, arguments: list[str], folder: str, limits: dict[str, int
     # So many states that a training that is killed goes on in the middle of an epoch.
     grid._SECONDS, saves._LEAST_BETWEEN = 0.2, 0
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, descriptor)
+        os.dup2(_opened(name, stdout if descriptor == 1 else "file"), descriptor)
     sys.stdout, sys.stderr = (os.fdopen(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))
-    for name, limit in limits.items():
-        number = getattr(resource, name)
-        resource.setrlimit(number, (limit, resource.getrlimit(number)[1]))
     module = __import__(f"cdr.{program}", fromlist=["main"])
     code = module.main(arguments)
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _opened(name: str, kind: str) -> int:
+    if kind == "closed":
+        nobody, writer = os.pipe()
+        os.close(nobody)
+        return writer
+    return os.open("/dev/full" if kind == "full" else name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
 
 def living_in(folder: Path, patience: float = 60.0) -> list[int]:
