@@ -13,7 +13,7 @@ try:
     import tyro
 
     from cdr.common import to_json, write_json
-    from cdr.data import DATASETS, Protocol
+    from cdr.data import DATASETS, LIMITS, Limits, Protocol
     from cdr.models import MODELS
     from cdr.paper import (
         STUDIES,
@@ -105,6 +105,8 @@ class Reproduce:
     data: Annotated[tuple[str, ...], optional("NAME ...", "what --root holds, else g1", _DATA)] = ()
     root: Annotated[Path | None, optional("PATH", "none")] = None
     """Folder that holds Amazon's original files, amazon5/, epinions/, or atomic files."""
+    limits: Limits = LIMITS
+    """Of the files that are read."""
     harm: data_command.HarmChoice = "none"
     """A known harm to the source behaviours of all scenarios, which gives them an oracle; see
     run_biao.py --help."""
@@ -219,7 +221,8 @@ def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequenc
     harm = data_command.harm_of(config.harm, config.harm_share, config.harm_seed)
     named = parse(config.data or default_data(study, config.root))
     scenarios = [replace(scenario, harm=harm) for scenario in named]
-    sources = {scenario: scenario.data(config.root, config.protocol) for scenario in scenarios}
+    protocol, limits = config.protocol, config.limits
+    sources = {scenario: scenario.data(config.root, protocol, limits) for scenario in scenarios}
     require_files(scenarios, config.root)
     planned = cells(study, scenarios, config.models)
     wanted = tasks(planned, config.seeds, sources, options, device)

@@ -20,7 +20,7 @@ try:
 
     import reweight
     from cdr.common import Processes, write_json
-    from cdr.data import DATASETS, CrossDomainData, Protocol, find_dataset
+    from cdr.data import DATASETS, LIMITS, CrossDomainData, Limits, Protocol, find_dataset
     from cdr.models import MODELS
     from cdr.report import (
         Learned,
@@ -125,6 +125,8 @@ class RunBiao:
     """Where amazon keeps what it has read of its files."""
     protocol: Annotated[Protocol, tyro.conf.arg(name="data")] = field(default_factory=Protocol)
     """Which target behaviours are trained on and tested on."""
+    limits: Limits = LIMITS
+    """Of the files that are read."""
     harm: data_command.HarmChoice = "none"
     """A known harm to the source behaviours that are trained on, whose truth is kept as flags: the
     labels of some items' or some users' behaviours are flipped, the behaviours of some users are
@@ -277,6 +279,7 @@ def _source(config: RunBiao) -> Source:
         separator=config.separator,
         source_cut=config.source_cut,
         cache=config.cache,
+        limits=config.limits,
         protocol=config.protocol,
         harm=data_command.harm_of(config.harm, config.harm_share, config.harm_seed),
     )
