@@ -52,8 +52,8 @@ def with_points(table: pa.Table, column: str, path: Path | str) -> tuple[pa.Tabl
     if pc.any(points).as_py():
         other = pc.index(points, True).as_py()
         raise ValueError(
-            f"{told} and {shown(values[other].as_py())} in row {other + 1}: write all numbers of the "
-            "column with a decimal point."
+            f"{told} and {shown(values[other].as_py())} in row {other + 1}: write all numbers "
+            "of the column with a decimal point."
         )
     replaced = pc.if_else(commas, pc.replace_substring(values, ",", "."), values)
     numbers = f"{count:,} number{'s' * (count != 1)} with a decimal comma"

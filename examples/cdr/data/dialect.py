@@ -113,8 +113,8 @@ def _announced(character: str, path: Path) -> str:
         return separator_of(character)
     except ValueError:
         raise ValueError(
-            f"{path} begins with sep={character!a}, which cannot separate columns: remove the line, "
-            "and give --separator."
+            f"{path} begins with sep={character!a}, which cannot separate columns: remove the "
+            "line, and give --separator."
         ) from None
 
 

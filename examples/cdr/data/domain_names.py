@@ -27,7 +27,8 @@ def listed(counts: Mapping[str, int | None]) -> str:
         "'books' (1,200 rows), 'toys' (9 rows)"
     """
     ordered = sorted(counts, key=lambda name: (-(counts[name] or 0), name))
-    told, length = [], 0
+    told: list[str] = []
+    length = 0
     for name in ordered[:_SHOWN]:
         one = _one(name, counts[name])
         length += len(one) + 2

@@ -184,7 +184,8 @@ class _Quotes:
         after = _text(text[place:].splitlines()[0])
         return ValueError(
             f"{self._path}: a quoted text that begins in line {line + line_ends(text[:start]):,} "
-            f"ends before {shown(after)}, in line {line + line_ends(text[:place]):,}, where neither "
+            f"ends before {shown(after)}, in line {line + line_ends(text[:place]):,}, where "
+            "neither "
             f"a separator nor a line end follows: one of its quotes is a stray one. {_STRAY}"
         )
 

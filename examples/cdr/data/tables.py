@@ -34,8 +34,8 @@ def text(
     empty = pc.index(values, "").as_py()
     if required and empty >= 0:
         raise ValueError(
-            f"{path}: column {shown(column)} is empty in row {empty + 1} (the first below the header "
-            "is row 1); fill it in or drop the row."
+            f"{path}: column {shown(column)} is empty in row {empty + 1} (the first below the "
+            "header is row 1); fill it in or drop the row."
         )
     return values
 
@@ -47,7 +47,8 @@ def _integers(values: pa.ChunkedArray, column: str, path: Path | str) -> pa.Chun
     too_large = np.abs(known) >= 2.0 ** (np.finfo(known.dtype).nmant + 1)
     if too_large.any():
         raise ValueError(
-            f"{path}: column {shown(column)} holds floating-point numbers, {int(too_large.sum()):,} of "
+            f"{path}: column {shown(column)} holds floating-point numbers, "
+            f"{int(too_large.sum()):,} of "
             f"which, such as {known[too_large][0]:.17g}, are so large that different integers "
             "become equal. Write the ids as text or as integers."
         )
@@ -185,8 +186,8 @@ def named_once(source: str | Sequence[str], target: str) -> tuple[str, ...]:
     source = source.split("+") if isinstance(source, str) else source
     if not source or len({*source, target}) != len(source) + 1:
         raise ValueError(
-            f"source={shown('+'.join(source))} and target={shown(target)}: name each domain once, and at "
-            "least one as the source."
+            f"source={shown('+'.join(source))} and target={shown(target)}: name each domain "
+            "once, and at least one as the source."
         )
     return tuple(source)
 
