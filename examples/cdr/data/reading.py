@@ -140,7 +140,7 @@ def read_text(
             names = reader.schema.names
         found = choose(names)
         table = _columns(path, dialect, seen, list(found.values()), limits)
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except (pa.ArrowException, UnicodeError, OSError, EOFError) as error:
         raise _unreadable(path, error, dialect, seen, limits) from error
     # Empty lines are no rows, and a quoted text may go on over lines; nothing else is left out.
     continued = seen.lines - dialect.skipped - 1 - len(table)
@@ -327,9 +327,9 @@ def _unreadable(
 ) -> ValueError:
     told = reason(error)
     advice = "It is empty, cut off or not what its name says: write it again."
-    if "UTF8" in str(error) and dialect is not None:
-        broken = first_not_utf8(path, limits)
-        told = f"line {broken[0]:,} has {broken[1]}" if broken else told
+    broken = None if seen is None else first_not_utf8(path, limits)
+    if broken is not None:
+        told = f"line {broken[0]:,} has {broken[1]}"
         advice = 'It is not written in UTF-8: save it as UTF-8 (in Excel: "CSV UTF-8").'
     elif "Expected" in str(error) and dialect is not None and seen is not None:
         told = _ragged(path, dialect, seen) or told
