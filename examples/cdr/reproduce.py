@@ -12,7 +12,7 @@ from typing import Annotated, Literal, get_args
 try:
     import tyro
 
-    from cdr.common import to_json, write_json
+    from cdr.common import encoded, to_json, write_json
     from cdr.data import DATASETS, LIMITS, Limits, Protocol
     from cdr.models import MODELS
     from cdr.paper import (
@@ -27,7 +27,14 @@ try:
         require_files,
         tasks,
     )
-    from cdr.report import Curves, Document, plots, write_page
+    from cdr.report import (
+        Curves,
+        Document,
+        plots,
+        try_imports,
+        write_page,
+        written_in_parts,
+    )
     from cdr.runs import (
         Completed,
         Grid,
@@ -217,6 +224,7 @@ def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequenc
     if config.share is None:
         check_output(config.out, study.name)
         plots.needed()
+        try_imports()
     device = usable_device(config.device)
     harm = data_command.harm_of(config.harm, config.harm_share, config.harm_seed)
     named = parse(config.data or default_data(study, config.root))
@@ -238,16 +246,16 @@ def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequenc
         done = _complete(wanted, config, command)
         document = _document(study, sources, wanted, done)
         with output_folder(config.out, study.name) as folder:
-            (folder / "command.txt").write_text(command + "\n", encoding="utf-8")
+            (folder / "command.txt").write_bytes(encoded(command + "\n"))
             write_json(folder / "config.json", {**vars(config), "options": options})
             write_json(folder / "environment.json", environment(device))
             _write_runs(folder / "runs.jsonl", wanted, done)
-            _write_document(folder, document, _curves(wanted, done))
-            (folder / "log.txt").write_text(log.text, encoding="utf-8")
+            whole = _write_document(folder, document, _curves(wanted, done))
+            (folder / "log.txt").write_bytes(encoded(log.text))
     kept = len(done.runs) - done.trained
     print(f"\n{document.text()}\n\n{done.trained} trained, {kept} from {config.cache}/; ", end="")
     print(f"everything is in {config.out}/, begin with report.html")
-    return 1 if done.failures else 0
+    return 1 if done.failures or not whole else 0
 
 
 def _part(share: str | None) -> tuple[int, int]:
@@ -333,13 +341,18 @@ def _begun_again(names: dict[Task, str], done: Completed) -> list[str]:
     return [f"Restarted once, {', '.join(found)}: {RESTARTED}."] if found else []
 
 
-def _write_document(folder: Path, document: Document, curves: Curves) -> None:
-    """Write the tables, the numbers, the plots and the page."""
-    (folder / "table.md").write_text(document.markdown(), encoding="utf-8")
-    (folder / "table.csv").write_text(document.csv(), encoding="utf-8")
-    for picture in document.pictures:
-        picture.save(folder)
-    write_page(folder, document, curves)
+def _write_document(folder: Path, document: Document, curves: Curves) -> bool:
+    """Write the tables, the numbers, the plots and the page; whether all could be made."""
+    with written_in_parts("reproduce.py: {}") as parts:
+        with parts.part("table.md"):
+            (folder / "table.md").write_bytes(encoded(document.markdown()))
+        with parts.part("table.csv"):
+            (folder / "table.csv").write_bytes(encoded(document.csv()))
+        for picture in document.pictures:
+            with parts.part(f"the picture {picture.name}"):
+                picture.save(folder)
+        write_page(folder, document, curves, parts=parts)
+    return not parts.failed
 
 
 def _name(cell: Cell, seed: int) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import os
 import shlex
+import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,10 @@ from typing import Annotated, Any, Literal, get_args
 
 try:
     import numpy as np
-    import torch
     import tyro
 
     import reweight
-    from cdr.common import Processes, write_json
+    from cdr.common import ALONE, Processes, encoded, to_json, write_json
     from cdr.data import DATASETS, LIMITS, CrossDomainData, Limits, Protocol, find_dataset
     from cdr.models import MODELS
     from cdr.report import (
@@ -29,31 +29,40 @@ try:
         conclusions,
         leniency,
         report,
+        try_imports,
         write_page,
+        written_in_parts,
     )
     from cdr.runs import (
+        Completed,
+        Ended,
+        Grid,
+        Run,
         Source,
         Task,
+        Unfinished,
+        commit,
+        complete,
         data_command,
+        ending_by_signals,
         environment,
+        follow,
         item_titles,
+        lasting_output,
         launched,
-        log_history,
-        progress_bar,
-        run,
+        out_of_memory,
         run_folder,
+        unfinished,
     )
-    from cdr.runs.arguments import optional, values
+    from cdr.runs.arguments import optional, values, without
     from cdr.training import (
-        RESTARTED,
         Options,
         PresetName,
-        Result,
+        Saves,
         check_variants,
         preset,
         remark,
         variant_label,
-        warning,
     )
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
@@ -62,8 +71,6 @@ except ModuleNotFoundError as error:
         f"run_biao.py: {error.name} is not installed; in the root of the repository, run: "
         "pip install -e '.[cdr]'"
     )
-
-logger = logging.getLogger("cdr")
 
 DESCRIPTION = """\
 Train a two-domain recommender in several variants and compare them:
@@ -79,7 +86,8 @@ Train a two-domain recommender in several variants and compare them:
   no-global, no-user, split-0.05    BIAO without a branch, or with rows held out
   loss, group, constant             weights of another weighter
 
-The run folder keeps table, metrics, weights, checkpoints, log and config.
+The run folder keeps table, metrics, weights, checkpoints, log and config. A
+run that was ended, in whatever way, has what it has finished in RUN.partial.
 
 Examples:
 
@@ -87,6 +95,7 @@ Examples:
   run_biao.py --retrain-with-learned-weights
   run_biao.py --data amazon5 --root DATA --seeds 5 --jobs 2
   run_biao.py --data ratings.csv --source books --target toys
+  run_biao.py --resume RUN.partial
   run_biao.py data amazon --root DATA      (trains nothing: counts, audits)
 """
 
@@ -148,9 +157,14 @@ class RunBiao:
     """Where the options below start from: ours, the paper's text, the authors' code."""
     out: Annotated[Path | None, optional("PATH", "runs/<time>-<data>")] = None
     """The run folder, which must not exist yet."""
-    checkpoints: Annotated[Path | None, optional("PATH", "none")] = None
-    """Where each training keeps its state after every epoch; the same command, with as many
-    processes as you like, goes on from there."""
+    resume: Annotated[Path | None, optional("RUN", "none")] = None
+    """Go on with a run that did not finish, by its folder: with its own arguments, but for --jobs
+    and --device."""
+    checkpoints: Annotated[Path | None, optional("PATH", "the run folder, until it has ended")] = (
+        None
+    )
+    """Where each training keeps its state, after every epoch too, and leaves it; the same command,
+    with as many processes as you like, goes on from there."""
     jobs: int = 1
     """Trainings side by side, each in a process with one thread."""
     stack_seeds: bool = False
@@ -165,30 +179,93 @@ class RunBiao:
             raise ValueError(f"--seeds {self.seeds} --jobs {self.jobs}: both must be at least 1.")
         if self.variants is not None:
             check_variants(self.variants)
+        if self.checkpoints is not None and self.stack_seeds:
+            raise ValueError("--checkpoints does not go with --stack-seeds; leave one out")
+
+
+_MAY_CHANGE = ("jobs", "device")  # when a run goes on
+_WARNING = "run_biao.py: {}"
+_LOST = "run_biao.py: {stream} cannot be written any more ({error}); the run goes on without it"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, run, report; 2 on bad input, 130 if interrupted, without a traceback."""
+    """Parse, run, report, without a traceback.
+
+    Returns:
+        The exit code: 1 if a training failed, 2 if all did or on bad input, 128 and the number of
+        the signal if interrupted.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if arguments[:1] == ["data"]:
-            return data_command.main(arguments[1:])
-        config = tyro.cli(
-            RunBiao,
-            prog="run_biao.py",
-            description=DESCRIPTION,
-            args=arguments,
-            default=_start(arguments),
-        )
-        with launched(config.device) as (processes, device), processes.failing_together():
-            biao(replace(config, device=device), arguments, processes)
-    except (ValueError, OSError, reweight.RankError) as error:
-        print(f"{_program()}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("run_biao.py: interrupted; nothing of this run is kept", file=sys.stderr)
-        return 130
-    return 0
+    out: Path | None = None
+    with lasting_output(_LOST), ending_by_signals():
+        try:
+            if arguments[:1] == ["data"]:
+                return data_command.main(arguments[1:])
+            config, begun = _parsed(arguments)
+            out = config.out
+            with launched(config.device) as (processes, device), processes.failing_together():
+                return biao(replace(config, device=device), arguments, processes, begun)
+        except (ValueError, OSError, reweight.RankError) as error:
+            return _failed(str(error), out, 2)
+        except KeyboardInterrupt as error:
+            return _failed("interrupted", out, error.code if isinstance(error, Ended) else 130)
+        except Exception as error:
+            if out_of_memory(error):
+                less = "lower --jobs, or take a machine with more"
+                return _failed(f"memory ran out ({_first_line(error)}); {less}", out, 2)
+            _failed(f"{type(error).__name__}: {_first_line(error)}", out, 1)
+            raise
+
+
+def _failed(what: str, out: Path | None, code: int) -> int:
+    """Say why the run ends, and what is kept of it."""
+    kept = "" if out is None else unfinished.told(out, "run_biao.py")
+    if what == "interrupted" and not kept:
+        kept = "there is nothing of this run to keep"
+    print(f"{_program()}: {'; '.join(filter(None, (what, kept)))}", file=sys.stderr)
+    return code
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def _parsed(arguments: list[str]) -> tuple[RunBiao, Unfinished | None]:
+    """The options, and what the run was begun with if it goes on.
+
+    Raises:
+        ValueError: A run cannot go on, or not with these arguments.
+        OSError: There is no such run.
+    """
+    given = values(arguments, "--resume")
+    if not given or {"-h", "--help"} & set(arguments):
+        config = _parse(arguments)
+        return replace(config, out=config.out or Path("runs") / _folder_name(config)), None
+    partial, out = unfinished.find(Path(given[-1]))
+    begun = Unfinished.read(partial)
+    own, config = (
+        _parse([*begun.arguments, *more]) for more in ([], without(arguments, "--resume"))
+    )
+    fixed, wanted = (json.loads(to_json(c)) for c in (own, config))
+    for name in unfinished.differing(fixed, wanted):
+        if name not in _MAY_CHANGE:
+            flag = "--" + name.replace("_", "-").removeprefix("options.")
+            flag = flag.replace("--protocol.", "--data.")
+            raise ValueError(
+                f"{flag} is not that of the run in {partial}, which goes on with its own: leave "
+                f"{flag} out (--jobs and --device may change), or start another run"
+            )
+    return replace(config, out=out, resume=partial), begun
+
+
+def _parse(arguments: Sequence[str]) -> RunBiao:
+    return tyro.cli(
+        RunBiao,
+        prog="run_biao.py",
+        description=DESCRIPTION,
+        args=arguments,
+        default=_start(arguments),
+    )
 
 
 def _program() -> str:
@@ -207,48 +284,97 @@ def _start(arguments: Sequence[str]) -> RunBiao:
     return RunBiao(**start, options=preset(start["preset"], start["model"]))
 
 
-def biao(config: RunBiao, arguments: Sequence[str], processes: Processes) -> None:
-    """Run every variant and seed; the first of the processes writes the run folder and prints."""
+def biao(
+    config: RunBiao,
+    arguments: Sequence[str],
+    processes: Processes = ALONE,
+    begun: Unfinished | None = None,
+) -> int:
+    """Run every variant and seed; the first of the processes writes the run folder and prints.
+
+    Args:
+        config: With a run folder.
+        arguments: The command line, to be kept.
+        processes: Those that train together.
+        begun: What the run was begun with, if it goes on.
+
+    Returns:
+        The exit code: 1 if a training failed and is not in the table, or a part of the report.
+    """
+    if processes.first:
+        try_imports(_WARNING)
     source = _source(config)
     if not processes.first:
         processes.wait()
         tasks = _tasks(config, source, _variants(config, source.load(0)))
-        _follow(tasks, config, processes)
-        return
-    out = config.out or Path("runs") / _name(config)
+        follow(tasks, config.jobs, processes, _saves(config) or (lambda task: None))
+        return 0
+    assert config.out is not None
     started = time.perf_counter()
-    with run_folder(out) as folder:
+    with run_folder(config.out, resumed=begun is not None) as folder:
         data = source.load(0)
         processes.wait()  # what the first reader of the data keeps is of use to the others
         variants = _variants(config, data)
         # How files were read is said before hours of training, and again below the table.
         notes = map(data_command.bullet, data.reader_notes)
         print(data_command.summary(data), *notes, sep="\n", flush=True)
-        config = replace(config, variants=variants, out=out)
-        write_json(folder / "config.json", config)
-        (folder / "command.txt").write_text(shlex.join(["run_biao.py", *arguments]) + "\n")
-        write_json(folder / "environment.json", environment(config.device))
-        results = _train_all(_tasks(config, source, variants), config, folder, processes)
-        by_variant = {v: [results[v, seed] for seed in range(config.seeds)] for v in variants}
+        tasks = _tasks(config, source, variants)
+        command = shlex.join(["run_biao.py", *arguments])
+        grid = Grid(folder / unfinished.TRAININGS, command, whole=True)
+        own = Unfinished(
+            arguments=tuple(arguments),
+            folder=os.getcwd(),
+            commit=commit(),
+            data=json.loads(to_json(grid.data(tasks[0]))),
+            trainings={_file_name(task): grid.key(task) for task in tasks},
+        )
+        if begun is None:
+            write_json(folder / "config.json", replace(config, variants=variants))
+            (folder / "command.txt").write_bytes(encoded(command + "\n"))
+            write_json(folder / "environment.json", environment(config.device))
+            own.write(folder)
+        else:
+            begun.check(own, folder)
+        done = complete(
+            grid,
+            tasks,
+            config.jobs,
+            {task: _name(task) for task in tasks},
+            stack_seeds=config.stack_seeds,
+            processes=processes,
+            saves=_saves(config) if processes.size == 1 or config.checkpoints else _no_saves,
+        )
+        seeds = _seeds(tasks, done)
+        runs = {(task.variant, task.seed): run for task, run in done.runs.items()}
+        by_variant = {v: [runs[v, seed] for seed in seeds] for v in variants}
         table = report(
             by_variant,
             data,
             config.options.model_class.label,
             config.preset,
-            leniency(source.load, range(config.seeds), seeded=source.seeded),
+            leniency(source.load, seeds, seeded=source.seeded),
+            seeds,
         )
         told = conclusions(by_variant, table.rows, same_data=not source.seeded)
-        table = replace(table, conclusions=told)
+        table = replace(table, conclusions=told, notes=(*_left_out(seeds, done), *table.notes))
         seconds = time.perf_counter() - started
-        _write_metrics(folder, by_variant, data, table, seconds)
-        _write_weights(folder, by_variant, source)
-        (folder / "table.md").write_text(table.markdown(), encoding="utf-8")
-        learned = _learned(by_variant, table, source)
-        write_page(folder, table.document(), _curves(by_variant, table), learned)
-    print(f"\n{table}\n\n{seconds:.0f} s; everything is in {out}/")
+        _keep_models(folder, grid, done)
+        with written_in_parts(_WARNING) as parts:
+            with parts.part("metrics.json"):
+                _write_metrics(folder, by_variant, seeds, data, table, seconds)
+            with parts.part("weights.parquet"):
+                _write_weights(folder, by_variant, seeds, source)
+            with parts.part("table.md"):
+                (folder / "table.md").write_bytes(encoded(table.markdown()))
+            learned: list[Learned] = []
+            with parts.part("the learned weights on the page"):
+                learned = _learned(by_variant, seeds, table, source)
+            write_page(folder, table.document(), _curves(by_variant, table), learned, parts)
+    print(f"\n{table}\n\n{seconds:.0f} s; everything is in {config.out}/")
+    return 1 if done.failures or parts.failed else 0
 
 
-def _name(config: RunBiao) -> str:
+def _folder_name(config: RunBiao) -> str:
     """The name of a run folder: when, on which data, by which protocol."""
     parts = (time.strftime("%Y%m%d-%H%M%S"), Path(config.data).stem, *config.protocol.short())
     return "-".join(parts)
@@ -294,54 +420,62 @@ def _tasks(config: RunBiao, source: Source, variants: tuple[str, ...]) -> list[T
     ]
 
 
-def _follow(tasks: list[Task], config: RunBiao, processes: Processes) -> None:
-    """Take part in the trainings that the first process reports."""
-    for _ in _run(tasks, config, lambda _: None, processes):
-        pass
+def _name(task: Task) -> str:
+    return f"{task.options.model_class.label}{variant_label(task.variant)} seed {task.seed}"
 
 
-def _run(
-    tasks: list[Task], config: RunBiao, progress: Callable[[str], None], processes: Processes
-) -> Iterator[tuple[Task, Result | Exception]]:
-    return run(
-        tasks,
-        config.jobs,
-        progress,
-        stack_seeds=config.stack_seeds,
-        processes=processes,
-        checkpoints=config.checkpoints,
-    )
+def _file_name(task: Task) -> str:
+    return f"{task.variant}-seed{task.seed}"
 
 
-def _train_all(
-    tasks: list[Task], config: RunBiao, folder: Path, processes: Processes
-) -> dict[tuple[str, int], Result]:
-    results = {}
-    with progress_bar(len(tasks)) as bar:
-        for task, result in _run(tasks, config, bar.set_postfix_str, processes):
-            assert isinstance(result, Result)  # an error was raised
-            results[task.variant, task.seed] = result
-            name = f"{task.variant}-seed{task.seed}"
-            log_history(name, result.history, result.restarted)
-            torch.save(result.state, folder / f"model-{name}.pt")
-            best, epochs = max(record["auc"] for record in result.history), len(result.history)
-            weight = "" if result.weight_auc is None else f", weight AUC {result.weight_auc:.3f}"
-            bar.write(
-                f"{task.options.model_class.label}{variant_label(task.variant)} seed {task.seed}: "
-                f"valid AUC {best:.4f}, test AUC {result.test.metrics()['auc']:.4f}{weight} "
-                f"({epochs} epoch{'s' * (epochs > 1)})"
-            )
-            if result.restarted:
-                bar.write(f"  restarted: {RESTARTED}")
-            if told := warning(result.scores):
-                bar.write(told)
-            bar.update()
-        bar.set_postfix_str("")
-    return results
+def _saves(config: RunBiao) -> Callable[[Task], Saves | None] | None:
+    """Where the states of trainings go, if the user has said so."""
+    folder = config.checkpoints
+    if folder is None:
+        return None
+    return lambda task: Saves(folder / _file_name(task), required=True)
+
+
+def _no_saves(task: Task) -> None:
+    """The processes of several machines may see no common folder but one that the user names."""
+
+
+def _seeds(tasks: Sequence[Task], done: Completed) -> list[int]:
+    """The seeds of which all variants are trained, which a table compares.
+
+    Raises:
+        ValueError: There is none.
+    """
+    failed = {task.seed for task in done.failures}
+    seeds = [seed for seed in dict.fromkeys(task.seed for task in tasks) if seed not in failed]
+    if not seeds:
+        first, *more = done.failures.values()
+        others = f" ({len(more)} more trainings failed)" if more else ""
+        raise ValueError(f"{first}{others}")
+    return seeds
+
+
+def _left_out(seeds: Sequence[int], done: Completed) -> list[str]:
+    """A sentence on each training that failed, and costs its seed a place in the table."""
+    return [
+        f"Seed {task.seed} is left out of all rows, since a training of it failed: {reason}"
+        for task, reason in done.failures.items()
+    ]
+
+
+def _keep_models(folder: Path, grid: Grid, done: Completed) -> None:
+    """Give the model of each training a name in the run folder."""
+    for task in done.runs:
+        model = folder / f"model-{_file_name(task)}.pt"
+        model.unlink(missing_ok=True)
+        try:
+            os.link(grid.model(task), model)
+        except OSError:  # a file system without links
+            shutil.copyfile(grid.model(task), model)
 
 
 def _curves(
-    results: dict[str, list[Result]], table: Report
+    results: dict[str, list[Run]], table: Report
 ) -> dict[tuple[str, str], list[list[float]]]:
     """Of each variant, the validation AUC of each epoch of each seed."""
     return {
@@ -350,7 +484,9 @@ def _curves(
     }
 
 
-def _learned(results: dict[str, list[Result]], table: Report, source: Source) -> list[Learned]:
+def _learned(
+    results: dict[str, list[Run]], seeds: Sequence[int], table: Report, source: Source
+) -> list[Learned]:
     """The weights to show on the page; of data drawn anew for each seed, those of the first."""
     shown = []
     for variant in _SHOWN:
@@ -359,9 +495,9 @@ def _learned(results: dict[str, list[Result]], table: Report, source: Source) ->
             continue
         label, several = table.rows[variant].label, len(weights) > 1
         if source.seeded and several:
-            label, weights = f"{label}, seed 0", weights[:1]
+            label, weights = f"{label}, seed {seeds[0]}", weights[:1]
         titles = partial(_titles, source)
-        shown.append(Learned(label, source.load(0), np.stack(weights), titles))
+        shown.append(Learned(label, source.load(seeds[0]), np.stack(weights), titles))
     return shown
 
 
@@ -376,7 +512,8 @@ def _titles(source: Source, items: Collection[str]) -> dict[str, str]:
 
 def _write_metrics(
     folder: Path,
-    results: dict[str, list[Result]],
+    results: dict[str, list[Run]],
+    seeds: Sequence[int],
     data: CrossDomainData,
     table: Report,
     seconds: float,
@@ -401,7 +538,7 @@ def _write_metrics(
                         "epochs": result.history,
                         "outer_steps": result.outer,
                     }
-                    for seed, result in enumerate(several)
+                    for seed, result in zip(seeds, several, strict=True)
                 ]
                 for variant, several in results.items()
             },
@@ -415,7 +552,9 @@ def _row(row: Summary) -> dict[str, object]:
     return {name: getattr(row, name) for name in names}
 
 
-def _write_weights(folder: Path, results: dict[str, list[Result]], source: Source) -> None:
+def _write_weights(
+    folder: Path, results: dict[str, list[Run]], seeds: Sequence[int], source: Source
+) -> None:
     """One row per variant, seed and source behaviour: who, what, weight, true flag if known."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -423,7 +562,8 @@ def _write_weights(folder: Path, results: dict[str, list[Result]], source: Sourc
     learned = [
         (variant, seed, result.weights)
         for variant in _SHOWN
-        for seed, result in enumerate(results.get(variant, []))
+        if variant in results
+        for seed, result in zip(seeds, results[variant], strict=True)
     ]
     tables = []
     for variant, seed, weights in learned:

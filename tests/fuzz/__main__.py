@@ -20,8 +20,8 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
-for folder in ("", "cdr"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "cdr"))
 
 import pyarrow as pa
 import torch
@@ -136,13 +136,19 @@ def main() -> int:
     for row in rows:
         print("".join(f"{cell:>14,}" if isinstance(cell, int) else f"{cell:>14}" for cell in row))
     print(
-        f"{time.monotonic() - began:.0f} s; at most {memory / 2**20:.0f} MiB of memory; the slowest "
-        f"took {slowest[0]:.1f} s ({slowest[1]} {slowest[2]})"
+        f"{time.monotonic() - began:.0f} s; at most {memory / 2**20:.0f} MiB of memory; the "
+        f"slowest took {slowest[0]:.1f} s ({slowest[1]} {slowest[2]})"
     )
-    print("inputs a second: " + ", ".join(
-        f"{name} {totals[name].total() / max(spent, 1e-9):.0f}" for name, spent in seconds.items()
-    ))
-    return int(any(counts[kind] for counts in totals.values() for kind in counts.keys() - {*_CLEAN}))
+    print(
+        "inputs a second: "
+        + ", ".join(
+            f"{name} {totals[name].total() / max(spent, 1e-9):.0f}"
+            for name, spent in seconds.items()
+        )
+    )
+    return int(
+        any(counts[kind] for counts in totals.values() for kind in counts.keys() - {*_CLEAN})
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,15 @@ TOKENS = [
     *(b"null", b"true", b"[]", b"{}", b"{", b"[", b"]", b"}", b"(", b"-", b"nan", b"inf", b"-inf"),
     *(b"1e999", b"1e19", b"99999999999999999999", b"-1", b"0", b"9" * 400, b"0x10", b"1_000"),
     *(b"2014-01-31", b"2014-02-31", b"9999-12-31T23:59:59Z", b"1,5", b"1.23E+11", b"07.2014"),
-    *(b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\x1b[31m", "é".encode(), "\u202e".encode()),
+    *(
+        b"\xff",
+        b"\xc3",
+        b"\xed\xa0\x80",
+        b"\xef\xbb\xbf",
+        b"\x1b[31m",
+        "é".encode(),
+        "\u202e".encode(),
+    ),
     *(b"sep=;\n", b"=cmd|'x'!A1", b"a" * 5000, b"[" * 3000, b'{"a":' * 500, b"-" * 3000, b" " * 50),
 ]
 """What a parser may stumble on."""
@@ -108,7 +116,9 @@ def _cell(kind: Any, random: Random) -> object:
         return random.choice([float(number), 0.5, 1e300, float("nan"), float("inf")])
     if pa.types.is_binary(kind):
         return random.choice(TOKENS)
-    if any(f(kind) for f in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
+    if any(
+        f(kind) for f in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    ):
         return text
     if pa.types.is_fixed_size_list(kind):
         return [number, 1]

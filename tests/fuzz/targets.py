@@ -84,7 +84,7 @@ LOGS = [
     f"user,item,rating,timestamp,domain\n{_LOG}".encode(),
     f"User;Item;Rating;Timestamp;Domain\n{_LOG}".replace(",", ";").encode(),
     f"user::item::rating::timestamp::domain\n{_LOG}".replace(",", "::").encode(),
-    'user,item,rating,timestamp,domain,title\n{}'.format(
+    "user,item,rating,timestamp,domain,title\n{}".format(
         _LOG.replace("\n", ',"A ""title"", or\ntwo"\n')
     ).encode(),
     f"user\titem\trating\ttimestamp\tdomain\n{_LOG}".replace(",", "\t").encode(),
@@ -271,7 +271,7 @@ _FIVE = [
         )
     ).encode(),
     b"item,category,domain,category_path,title\n"
-    b"a,1,Beauty,\"[['Beauty', 'Skin', 'Nails']]\",A\nx,2,Toys_and_Games,,\"T, and \"\"more\"\"\"\n",
+    b'a,1,Beauty,"[[\'Beauty\', \'Skin\', \'Nails\']]",A\nx,2,Toys_and_Games,,"T, and ""more"""\n',
 ]
 
 
@@ -484,9 +484,7 @@ TARGETS = {
         ),
         Target(
             "amazon5",
-            _write_tables(
-                {"interactions.csv.gz": _FIVE[0], "items.csv.gz": _FIVE[1]}, "amazon5"
-            ),
+            _write_tables({"interactions.csv.gz": _FIVE[0], "items.csv.gz": _FIVE[1]}, "amazon5"),
             lambda folder: _accounted(load("amazon5", folder, "Beauty", "Toys_and_Games")),
         ),
         Target("cache", _write_cache, _read_cache, ()),

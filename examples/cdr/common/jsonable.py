@@ -17,7 +17,19 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write :func:`to_json`, indented, to a file."""
-    path.write_text(to_json(value, indent=2) + "\n", encoding="utf-8")
+    path.write_bytes(encoded(to_json(value, indent=2) + "\n"))
+
+
+def encoded(text: str) -> bytes:
+    """A text as bytes of UTF-8, whatever the locale.
+
+    A path that is not of the locale's encoding has its bytes in the text, as Python's surrogates;
+    they become those bytes again. Other surrogates become escapes.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace")
 
 
 def _plain(value: Any) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cdr.report.rounded import p_value, short, signed
 from cdr.report.summary import Summary
-from cdr.training import Result, plan
+from cdr.training import plan
 
 Weights = NDArray[np.float32]
 
@@ -25,8 +26,16 @@ _AGREE = 0.1
 _LEVEL = 0.05
 
 
+class Weighing(Protocol):
+    """A finished training, with its weights if it has learned any."""
+
+    @property
+    def weights(self) -> Weights | None:
+        """Of each source behaviour, [n]."""
+
+
 def conclusions(
-    results: Mapping[str, Sequence[Result]], rows: Mapping[str, Summary], *, same_data: bool
+    results: Mapping[str, Sequence[Weighing]], rows: Mapping[str, Summary], *, same_data: bool
 ) -> tuple[str, ...]:
     """Whether weights were learned, and whether they gain anything.
 

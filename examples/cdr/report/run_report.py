@@ -87,6 +87,7 @@ def report(
     model: str,
     preset: str,
     leniency: Seeds | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Report:
     """Put the results of some variants, each over the same seeds, into a table.
 
@@ -98,8 +99,12 @@ def report(
         model: Name of the recommendation model.
         preset: Name of the preset.
         leniency: That model, of the same seeds; the last row.
+        numbers: The seeds; if left out, 0, 1, ….
     """
-    seeds = {variant: dict(enumerate(runs)) for variant, runs in results.items()}
+    seeds = {
+        variant: dict(zip(range(len(runs)) if numbers is None else numbers, runs, strict=True))
+        for variant, runs in results.items()
+    }
     rows = {
         variant: summarize(
             model + variant_label(variant),

@@ -30,3 +30,15 @@ def values(arguments: Sequence[str], flag: str) -> list[str]:
             after = takewhile(lambda a: not a.startswith("--"), arguments[i + 1 :])
             found = [value] if value else list(after)
     return found
+
+
+def without(arguments: Sequence[str], flag: str) -> list[str]:
+    """The arguments without a flag and its value."""
+    found: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == flag:
+            next(rest, None)
+        elif argument.partition("=")[0] != flag:
+            found.append(argument)
+    return found

@@ -5,23 +5,30 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-from cdr.common import RenameError, new_folder
+from cdr.common import RenameError, abandoned, locked, new_folder, remove_empty, rename_folder
 from cdr.runs.logs import logged
+from cdr.runs.unfinished import forget, kept, partial_name
 
 
 @contextmanager
-def run_folder(path: Path) -> Iterator[Path]:
+def run_folder(path: Path, *, resumed: bool = False) -> Iterator[Path]:
     """A folder that appears under its name only when the block ends without an error.
 
-    Until then everything lies in ``<name>.partial`` beside it, which is removed on an error. The
-    log of the block is written to ``log.txt`` in it.
+    Until then everything lies in ``<name>.partial`` beside it. However the block ends, that stays
+    if a training in it is finished or begun, see :mod:`cdr.runs.unfinished`; otherwise it is
+    removed. The log of the block is written to ``log.txt`` in it.
+
+    Args:
+        path: The final name.
+        resumed: Go on in the folder that an earlier call has left.
 
     Raises:
-        FileExistsError: The name is taken.
+        FileExistsError: The name is taken, or another run is writing there.
         OSError: Nothing can be written there, or the name was taken while the block ran; the
             complete folder keeps its temporary name then.
     """
@@ -29,28 +36,53 @@ def run_folder(path: Path) -> Iterator[Path]:
         raise FileExistsError(
             f"--out {path} exists already and is left as it is: give another name, or remove it"
         )
-    try:
-        with ExitStack() as stack:
-            try:
-                partial = stack.enter_context(new_folder(path, exclusive=True))
-            except FileExistsError:
-                partial = path.with_name(path.name + ".partial")
-                raise FileExistsError(
-                    f"{partial} exists: another run is writing to it, or one was killed; remove it "
-                    "if none is running, or give another --out"
-                ) from None
-            except OSError as error:
-                raise OSError(
-                    f"--out {path}: no folder can be made there ({error.strerror}); give another "
-                    "place"
-                ) from error
-            with logged(logging.FileHandler(partial / "log.txt", encoding="utf-8")):
+    partial = partial_name(path)
+    made = [] if resumed else _begin(path, partial)
+    with locked(partial) as ours:
+        if not ours:
+            raise FileExistsError(f"{partial} exists: another run is writing to it")
+        try:
+            log = logging.FileHandler(partial / "log.txt", encoding="utf-8", errors="replace")
+            with logged(log):
                 yield partial
-    except RenameError as error:
+            rename_folder(partial, path)
+        except RenameError as error:
+            raise OSError(
+                f"--out {path} cannot be made any more ({error.strerror}); everything is in "
+                f"{error.partial}"
+            ) from error
+        except BaseException:
+            if not kept(partial):
+                shutil.rmtree(partial, ignore_errors=True)
+                remove_empty(made)
+            raise
+    forget(path)
+
+
+def _begin(path: Path, partial: Path) -> list[Path]:
+    """Make the folder of a new run; the parents that were made for it."""
+    made = [folder for folder in partial.parents if not folder.exists()]
+    try:
+        if partial.is_dir() and abandoned(partial):
+            if kept(partial):
+                raise FileExistsError(
+                    f"{partial} exists, of a run that did not finish: go on with --resume "
+                    f"{partial}, remove it, or give another --out"
+                )
+            shutil.rmtree(partial)  # killed before it had anything
+        partial.mkdir(parents=True)
+    except FileExistsError as error:
+        if error.errno is None:
+            raise
+        raise FileExistsError(
+            f"{partial} exists: another run is writing to it, or it is something else; give "
+            "another --out"
+        ) from None
+    except OSError as error:
         raise OSError(
-            f"--out {path} cannot be made any more ({error.strerror}); everything is in "
-            f"{error.partial}"
+            f"--out {path}: no folder can be made there ({error.strerror}); give another place"
         ) from error
+    return made
 
 
 @contextmanager

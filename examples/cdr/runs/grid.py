@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from cdr.common import RenameError, new_folder, to_json, write_json
+from cdr.common import ALONE, Processes, RenameError, encoded, new_folder, sweep_all, to_json
 from cdr.runs.fingerprints import Fingerprints
 from cdr.runs.logs import log_history
 from cdr.runs.machine import environment
 from cdr.runs.progress import progress_bar
 from cdr.runs.runner import Task, run
-from cdr.training import COLLAPSED, HOLDS_OUT, RESTARTED, Result, Scores, plan, remark, warning
+from cdr.runs.sealed import SEAL, read_sealed, write_sealed
+from cdr.runs.signals import held_back
+from cdr.training import (
+    COLLAPSED,
+    HOLDS_OUT,
+    RESTARTED,
+    Result,
+    Saves,
+    Scores,
+    plan,
+    remark,
+    warning,
+)
 
 logger = logging.getLogger("cdr")
 
 # Part of every key: raise it when the same options come to give other results.
 _FORMAT = 2
+
+_RECORD, _ARRAYS, _MODEL = "run.json", "arrays.npz", "model.pt"
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,7 @@ class Run:
         weight_auc: AUC of weight against the true flag, where there is one.
         seconds: what it took.
         restarted: whether it was begun once more, since it had told no rows apart.
+        outer: a record for each outer step, where they are kept.
     """
 
     key: str
@@ -53,6 +70,7 @@ class Run:
     weight_auc: float | None
     seconds: float
     restarted: bool = False
+    outer: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def scores(self) -> Scores:
@@ -74,11 +92,16 @@ class Grid:
     Args:
         folder: made when the first training is kept.
         command: kept with each training.
+        whole: whether the model and the records of the outer steps are kept too.
     """
 
-    def __init__(self, folder: Path, command: str) -> None:
-        self._folder, self._command = folder, command
+    def __init__(self, folder: Path, command: str, *, whole: bool = False) -> None:
+        self._folder, self._command, self._whole = folder, command, whole
         self._fingerprints = Fingerprints(folder / "files")
+
+    def data(self, task: Task) -> dict[str, Any]:
+        """Name, options and content of the data of a training."""
+        return self._fingerprints.of(task.source)
 
     def key(self, task: Task) -> str:
         """The name of a training: a hash of all that determines its result.
@@ -92,12 +115,16 @@ class Grid:
             "seed": task.seed,
             "model": task.options.model_name,
             "options": options_read(task),
-            "data": self._fingerprints.of(task.source),
+            "data": self.data(task),
         }
         return hashlib.sha256(_canonical(decides).encode()).hexdigest()[:24]
 
-    def load(self, task: Task) -> Run | None:
+    def load(self, task: Task, tell: Callable[[str], None] = lambda text: None) -> Run | None:
         """The finished training, or None.
+
+        Args:
+            task: the training.
+            tell: called with a sentence where it is there, and has to be trained again.
 
         Raises:
             OSError: it is there, and this user or this machine cannot read it.
@@ -107,19 +134,34 @@ class Grid:
         if not folder.is_dir():
             return None
         try:
-            run = _read(key, folder)
+            run, current = _read(key, folder)
         except Exception as error:  # whatever json, numpy and zip make of damaged files
             # A disk that cannot be read for now is no reason to delete the training.
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
                 raise
-            logger.warning("%s is damaged (%r); it is trained again", folder, error)
-            shutil.rmtree(folder)
-            return None
-        if not _would_restart(run, folder):
-            return run
-        logger.warning("%s has told no rows apart; it is trained again", folder)
+            told = f"{folder} is damaged ({error}); it is trained again"
+        else:
+            if current or remark(run.scores) != COLLAPSED:
+                return run
+            told = f"{folder} has told no rows apart; it is trained again"
+        logger.warning(told)
+        tell(told)
         shutil.rmtree(folder)
         return None
+
+    def saves(self, task: Task) -> Saves:
+        """Where the state of a training is kept until it is finished."""
+        return Saves(self._folder / "states" / self.key(task) / "state")
+
+    def model(self, task: Task) -> Path:
+        """The file of the model of a finished training, in a grid of whole ones."""
+        return self._place(self.key(task)) / _MODEL
+
+    def sweep(self) -> None:
+        """Remove what killed commands have left half written."""
+        for folder in self._folder.glob("??"):
+            sweep_all(folder)
+        sweep_all(self._folder / "files")
 
     def check_writable(self) -> None:
         """Refuse a folder in which no training can be kept, before one is done for nothing.
@@ -145,11 +187,15 @@ class Grid:
             arrays |= _arrays("extra_test", result.extra_test)
         if result.weights is not None:
             arrays["weights"] = result.weights
+        record = to_json(self._record(task, result), indent=2) + "\n"
+        contents = {_RECORD: encoded(record), _ARRAYS: _bytes(np.savez_compressed, **arrays)}
+        if self._whole:
+            contents[_MODEL] = _bytes(lambda file: torch.save(result.state, file))
         place = self._place(key)
         try:
-            with new_folder(place) as partial:
-                np.savez_compressed(partial / "arrays.npz", **arrays)  # type: ignore[arg-type]
-                write_json(partial / "run.json", self._record(task, result))
+            # A training that has ended is not lost for want of a moment.
+            with held_back(), new_folder(place) as partial:
+                write_sealed(partial, contents)
         except RenameError as error:
             shutil.rmtree(error.partial)
             # Another command may have trained the same in the meantime.
@@ -164,6 +210,7 @@ class Grid:
             result.weight_auc,
             result.seconds,
             result.restarted,
+            result.outer if self._whole else [],
         )
 
     def _record(self, task: Task, result: Result) -> dict[str, Any]:
@@ -173,13 +220,15 @@ class Grid:
             "seed": task.seed,
             "model": task.options.model_name,
             "options": options_read(task),
-            "data": self._fingerprints.of(task.source),
+            "data": self.data(task),
             "test": result.test.metrics(),
             "extra_test": result.extra_test and result.extra_test.metrics(),
             "weight_auc": result.weight_auc,
             "history": result.history,
             "seconds": result.seconds,
             "restarted": result.restarted,
+            "outer_steps": result.outer if self._whole else [],
+            "sealed": True,
             "command": self._command,
             "environment": _environment(task.device),
         }
@@ -204,9 +253,18 @@ class Completed:
 
 
 def complete(
-    grid: Grid, tasks: Sequence[Task], jobs: int, names: Mapping[Task, str], *, stack_seeds: bool
+    grid: Grid,
+    tasks: Sequence[Task],
+    jobs: int,
+    names: Mapping[Task, str],
+    *,
+    stack_seeds: bool,
+    processes: Processes = ALONE,
+    saves: Callable[[Task], Saves | None] | None = None,
 ) -> Completed:
     """Train what the grid does not hold yet, and keep each training as soon as it is done.
+
+    A training that fails does not stop the others.
 
     Args:
         grid: where they are kept.
@@ -214,29 +272,37 @@ def complete(
         jobs: how many at a time.
         names: what to call them where they are reported.
         stack_seeds: see :func:`cdr.runs.runner.run`.
+        processes: those that train each task together. The first calls this, the others
+            :func:`follow`, with the same tasks. Then a training that fails stops all.
+        saves: where the states of trainings are kept meanwhile; if left out, in the grid.
 
     Raises:
         ValueError: as :func:`cdr.runs.runner.run`, of the tasks as a whole.
-        OSError: the grid cannot be read or written; nothing has been trained then.
+        OSError: the grid cannot be read or written.
         ChildProcessError: a process was killed.
     """
     tasks = list(dict.fromkeys(tasks))
-    runs = {task: found for task in tasks if (found := grid.load(task)) is not None}
-    missing = [task for task in tasks if task not in runs]
-    for task, kept in runs.items():
-        log_history(names[task], kept.history, kept.restarted)
-    if missing:
-        grid.check_writable()
-    failures: dict[Task, str] = {}
-    with progress_bar(len(tasks), len(runs)) as bar:
-        learned = {task: done.weights for task, done in runs.items() if done.weights is not None}
+    saves = saves or grid.saves
+    grid.sweep()
+    with progress_bar(len(tasks)) as bar:
+        runs = {task: r for task in tasks if (r := grid.load(task, bar.write)) is not None}
+        missing, learned = _agreed(tasks, runs, processes)
+        for task, kept in runs.items():
+            log_history(names[task], kept.history, kept.restarted)
+            grid.saves(task).remove()  # of a command that was killed when it had kept the training
+        if missing:
+            grid.check_writable()
+        bar.update(len(runs))
+        failures: dict[Task, str] = {}
         for task, result in run(
             missing,
             jobs,
             bar.set_postfix_str,
             stack_seeds=stack_seeds,
             learned=learned,
-            keep_going=True,
+            keep_going=processes.size == 1,
+            processes=processes,
+            saves=saves,
         ):
             if isinstance(result, Exception):
                 failures[task] = str(result)
@@ -245,9 +311,46 @@ def complete(
             else:
                 runs[task] = grid.store(task, result)
                 _report_run(bar, names[task], runs[task])
+            grid.saves(task).remove()
             bar.update()
         bar.set_postfix_str("")
     return Completed(runs, failures, len(missing) - len(failures))
+
+
+def follow(
+    tasks: Sequence[Task], jobs: int, processes: Processes, saves: Callable[[Task], Saves | None]
+) -> None:
+    """Take part in the trainings that another process completes.
+
+    Args:
+        tasks: the same.
+        jobs: the same.
+        processes: those that train together.
+        saves: the same.
+
+    Raises:
+        ValueError: as :func:`cdr.runs.runner.run`.
+    """
+    missing, learned = _agreed(list(dict.fromkeys(tasks)), {}, processes)
+    for _ in run(missing, jobs, lambda _: None, learned=learned, processes=processes, saves=saves):
+        pass
+
+
+def _agreed(
+    tasks: Sequence[Task], runs: Mapping[Task, Run], processes: Processes
+) -> tuple[list[Task], dict[Task, NDArray[np.float32]]]:
+    """The trainings that the first process lacks, and the weights that it has found for them."""
+    found = processes.total(torch.tensor([int(task in runs) for task in tasks])).tolist()
+    missing = [task for task, is_there in zip(tasks, found, strict=True) if not is_there]
+    taught = {task.teacher for task in missing} - set(missing)
+    learned = {}
+    for teacher in (task for task in tasks if task in taught):
+        weights = runs[teacher].weights if teacher in runs else None
+        own = torch.zeros(0) if weights is None else torch.from_numpy(weights)
+        length = int(processes.total(torch.tensor(len(own))))
+        if length:
+            learned[teacher] = processes.total(own if len(own) else torch.zeros(length)).numpy()
+    return missing, learned
 
 
 def options_read(task: Task) -> dict[str, Any]:
@@ -288,28 +391,38 @@ def _report_run(bar: Any, name: str, run: Run) -> None:
         bar.write(told)
 
 
-def _read(key: str, folder: Path) -> Run:
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    with np.load(folder / "arrays.npz") as arrays:
+def _read(key: str, folder: Path) -> tuple[Run, bool]:
+    """The training, and whether it was kept by a version that begins collapsed ones again."""
+    contents = read_sealed(folder, (_RECORD, _ARRAYS))
+    record = json.loads(contents[_RECORD])
+    if record.get("sealed") and SEAL not in contents:
+        raise ValueError(f"{SEAL} is missing")
+    with np.load(io.BytesIO(contents[_ARRAYS])) as arrays:
         found = dict(arrays)
-    # NaN has no name in json.
-    history = [{k: np.nan if v is None else v for k, v in e.items()} for e in record["history"]]
-    return Run(
+    run = Run(
         key,
         _scores(found, "test"),
         _scores(found, "extra_test") if "extra_test_label" in found else None,
-        history,
+        _numbers(record["history"]),
         found.get("weights"),
         record["weight_auc"],
         record["seconds"],
         record.get("restarted", False),
+        _numbers(record.get("outer_steps", [])),
     )
+    return run, "restarted" in record
 
 
-def _would_restart(run: Run, folder: Path) -> bool:
-    """Whether it collapsed, and was kept by a version that did not begin such trainings again."""
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    return "restarted" not in record and remark(run.scores) == COLLAPSED
+def _numbers(records: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Records as they were before they were json, in which NaN has no name."""
+    return [{k: np.nan if v is None else v for k, v in record.items()} for record in records]
+
+
+def _bytes(write: Callable[..., None], **told: Any) -> bytes:
+    """What is written into a file; one in memory raises no other errors than the disk's own."""
+    file = io.BytesIO()
+    write(file, **told)
+    return file.getvalue()
 
 
 def _arrays(name: str, scores: Scores) -> dict[str, NDArray[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from cdr.common import to_json
@@ -32,7 +32,8 @@ def logged(handler: _Handler) -> Iterator[_Handler]:
     try:
         yield handler
     finally:
-        handler.close()
+        with suppress(OSError):  # the disk of the log may be full
+            handler.close()
         logging.captureWarnings(False)
         for logger in loggers:
             logger.removeHandler(handler)

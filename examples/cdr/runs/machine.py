@@ -22,7 +22,7 @@ def environment(device: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "threads": torch.get_num_threads(),
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -33,7 +33,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
+    """The commit of the code, marked where files were changed; None outside of a repository."""
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
-from queue import Empty
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +16,8 @@ from cdr import data as datasets
 from cdr.common import ALONE, Processes, map_tensors
 from cdr.data import CrossDomainData
 from cdr.runs.devices import spread
-from cdr.training import Options, Result, plan, train, train_side_by_side
+from cdr.runs.workers import Failure, Workers
+from cdr.training import Options, Result, Saves, plan, train, train_side_by_side
 
 Progress = Callable[[str], None]
 Weights = NDArray[np.float32]
@@ -85,7 +79,7 @@ def run(
     learned: Mapping[Task, Weights] | None = None,
     keep_going: bool = False,
     processes: Processes = ALONE,
-    checkpoints: Path | None = None,
+    saves: Callable[[Task], Saves | None] = lambda task: None,
 ) -> Iterator[tuple[Task, Result | Exception]]:
     """Train every task and yield it when it is done.
 
@@ -98,15 +92,15 @@ def run(
             :mod:`cdr.training.side_by_side`. To ``jobs`` they count as one.
         learned: weights of teachers that are not among the tasks.
         processes: those that train each task together. All of them call this with the same tasks.
-        checkpoints: a folder in which the state of each training is kept after each of its epochs,
-            to go on from; None: nothing is kept.
         keep_going: yield the error of a training in the place of its result, and train the others.
+        saves: where the state of each training is kept, to go on from; None: nowhere. Trainings in
+            common steps keep none.
 
     Raises:
         ValueError: from :func:`cdr.training.loop.train`, unless ``keep_going``; the other trainings
             are stopped. Or ``stack_seeds`` where every seed has data of its own; or a task whose
             teacher is neither among the tasks nor in ``learned``.
-        ChildProcessError: a process was killed.
+        ChildProcessError: a process was killed, or has ended by itself.
     """
     if processes.size > 1 and (jobs > 1 or stack_seeds):
         option = "--stack-seeds" if stack_seeds else f"--jobs {jobs}"
@@ -114,14 +108,12 @@ def run(
             f"{option}: torchrun started {processes.size} processes that train one model together; "
             f"leave {option.split()[0]} out, or start without torchrun"
         )
-    if checkpoints is not None and stack_seeds:
-        raise ValueError("--checkpoints does not go with --stack-seeds; leave one out")
     queue = _Queue(_stacked(tasks) if stack_seeds else [(task,) for task in tasks], learned or {})
     if jobs == 1:
         for group, weights in iter(queue.next, None):
             try:
                 results: list[Result] | Exception = _train(
-                    group, weights, progress, processes, checkpoints
+                    group, weights, progress, processes, saves
                 )
             except ValueError as error:
                 if not keep_going:
@@ -129,33 +121,24 @@ def run(
                 results = error
             yield from queue.done(group, results)
         return
-    context = multiprocessing.get_context("spawn")
-    messages, stop, devices = context.Queue(), context.Event(), context.Queue()
-    for device in spread(tasks[0].device if tasks else "cpu", jobs):
-        devices.put(device)
-    with ProcessPoolExecutor(jobs, context, _start_process, (messages, stop, devices)) as pool:
-        futures: dict[Future[list[Result]], tuple[Task, ...]] = {}
-        try:
-            while True:
-                for group, weights in iter(queue.next, None):
-                    futures[pool.submit(_train_in_process, group, weights, checkpoints)] = group
-                if not futures:
-                    return
-                with suppress(Empty):
-                    progress(messages.get(timeout=0.2))
-                for future in [f for f in futures if f.done()]:
-                    group, failure = futures.pop(future), future.exception()
-                    if isinstance(failure, ValueError) and keep_going:
-                        yield from queue.done(group, failure)
-                    else:
-                        yield from queue.done(group, future.result())
-        except BrokenProcessPool as error:
-            raise ChildProcessError(
-                "a training process was killed, most likely because memory ran out: lower --jobs"
-            ) from error
-        finally:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+    devices = spread(tasks[0].device if tasks else "cpu", jobs)
+    with Workers(devices, _start_process, _train_in_process) as workers:
+        while True:
+            while workers.free and (ready := queue.next()) is not None:
+                group, weights = ready
+                workers.submit(group, weights, [saves(task) for task in group])
+            if not workers.busy:
+                return
+            for group, content in workers.events(0.2):
+                if group is None:
+                    progress(content)
+                    continue
+                if isinstance(content, Failure):
+                    failure = content.raised()
+                    if not (isinstance(failure, ValueError) and keep_going):
+                        raise failure
+                    content = failure
+                yield from queue.done(group, content)
 
 
 class _Queue:
@@ -221,7 +204,7 @@ def _train(
     weights: Weights | None,
     progress: Progress,
     processes: Processes,
-    checkpoints: Path | None,
+    saves: Callable[[Task], Saves | None],
 ) -> list[Result]:
     """Train tasks that differ by nothing but the seed."""
     task = group[0]
@@ -242,7 +225,7 @@ def _train(
                 task.seed,
                 learned=weights,
                 processes=processes,
-                checkpoint=checkpoints and checkpoints / f"{task.variant}-seed{task.seed}",
+                saves=saves(task),
                 on_step=on_step,
             )
         ]
@@ -283,33 +266,22 @@ def clear_loaded() -> None:
     _told.clear()
 
 
-_messages: Any = None
-_stop: Any = None
 _device = ""
 
 
-def _start_process(messages: Any, stop: Any, devices: Any) -> None:
-    global _messages, _stop, _device
-    _messages, _stop, _device = messages, stop, devices.get()
-    messages.cancel_join_thread()  # unread messages must not keep the process from ending
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and stops us
+def _start_process(device: str) -> None:
+    global _device
+    _device = device
     torch.set_num_threads(1)
-    if _device.startswith("cuda:"):
-        torch.cuda.set_device(_device)
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
 
 
-def _train_in_process(
-    group: tuple[Task, ...], weights: Weights | None, checkpoints: Path | None
-) -> list[Result]:
+def _train_in_process(job: Any, tell: Progress) -> list[Result]:
+    group, weights, (saves, *_) = job
     group = tuple(replace(task, device=_device) for task in group)
-    results = _train(group, weights, _report, ALONE, checkpoints)
+    results = _train(group, weights, tell, ALONE, lambda task: saves)
     for result in results:
-        # The parent need not open every GPU, nor rely on this process to keep the memory.
+        # The parent need not open every GPU.
         result.state = map_tensors(Tensor.cpu, result.state)
     return results
-
-
-def _report(text: str) -> None:
-    if _stop.is_set():
-        raise InterruptedError("another training failed, or the run was interrupted")
-    _messages.put(text)

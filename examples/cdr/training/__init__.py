@@ -29,6 +29,7 @@ from cdr.training.options import (
 )
 from cdr.training.presets import PresetName, preset
 from cdr.training.same_users import SameUsers
+from cdr.training.saves import Saves
 from cdr.training.side_by_side import train_side_by_side
 from cdr.training.variants import VARIANTS, Plan, check_variants, plan, variant_label
 
@@ -50,6 +51,7 @@ __all__ = [
     "RESTARTED",
     "Result",
     "SameUsers",
+    "Saves",
     "Scores",
     "SearchOptions",
     "Training",

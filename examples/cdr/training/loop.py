@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import reweight
 from cdr.common import ALONE, Processes, map_tensors, refuse, to_json
 from cdr.data import Batches, CrossDomainData, PairBatch
 from cdr.models import CrossDomainModel
@@ -26,7 +25,11 @@ from cdr.training.inner import fixed_weights, inner_optimizer, unlearned_loss
 from cdr.training.learner import Learner, pair_sampler, perceptron_facts
 from cdr.training.metrics import auc
 from cdr.training.options import Options
+from cdr.training.saves import Keeper, Saves
 from cdr.training.variants import plan
+
+# Of the states that are kept: change it with what is in them.
+_FORMAT = "2"
 
 
 @dataclass
@@ -70,7 +73,7 @@ def train(
     *,
     learned: NDArray[np.float32] | None = None,
     processes: Processes = ALONE,
-    checkpoint: Path | None = None,
+    saves: Saves | None = None,
     on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, best: None,
 ) -> Result:
     """Train with early stopping on validation AUC, and score the best checkpoint.
@@ -87,42 +90,44 @@ def train(
             that take them.
         processes: those that train this model together, each on its share of every batch. The
             result is that of one process up to rounding, and the same in all of them.
-        checkpoint: a folder to keep the state in after each epoch. If there is one of an earlier
-            call, the training goes on from it, with as many processes as there are now.
+        saves: where to keep the state, see :class:`cdr.training.saves.Saves`. If there is one of an
+            earlier call, the training goes on from it: with as many processes as before, bit for
+            bit as if it had not been interrupted.
         on_step: called after every step with (epoch from 0, step in it, steps of an epoch, best
             validation AUC so far).
 
     Raises:
         ValueError: ``oracle`` without true flags, ``retrain`` or ``random`` without learned
-            weights; validation or test rows of one class; a loss that is not finite; a checkpoint
-            of another training, or a damaged one.
+            weights; validation or test rows of one class; a loss that is not finite; a state that
+            the user has asked for, of another training or damaged.
+        OSError: such a state cannot be kept.
     """
     training = Training(variant, data, options, seed, learned, processes)
-    _run(training, processes, checkpoint, on_step)
-    if training.collapsed:
-        training = training.again()
-        if checkpoint is not None:
-            checkpoint = checkpoint.with_name(f"{checkpoint.name}-restarted")
-        _run(training, processes, checkpoint, on_step)
+    with ExitStack() as stack:
+        if saves is not None and not stack.enter_context(saves.held()):
+            saves = None
+        _run(training, processes, saves, on_step)
+        if training.collapsed:
+            training = training.again()
+            _run(training, processes, saves and saves.restarted(), on_step)
     return training.result()
 
 
 def _run(
     training: Training,
     processes: Processes,
-    checkpoint: Path | None,
+    saves: Saves | None,
     on_step: Callable[[int, int, int, float], None],
 ) -> None:
-    """All epochs, from the checkpoint on if there is one."""
-    if checkpoint is not None:
-        with suppress(FileNotFoundError):
-            state = reweight.checkpoint.load(checkpoint, process_group=processes.group)
-            training.load_state_dict(state, str(checkpoint))
+    """All epochs, from the state that is kept on if there is one."""
+    keeper = None if saves is None else Keeper(saves, processes)
+    if keeper is not None:
+        keeper.restore(training)
+    after_step = None if keeper is None else partial(keeper.after_step, training)
     while not training.done:
-        training.run_epoch(on_step)
-        if checkpoint is not None:
-            state = training.state_dict()
-            reweight.checkpoint.save(state, checkpoint, process_group=processes.group)
+        training.run_epoch(on_step, after_step)
+        if keeper is not None:
+            keeper.after_epoch(training)
 
 
 class Training:
@@ -196,6 +201,7 @@ class Training:
         self._num_source = NUM_SOURCE if kind.mixes_candidates and not single_domain else 1
         self._state, self._since, self._steps = self._snapshot(), 0, 0
         self._history: list[dict[str, float]] = []
+        self._begun: _Begun | None = None
 
     @property
     def epoch(self) -> int:
@@ -224,18 +230,39 @@ class Training:
         again._started = self._started
         return again
 
-    def run_epoch(self, on_step: Callable[[int, int, int, float], None]) -> None:
-        """Train for one epoch and look at the validation rows."""
-        # Dropout, the one thing that draws from torch's common stream, is not the same on every
-        # share, and does not depend on what ran before the epoch.
-        torch.manual_seed(_epoch_seed(self._seed, self.epoch, self._processes.rank))
-        total = torch.zeros((), device=self._data.source_offsets.device)
-        for done, batch in enumerate(self.epoch_batches(), 1):
+    @property
+    def resting(self) -> bool:
+        """Whether the state is all that the next step depends on: no batch is made ahead."""
+        begun = self._begun
+        return begun is None or self.sampler.state_dict()["position"] == begun.steps
+
+    def run_epoch(
+        self,
+        on_step: Callable[[int, int, int, float], None],
+        after_step: Callable[[], None] | None = None,
+    ) -> None:
+        """Train for one epoch, or for what is left of it, and look at the validation rows.
+
+        Args:
+            on_step: See :func:`train`.
+            after_step: Called when a step is done.
+        """
+        if self._begun is None:
+            # Dropout, the one thing that draws from torch's common stream, is not the same on every
+            # share, and does not depend on what ran before the epoch.
+            torch.manual_seed(_epoch_seed(self._seed, self.epoch, self._processes.rank))
+            self._begun = _Begun(torch.zeros((), device=self._data.source_offsets.device))
+        begun = self._begun
+        for batch in self.epoch_batches():
             with self._explained():
-                total += self.step(batch)
+                begun.total += self.step(batch)
             self.after_step()
-            on_step(self.epoch, done, len(self.sampler), self.best)
-        self.end_epoch(float(total) / len(self.sampler))
+            begun.steps += 1
+            on_step(self.epoch, begun.steps, len(self.sampler), self.best)
+            if after_step is not None:
+                after_step()
+        self._begun = None
+        self.end_epoch(float(begun.total) / len(self.sampler))
 
     def epoch_batches(self) -> Iterator[PairBatch]:
         """The batches of one epoch; a step has to be taken on each before the next is asked for."""
@@ -311,7 +338,7 @@ class Training:
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next epoch depends on, equal in all processes; taken between epochs."""
+        """All that the next step depends on, equal in all processes; taken while resting."""
         return {
             "training": self._description(),
             "model": self.model.state_dict(),
@@ -325,13 +352,15 @@ class Training:
             "since": self._since,
             "steps": self._steps,
             "tells_apart": self._tells_apart,
+            "begun": self._begun and self._begun.state_dict(self._processes),
+            "seconds": self._seconds_of_first(),
         }
 
-    def load_state_dict(self, state: dict[str, Any], place: str) -> None:
-        """Go on where a state of :meth:`state_dict` was taken.
+    def check_state(self, state: dict[str, Any], place: str) -> None:
+        """Check that a state is of a training of the same variant, seed, options and data.
 
         Args:
-            state: Of a training of the same variant, seed, options and data.
+            state: From :meth:`state_dict`.
             place: Where it comes from, for an error.
 
         Raises:
@@ -345,6 +374,9 @@ class Training:
                 f"(there: {found.get(differing[0])}; here: {own[differing[0]]}); give another "
                 "folder, or the arguments that it was made with"
             )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a state of :meth:`state_dict` was taken; see :meth:`check_state`."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.learner is not None:
@@ -356,10 +388,20 @@ class Training:
         self._history, self.best = state["history"], state["best"]
         self._since, self._steps = state["since"], state["steps"]
         self._tells_apart = state["tells_apart"]
+        if (begun := state["begun"]) is not None:
+            seed = _epoch_seed(self._seed, self.epoch, self._processes.rank)
+            self._begun = _Begun.restored(begun, self._processes, device, seed)
+        self._started = time.perf_counter() - state["seconds"]
+
+    def _seconds_of_first(self) -> float:
+        """Seconds since the start by the clock of the first process, for a state equal in all."""
+        own = time.perf_counter() - self._started if self._processes.first else 0.0
+        return float(self._processes.total(torch.tensor(own, dtype=torch.float64)))
 
     def _description(self) -> dict[str, str]:
         """What a training goes on from a checkpoint with."""
         return {
+            "format": _FORMAT,
             "variant": self._variant,
             "seed": str(self._seed),
             "initialization": "second" if self._restarted else "first",
@@ -395,6 +437,49 @@ class Training:
             f"training {self._variant} (seed {self._seed}) diverged in epoch {self.epoch + 1}: "
             f"{what}. {advice}."
         )
+
+
+@dataclass
+class _Begun:
+    """An epoch that is under way.
+
+    Attributes:
+        total: Sum of the losses so far, [].
+        steps: How many they are.
+    """
+
+    total: Tensor
+    steps: int = 0
+
+    def state_dict(self, processes: Processes) -> dict[str, Any]:
+        """The same, with the common stream of random numbers of each process."""
+        streams = {"cpu": torch.get_rng_state()}
+        if self.total.is_cuda:
+            streams["cuda"] = torch.cuda.get_rng_state(self.total.device)
+        random = {kind: processes.rows_of_all(s.unsqueeze(0)) for kind, s in streams.items()}
+        # A copy: the next step adds to it, while a state may still be in use.
+        return {"total": self.total.clone(), "steps": self.steps, "random": random}
+
+    @classmethod
+    def restored(
+        cls, state: dict[str, Any], processes: Processes, device: torch.device, seed: int
+    ) -> _Begun:
+        """The epoch of a state; other processes than those of the state draw other numbers.
+
+        Args:
+            state: From :meth:`state_dict`.
+            processes: Those that go on.
+            device: To train on.
+            seed: For the random numbers of this process, where the state has none for it.
+        """
+        random: dict[str, list[Tensor]] = state["random"]
+        if len(random["cpu"]) == processes.size and ("cuda" in random) == (device.type == "cuda"):
+            torch.set_rng_state(random["cpu"][processes.rank][0])
+            if "cuda" in random:
+                torch.cuda.set_rng_state(random["cuda"][processes.rank][0], device)
+        else:
+            torch.manual_seed(seed)
+        return cls(state["total"].to(device), state["steps"])
 
 
 def _model(

@@ -18,8 +18,10 @@ from _support.processes import Processes as Pool
 from _support.processes import values
 from cdr.common import ALONE, Processes, Stopped, map_tensors
 from cdr.data import CrossDomainData, generate
+from cdr.training import saves
 from cdr.training.loop import Result, train
 from cdr.training.options import Options
+from cdr.training.saves import Saves
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "S": ("S", "conet", {}),
@@ -65,7 +67,8 @@ def run_case(
     changes = {"inner.batch_size": 51, "outer.batch_size": 31, "inner.epochs": 2} | changes
     options: Options = brief(model).changed(changes)
     processes = Processes(dist.group.WORLD) if dist.is_initialized() else ALONE
-    told = {"processes": processes, "checkpoint": checkpoint, "on_step": on_step}
+    kept = checkpoint and Saves(checkpoint, required=True, seconds=0.0)
+    told = {"processes": processes, "saves": kept, "on_step": on_step}
     return numbers(train(variant, data, options, 3, **told))
 
 
@@ -85,8 +88,8 @@ class _Interrupted(Exception):
     pass
 
 
-def _interrupt(epoch: int, *where: object) -> None:
-    if epoch == 1:
+def _interrupt(epoch: int, step: int, *where: object) -> None:
+    if (epoch, step) == (1, 4):
         raise _Interrupted
 
 
@@ -107,7 +110,8 @@ def train_all(rank: int, size: int) -> dict[str, Numbers]:
 
 
 def interrupt(rank: int, size: int, folder: Path) -> None:
-    """Leave checkpoints of the first epoch behind."""
+    """Leave states in the middle of the second epoch behind."""
+    saves._AGREED = 1
     with double():
         data = double_data()
         for case in RESUMED:
@@ -140,7 +144,7 @@ def whole(pool: Pool) -> dict[str, Numbers]:
 
 @pytest.fixture(scope="module")
 def kept(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoints of two processes after the first epoch."""
+    """The states of two processes in the middle of the second epoch."""
     folder = tmp_path_factory.mktemp("kept")
     values(pool.run(interrupt, folder))
     return folder
@@ -196,14 +200,15 @@ def test_any_number_of_processes_goes_on_from_a_checkpoint_of_two(
 
 def test_a_checkpoint_of_another_training_is_refused(tiny: CrossDomainData, tmp_path: Path) -> None:
     options = brief("twotower")
-    train("base", tiny, options, 0, checkpoint=tmp_path / "one")
+    kept = Saves(tmp_path / "one", required=True)
+    train("base", tiny, options, 0, saves=kept)
     for variant, seed, changed, told in (
         ("S", 0, options, "variant .there: base; here: S"),
         ("base", 1, options, "seed"),
         ("base", 0, options.changed({"inner.lr": 0.1}), "options"),
     ):
         with pytest.raises(ValueError, match=f"one is a checkpoint of .*{told}"):
-            train(variant, tiny, changed, seed, checkpoint=tmp_path / "one")
+            train(variant, tiny, changed, seed, saves=kept)
 
 
 def shares_and_failures(rank: int, size: int, rows: int) -> dict[str, Any]:

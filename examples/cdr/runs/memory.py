@@ -1,0 +1,19 @@
+"""Errors that mean that there was no memory left."""
+
+from __future__ import annotations
+
+import torch
+
+# Torch has no class of its own for them on the CPU.
+_TOLD = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "out of memory")
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised for, says that memory ran out."""
+    if error is None:
+        return False
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, (RuntimeError, OSError)) and any(t in str(error) for t in _TOLD):
+        return True
+    return out_of_memory(error.__cause__)
