@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -32,6 +33,8 @@ BATCH = 4000
 PATIENCE = 120  # seconds without a further input
 SHOWN = 3  # mistakes of a kind
 _CLEAN = ("read", "refused")
+# Files are small, and written in a thousandth of the time there.
+_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def work(name: str, seed: int, start: int, stop: int, place: Path) -> None:
@@ -63,7 +66,7 @@ def tried(name: str, seed: int, start: int, stop: int) -> list[dict[str, object]
     reports: list[dict[str, object]] = []
     context = multiprocessing.get_context("fork")
     while start < stop:
-        with tempfile.TemporaryDirectory(prefix="fuzz") as folder:
+        with tempfile.TemporaryDirectory(prefix="fuzz", dir=_MEMORY) as folder:
             place = Path(folder)
             process = context.Process(target=work, args=(name, seed, start, stop, place))
             process.start()
@@ -84,6 +87,10 @@ def tried(name: str, seed: int, start: int, stop: int) -> list[dict[str, object]
             reports.append({"counts": {kind: 1}, "told": told, "slowest": (0, -1), "memory": 0})
             start = max(index, start) + 1
     return reports
+
+
+def _batches(each: dict[str, int]) -> list[tuple[str, int]]:
+    return [(name, start) for name, count in each.items() for start in range(0, count, BATCH)]
 
 
 def _place_of(place: Path) -> int:
@@ -108,17 +115,16 @@ def main() -> int:
                 random = Random(f"{options.seed}:{name}:{options.index}")
                 print(name, *outcome(TARGETS[name], random, Path(folder)), sep="\n  ")
         return 0
-    each = -(-options.inputs // len(options.only))
+    shares = sum(TARGETS[name].share for name in options.only)
+    each = {n: math.ceil(options.inputs * TARGETS[n].share / shares) for n in options.only}
     totals: dict[str, Counter[str]] = {name: Counter() for name in options.only}
     shown: Counter[tuple[str, str]] = Counter()
     memory, slowest, began = 0, (0.0, "", -1), time.monotonic()
     seconds: Counter[str] = Counter()
-    for start in range(0, each, BATCH):
-        for name in options.only:
-            if time.monotonic() - began > options.seconds:
-                break
+    for name, start in sorted(_batches(each), key=lambda batch: batch[1] / each[batch[0]]):
+        if time.monotonic() - began <= options.seconds:
             since = time.monotonic()
-            for report in tried(name, options.seed, start, min(start + BATCH, each)):
+            for report in tried(name, options.seed, start, min(start + BATCH, each[name])):
                 totals[name].update(report["counts"])  # type: ignore[arg-type]
                 memory = max(memory, int(report["memory"]))  # type: ignore[call-overload]
                 took, index = report["slowest"]  # type: ignore[misc]

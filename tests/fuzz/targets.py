@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import shutil
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -45,12 +46,14 @@ class Target:
             a message has to have one.
         read: Reads the input; "" if the outcome is right, else what is wrong with it.
         refusals: The errors that are documented.
+        share: Of the inputs, relative to others: less where one takes long.
     """
 
     name: str
     write: Callable[[Random, Path], Sequence[str]]
     read: Callable[[Path], str]
     refusals: tuple[type[BaseException], ...] = (ValueError, OSError)
+    share: float = 1.0
 
 
 def outcome(target: Target, random: Random, folder: Path) -> tuple[str, str]:
@@ -98,6 +101,14 @@ def _written(path: Path, content: bytes) -> str:
     return path.name
 
 
+def _some_changes(content: bytes, random: Random, others: list[bytes]) -> bytes:
+    """Other cells, other bytes, or both."""
+    kind = random.random()
+    if kind < 0.6:
+        content = swapped(content, random)
+    return changed(content, random, others) if kind > 0.4 else content
+
+
 def _accounted(data: CrossDomainData) -> str:
     """Whether all rows of the files are used or counted, and the notes say so."""
     found = data.account
@@ -115,14 +126,12 @@ def _clear(folder: Path) -> None:
 def _write_table(random: Random, folder: Path) -> list[str]:
     _clear(folder)
     ending = random.choice(("csv", "tsv", "dat", "txt.gz", "csv.gz"))
-    content = random.choice(LOGS)
-    if random.random() < 0.5:
-        content = swapped(content, random)
-    make = packed if ending.endswith("gz") else changed
-    names = [_written(folder / f"log.{ending}", make(content, random, LOGS))]
+    content = _some_changes(random.choice(LOGS), random, LOGS)
+    if ending.endswith("gz"):
+        content = packed(content, random)
+    names = [_written(folder / f"log.{ending}", content)]
     if random.random() < 0.3:
-        items = swapped(ITEMS[0], random) if random.random() < 0.5 else ITEMS[0]
-        names.append(_written(folder / "items.csv", changed(items, random, LOGS)))
+        names.append(_written(folder / "items.csv", _some_changes(ITEMS[0], random, LOGS)))
     return names
 
 
@@ -135,8 +144,8 @@ def _read_table(folder: Path) -> str:
 
 def _write_parquet(random: Random, folder: Path) -> list[str]:
     _clear(folder)
-    content = parquet(random, _NAMES, random.choice((1, 12, 12, 40)))
-    if random.random() < 0.5:
+    content = parquet(random, _NAMES, random.choice((1, 20, 40)))
+    if random.random() < 0.4:
         content = changed(content, random, [content])
     return [_written(folder / "log.parquet", content)]
 
@@ -158,8 +167,7 @@ def _write_atomic(random: Random, folder: Path) -> list[str]:
         for ending, text in (("inter", content), ("item", _ATOMIC_ITEMS[0])):
             if ending == "item" and random.random() < 0.5:
                 continue
-            text = swapped(text, random) if random.random() < 0.4 else text
-            text = text if kept == name else changed(text, random, _ATOMIC)
+            text = text if kept == name else _some_changes(text, random, _ATOMIC)
             names.append(_written(folder / f"{name}.{ending}", text))
     return names
 
@@ -187,7 +195,8 @@ def _write_reviews(random: Random, folder: Path) -> list[str]:
     start = random.randrange(len(lines))
     content = b"\n".join(lines[start : start + random.choice((1, 3, 40))])
     if random.random() < 0.3:
-        return [_written(folder / "reviews.json.gz", packed(content, random, _REVIEWS + _MORE))]
+        content = changed(content, random, _REVIEWS + _MORE)
+        return [_written(folder / "reviews.json.gz", packed(content, random))]
     return [_written(folder / "reviews.json", changed(content, random, _REVIEWS + _MORE))]
 
 
@@ -218,7 +227,8 @@ def _write_metadata(random: Random, folder: Path) -> list[str]:
     _clear(folder)
     content = random.choice(_METADATA)
     if random.random() < 0.3:
-        return [_written(folder / "meta.json.gz", packed(content, random, _METADATA + _MORE))]
+        content = changed(content, random, _METADATA + _MORE)
+        return [_written(folder / "meta.json.gz", packed(content, random))]
     return [_written(folder / "meta.json", changed(content, random, _METADATA + _MORE))]
 
 
@@ -282,8 +292,7 @@ def _write_tables(files: dict[str, bytes], place: str) -> Callable[[Random, Path
         chosen = random.choice(list(files))
         for name, content in files.items():
             if name == chosen:
-                content = swapped(content, random) if random.random() < 0.5 else content
-                content = packed(content, random, list(files.values()))
+                content = packed(_some_changes(content, random, list(files.values())), random)
             else:
                 content = gzip.compress(content, 1)
             _written(folder / place / name, content)
@@ -330,13 +339,10 @@ def _read_cache(folder: Path) -> str:
 
 
 class _GridOfOne(Grid):
-    """A grid whose key does not depend on data."""
+    """A grid that makes no data for its key."""
 
-    def key(self, task: Task) -> str:
-        return "ab" + "0" * 22
-
-    def _record(self, task: Task, result: Result) -> dict[str, Any]:
-        return {"weight_auc": 0.5, "history": result.history, "seconds": 1.0, "restarted": False}
+    def data(self, task: Task) -> dict[str, Any]:
+        return {}
 
 
 @cache
@@ -349,10 +355,11 @@ def _trained(place: Path) -> tuple[_GridOfOne, Task, Path, dict[str, bytes], Any
     history = [{"epoch": n, "loss": 0.7 - n / 10, "auc": 0.6 + n / 50} for n in range(3)]
     weights = np.linspace(0, 2, 50, dtype=np.float32)
     grid.store(task, replace(Result(scores, None, history, {}), weights=weights, weight_auc=0.5))
-    files = {p.name: p.read_bytes() for p in (place / "ab" / grid.key(task)).iterdir()}
+    stored = place / grid.key(task)[:2] / grid.key(task)
+    files = {each.name: each.read_bytes() for each in stored.iterdir()}
     kept = grid.load(task)
     assert kept is not None
-    return grid, task, place / "ab" / grid.key(task), files, kept
+    return grid, task, stored, files, kept
 
 
 def _write_grid(random: Random, folder: Path) -> list[str]:
@@ -453,13 +460,16 @@ def _write_names(random: Random, folder: Path) -> list[str]:
     return []
 
 
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")
+
+
 def _read_names(folder: Path) -> str:
     first, second, third = json.loads((folder / "names.json").read_text(encoding="utf-8"))
     table = sheet([first, "AUC"], [[second, "0.5"], [third, "0.6"]], title=third)
     values = ({"name": second, first or "x": 0.5},)
     document = Document(first, (table,), (), (second, third), values, conclusions=(first,))
     for text in (document.text(), document.markdown(), document.csv()):
-        if any(not c.isprintable() and c != "\n" for c in text):
+        if any(unicodedata.category(c) in _CONTROLS and c != "\n" for c in text):
             return f"control characters: {text[:200]!r}"
     rows = [line for line in table.markdown().split("\n") if line.startswith("|")]
     if len(rows) != 4:
@@ -476,7 +486,7 @@ TARGETS = {
         Target("recbole", _write_atomic, _read_atomic),
         Target("reviews", _write_reviews, _read_reviews),
         Target("metadata", _write_metadata, _read_metadata),
-        Target("amazon", _write_amazon, _read_amazon),
+        Target("amazon", _write_amazon, _read_amazon, share=0.1),
         Target(
             "epinions",
             _write_tables({"interactions.csv.gz": _EPINIONS[0]}, "epinions"),
@@ -489,7 +499,7 @@ TARGETS = {
         ),
         Target("cache", _write_cache, _read_cache, ()),
         Target("grid", _write_grid, _read_grid, ()),
-        Target("arguments", _write_arguments, _read_arguments),
+        Target("arguments", _write_arguments, _read_arguments, share=0.02),
         Target("config", _write_config, _read_config),
         Target("names", _write_names, _read_names, ()),
     )

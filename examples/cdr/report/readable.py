@@ -9,14 +9,15 @@ _DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0
 _SHOWN = {
     **{code: 0x2400 + code for code in range(32)},  # pictures of control characters
     127: 0x2421,
-    **dict.fromkeys((*range(128, 160), *_DIRECTIONS, 0x2028, 0x2029), 0xFFFD),
+    **dict.fromkeys((*range(128, 160), *_DIRECTIONS, 0x2028, 0x2029, 0xFEFF), 0xFFFD),
+    **dict.fromkeys(range(0xD800, 0xE000), 0xFFFD),  # halves of pairs, which no file can hold
 }
 _BUT_BLANKS = {code: shown for code, shown in _SHOWN.items() if chr(code) not in "\t\n"}
 
 
 # What markdown, its tables, html in it, and formulas begin or end with. A bracket does so before a
-# parenthesis, another bracket or a colon, and an underscore at the end of a word.
-_MARKUP = re.compile(r"[\\`*<>|$~&]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
+# parenthesis, another bracket or a colon, an underscore at the end of a word, a star before more.
+_MARKUP = re.compile(r"[\\`<>|$~&]|\*(?!$)|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
 _FIRST = re.compile(r"^(?:#{1,6}(?=\s|$)|[+-](?=[\s-]|$)|\d+(?=[.)](?:\s|$)))")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
