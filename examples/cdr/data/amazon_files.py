@@ -218,6 +218,8 @@ def _line_by_line(
 
 
 def _review(max_nesting: int, line: str) -> tuple[str, str, float, int] | None:
+    if not line.startswith("{"):
+        return None
     if line.count("[") + line.count("{") > max_nesting and _nested(line) > max_nesting:
         return None
     try:
