@@ -128,7 +128,7 @@ def _named(catalogue: pa.Table, limits: Limits) -> pa.Table:
         elif row["category_path"]:
             names.setdefault((row["domain"], row["category"]), OTHERS)
     keys = pc.binary_join_element_wise(catalogue["domain"], catalogue["category"], "/")
-    numbered = pa.array(["/".join(key) for key in names])
+    numbered = pa.array(["/".join(key) for key in names], pa.string())
     place = pc.index_in(keys, value_set=numbered)
     named = pc.take(pa.array(list(names.values()), pa.string()), place)
     return tables.replace(catalogue, "category", pc.coalesce(named, catalogue["category"]))

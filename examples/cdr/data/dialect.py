@@ -92,7 +92,7 @@ def dialect_of(path: Path, columns: Collection[str], separator: str | None = Non
     """
     with opened(path) as stream:
         head: bytes = stream.read(_HEAD)
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head.partition(b"\n")[0]:
         raise ValueError(
             f'{path} is not written in UTF-8: it is UTF-16, as Excel\'s "Unicode text", or no '
             'text at all. Save it as UTF-8 (in Excel: "CSV UTF-8").'

@@ -83,7 +83,7 @@ def read(
     else:
         try:
             table, notes = _parquet(path, columns, wanted, hints, limits), ()
-        except (pa.ArrowException, OSError, EOFError) as error:
+        except (pa.ArrowException, UnicodeError, OSError, EOFError) as error:
             raise _unreadable(path, error) from error
     if not len(table):
         raise ValueError(f"{path} has a header but no rows; write it again.")
@@ -100,7 +100,7 @@ def _text(
 ) -> tuple[pa.Table, tuple[str, ...]]:
     try:
         dialect = dialect_of(path, wanted, separator)
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except (pa.ArrowException, UnicodeError, OSError, EOFError) as error:
         raise _unreadable(path, error) from error
 
     def choose(names: Sequence[str]) -> dict[str, str]:
@@ -312,7 +312,7 @@ def _refuse_missing(
     told = " ".join(hints[name] for name in missing if name in hints)
     raise ValueError(
         f"{path} has no column {' and no column '.join(map(repr, missing))}; its first line has "
-        f"{listed(names, 120)}{read_with}. Rename or add it"
+        f"{listed(names, 60 if told else 120)}{read_with}. Rename or add it"
         + ("; --separator sets another separator." if len(names) == 1 and dialect else ".")
         + (f" {told}" if told else "")
     )

@@ -105,7 +105,7 @@ class _Quotes:
         self._path, self._dialect, self._limits = path, dialect, limits
         self._separator = dialect.separator.encode()
         self._opening = re.compile(_opening(dialect))
-        self._closing = re.compile(rb'[^"]*(?:""[^"]*)*"')
+        self._closing = re.compile(rb'[^"]*(?:""[^"]*)*"(?!")')
         self._header: Sequence[str] = ()
 
     def end_of_rows(self, text: bytes, line: int) -> int:
@@ -130,6 +130,9 @@ class _Quotes:
             if closed is None:
                 return row
             place = closed.end()
+            if place - found.start() > self._limits.line:
+                number = line + line_ends(text[: found.start()])
+                raise self._limits.too_long(self._path, number, _STRAY)
             if text[place : place + 1] not in (b"", b"\n", b"\r", self._separator):
                 raise self._stray(text, found.start(), place, line)
             value = text[found.end() : place - 1]
