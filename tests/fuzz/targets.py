@@ -63,8 +63,9 @@ def outcome(target: Target, random: Random, folder: Path) -> tuple[str, str]:
         told = target.read(folder)
     except target.refusals as error:
         told = str(error)
-        if len(told) > LONGEST:
-            return "LONG", f"{len(told)} characters: {told[:LONGEST]}"
+        length = len(told.replace(str(folder), ""))  # where the file lies is the user's choice
+        if length > LONGEST:
+            return "LONG", f"{length} characters: {told}"
         if "\n" in told or not all(c.isprintable() for c in told):
             return "LINES", repr(told)
         if names and not any(name in told for name in names):

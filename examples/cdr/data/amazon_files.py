@@ -220,7 +220,7 @@ def _line_by_line(
 def _review(max_nesting: int, line: str) -> tuple[str, str, float, int] | None:
     if not line.startswith("{"):
         return None
-    if line.count("[") + line.count("{") > max_nesting and _nested(line) > max_nesting:
+    if line.count("[") + line.count("{") > max_nesting and _is_deep(line, max_nesting):
         return None
     try:
         record = json.loads(line)
@@ -235,16 +235,18 @@ def _review(max_nesting: int, line: str) -> tuple[str, str, float, int] | None:
 
 
 _SECONDS = 1 << 63  # what an int64 holds
+_BETWEEN = re.compile(r"[^\[\]{}]+")
 _JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
 
 
-def _nested(line: str) -> int:
-    """The depth of brackets outside of texts."""
-    depth = deepest = 0
-    for sign in _JSON_STRING.sub("", line):
-        depth += (sign in "[{") - (sign in "]}")
-        deepest = max(deepest, depth)
-    return deepest
+def _is_deep(line: str, max_nesting: int) -> bool:
+    """Whether brackets outside of texts are nested more deeply."""
+    depth = 0
+    for sign in _BETWEEN.sub("", _JSON_STRING.sub("", line)):
+        depth += 1 if sign in "[{" else -1
+        if depth > max_nesting:
+            return True
+    return False
 
 
 # A metadata line is a python dict of up to 100 kB, of which two fields are needed. They are found
