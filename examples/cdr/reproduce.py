@@ -37,6 +37,7 @@ try:
     )
     from cdr.runs import (
         Completed,
+        Ended,
         Grid,
         KeptLog,
         Run,
@@ -45,8 +46,11 @@ try:
         check_output,
         complete,
         data_command,
+        ending_by_signals,
         environment,
+        lasting_output,
         logged,
+        out_of_memory,
         output_folder,
         usable_device,
     )
@@ -163,30 +167,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, train, report, without a traceback.
 
     Returns:
-        The exit code: 1 if a training failed, 2 if all did or on bad input, 130 if interrupted.
+        The exit code: 1 if a training failed, 2 if all did or on bad input, 128 and the number of
+        the signal if interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        config = _parse(arguments, _models(arguments)[0])
-        # Once for each model, so that each starts from its own preset.
-        models = dict.fromkeys(config.models or STUDIES[config.command].models)
-        parsed = {model: _parse(arguments, model) for model in models}
-        config = next(iter(parsed.values()))
-        out = config.out or Path("results") / config.command
-        seeds = config.seeds or STUDIES[config.command].seeds
-        config = replace(config, models=tuple(parsed), seeds=seeds, out=out)
-        options = {model: own.options for model, own in parsed.items()}
-        return reproduce(config, options, arguments)
-    except (ValueError, OSError) as error:
-        print(f"reproduce.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "reproduce.py: interrupted; what was finished is kept, and the same command goes on "
-            "from there",
-            file=sys.stderr,
+    config: Reproduce | None = None
+    with lasting_output(_LOST), ending_by_signals():
+        try:
+            config = _parse(arguments, _models(arguments)[0])
+            # Once for each model, so that each starts from its own preset.
+            models = dict.fromkeys(config.models or STUDIES[config.command].models)
+            parsed = {model: _parse(arguments, model) for model in models}
+            config = next(iter(parsed.values()))
+            out = config.out or Path("results") / config.command
+            seeds = config.seeds or STUDIES[config.command].seeds
+            config = replace(config, models=tuple(parsed), seeds=seeds, out=out)
+            options = {model: own.options for model, own in parsed.items()}
+            return reproduce(config, options, arguments)
+        except (ValueError, OSError) as error:
+            # What the system or a process has refused, a later call may get.
+            begun = isinstance(error, ChildProcessError) or getattr(error, "errno", None)
+            return _ended(str(error), config if begun else None, arguments, 2)
+        except KeyboardInterrupt as error:
+            code = error.code if isinstance(error, Ended) else 130
+            return _ended("interrupted", config, arguments, code)
+        except Exception as error:
+            if out_of_memory(error):
+                what = f"memory ran out ({error}); lower --jobs, or take a machine with more"
+                return _ended(what, config, arguments, 2)
+            _ended(f"{type(error).__name__}: {error}", config, arguments, 1)
+            raise
+
+
+_LOST = "reproduce.py: stdout cannot be written any more ({}); the command goes on without it"
+
+
+def _ended(what: str, config: Reproduce | None, arguments: Sequence[str], code: int) -> int:
+    """Say why the command ends and, if there is something to go on with, how."""
+    if config is not None and any(config.cache.glob("??/*/run.json")):
+        command = shlex.join(["reproduce.py", *arguments])
+        what += (
+            f"; what was finished is kept in {config.cache}, and the same command goes on from "
+            f"there: {command}"
         )
-        return 130
+    print(f"reproduce.py: {what}", file=sys.stderr)
+    return code
 
 
 def _parse(arguments: Sequence[str], model: str) -> Reproduce:

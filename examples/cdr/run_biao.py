@@ -86,8 +86,9 @@ Train a two-domain recommender in several variants and compare them:
   no-global, no-user, split-0.05    BIAO without a branch, or with rows held out
   loss, group, constant             weights of another weighter
 
-The run folder keeps table, metrics, weights, checkpoints, log and config. A
-run that was ended, in whatever way, has what it has finished in RUN.partial.
+The run folder keeps table, metrics, weights, checkpoints, log and config.
+
+Until a run has ended well, it is named RUN.partial, and --resume goes on.
 
 Examples:
 
@@ -185,7 +186,7 @@ class RunBiao:
 
 _MAY_CHANGE = ("jobs", "device")  # when a run goes on
 _WARNING = "run_biao.py: {}"
-_LOST = "run_biao.py: {stream} cannot be written any more ({error}); the run goes on without it"
+_LOST = "run_biao.py: stdout cannot be written any more ({}); the run goes on without it"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -72,7 +72,7 @@ def test_the_log_has_a_line_per_epoch(finished: Path) -> None:
     lines = (finished / "log.txt").read_text().splitlines()
     epochs = [line for line in lines if " cdr INFO: " in line]
     assert len(epochs) == 8
-    record = json.loads(epochs[0].partition("S-seed0 ")[2])
+    record = json.loads(epochs[0].partition("CoNet-S seed 0 ")[2])
     assert record["epoch"] == 1 and 0 <= record["auc"] <= 1
 
 
@@ -320,7 +320,7 @@ def test_a_preset_is_where_the_options_start(
     name: PresetName, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[RunBiao] = []
-    monkeypatch.setattr(cdr.run_biao, "biao", lambda config, *told: seen.append(config))
+    monkeypatch.setattr(cdr.run_biao, "biao", lambda config, *told: seen.append(config) or 0)
     assert run(*form.format(name).split(), "--model.dim", "20") == 0
     expected = preset(name, "conet")
     assert seen[0].preset == name and seen[0].options.outer == expected.outer
@@ -348,7 +348,7 @@ def test_a_model_brings_its_own_options(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[RunBiao] = []
-    monkeypatch.setattr(cdr.run_biao, "biao", lambda config, *told: seen.append(config))
+    monkeypatch.setattr(cdr.run_biao, "biao", lambda config, *told: seen.append(config) or 0)
     assert run(*form.format(model).split(), "--preset", start, flag, "4") == 0
     expected = preset(start, model)
     assert seen[0].model == model and seen[0].options.model_class is expected.model_class
@@ -557,7 +557,7 @@ def test_bad_arguments(
 def test_no_oracle_for_real_data(
     ratings: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cdr.run_biao, "_train_all", untouched)
+    monkeypatch.setattr(cdr.run_biao, "complete", untouched)
     arguments = ("--data", ratings, *DOMAINS, "--variants", "S", "oracle")
     refused(capsys, out, "--variants oracle.*--data g1", *arguments)
 
@@ -601,15 +601,15 @@ def test_a_loss_that_is_not_finite(
         refused(capsys, out, words, "--data", ratings, *DOMAINS, *arguments)
 
 
-def test_an_interrupted_run_leaves_nothing(
+def test_a_run_that_is_interrupted_before_its_first_training_leaves_nothing(
     ratings: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*arguments: Any) -> None:
+    def interrupt(*arguments: Any, **told: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cdr.run_biao, "report", interrupt)
+    monkeypatch.setattr(cdr.run_biao, "complete", interrupt)
     assert run("--data", ratings, *DOMAINS, *BRIEF, "--variants", "S", "--out", out) == 130
-    assert "interrupted" in capsys.readouterr().err
+    assert "interrupted; there is nothing of this run to keep" in capsys.readouterr().err
     assert not out.parent.exists()
 
 

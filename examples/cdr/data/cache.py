@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 
-from cdr.common import new_file
+from cdr.common import encoded, new_file
 
 VERSION = 3  # to be raised with every change of what is kept
 
@@ -74,7 +74,7 @@ def sha256(path: Path, folder: Path) -> str:
     """
     state = _state(path)
     # Files of one name may lie in several places.
-    place = hashlib.sha256(str(state["path"]).encode()).hexdigest()[:8]
+    place = hashlib.sha256(encoded(str(state["path"]))).hexdigest()[:8]
     note = folder / f"{path.name}-{place}.sha256.json"
     with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         known = json.loads(note.read_text(encoding="utf-8"))

@@ -18,7 +18,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cdr.common import ALONE, Processes, RenameError, encoded, new_folder, sweep_all, to_json
+from cdr.common import (
+    ALONE,
+    Processes,
+    RenameError,
+    encoded,
+    new_folder,
+    remove_empty,
+    sweep_all,
+    to_json,
+)
 from cdr.runs.fingerprints import Fingerprints
 from cdr.runs.logs import log_history
 from cdr.runs.machine import environment
@@ -42,6 +51,9 @@ logger = logging.getLogger("cdr")
 
 # Part of every key: raise it when the same options come to give other results.
 _FORMAT = 2
+
+# Between two states of a training, at least.
+_SECONDS = 60.0
 
 _RECORD, _ARRAYS, _MODEL = "run.json", "arrays.npz", "model.pt"
 
@@ -151,14 +163,15 @@ class Grid:
 
     def saves(self, task: Task) -> Saves:
         """Where the state of a training is kept until it is finished."""
-        return Saves(self._folder / "states" / self.key(task) / "state")
+        return Saves(self._folder / "states" / self.key(task) / "state", seconds=_SECONDS)
 
     def model(self, task: Task) -> Path:
         """The file of the model of a finished training, in a grid of whole ones."""
         return self._place(self.key(task)) / _MODEL
 
     def sweep(self) -> None:
-        """Remove what killed commands have left half written."""
+        """Remove what killed commands have left half written, and folders without anything."""
+        remove_empty([self._folder / "states"])
         for folder in self._folder.glob("??"):
             sweep_all(folder)
         sweep_all(self._folder / "files")
@@ -314,6 +327,7 @@ def complete(
             grid.saves(task).remove()
             bar.update()
         bar.set_postfix_str("")
+    grid.sweep()
     return Completed(runs, failures, len(missing) - len(failures))
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 from tqdm import tqdm
+
+# Its own lock is one of several processes, which lies in /dev/shm. One process has bars here.
+tqdm.set_lock(threading.RLock())
 
 # Short enough for 80 columns.
 _FORM = "{n_fmt}/{total_fmt} |{bar:10}| {elapsed}<{remaining}{postfix}"

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 
 @contextmanager
 def lasting_output(tell: str) -> Iterator[None]:
-    """Go on where stdout or stderr can no longer be written, and say so once on the other one.
+    """Go on where stdout or stderr can no longer be written; of stdout, stderr says so.
 
     What an encoding such as Latin-1 has no letter for is printed as an escape.
 
     Args:
-        tell: The sentence, in which "{stream}" and "{error}" are replaced.
+        tell: The sentence, in which "{}" is replaced by the reason.
     """
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (_Lasting(stream, tell) for stream in streams)
+    sys.stderr = _Lasting(sys.stderr)
+    sys.stdout = _Lasting(sys.stdout, lambda error: print(tell.format(error), file=sys.stderr))
     try:
         yield
     finally:
@@ -31,7 +32,7 @@ def lasting_output(tell: str) -> Iterator[None]:
 class _Lasting:
     """A text stream whose writes do not fail."""
 
-    def __init__(self, stream: TextIO, tell: str) -> None:
+    def __init__(self, stream: TextIO, tell: Callable[[object], None] = lambda error: None) -> None:
         self._stream, self._tell = stream, tell
         with suppress(AttributeError, ValueError, OSError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
@@ -58,7 +59,4 @@ class _Lasting:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
-        if self._stream is sys.__stdout__:
-            with suppress(OSError):
-                reason = error.strerror or error
-                print(self._tell.format(stream="stdout", error=reason), file=sys.stderr)
+        self._tell(error.strerror or error)

@@ -113,6 +113,7 @@ def find(path: Path) -> tuple[Path, Path]:
     partial = partial_name(final)
     if not (partial / _NOTE).is_file():
         if final.is_dir() and not partial.exists():
+            forget(final)  # killed at its very end, it may have left this
             raise FileExistsError(f"--resume {path}: that run is finished; {final} has its results")
         raise FileNotFoundError(
             f"--resume {path}: there is no unfinished run; give the folder that the interrupted "

@@ -173,7 +173,7 @@ def test_a_training_that_was_interrupted_while_being_kept_is_done_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(grid, "write_json", killed)
+        patch.setattr(grid, "write_sealed", killed)
         with pytest.raises(KeyboardInterrupt):
             completed(tmp_path, wanted)
     assert not list(tmp_path.glob("??/*"))
@@ -218,6 +218,53 @@ def test_any_damage_is_trained_again(tmp_path: Path, source: Source, trained: li
         assert len(trained) == number, damage.__name__
         completed(tmp_path, wanted)
         assert len(trained) == number, "it was not kept anew"
+
+
+def test_no_flipped_bit_gives_other_numbers(tmp_path: Path, source: Source) -> None:
+    """Nor does any other change to the files of an entry."""
+    kept, (task,) = Grid(tmp_path, ""), tasks(source, "S")
+    scores = Scores(np.linspace(0.1, 0.9, 60, dtype=np.float32), np.arange(60) % 2, np.arange(60))
+    result = Result(scores, None, [{"epoch": 1, "loss": 0.6, "auc": 0.5}], {})
+    draws = np.random.default_rng(0)
+    kept.store(task, result)
+    (folder,) = tmp_path.glob("??/*")
+    contents = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert contents.keys() == {"run.json", "arrays.npz", "sha256.json"}
+
+    def damaged(name: str, content: bytes | None) -> bool:
+        folder.mkdir(exist_ok=True)
+        for other, good in contents.items():
+            (folder / other).write_bytes(good)
+        if content is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(content)
+        told: list[str] = []
+        found = kept.load(task, told.append)
+        assert (found is None) == bool(told) == (not folder.exists())
+        return found is None
+
+    names = sorted(contents)
+    for _ in range(300):
+        name = names[draws.integers(len(names))]
+        content = bytearray(contents[name])
+        bit = int(draws.integers(8 * len(content)))
+        content[bit // 8] ^= 1 << bit % 8
+        assert damaged(name, bytes(content)), (name, bit)
+    assert all(damaged(name, None) for name in names) and damaged("more", b"")
+    assert not damaged("run.json", contents["run.json"])
+
+
+def test_an_entry_from_before_there_were_checksums_is_taken(tmp_path: Path, source: Source) -> None:
+    kept, (task,) = Grid(tmp_path, ""), tasks(source, "S")
+    scores = Scores(np.linspace(0.1, 0.9, 6, dtype=np.float32), np.arange(6) % 2, np.arange(6))
+    kept.store(task, Result(scores, None, [{"epoch": 1, "loss": 0.6, "auc": 0.5}], {}))
+    (folder,) = tmp_path.glob("??/*")
+    record = json.loads((folder / "run.json").read_text())
+    del record["sealed"]
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "sha256.json").unlink()
+    assert kept.load(task) is not None
 
 
 def test_what_cannot_be_read_for_now_is_left_alone(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 import torch
 from scenarios import brief
 
-from cdr.common import tensors_in
+from cdr.common import map_tensors, tensors_in
 from cdr.data import CrossDomainData
 from cdr.training import saves as saving
 from cdr.training.loop import Result, Training, train
@@ -66,6 +67,25 @@ def same(one: Result, other: Result) -> bool:
     )
 
 
+@pytest.fixture
+def in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps states without a disk, in the time that a copy takes."""
+    kept: dict[Path, Any] = {}
+
+    def save(state: Any, folder: Path, **told: Any) -> None:
+        kept[folder] = map_tensors(torch.clone, copy.deepcopy(state))
+
+    def load(folder: Path, **told: Any) -> Any:
+        if folder not in kept:
+            raise FileNotFoundError(folder)
+        return map_tensors(torch.clone, copy.deepcopy(kept[folder]))
+
+    monkeypatch.setattr(saving.reweight.checkpoint, "save", save)
+    monkeypatch.setattr(saving.reweight.checkpoint, "load", load)
+    monkeypatch.setattr(saving, "_LEAST_BETWEEN", 0)
+
+
+@pytest.mark.usefixtures("in_memory")
 @pytest.mark.parametrize("case", CASES)
 def test_it_goes_on_bit_for_bit(case: str, tiny: CrossDomainData, tmp_path: Path) -> None:
     variant, model, changes = CASES[case]
@@ -78,8 +98,6 @@ def test_it_goes_on_bit_for_bit(case: str, tiny: CrossDomainData, tmp_path: Path
         with pytest.raises(Stopped):
             train(variant, tiny, options, 3, saves=kept, on_step=stop_after(steps))
     assert same(whole, train(variant, tiny, options, 3, saves=kept))
-    kept.remove()
-    assert os.listdir(tmp_path) == []
 
 
 def test_a_state_is_taken_where_no_batch_is_made_ahead(tiny: CrossDomainData) -> None:
@@ -151,6 +169,17 @@ def test_states_of_another_command_are_left_to_it(tiny: CrossDomainData, tmp_pat
     assert os.listdir(kept.folder.parent) == ["state"]
 
 
+def test_it_goes_on_from_a_disk(tiny: CrossDomainData, tmp_path: Path) -> None:
+    options = brief("conet").changed({"inner.epochs": 1, "inner.batch_size": 30})
+    whole, kept = train("ours", tiny, options, 3), Saves(tmp_path / "states" / "state", seconds=0.0)
+    with pytest.raises(Stopped):
+        train("ours", tiny, options, 3, saves=kept, on_step=stop_after(5))
+    assert same(whole, train("ours", tiny, options, 3, saves=kept))
+    kept.remove()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.usefixtures("in_memory")
 def test_a_training_begun_again_goes_on_too(
     tiny: CrossDomainData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
