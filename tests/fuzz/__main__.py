@@ -29,7 +29,7 @@ import torch
 
 from fuzz.targets import TARGETS, outcome
 
-BATCH = 4000
+BATCH = 1000
 PATIENCE = 120  # seconds without a further input
 SHOWN = 3  # mistakes of a kind
 _CLEAN = ("read", "refused")
