@@ -13,7 +13,7 @@ try:
     import tyro
 
     from cdr.common import encoded, to_json, write_json
-    from cdr.data import DATASETS, Protocol
+    from cdr.data import DATASETS, LIMITS, Limits, Protocol
     from cdr.models import MODELS
     from cdr.paper import (
         STUDIES,
@@ -27,7 +27,14 @@ try:
         require_files,
         tasks,
     )
-    from cdr.report import Curves, Document, plots, write_page
+    from cdr.report import (
+        Curves,
+        Document,
+        plots,
+        try_imports,
+        write_page,
+        written_in_parts,
+    )
     from cdr.runs import (
         Completed,
         Ended,
@@ -109,6 +116,8 @@ class Reproduce:
     data: Annotated[tuple[str, ...], optional("NAME ...", "what --root holds, else g1", _DATA)] = ()
     root: Annotated[Path | None, optional("PATH", "none")] = None
     """Folder that holds Amazon's original files, amazon5/, epinions/, or atomic files."""
+    limits: Limits = LIMITS
+    """Of the files that are read."""
     harm: data_command.HarmChoice = "none"
     """A known harm to the source behaviours of all scenarios, which gives them an oracle; see
     run_biao.py --help."""
@@ -244,11 +253,13 @@ def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequenc
     if config.share is None:
         check_output(config.out, study.name)
         plots.needed()
+        try_imports()
     device = usable_device(config.device)
     harm = data_command.harm_of(config.harm, config.harm_share, config.harm_seed)
     named = parse(config.data or default_data(study, config.root))
     scenarios = [replace(scenario, harm=harm) for scenario in named]
-    sources = {scenario: scenario.data(config.root, config.protocol) for scenario in scenarios}
+    protocol, limits = config.protocol, config.limits
+    sources = {scenario: scenario.data(config.root, protocol, limits) for scenario in scenarios}
     require_files(scenarios, config.root)
     planned = cells(study, scenarios, config.models)
     seeds = range(config.first_seed, config.first_seed + config.seeds)
@@ -269,12 +280,12 @@ def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequenc
             write_json(folder / "config.json", {**vars(config), "options": options})
             write_json(folder / "environment.json", environment(device))
             _write_runs(folder / "runs.jsonl", wanted, done)
-            _write_document(folder, document, _curves(wanted, done))
+            whole = _write_document(folder, document, _curves(wanted, done))
             (folder / "log.txt").write_bytes(encoded(log.text))
     kept = len(done.runs) - done.trained
     print(f"\n{document.text()}\n\n{done.trained} trained, {kept} from {config.cache}/; ", end="")
     print(f"everything is in {config.out}/, begin with report.html")
-    return 1 if done.failures else 0
+    return 1 if done.failures or not whole else 0
 
 
 def _part(share: str | None) -> tuple[int, int]:
@@ -360,13 +371,18 @@ def _begun_again(names: dict[Task, str], done: Completed) -> list[str]:
     return [f"Restarted once, {', '.join(found)}: {RESTARTED}."] if found else []
 
 
-def _write_document(folder: Path, document: Document, curves: Curves) -> None:
-    """Write the tables, the numbers, the plots and the page."""
-    (folder / "table.md").write_bytes(encoded(document.markdown()))
-    (folder / "table.csv").write_bytes(encoded(document.csv()))
-    for picture in document.pictures:
-        picture.save(folder)
-    write_page(folder, document, curves)
+def _write_document(folder: Path, document: Document, curves: Curves) -> bool:
+    """Write the tables, the numbers, the plots and the page; whether all could be made."""
+    with written_in_parts("reproduce.py: {}") as parts:
+        with parts.part("table.md"):
+            (folder / "table.md").write_bytes(encoded(document.markdown()))
+        with parts.part("table.csv"):
+            (folder / "table.csv").write_bytes(encoded(document.csv()))
+        for picture in document.pictures:
+            with parts.part(f"the picture {picture.name}"):
+                picture.save(folder)
+        write_page(folder, document, curves, parts=parts)
+    return not parts.failed
 
 
 def _name(cell: Cell, seed: int) -> str:

@@ -20,7 +20,7 @@ try:
 
     import reweight
     from cdr.common import ALONE, Processes, encoded, to_json, write_json
-    from cdr.data import DATASETS, CrossDomainData, Protocol, find_dataset
+    from cdr.data import DATASETS, LIMITS, CrossDomainData, Limits, Protocol, find_dataset
     from cdr.models import MODELS
     from cdr.report import (
         Learned,
@@ -29,7 +29,9 @@ try:
         conclusions,
         leniency,
         report,
+        try_imports,
         write_page,
+        written_in_parts,
     )
     from cdr.runs import (
         Completed,
@@ -137,6 +139,8 @@ class RunBiao:
     """Where amazon keeps what it has read of its files."""
     protocol: Annotated[Protocol, tyro.conf.arg(name="data")] = field(default_factory=Protocol)
     """Which target behaviours are trained on and tested on."""
+    limits: Limits = LIMITS
+    """Of the files that are read."""
     harm: data_command.HarmChoice = "none"
     """A known harm to the source behaviours that are trained on, whose truth is kept as flags: the
     labels of some items' or some users' behaviours are flipped, the behaviours of some users are
@@ -185,6 +189,7 @@ class RunBiao:
 
 
 _MAY_CHANGE = ("jobs", "device")  # when a run goes on
+_WARNING = "run_biao.py: {}"
 _LOST = "run_biao.py: stdout cannot be written any more ({}); the run goes on without it"
 
 
@@ -299,8 +304,10 @@ def biao(
         begun: What the run was begun with, if it goes on.
 
     Returns:
-        The exit code: 1 if a training failed and is not in the table.
+        The exit code: 1 if a training failed and is not in the table, or a part of the report.
     """
+    if processes.first:
+        try_imports(_WARNING)
     source = _source(config)
     if not processes.first:
         processes.wait()
@@ -357,13 +364,19 @@ def biao(
         table = replace(table, conclusions=told, notes=(*_left_out(seeds, done), *table.notes))
         seconds = time.perf_counter() - started
         _keep_models(folder, grid, done)
-        _write_metrics(folder, by_variant, seeds, data, table, seconds)
-        _write_weights(folder, by_variant, seeds, source)
-        (folder / "table.md").write_bytes(encoded(table.markdown()))
-        learned = _learned(by_variant, seeds, table, source)
-        write_page(folder, table.document(), _curves(by_variant, table), learned)
+        with written_in_parts(_WARNING) as parts:
+            with parts.part("metrics.json"):
+                _write_metrics(folder, by_variant, seeds, data, table, seconds)
+            with parts.part("weights.parquet"):
+                _write_weights(folder, by_variant, seeds, source)
+            with parts.part("table.md"):
+                (folder / "table.md").write_bytes(encoded(table.markdown()))
+            learned: list[Learned] = []
+            with parts.part("the learned weights on the page"):
+                learned = _learned(by_variant, seeds, table, source)
+            write_page(folder, table.document(), _curves(by_variant, table), learned, parts)
     print(f"\n{table}\n\n{seconds:.0f} s; everything is in {config.out}/")
-    return 1 if done.failures else 0
+    return 1 if done.failures or parts.failed else 0
 
 
 def _folder_name(config: RunBiao) -> str:
@@ -397,6 +410,7 @@ def _source(config: RunBiao) -> Source:
         separator=config.separator,
         source_cut=config.source_cut,
         cache=config.cache,
+        limits=config.limits,
         protocol=config.protocol,
         harm=data_command.harm_of(config.harm, config.harm_share, config.harm_seed),
     )

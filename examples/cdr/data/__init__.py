@@ -22,6 +22,7 @@ from cdr.data.generator import generate
 from cdr.data.harm import Harm, HarmKind
 from cdr.data.hidden import Hidden
 from cdr.data.leaks import audit
+from cdr.data.limits import LIMITS, Limits
 from cdr.data.manifest import Check, agrees, check, source_reading
 from cdr.data.protocol import LAST_ONE, Protocol
 from cdr.data.registry import DATASETS, complete, find_dataset, foreign_pair, load, require
@@ -38,6 +39,7 @@ from cdr.data.split import build
 __all__ = [
     "DATASETS",
     "LAST_ONE",
+    "LIMITS",
     "OTHERS",
     "Batches",
     "Behaviors",
@@ -54,6 +56,7 @@ __all__ = [
     "History",
     "Interactions",
     "Items",
+    "Limits",
     "Pair",
     "PairBatch",
     "Past",

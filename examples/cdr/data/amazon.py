@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,10 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdr.data import amazon_files, tables
+from cdr.data.accounts import NOT_COMMON, RowsRead
 from cdr.data.amazon_domains import PAPER_DOMAINS, TABLE_NAMES, full_name
 from cdr.data.cache import cached
+from cdr.data.cells import naming
 from cdr.data.dataset import Dataset, Pair, Published, counts, split_domains
 from cdr.data.likes import LIKED_ABOVE
+from cdr.data.limits import LIMITS, Limits
 from cdr.data.line_files import BadLines
 from cdr.data.protocol import LAST_ONE, Protocol
 from cdr.data.schema import CrossDomainData
@@ -36,6 +40,7 @@ def load(
     source_cut: str = "time",
     protocol: Protocol = LAST_ONE,
     cache: Path | str | None = None,
+    limits: Limits = LIMITS,
 ) -> CrossDomainData:
     """One or several domains of Amazon as the source for another.
 
@@ -55,6 +60,7 @@ def load(
         source_cut: See :func:`cdr.data.split.build`.
         protocol: Likewise.
         cache: Where the parquet files are kept; in `root`/.cache-reweight if left out.
+        limits: Of the files. What has been read within others is taken from the cache.
 
     Returns:
         The scenario; its notes say which lines of the files are bad.
@@ -69,8 +75,10 @@ def load(
     sources = tables.named_once([full_name(name) for name in names], target)
     files = find(root, (*sources, target))
     folder = cache_folder(root, cache)
-    reviews = {d: cached(f.reviews, folder, amazon_files.reviews) for d, f in files.items()}
-    metadata = {d: cached(f.metadata, folder, amazon_files.categories) for d, f in files.items()}
+    read = partial(amazon_files.reviews, limits=limits)
+    reviews = {d: cached(f.reviews, folder, read) for d, f in files.items()}
+    describe = partial(amazon_files.categories, limits=limits)
+    metadata = {d: cached(f.metadata, folder, describe) for d, f in files.items()}
     bad = [
         BadLines.of(read[domain]).sentence(getattr(files[domain], kind).name, kind)
         for kind, read in (("reviews", reviews), ("metadata", metadata))
@@ -79,17 +87,25 @@ def load(
     bad += [
         BadLines.of(metadata[d]).sentence_on_repeated(f.metadata.name) for d, f in files.items()
     ]
-    log, catalogue = _joined(_of_common_users(reviews, target)), _joined(metadata)
+    where = " and ".join(f.reviews.name for f in files.values())
+    where = where if len(where) <= 120 else f"the reviews in {root}"
+    with naming(where):
+        log, catalogue = _joined(_of_common_users(reviews, target)), _joined(metadata)
+    left_out = {"that are no reviews": sum(BadLines.of(t).count for t in reviews.values())}
+    left_out[NOT_COMMON] = sum(map(len, reviews.values())) - len(log)
+    found = RowsRead(len(log) + sum(left_out.values()), left_out)
     log = tables.replace(log, "label", pc.greater(log["rating"], LIKED_ABOVE))
     log = tables.replace(log, "time", pc.cast(log["time"], pa.float64()))
-    data = build(
-        f"Amazon {'+'.join(sources)} → {target}",
-        tables.interactions(log, sources, catalogue),
-        tables.interactions(log, (target,), catalogue),
-        source_cut=source_cut,
-        protocol=protocol,
-        merge_lines=True,
-    )
+    with naming(where):
+        data = build(
+            f"Amazon {'+'.join(sources)} → {target}",
+            tables.interactions(log, sources, catalogue),
+            tables.interactions(log, (target,), catalogue),
+            source_cut=source_cut,
+            protocol=protocol,
+            merge_lines=True,
+            found=found,
+        )
     return replace(data, notes=(*filter(None, bad), *data.notes))
 
 
@@ -98,13 +114,16 @@ def cache_folder(root: Path | str, cache: Path | str | None = None) -> Path:
     return Path(root) / ".cache-reweight" if cache is None else Path(cache)
 
 
-def titles(root: Path | str, pair: Pair, items: Collection[str]) -> dict[str, str]:
+def titles(
+    root: Path | str, pair: Pair, items: Collection[str], *, limits: Limits = LIMITS
+) -> dict[str, str]:
     """The titles of some items, as far as the metadata have them; reads all metadata once more.
 
     Args:
         root: See :func:`load`.
         pair: Source and target.
         items: Their ids in the files.
+        limits: Of the files.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -112,7 +131,7 @@ def titles(root: Path | str, pair: Pair, items: Collection[str]) -> dict[str, st
     """
     found: dict[str, str] = {}
     for files in find(root, _domains([pair])).values():
-        found |= amazon_files.titles(files.metadata, items)
+        found |= amazon_files.titles(files.metadata, items, limits)
     return found
 
 

@@ -5,7 +5,6 @@ One record a line. Bad lines are left out and counted, never guessed at.
 
 from __future__ import annotations
 
-import ast
 import html
 import json
 import math
@@ -14,16 +13,17 @@ import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TypeGuard
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
+from cdr.data.limits import LIMITS, Limits
 from cdr.data.line_files import BadLines, map_blocks
+from cdr.data.literals import STRING, is_text, literal
 from cdr.data.schema import OTHERS
 
 _FIELDS = pa.schema(
@@ -41,12 +41,13 @@ _ITEMS = pa.schema({"item": pa.string(), "category": pa.string()})
 _TITLES = pa.schema({"item": pa.string(), "title": pa.string()})
 
 
-def reviews(path: Path) -> pa.Table:
+def reviews(path: Path, limits: Limits = LIMITS) -> pa.Table:
     """The reviews of a domain, in file order.
 
     Args:
         path: A file like reviews_Books_5.json.gz, or unpacked: JSON objects with reviewerID, asin,
             overall and unixReviewTime (seconds); further fields are ignored.
+        limits: Of the file. A line that is nested more deeply is left out.
 
     Returns:
         The columns user and item (dictionaries of strings), rating (float64) and time (int64).
@@ -55,15 +56,17 @@ def reviews(path: Path) -> pa.Table:
     Raises:
         ValueError: If the file cannot be read or no line of it is a review.
     """
-    return _read(path, _parse_reviews, "a review (reviewerID, asin, overall, unixReviewTime)")
+    kind = "a review (reviewerID, asin, overall, unixReviewTime)"
+    return _read(path, lambda block: _parse_reviews(block, limits), kind, limits)
 
 
-def categories(path: Path) -> pa.Table:
+def categories(path: Path, limits: Limits = LIMITS) -> pa.Table:
     """The category of each item of a domain: ``categories[0][1]``, or "others".
 
     Args:
         path: A file like meta_Books.json.gz, or unpacked: python dicts with asin and, where they
             are known, categories, a list of paths. Literals only; nothing is executed.
+        limits: Of the file. A line that is nested more deeply is left out.
 
     Returns:
         The columns item and category (dictionaries of strings), an item a row: of lines with the
@@ -73,19 +76,21 @@ def categories(path: Path) -> pa.Table:
         ValueError: If the file cannot be read or no line of it describes an item.
     """
     with _odd_escapes():
-        table = _read(path, _parse_items, "an item's metadata (a python dict with asin)")
+        kind = "an item's metadata (a python dict with asin)"
+        table = _read(path, lambda block: _parse_items(block, limits), kind, limits)
     numbered = table.append_column("place", pa.array(np.arange(len(table))))
     first = numbered.group_by("item", use_threads=False).aggregate([("place", "first")])
     kept = table.take(first["place_first"])
     return replace(BadLines.of(table), repeated=len(table) - len(kept)).beside(kept)
 
 
-def titles(path: Path, items: Collection[str]) -> dict[str, str]:
+def titles(path: Path, items: Collection[str], limits: Limits = LIMITS) -> dict[str, str]:
     """The titles of some items, as far as they are known: of each the first that is written.
 
     Args:
         path: A file as for :func:`categories`. It is read to its end.
         items: Their ids.
+        limits: Of the file.
 
     Raises:
         ValueError: If the file cannot be read.
@@ -93,17 +98,20 @@ def titles(path: Path, items: Collection[str]) -> dict[str, str]:
 
     def title(line: str) -> tuple[str, str] | None:
         asin = _ASIN.match(line)
-        if asin is None or _literal(asin[1]) not in items:
+        if asin is None or literal(asin[1], limits.max_nesting) not in items:
             return None
-        record = _literal(line)
-        if not isinstance(record, dict) or not _is_id(record.get("title")):
+        record = literal(line, limits.max_nesting)
+        if not isinstance(record, dict) or not is_text(record.get("asin")):
+            return None
+        if not is_text(record.get("title")):
             return None
         # Titles come from web pages.
         return record["asin"], html.unescape(record["title"])
 
     found: dict[str, str] = {}
     with _odd_escapes():
-        for table, _ in map_blocks(path, lambda block: _line_by_line(block, title, _TITLES)):
+        parsed = map_blocks(path, lambda block: _line_by_line(block, title, _TITLES), limits)
+        for table, _ in parsed:
             for row in table.to_pylist():
                 found.setdefault(row["item"], row["title"])
     return found
@@ -117,10 +125,14 @@ def _odd_escapes() -> Iterator[None]:
         yield
 
 
-def _read(path: Path, parse: Callable[[bytes], tuple[pa.Table, BadLines]], kind: str) -> pa.Table:
-    parts, bad = [], BadLines()
-    for table, left_out in map_blocks(path, parse):
+def _read(
+    path: Path, parse: Callable[[bytes], tuple[pa.Table, BadLines]], kind: str, limits: Limits
+) -> pa.Table:
+    parts, bad, size = [], BadLines(), 0
+    for table, left_out in map_blocks(path, parse, limits):
         parts.append(_encoded(table))
+        size += parts[-1].nbytes
+        limits.refuse_memory(path, size)
         bad += left_out
     if not any(map(len, parts)):
         raise ValueError(
@@ -139,9 +151,11 @@ def _encoded(table: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
-def _parse_reviews(block: bytes) -> tuple[pa.Table, BadLines]:
+def _parse_reviews(block: bytes, limits: Limits) -> tuple[pa.Table, BadLines]:
     """All lines at once; if one of them is not a review, or blank, line by line."""
     lines = block.count(b"\n") + (not block.endswith(b"\n"))
+    if not _are_flat_objects(block, lines, limits.max_nesting):
+        return _line_by_line(block, partial(_review, limits.max_nesting), _REVIEWS)
     try:
         table = pyarrow.json.read_json(
             pa.BufferReader(block),
@@ -149,11 +163,31 @@ def _parse_reviews(block: bytes) -> tuple[pa.Table, BadLines]:
             pyarrow.json.ParseOptions(explicit_schema=_FIELDS, unexpected_field_behavior="ignore"),
         ).rename_columns(_REVIEWS.names)
         table.validate(full=True)  # ids are UTF-8
-    except pa.ArrowInvalid:
-        return _line_by_line(block, _review, _REVIEWS)
+    except pa.ArrowException:
+        return _line_by_line(block, partial(_review, limits.max_nesting), _REVIEWS)
     if len(table) != lines or not _complete(table):
-        return _line_by_line(block, _review, _REVIEWS)
+        return _line_by_line(block, partial(_review, limits.max_nesting), _REVIEWS)
     return table, BadLines(lines=lines)
+
+
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{}\n"))
+_STEPS = np.zeros(256, dtype=np.int32)
+_STEPS[list(b"[{")], _STEPS[list(b"]}")] = 1, -1
+
+
+def _are_flat_objects(block: bytes, lines: int, max_nesting: int) -> bool:
+    """Whether every line looks like one object that is not nested too deeply.
+
+    pyarrow's parser ends the process at a line "null", and at tens of thousands of brackets.
+    """
+    if not block.startswith(b"{") or block.count(b"\n{") != lines - 1:
+        return False
+    signs = np.frombuffer(block.translate(None, _NOT_STRUCTURE), np.uint8)
+    # Brackets within texts count as well: a block with many of them is read line by line.
+    depth = np.cumsum(_STEPS[signs])
+    starts = np.flatnonzero(np.concatenate([[True], signs[:-1] == ord("\n")]))
+    spans = np.maximum.reduceat(depth, starts) - np.minimum.reduceat(depth, starts)
+    return int(spans.max()) <= max_nesting
 
 
 def _complete(table: pa.Table) -> bool:
@@ -183,61 +217,70 @@ def _line_by_line(
     return table, BadLines(len(bad), tuple(bad), number)
 
 
-def _review(line: str) -> tuple[str, str, float, int] | None:
+def _review(max_nesting: int, line: str) -> tuple[str, str, float, int] | None:
+    if not line.startswith("{"):
+        return None
+    if line.count("[") + line.count("{") > max_nesting and _is_deep(line, max_nesting):
+        return None
     try:
         record = json.loads(line)
         user, item, rating, time = (record[name] for name in _FIELDS.names)
-    except (ValueError, LookupError, TypeError, RecursionError):
+        rating = float(rating) if type(rating) is int else rating
+    except (ValueError, LookupError, TypeError, RecursionError, OverflowError):
         return None
-    numbers = (type(rating) in (int, float), type(time) is int)
-    if _is_id(user) and _is_id(item) and all(numbers) and math.isfinite(rating):
-        return user, item, float(rating), time
+    numbers = type(rating) is float and math.isfinite(rating) and type(time) is int
+    if is_text(user) and is_text(item) and numbers and -_SECONDS <= time < _SECONDS:
+        return user, item, rating, time
     return None
 
 
-def _is_id(value: object) -> TypeGuard[str]:
-    if not isinstance(value, str) or not value:
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+_SECONDS = 1 << 63  # what an int64 holds
+_BETWEEN = re.compile(r"[^\[\]{}]+")
+_JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
+
+
+def _is_deep(line: str, max_nesting: int) -> bool:
+    """Whether brackets outside of texts are nested more deeply."""
+    depth = 0
+    for sign in _BETWEEN.sub("", _JSON_STRING.sub("", line)):
+        depth += 1 if sign in "[{" else -1
+        if depth > max_nesting:
+            return True
+    return False
 
 
 # A metadata line is a python dict of up to 100 kB, of which two fields are needed. They are found
 # by walking from string to string, so that what a description says is never taken for a field,
 # and read by themselves: four times as fast as reading the line.
-_STRING = r"""(?:'[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*")"""
 _PLAIN = r"""[^'"]*"""  # what lies between two strings
-_WALK = rf"\{{(?:{_PLAIN}{_STRING})*?{_PLAIN}"
-_PATH = rf"""\[(?:[^'"\[\]]*{_STRING})*[^'"\[\]]*\]"""
-_ASIN = re.compile(rf"""{_WALK}['"]asin['"]\s*:\s*([uU]?{_STRING})""")
+_WALK = rf"\{{(?:{_PLAIN}{STRING})*?{_PLAIN}"
+_PATH = rf"""\[(?:[^'"\[\]]*{STRING})*[^'"\[\]]*\]"""
+_ASIN = re.compile(rf"""{_WALK}['"]asin['"]\s*:\s*([uU]?{STRING})""")
 _CATEGORIES = re.compile(
     rf"""{_WALK}['"]categories['"]\s*:\s*(\[(?:[^'"\[\]]*{_PATH})*[^'"\[\]]*\])"""
 )
 
 
-def _parse_items(block: bytes) -> tuple[pa.Table, BadLines]:
-    return _line_by_line(block, _item, _ITEMS)
+def _parse_items(block: bytes, limits: Limits) -> tuple[pa.Table, BadLines]:
+    return _line_by_line(block, partial(_item, limits.max_nesting), _ITEMS)
 
 
-def _item(line: str) -> tuple[str, str] | None:
+def _item(max_nesting: int, line: str) -> tuple[str, str] | None:
     asin, paths = _ASIN.match(line), _CATEGORIES.match(line)
     if asin and paths and line.endswith("}"):
-        item, category = _literal(asin[1]), _category(paths[1])
-        if _is_id(item) and category is not None:
+        item, category = literal(asin[1], max_nesting), _category(paths[1], max_nesting)
+        if is_text(item) and category is not None:
             return item, category
-    record = _literal(line)
-    if not isinstance(record, dict) or not _is_id(record.get("asin")):
+    record = literal(line, max_nesting)
+    if not isinstance(record, dict) or not is_text(record.get("asin")):
         return None
     return record["asin"], _second_level(record.get("categories")) or OTHERS
 
 
 @lru_cache(maxsize=1 << 16)  # a domain has some thousand different values
-def _category(paths: str) -> str | None:
+def _category(paths: str, max_nesting: int) -> str | None:
     """The category of paths as they are written; None if they cannot be read."""
-    levels = _literal(paths)
+    levels = literal(paths, max_nesting)
     return None if levels is None else _second_level(levels) or OTHERS
 
 
@@ -246,11 +289,4 @@ def _second_level(paths: object) -> str | None:
         name = paths[0][1]  # type: ignore[index]
     except (LookupError, TypeError):
         return None
-    return name if _is_id(name) else None
-
-
-def _literal(text: str) -> object:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return None
+    return name if is_text(name) else None

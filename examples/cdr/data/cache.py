@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -13,13 +13,14 @@ import pyarrow.parquet
 
 from cdr.common import encoded, new_file
 
-VERSION = 2  # to be raised with every change of what is kept
+VERSION = 3  # to be raised with every change of what is kept
 
 
 def cached(path: Path, folder: Path, read: Callable[[Path], pa.Table]) -> pa.Table:
     """What `read` makes of a file, out of the folder if the file has been read before.
 
-    A table is kept under the SHA-256 of its file. A table that is damaged is made again.
+    A table is kept under the SHA-256 of its file, and beside it the SHA-256 of the table, which is
+    compared before anything of it is read. A table that is damaged is made again.
 
     Args:
         path: The file.
@@ -33,9 +34,13 @@ def cached(path: Path, folder: Path, read: Callable[[Path], pa.Table]) -> pa.Tab
     """
     before = _state(path)
     kept = folder / f"{path.name}-{sha256(path, folder)}-v{VERSION}.parquet"
-    with suppress(OSError, pa.ArrowException):  # it is missing, or its checksums do not hold
-        table = pyarrow.parquet.read_table(kept, page_checksum_verification=True)
-        return table.unify_dictionaries().combine_chunks()
+    sealed = kept.with_name(f"{kept.name}.sha256")
+    # It is missing, damaged, or of a version of pyarrow that writes what this one does not read.
+    with suppress(OSError, ValueError, pa.ArrowException):
+        content = kept.read_bytes()
+        if sealed.read_text(encoding="ascii") == hashlib.sha256(content).hexdigest():
+            table = pyarrow.parquet.read_table(pa.BufferReader(content))
+            return table.unify_dictionaries().combine_chunks()
     table = read(path)
     if _state(path) != before:
         raise ValueError(
@@ -43,7 +48,10 @@ def cached(path: Path, folder: Path, read: Callable[[Path], pa.Table]) -> pa.Tab
             "is complete."
         )
     with _written(kept) as partial:
-        pyarrow.parquet.write_table(table, partial, compression="zstd", write_page_checksum=True)
+        pyarrow.parquet.write_table(table, partial, compression="zstd")
+        digest = _digest(partial)
+    with _written(sealed) as partial:
+        partial.write_text(digest, encoding="ascii")
     return table
 
 
@@ -68,19 +76,29 @@ def sha256(path: Path, folder: Path) -> str:
     # Files of one name may lie in several places.
     place = hashlib.sha256(encoded(str(state["path"]))).hexdigest()[:8]
     note = folder / f"{path.name}-{place}.sha256.json"
-    with suppress(OSError, ValueError, AttributeError):
-        known = json.loads(note.read_text())
-        digest = known.pop("sha256", None)
-        if known == state and isinstance(digest, str):
-            return digest
+    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        known = json.loads(note.read_text(encoding="utf-8"))
+        digest = known["sha256"]
+        if known == _note(state, digest):
+            return str(digest)
+    digest = _digest(path)
+    with _written(note) as partial:
+        partial.write_text(json.dumps(_note(state, digest)), encoding="utf-8")
+    return digest
+
+
+def _note(state: Mapping[str, object], digest: str) -> dict[str, object]:
+    """What is kept of a hash, with a checksum of its own: one digit may have changed on disk."""
+    content = {**state, "sha256": digest}
+    return {**content, "check": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
+
+
+def _digest(path: Path) -> str:
     hasher = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             hasher.update(block)
-    digest = hasher.hexdigest()
-    with _written(note) as partial:
-        partial.write_text(json.dumps({**state, "sha256": digest}))
-    return digest
+    return hasher.hexdigest()
 
 
 @contextmanager

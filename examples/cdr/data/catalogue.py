@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cdr.data.cells import shown
+
 
 def notes_on_catalogue(
     log: pa.Table, catalogue: pa.Table, domains: Sequence[str], name: str
@@ -35,7 +37,7 @@ def notes_on_catalogue(
     if pc.any(missing).as_py():
         yield (
             f"{pc.sum(missing).as_py():,} of {len(used):,} items have no row in {name}, such as "
-            f"{used.filter(missing)[0].as_py()!r}: their category is others."
+            f"{shown(used.filter(missing)[0].as_py())}: their category is others."
         )
 
 

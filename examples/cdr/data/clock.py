@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from cdr.data.cells import shown
 from cdr.data.schema import Interactions
 from cdr.data.units import DAY, UNITS, Unit, groups_of, unit_of, units_of
 
@@ -107,9 +108,10 @@ def _not_comparable(
     return ValueError(
         f"{name}: {int(in_domain.sum()):,} of {len(rows):,} times are not in the same unit as the "
         f"others, which are {names} (1980 to 2099): the first is {times[row]:.15g}, of user "
-        f"{_plain(rows.user[place])!r} and item {_plain(rows.item[place])!r}. It may be a number "
-        "of days, a counter, a time from another origin, or stand for an unknown time. Give all "
-        "times of both domains in seconds since 1970, and leave those empty that are unknown."
+        f"{shown(_plain(rows.user[place]), 40)} and item {shown(_plain(rows.item[place]), 40)}. "
+        "It may be a "
+        "number of days, a counter, of another origin, or mean unknown. Give all times of both "
+        "domains in seconds since 1970, and leave unknown ones empty."
     )
 
 

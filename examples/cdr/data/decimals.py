@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdr.data import tables
+from cdr.data.cells import shown
 
 _COMMA = r"^\s*[+-]?\d+,\d+\s*$"
 _GROUPED = r"^\s*[+-]?[1-9]\d{0,2},\d{3}\s*$"
@@ -40,8 +41,8 @@ def with_points(table: pa.Table, column: str, path: Path | str) -> tuple[pa.Tabl
     if not count:
         return table, ""
     first = pc.index(commas, True).as_py()
-    told = f"{path}: {column!r} is {values[first].as_py()!r} in row {first + 1} (the first below "
-    told += "the header is row 1)"
+    told = f"{path}: {shown(column)} is {shown(values[first].as_py())} in row {first + 1} (the "
+    told += "first below the header is row 1)"
     if pc.all(pc.match_substring_regex(values.filter(commas), _GROUPED)).as_py():
         raise ValueError(
             f"{told}, whose comma may be a decimal comma or group thousands: write the numbers of "
@@ -51,11 +52,11 @@ def with_points(table: pa.Table, column: str, path: Path | str) -> tuple[pa.Tabl
     if pc.any(points).as_py():
         other = pc.index(points, True).as_py()
         raise ValueError(
-            f"{told} and {values[other].as_py()!r} in row {other + 1}: write all numbers of the "
-            "column with a decimal point."
+            f"{told} and {shown(values[other].as_py())} in row {other + 1}: write all numbers "
+            "of the column with a decimal point."
         )
     replaced = pc.if_else(commas, pc.replace_substring(values, ",", "."), values)
     numbers = f"{count:,} number{'s' * (count != 1)} with a decimal comma"
     return tables.replace(
         table, column, replaced
-    ), f"{column!r} of {Path(path).name} has {numbers}."
+    ), f"{shown(column)} of {Path(path).name} has {numbers}."

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
+from cdr.data.unpacking import opened
 
 NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "|", "::": "::"}
 """The separators that are guessed, in words."""
 
 _HEAD = 1 << 16  # bytes: more than any header
-_BLOCK = 1 << 24
 _SEP_LINE = re.compile(r'"?sep=(.)"?$')  # Excel writes and reads such a first line
 
 
@@ -26,10 +25,17 @@ class Dialect:
     Args:
         separator: Between columns.
         skipped: Lines above the header.
+        fixed: Whether the format says how: no option sets the separator, and there are no quotes.
     """
 
     separator: str
     skipped: int = 0
+    fixed: bool = False
+
+    @property
+    def quoted(self) -> bool:
+        """Whether a value may be in quotes; files with "::" quote nothing."""
+        return not self.fixed and self.separator != "::"
 
     @property
     def name(self) -> str:
@@ -84,22 +90,38 @@ def dialect_of(path: Path, columns: Collection[str], separator: str | None = Non
         >>> dialect_of(path, ("user", "item", "rating")).name
         'semicolon'
     """
-    with pa.input_stream(str(path)) as stream:
+    with opened(path) as stream:
         head: bytes = stream.read(_HEAD)
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head.partition(b"\n")[0]:
         raise ValueError(
             f'{path} is not written in UTF-8: it is UTF-16, as Excel\'s "Unicode text", or no '
             'text at all. Save it as UTF-8 (in Excel: "CSV UTF-8").'
         )
-    lines = [line for line in head.decode("utf-8-sig", errors="replace").splitlines() if line]
+    lines = lines_of(head)
     skipped, announced = 0, _SEP_LINE.match(lines[0]) if lines else None
     if announced is not None:
         skipped, lines = 1, lines[1:]
-        separator = separator or announced[1]
+        separator = separator or _announced(announced[1], path)
     if separator is None:
         header = lines[0] if lines else ""
         separator = max(NAMES, key=lambda each: _fit(header_names(header, each), columns))
     return Dialect(separator, skipped)
+
+
+def _announced(character: str, path: Path) -> str:
+    try:
+        return separator_of(character)
+    except ValueError:
+        raise ValueError(
+            f"{path} begins with sep={character!a}, which cannot separate columns: remove the "
+            "line, and give --separator."
+        ) from None
+
+
+def lines_of(text: bytes) -> list[str]:
+    """The lines of a text that are not empty, as the parser tells lines apart."""
+    bare = text.removeprefix(codecs.BOM_UTF8)
+    return [line.decode("utf-8", "replace") for line in bare.splitlines() if line]
 
 
 def header_names(header: str, separator: str) -> list[str]:
@@ -117,26 +139,3 @@ def _fit(names: Sequence[str], columns: Collection[str]) -> tuple[int, int]:
 def plain_name(name: str) -> str:
     """A column's name without what does not matter in it: upper case and blanks around it."""
     return name.strip().casefold()
-
-
-def lines_if_quoted(path: Path) -> int:
-    """How many lines of a text file are not empty; 0 if there is no quote in it.
-
-    Most files have no quotes, and need not be looked at character by character.
-    """
-    if not any(b'"' in block for block in _blocks(path)):
-        return 0
-    lines, after_end = 0, True
-    for block in _blocks(path):
-        characters = np.frombuffer(block, np.uint8)
-        is_end = (characters == ord("\n")) | (characters == ord("\r"))
-        before = np.concatenate([[after_end], is_end[:-1]])
-        lines += int((before & ~is_end).sum())
-        after_end = bool(is_end[-1])
-    return lines
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    with pa.input_stream(str(path)) as stream:
-        while block := stream.read(_BLOCK):
-            yield block

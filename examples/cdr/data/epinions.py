@@ -9,8 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdr.data import reading, tables
+from cdr.data.accounts import OTHER_DOMAINS, RowsRead
+from cdr.data.cells import naming
 from cdr.data.dataset import Dataset, Published, counts, table_files
 from cdr.data.likes import LIKED_ABOVE
+from cdr.data.limits import LIMITS, Limits
 from cdr.data.protocol import LAST_ONE, Protocol
 from cdr.data.schema import CrossDomainData
 from cdr.data.split import build
@@ -23,6 +26,7 @@ def load(
     *,
     source_cut: str = "time",
     protocol: Protocol = LAST_ONE,
+    limits: Limits = LIMITS,
 ) -> CrossDomainData:
     """One, several or all other domains of Epinions as the source for another.
 
@@ -38,6 +42,7 @@ def load(
         target: Domain to recommend in.
         source_cut: See :func:`cdr.data.split.build`.
         protocol: Likewise.
+        limits: Of the file.
 
     Returns:
         The scenario.
@@ -48,25 +53,36 @@ def load(
     """
     path = Path(root) / "epinions" / "interactions.csv.gz"
     columns = ("user", "item", "rating", "timestamp", "order", "domain")
-    table = reading.read(path, columns).table
+    table, notes = reading.read(path, columns, limits=limits)
     if source == "others":
-        source = sorted(set(pc.unique(table["domain"]).to_pylist()) - {target}, key=int)
+        source = sorted(tables.rows_of_domains(table).keys() - {target}, key=_by_number)
     sources = tables.domains(table, source, target, path)
+    num_rows = len(table)
     wanted = pc.is_in(table["domain"], value_set=pa.array([*sources, target]))
     table = table.filter(wanted)
+    for column in ("user", "item"):
+        table = tables.replace(table, column, tables.text(table, column, path))
     label = tables.numbers(table, "rating", path, required=True) > LIKED_ABOVE
     table = tables.replace(table, "label", label)
     table = tables.replace(table, "time", tables.numbers(table, "timestamp", path))
-    table = tables.replace(table, "order", tables.numbers(table, "order", path))
+    table = tables.replace(table, "order", tables.places(table, "order", path))
     shown = "others" if len(sources) > 4 else "+".join(sources)
-    return build(
-        f"Epinions {shown} → {target}",
-        tables.interactions(table, sources),
-        tables.interactions(table, (target,)),
-        source_cut=source_cut,
-        protocol=protocol,
-        merge_lines=True,
-    )
+    with naming(path):
+        return build(
+            f"Epinions {shown} → {target}",
+            tables.interactions(table, sources),
+            tables.interactions(table, (target,)),
+            source_cut=source_cut,
+            protocol=protocol,
+            merge_lines=True,
+            notes=notes,
+            found=RowsRead(num_rows, {OTHER_DOMAINS: num_rows - len(table)}),
+        )
+
+
+def _by_number(domain: str) -> tuple[int, str]:
+    """As numbers are ordered, whatever a file has in their place."""
+    return len(domain), domain
 
 
 DATASET = Dataset(

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from cdr.data.cells import shown
 from cdr.data.coded import Coded, encode
 from cdr.data.repeats import repeated_lines
 from cdr.data.schema import OTHERS, Behaviors, Interactions, Items
@@ -94,7 +95,7 @@ def common_users(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     # Without this check, numpy would compare 1 and "1" as objects and fail, or find them unequal.
     common = source[_places(source, target) >= 0] if numeric[0] == numeric[1] else source[:0]
     if not len(common):
-        examples = [", ".join(repr(user) for user in users[:3].tolist()) for users in both]
+        examples = [", ".join(shown(user, 30) for user in users[:3].tolist()) for users in both]
         raise ValueError(
             f"No user is in both domains: the source has {len(source):,} users (such as "
             f"{examples[0] or 'none'}), the target {len(target):,} (such as "

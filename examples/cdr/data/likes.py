@@ -14,9 +14,8 @@ LIKED_ABOVE = 3.0
 
 _LOWEST, _HIGHEST = 0.0, 5.0  # of the scales on which LIKED_ABOVE may be meant
 NO_RATINGS = (
-    "If the log has clicks or purchases without ratings (implicit feedback), every row would be "
-    "positive, and nothing can be learned; the example draws no negatives. Add a column rating "
-    "with 1, add rows with 0 of items that were shown and not taken, or drawn at random, and pass "
+    "Of clicks or purchases without ratings (implicit feedback) every row would be positive; no "
+    "negatives are drawn. Add a column rating with 1, add rows with 0 of items not taken, and pass "
     "--like-threshold 0."
 )
 
@@ -120,10 +119,9 @@ def _one_class(
     if values.min() == values.max():
         return ValueError(
             f"{where}: all {len(values):,} ratings of the {name} are {values[0]:g}, as in a log of "
-            "clicks or purchases (implicit feedback). With any threshold they are of one class, "
-            "and nothing can be learned; the example draws no negatives. Add rows with a lower "
-            "rating of items that were shown and not taken, or drawn at random, and pass "
-            "--like-threshold with a number between the two."
+            "clicks or purchases (implicit feedback): they are of one class, and nothing can be "
+            "learned; no negatives are drawn. Add rows with a lower rating of items not taken, "
+            "and pass --like-threshold with a number between the two."
         )
     given = "the default, for a scale from 1 to 5" if by_default else "--like-threshold"
     return ValueError(

@@ -13,8 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 from tqdm import tqdm
 
-_BLOCK = 1 << 24  # bytes: some 20,000 reviews
-_LONGEST_LINE = 4 * _BLOCK
+from cdr.data.limits import Limits
+from cdr.data.unpacking import blocks
+
 _SHOWN = 5
 _KEY = b"bad_lines"
 
@@ -80,7 +81,7 @@ class BadLines:
 
 
 def map_blocks(
-    path: Path, parse: Callable[[bytes], tuple[pa.Table, BadLines]]
+    path: Path, parse: Callable[[bytes], tuple[pa.Table, BadLines]], limits: Limits
 ) -> Iterator[tuple[pa.Table, BadLines]]:
     """Parse a file block by block, in threads, and yield what comes of each block in file order.
 
@@ -89,15 +90,16 @@ def map_blocks(
     Args:
         path: A file, gzipped if its name ends in .gz.
         parse: Takes whole lines.
+        limits: Of its size and its lines.
 
     Raises:
-        ValueError: If the file is not what its name says, is cut off, or has an endless line.
+        ValueError: If the file is not what its name says, is cut off, or is beyond the limits.
     """
     workers = min(8, os.cpu_count() or 1)
     waiting: deque[Future[tuple[pa.Table, BadLines]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for block in _blocks(path):
+            for block in _shown(path, limits):
                 waiting.append(pool.submit(parse, block))
                 if len(waiting) > workers:
                     yield waiting.popleft().result()
@@ -107,38 +109,9 @@ def map_blocks(
             pool.shutdown(cancel_futures=True)
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
-    with (
-        path.open("rb") as raw,
-        tqdm(
-            total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, disable=None
-        ) as bar,
-    ):
-        stream = pa.CompressedInputStream(raw, "gzip") if path.name.endswith(".gz") else raw
-        rest = b""
-        while block := _read(stream, path):
-            bar.update(raw.tell() - bar.n)
-            lines, newline, tail = block.rpartition(b"\n")
-            if newline:
-                yield rest + lines + newline
-                rest = tail
-            else:
-                rest += tail
-            if len(rest) > _LONGEST_LINE:
-                raise ValueError(
-                    f"{path} has a line of more than {_LONGEST_LINE >> 20} MiB: it must hold one "
-                    "record a line. Take the file as it was published, or write it again."
-                )
-        if rest:
-            yield rest
-
-
-def _read(stream: pa.NativeFile, path: Path) -> bytes:
-    try:
-        block: bytes = stream.read(_BLOCK)
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be decompressed ({error}). It is cut off or not what its name says: "
-            "get it again."
-        ) from error
-    return block
+def _shown(path: Path, limits: Limits) -> Iterator[bytes]:
+    """The blocks of a file, with a bar."""
+    with tqdm(
+        total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, disable=None
+    ) as bar:
+        yield from blocks(path, limits, progress=lambda read: bar.update(read - bar.n))

@@ -11,10 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdr.data import domain_names, reading, tables
+from cdr.data.accounts import OTHER_DOMAINS, RowsRead
 from cdr.data.catalogue import notes_on_catalogue
+from cdr.data.cells import naming
 from cdr.data.dataset import Dataset, Pair
 from cdr.data.decimals import with_points
 from cdr.data.likes import NO_RATINGS, likes, parts_of
+from cdr.data.limits import LIMITS, Limits
 from cdr.data.protocol import LAST_ONE, Protocol
 from cdr.data.schema import CrossDomainData
 from cdr.data.spellings import refuse_shortened
@@ -38,6 +41,7 @@ def load(
     protocol: Protocol = LAST_ONE,
     like_threshold: float | None = None,
     separator: str | None = None,
+    limits: Limits = LIMITS,
 ) -> CrossDomainData:
     """Two domains of one table of ratings.
 
@@ -57,6 +61,7 @@ def load(
         like_threshold: A rating above it is positive; by default 3, for a scale from 1 to 5.
         separator: Of `path`, see :func:`cdr.data.dialect.separator_of`; by default told from the
             header. That of `items` always is.
+        limits: Of the files.
 
     Returns:
         The scenario.
@@ -68,9 +73,11 @@ def load(
             unknown, all labels are of one class, times cannot be compared, or no user is in both
             domains.
     """
-    table, notes = _log(path, separator)
+    table, notes = _log(path, separator, limits)
     if items is not None:
-        catalogue, told = reading.read(items, ("item", "category"), optional=("domain",))
+        catalogue, told = reading.read(
+            items, ("item", "category"), optional=("domain",), limits=limits
+        )
         notes += told
         for column in catalogue.column_names:
             filled = column != "category"
@@ -88,20 +95,23 @@ def load(
         tables.interactions(table, names, None if items is None else catalogue)
         for names in (sources, (target,))
     ]
+    found = RowsRead(len(table), {OTHER_DOMAINS: len(table) - sum(map(len, rows))})
     del table, rating  # the split is where most memory is needed
-    return build(
-        f"{'+'.join(sources)} → {target}",
-        *rows,
-        source_cut=source_cut,
-        protocol=protocol,
-        merge_lines=True,
-        notes=notes,
-    )
+    with naming(path):
+        return build(
+            f"{'+'.join(sources)} → {target}",
+            *rows,
+            source_cut=source_cut,
+            protocol=protocol,
+            merge_lines=True,
+            notes=notes,
+            found=found,
+        )
 
 
-def _log(path: Path | str, separator: str | None) -> tuple[pa.Table, list[str]]:
+def _log(path: Path | str, separator: str | None, limits: Limits) -> tuple[pa.Table, list[str]]:
     """The columns user, item, domain, rating and time of a file, and notes on how it was read."""
-    table, told = reading.read(path, _COLUMNS, separator=separator, hints=_HINTS)
+    table, told = reading.read(path, _COLUMNS, separator=separator, hints=_HINTS, limits=limits)
     notes = [*told]
     # Each text is dropped as soon as it has been read: they are most of the memory.
     for column in ("user", "item", "domain"):
@@ -159,19 +169,25 @@ def _files(spec: str, root: Path, pairs: Sequence[Pair]) -> dict[str, Path]:
 
 
 def _domains(spec: str, root: Path, options: Mapping[str, Any]) -> Mapping[str, int]:
-    path, separator = root / spec, options.get("separator")
-    table = reading.read(path, ("domain",), separator=separator, hints=_HINTS).table
+    path = root / spec
+    given = {name: options[name] for name in ("separator", "limits") if name in options}
+    table = reading.read(path, ("domain",), hints=_HINTS, **given).table
     domains = _domain(table, path).dictionary_encode()
     return tables.rows_of_domains(tables.replace(table, "domain", domains))
 
 
 def _titles(
-    root: Path, pair: Pair, items: Collection[str], catalogue: Path | str | None = None
+    root: Path,
+    pair: Pair,
+    items: Collection[str],
+    catalogue: Path | str | None = None,
+    *,
+    limits: Limits = LIMITS,
 ) -> dict[str, str]:
     """The titles of some items, if the table of items has a column title."""
     if catalogue is None:
         return {}
-    table = reading.read(catalogue, ("item",), optional=("domain", "title")).table
+    table = reading.read(catalogue, ("item",), optional=("domain", "title"), limits=limits).table
     if "title" not in table.column_names:
         return {}
     if "domain" in table.column_names:

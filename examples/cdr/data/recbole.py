@@ -8,12 +8,16 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 
 from cdr.data import domain_names, likes, tables
+from cdr.data.accounts import RowsRead
 from cdr.data.catalogue import notes_on_catalogue
+from cdr.data.cells import listed, naming, shown
 from cdr.data.dataset import Dataset, Pair, split_domains
+from cdr.data.dialect import Dialect
+from cdr.data.limits import LIMITS, Limits
 from cdr.data.protocol import LAST_ONE, Protocol
+from cdr.data.reading import read_text
 from cdr.data.schema import CrossDomainData
 from cdr.data.split import build
 from cdr.data.time_columns import times
@@ -36,6 +40,7 @@ def load(
     source_cut: str = "time",
     protocol: Protocol = LAST_ONE,
     like_threshold: float | None = None,
+    limits: Limits = LIMITS,
 ) -> CrossDomainData:
     """Two domains, or several and one, from atomic files.
 
@@ -54,6 +59,7 @@ def load(
         source_cut: See :func:`cdr.data.split.build`.
         protocol: Likewise.
         like_threshold: A rating above it is positive; by default 3, for a scale from 1 to 5.
+        limits: Of the files.
 
     Returns:
         The scenario.
@@ -66,26 +72,30 @@ def load(
     """
     sources = tables.named_once(source, target)
     files = find(root, (*sources, target))
-    read = {name: _interactions(f.interactions, name) for name, f in files.items()}
+    read = {name: _interactions(f.interactions, name, limits) for name, f in files.items()}
     table = pa.concat_tables(part for part, _ in read.values())
     parts = likes.parts_of(table, sources, target)
-    liked = likes.likes(table["rating"].to_numpy(), parts, like_threshold, str(root))
+    named = " and ".join(f.interactions.name for f in files.values())
+    where = f"{named} in {root}" if len(named) <= 80 else str(root)
+    liked = likes.likes(table["rating"].to_numpy(), parts, like_threshold, where)
     table = tables.replace(table.drop_columns("rating"), "label", liked.label)
-    catalogues = [_items(f.items, name) for name, f in files.items() if f.items is not None]
+    catalogues = [_items(f.items, name, limits) for name, f in files.items() if f.items is not None]
     catalogue = pa.concat_tables(catalogues) if catalogues else None
     notes = [*liked.notes, *(note for _, note in read.values() if note)]
     if catalogue is not None:
         described = [name for name, f in files.items() if f.items is not None]
         notes += notes_on_catalogue(table, catalogue, described, "the .item files")
-    return build(
-        f"{'+'.join(map(_stem, sources))} → {_stem(target)}",
-        tables.interactions(table, sources, catalogue),
-        tables.interactions(table, (target,), catalogue),
-        source_cut=source_cut,
-        protocol=protocol,
-        merge_lines=True,
-        notes=notes,
-    )
+    with naming(where):
+        return build(
+            f"{'+'.join(map(_stem, sources))} → {_stem(target)}",
+            tables.interactions(table, sources, catalogue),
+            tables.interactions(table, (target,), catalogue),
+            source_cut=source_cut,
+            protocol=protocol,
+            merge_lines=True,
+            notes=notes,
+            found=RowsRead(len(table)),
+        )
 
 
 def _stem(name: str) -> str:
@@ -123,7 +133,7 @@ def _find(root: Path, name: str) -> Path:
     raise FileNotFoundError(
         f"There is no file {' and no file '.join(map(str, places))}; check the folder and the "
         "names of the domains."
-        + (f" Is {' or '.join(map(repr, similar))} meant?" if similar else "")
+        + (f" Is {' or '.join(map(shown, similar))} meant?" if similar else "")
         + (f" There are {domain_names.listed(there)}." if there else "")
     )
 
@@ -135,9 +145,9 @@ def domains(root: Path) -> dict[str, None]:
     return dict.fromkeys(known)
 
 
-def _interactions(path: Path, domain: str) -> tuple[pa.Table, str]:
+def _interactions(path: Path, domain: str, limits: Limits) -> tuple[pa.Table, str]:
     """The interactions of a domain, and a note on its times or ""."""
-    table, columns = _read(path, ("user_id", "item_id", "rating", "timestamp"))
+    table, columns = _read(path, ("user_id", "item_id", "rating", "timestamp"), limits)
     rating = tables.numbers(table, columns["rating"], path, required=True)
     time = times(table, columns["timestamp"], path)
     interactions = {
@@ -150,15 +160,9 @@ def _interactions(path: Path, domain: str) -> tuple[pa.Table, str]:
     return pa.table(interactions), time.note
 
 
-def _items(path: Path, domain: str) -> pa.Table:
-    table, columns = _read(path, ("item_id",), optional=_CATEGORY)
-    name = next((columns[name] for name in _CATEGORY if name in columns), None)
-    if name is None:
-        raise ValueError(
-            f"{path} has no column category, categories or class; it has "
-            f"{', '.join(map(repr, table.column_names))}. Rename the column that tells the "
-            "category, or take the file away: without it every item has the category others."
-        )
+def _items(path: Path, domain: str, limits: Limits) -> pa.Table:
+    table, columns = _read(path, ("item_id",), limits, one_of=_CATEGORY)
+    name = next(columns[name] for name in _CATEGORY if name in columns)
     category = tables.text(table, name, path, required=False)
     if name.endswith(":token_seq"):
         category = pc.list_element(pc.split_pattern(pc.utf8_trim_whitespace(category), " "), 0)
@@ -172,31 +176,46 @@ def _items(path: Path, domain: str) -> pa.Table:
 
 
 def _read(
-    path: Path, required: Sequence[str], optional: Sequence[str] = ()
+    path: Path, required: Sequence[str], limits: Limits, one_of: Sequence[str] = ()
 ) -> tuple[pa.Table, dict[str, str]]:
-    """A file's columns as strings, and the heads of those asked for, by name without the type."""
-    parse = pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False)
-    try:
-        with pyarrow.csv.open_csv(path, parse_options=parse) as reader:
-            heads = reader.schema.names
-        strings = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(heads, pa.string()))
-        table = pyarrow.csv.read_csv(path, parse_options=parse, convert_options=strings)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}). It is empty, or its lines differ in their number "
-            "of columns: an atomic file is separated by tabs and starts with a header."
-        ) from error
-    columns = {head.partition(":")[0].strip(): head for head in heads}
-    missing = [name for name in required if name not in columns]
-    if missing:
-        raise ValueError(
-            f"{path} has no column {' and no column '.join(map(repr, missing))}; its header is "
-            f"{', '.join(map(repr, heads))}. An atomic file is separated by tabs and names its "
-            "columns like user_id:token."
-        )
+    """The columns asked for as strings, and their heads, by name without the type."""
+    columns: dict[str, str] = {}
+
+    def choose(heads: Sequence[str]) -> dict[str, str]:
+        columns.update(_columns(heads, (*required, *one_of), path))
+        missing = [name for name in required if name not in columns]
+        if missing:
+            raise ValueError(
+                f"{path} has no column {' and no column '.join(map(repr, missing))}; its header is "
+                f"{listed(heads, 120)}. An atomic file is separated by tabs and names its columns "
+                "like user_id:token."
+            )
+        if one_of and not any(name in columns for name in one_of):
+            raise ValueError(
+                f"{path} has no column category, categories or class; it has {listed(heads, 80)}. "
+                "Rename the column that tells the category, or take the file away: without it "
+                "every item has the category others."
+            )
+        return {head: head for head in columns.values()}
+
+    table, _ = read_text(path, Dialect("\t", fixed=True), choose, limits)
     if not len(table):
         raise ValueError(f"{path} has a header but no rows; write it again.")
-    return table, {name: columns[name] for name in (*required, *optional) if name in columns}
+    return table, columns
+
+
+def _columns(heads: Sequence[str], names: Sequence[str], path: Path) -> dict[str, str]:
+    found = {}
+    for name in names:
+        alike = [head for head in heads if head.partition(":")[0].strip() == name]
+        if len(alike) > 1:
+            raise ValueError(
+                f"{path} has the column {name!r} {len(alike)} times (as {listed(alike, 80)}); "
+                "leave one of them."
+            )
+        if alike:
+            found[name] = alike[0]
+    return found
 
 
 def _files(root: Path, pairs: Sequence[Pair]) -> dict[str, Path]:

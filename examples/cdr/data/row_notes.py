@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from cdr.data.cells import shown
 from cdr.data.indexing import Domain, Users
 from cdr.data.protocol import Parts
 from cdr.data.repeats import met_before
@@ -36,8 +37,8 @@ def notes_on_ids(users: Users, source: Domain, target: Domain) -> Iterator[str]:
             yield (
                 f"{count:,} {what} ids differ from another one only in leading zeros, a trailing "
                 f'".0", blanks around them or wide digits, such as '
-                f"{' and '.join(map(repr, examples))}: they are kept apart. If they mean the same, "
-                "write them in the same way."
+                f"{' and '.join(map(shown, examples))}: they are kept apart. If they mean the "
+                "same, write them in the same way."
             )
 
 

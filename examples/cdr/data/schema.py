@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cdr.data.accounts import Account
 from cdr.data.coded import Coded
 from cdr.data.protocol import Protocol
 
@@ -232,6 +233,7 @@ class CrossDomainData:
         repaired: Of rows that were not taken as they stand in the log: how many, by what was done.
             Trainings are kept under it too.
         reader_notes: Those of the notes that say how files were read.
+        account: What became of the rows of the files; None of data that are read from none.
     """
 
     name: str
@@ -254,6 +256,7 @@ class CrossDomainData:
     notes: tuple[str, ...]
     repaired: Mapping[str, int] = field(default_factory=dict)
     reader_notes: tuple[str, ...] = ()
+    account: Account | None = None
 
     @property
     def num_users(self) -> int:

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cdr.data.cells import shown
+
 
 def unicode_forms(ids: np.ndarray) -> Mapping[str, str]:
     """Ids that are the same text as another one in another Unicode form, and the form to read.
@@ -65,8 +67,7 @@ def refuse_shortened(column: pa.ChunkedArray, name: str, path: Path | str) -> No
         broken = pc.match_substring_regex(ids, pattern)
         if pc.any(broken).as_py():
             first = ids[pc.index(broken, True).as_py()].as_py()
-            shown = first if len(first) <= 80 else f"{first[:79]}…"
-            raise ValueError(f"{path}: column {name!r} holds {shown!r}, which {told}.")
+            raise ValueError(f"{path}: column {name!r} holds {shown(first)}, which {told}.")
 
 
 def alike(ids: np.ndarray) -> tuple[int, tuple[str, ...]]:

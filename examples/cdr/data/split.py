@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from cdr.data.accounts import BEYOND, CUT, NOT_COMMON, REPEATED, RowsRead, account
 from cdr.data.clock import on_one_clock
 from cdr.data.histories import PastFinder, source_histories, target_histories
 from cdr.data.indexing import (
@@ -40,6 +41,7 @@ def build(
     extra_test: Interactions | None = None,
     merge_lines: bool = False,
     notes: Sequence[str] = (),
+    found: RowsRead | None = None,
 ) -> CrossDomainData:
     """Split two domains by time and index what the perceptron may see of each user.
 
@@ -80,6 +82,8 @@ def build(
             with equal user, item, label and time, and `order` where there is one. Not together
             with `extra_test`.
         notes: What a reader has to say on the files, to stand behind the others.
+        found: The rows of the files, of which `source` and `target` are those that the reader has
+            not left out.
 
     Returns:
         The scenario. Its `statistics` count: users; source, target, source_items, target_items
@@ -132,6 +136,19 @@ def build(
         "repeated lines": from_source.repeated + from_target.repeated,
         "ids in another Unicode form": from_source.respelled + from_target.respelled,
     }
+    counted = None
+    if found is not None:
+        repeated = from_source.repeated + from_target.repeated
+        common = len(all_src.user) + len(tgt.user) + repeated
+        left_out = {
+            NOT_COMMON: len(source) + len(target) - common,
+            REPEATED: repeated,
+            CUT: len(all_src.user) - len(src.user),
+            BEYOND: len(tgt.user) - len(train.user) - len(valid.user) - len(test.user),
+        }
+        used = len(src.user) + len(train.user) + len(valid.user) + len(test.user)
+        counted = account(found, used, left_out)
+        notes = (*notes, counted.sentence)
     past = PastFinder(src, train, timed)
     known = last_known_time(tgt.user, tgt.time)
     return CrossDomainData(
@@ -162,6 +179,7 @@ def build(
         ),
         repaired={what: count for what, count in repaired.items() if count},
         reader_notes=tuple(notes),
+        account=counted,
     )
 
 

@@ -11,8 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdr.data import domain_names
+from cdr.data.cells import shown
 from cdr.data.coded import Coded, joined, of_arrow
 from cdr.data.schema import OTHERS, Interactions
+
+_EXACT = 2.0**53  # all integers up to it are float64
 
 
 def text(
@@ -31,8 +34,8 @@ def text(
     empty = pc.index(values, "").as_py()
     if required and empty >= 0:
         raise ValueError(
-            f"{path}: column {column!r} is empty in row {empty + 1} (the first below the header "
-            "is row 1); fill it in or drop the row."
+            f"{path}: column {shown(column)} is empty in row {empty + 1} (the first below the "
+            "header is row 1); fill it in or drop the row."
         )
     return values
 
@@ -44,8 +47,9 @@ def _integers(values: pa.ChunkedArray, column: str, path: Path | str) -> pa.Chun
     too_large = np.abs(known) >= 2.0 ** (np.finfo(known.dtype).nmant + 1)
     if too_large.any():
         raise ValueError(
-            f"{path}: column {column!r} holds floating-point numbers, {int(too_large.sum()):,} of "
-            f"which, such as {known[too_large][0]:.0f}, are so large that different integers "
+            f"{path}: column {shown(column)} holds floating-point numbers, "
+            f"{int(too_large.sum()):,} of "
+            f"which, such as {known[too_large][0]:.17g}, are so large that different integers "
             "become equal. Write the ids as text or as integers."
         )
     return pc.cast(values, pa.int64()) if (known == np.floor(known)).all() else values
@@ -74,29 +78,48 @@ def numbers(
     """
     values = table[column]
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
-        zone = getattr(values.type, "tz", None)
-        # A float64 cannot tell apart less than a microsecond.
-        to_microseconds = pc.CastOptions(pa.timestamp("us", zone), allow_time_truncate=True)
-        microseconds = pc.cast(values, options=to_microseconds)
-        values = pc.divide(
-            pc.cast(pc.cast(microseconds, pa.int64()), pa.float64(), safe=False), 1e6
-        )
-    elif pa.types.is_temporal(values.type):
-        raise ValueError(
-            f"{path}: column {column!r} is of type {values.type}, which is no date: write it as a "
-            "timestamp, or as seconds since 1970."
-        )
+        values = _seconds(values)
     values, parsed = _parsed(values)
     empty = values.is_null(nan_is_null=pa.types.is_floating(values.type)).to_numpy()
     wrong = ~np.isfinite(parsed) & (True if required else ~empty)
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
-            f"{path}: {column!r} is {table[column][row].as_py()!r} in row {row + 1} (the first "
-            f"below the header is row 1), not {kind}; {int(wrong.sum()):,} of {len(wrong):,} "
+            f"{path}: {shown(column)} is {shown(table[column][row].as_py())} in row {row + 1} (the "
+            f"first below the header is row 1), not {kind}; {int(wrong.sum()):,} of {len(wrong):,} "
             "rows are like this. Correct or drop them."
         )
     return parsed
+
+
+def places(table: pa.Table, column: str, path: Path | str) -> np.ndarray:
+    """A column of positions in a chronology: whole numbers as float64, NaN where it is empty.
+
+    Raises:
+        ValueError: If an entry is no whole number, or so large that others become equal to it.
+    """
+    found = numbers(table, column, path)
+    wrong = (np.abs(found) > _EXACT) | (found != np.floor(found)) & ~np.isnan(found)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            f"{path}: {shown(column)} is {shown(table[column][row].as_py())} in row {row + 1}, not "
+            "a whole number up to 9,007,199,254,740,992. Number the rows of a user in their order."
+        )
+    return found
+
+
+def _seconds(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Dates or timestamps as seconds since 1970, to a microsecond, in float64."""
+    if pa.types.is_date32(values.type):
+        values = pc.cast(values, pa.date64())
+    per_second = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+    unit = per_second[getattr(values.type, "unit", "ms")]
+    numbers = pc.cast(values, pa.int64())
+    if unit == per_second["ns"]:
+        # A float64 cannot tell apart less than a microsecond.
+        numbers, unit = pc.divide(numbers, 1_000), per_second["us"]
+    return pc.divide(pc.cast(numbers, pa.float64(), safe=False), float(unit))
 
 
 def _parsed(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, np.ndarray]:
@@ -163,8 +186,8 @@ def named_once(source: str | Sequence[str], target: str) -> tuple[str, ...]:
     source = source.split("+") if isinstance(source, str) else source
     if not source or len({*source, target}) != len(source) + 1:
         raise ValueError(
-            f"source={'+'.join(source)!r} and target={target!r}: name each domain once, and at "
-            "least one as the source."
+            f"source={shown('+'.join(source))} and target={shown(target)}: name each domain "
+            "once, and at least one as the source."
         )
     return tuple(source)
 

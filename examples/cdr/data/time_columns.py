@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdr.data import tables
+from cdr.data.cells import shown
 
 _ISO = r"^\d{4}-\d\d-\d\d"
 _KIND = "a number or an ISO 8601 date or time, such as 2014-01-31 or 2014-01-31T12:30"
@@ -80,8 +81,8 @@ def times(table: pa.Table, column: str, path: Path | str) -> Times:
     first, last = (str(np.datetime64(int(end), "s")) for end in (known.min(), known.max()))
     return Times(
         values,
-        f"{column!r} of {Path(path).name} has {told}: all are read as seconds. Dates and times are "
-        f"from {first} to {last} in UTC.",
+        f"{shown(column)} of {Path(path).name} has {told}: all are read as seconds. Dates and "
+        f"times are from {first} to {last} in UTC.",
     )
 
 
@@ -100,7 +101,8 @@ def _refuse_shortened(texts: pa.ChunkedArray, column: str, path: Path | str) -> 
     if pc.any(shortened).as_py():
         row = pc.index(shortened, True).as_py()
         raise ValueError(
-            f"{path}: {column!r} is {texts[row].as_py()!r} in row {row + 1} (the first below the "
+            f"{path}: {shown(column)} is {shown(texts[row].as_py())} in row {row + 1} (the "
+            "first below the "
             "header is row 1), a number that a spreadsheet has rounded: different times have "
             "become one. Export the table again with all digits, or with dates."
         )
@@ -120,8 +122,8 @@ def _refuse_months(texts: pa.ChunkedArray, column: str, path: Path | str) -> Non
     if not len(known):
         return
     raise ValueError(
-        f"{path}: {column!r} is {known[0].as_py()!r} in its first row with a time, and like this "
-        "in all others: it looks like a month and a year. Write it as 2014-01-31."
+        f"{path}: {shown(column)} is {shown(known[0].as_py())} in its first row with a time, "
+        "and like this in all others: it looks like a month and a year. Write it as 2014-01-31."
     )
 
 
@@ -141,7 +143,8 @@ def _seconds(
         place = next(n for n, text in enumerate(asked) if not _is_moment(text, zone))
         row = int(np.flatnonzero(rows.to_numpy())[place])
         raise ValueError(
-            f"{path}: {column!r} is {written[row].as_py()!r} in row {row + 1} (the first below the "
+            f"{path}: {shown(column)} is {shown(written[row].as_py())} in row {row + 1} (the "
+            "first below the "
             "header is row 1), which looks like an ISO 8601 date or time and is none from 1678 to "
             "2261. Correct it, or leave it empty where the time is unknown."
         ) from None

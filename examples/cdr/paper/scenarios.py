@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdr.data import DATASETS, LAST_ONE, Dataset, Harm, Protocol, complete, find_dataset, require
+from cdr.data import (
+    DATASETS,
+    LAST_ONE,
+    LIMITS,
+    Dataset,
+    Harm,
+    Limits,
+    Protocol,
+    complete,
+    find_dataset,
+    require,
+)
 from cdr.runs import Source
 
 GENERATED = tuple(name for name, dataset in DATASETS.items() if dataset.generated)
@@ -72,12 +83,15 @@ class Scenario:
         pair = (self.source, self.target)
         return next((name for name, domains in known.items() if domains == pair), None)
 
-    def data(self, root: Path | None, protocol: Protocol = LAST_ONE) -> Source:
+    def data(
+        self, root: Path | None, protocol: Protocol = LAST_ONE, limits: Limits = LIMITS
+    ) -> Source:
         """What to load.
 
         Args:
             root: The folder that holds the data sets.
             protocol: Which target behaviours are trained on and tested on.
+            limits: Of the files.
 
         Raises:
             ValueError: A data set without a folder that holds it.
@@ -87,6 +101,7 @@ class Scenario:
             given["protocol"] = protocol
         if not self.generated:
             given |= {"root": root, "source": self.source, "target": self.target}
+            given["limits"] = None if limits == LIMITS else limits
         options = tuple((name, value) for name, value in given.items() if value is not None)
         if root is None and not self.generated and self.dataset.holds:
             raise ValueError(

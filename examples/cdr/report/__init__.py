@@ -17,6 +17,7 @@ from cdr.report.conclusion import conclusions
 from cdr.report.document import Document, Sheet, sheet
 from cdr.report.learned import Learned
 from cdr.report.page import Curves, learning_curves, write_page
+from cdr.report.parts import Parts, try_imports, written_in_parts
 from cdr.report.plots import Picture
 from cdr.report.rounded import p_value, percent, short, signed
 from cdr.report.run_report import Report, report
@@ -51,6 +52,7 @@ __all__ = [
     "Curves",
     "Document",
     "Learned",
+    "Parts",
     "Picture",
     "RELA_IMPR",
     "Report",
@@ -78,6 +80,8 @@ __all__ = [
     "short",
     "signed",
     "summarize",
+    "try_imports",
     "weight_aucs",
     "write_page",
+    "written_in_parts",
 ]

@@ -7,9 +7,10 @@ import io
 import shutil
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cdr.report.plots import Picture
+from cdr.report.readable import as_paragraph, in_csv, in_line, in_markdown
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,22 @@ class Sheet:
     def markdown(self) -> str:
         """The table, its title above it."""
         rule = ["---"] * self.left + ["---:"] * (len(self.heads) - self.left)
-        cells = [
-            [cell.replace("|", "\\|") for cell in row] for row in (self.heads, rule, *self.rows)
-        ]
-        lines = ["| " + " | ".join(row) + " |" for row in cells]
-        return "\n".join([*([f"**{self.title}**", ""] if self.title else []), *lines])
+        head, *body = [[in_markdown(cell) for cell in row] for row in (self.heads, *self.rows)]
+        lines = ["| " + " | ".join(row) + " |" for row in (head, rule, *body)]
+        title = [f"**{in_markdown(self.title)}**", ""] if self.title else []
+        return "\n".join([*title, *lines])
 
     def text(self) -> str:
         """Aligned columns, the groups one below the other."""
+        return self._shown()._text()
+
+    def _shown(self) -> Sheet:
+        """The table with each text in one line, without control characters."""
+        groups = tuple((in_line(h), tuple(map(in_line, heads))) for h, heads in self.groups)
+        rows = tuple(tuple(map(in_line, row)) for row in self.rows)
+        return replace(self, title=in_line(self.title), groups=groups, rows=rows)
+
+    def _text(self) -> str:
         parts = [self.title] if self.title else []
         if not self.grouped:
             return "\n".join([*parts, _aligned(self.heads, self.rows, self.left)])
@@ -91,30 +100,34 @@ class Document:
 
     def markdown(self) -> str:
         """Without the pictures."""
-        notes = "\n".join(f"- {note}" for note in self.notes)
+        notes = "\n".join(f"- {as_paragraph(note)}" for note in self.notes)
         sheets, appendix = ([s.markdown() for s in part] for part in (self.sheets, self.appendix))
-        parts = [f"## {self.title}", *sheets, *self.conclusions, notes, *appendix]
+        told = map(as_paragraph, self.conclusions)
+        parts = [f"## {in_markdown(self.title)}", *sheets, *told, notes, *appendix]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def text(self) -> str:
         """For the terminal."""
         width = min(100, shutil.get_terminal_size((100, 0)).columns)
         notes = [
-            textwrap.fill(n, width, initial_indent="• ", subsequent_indent="  ") for n in self.notes
+            textwrap.fill(in_line(n), width, initial_indent="• ", subsequent_indent="  ")
+            for n in self.notes
         ]
         # Last, where a reader of the terminal looks first.
-        concluded = [textwrap.fill(text, width) for text in self.conclusions]
+        concluded = [textwrap.fill(in_line(text), width) for text in self.conclusions]
         sheets = (sheet.text() for sheet in self.sheets)
-        parts = [self.title, *sheets, "\n".join(notes), "\n".join(concluded)]
+        parts = [in_line(self.title), *sheets, "\n".join(notes), "\n".join(concluded)]
         return "\n\n".join(part for part in parts if part)
 
     def csv(self) -> str:
-        """The numbers, six digits each."""
+        """The numbers, six digits each; no text that a spreadsheet would take for a formula."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.values[0] if self.values else ())
+        writer.writerow(map(in_csv, self.values[0]) if self.values else ())
         for line in self.values:
-            writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in line.values()])
+            writer.writerow(
+                [f"{v:.6g}" if isinstance(v, float) else in_csv(v) for v in line.values()]
+            )
         return text.getvalue()
 
 

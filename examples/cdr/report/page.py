@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from cdr.common import to_json
 from cdr.report import plots
 from cdr.report.document import Document
 from cdr.report.learned import Learned
+from cdr.report.parts import Parts
 from cdr.report.plots import Picture
 from cdr.report.readable import visible
 from cdr.report.template import TEMPLATE
@@ -29,33 +31,54 @@ Curves = Mapping[tuple[str, str], Sequence[Sequence[float]]]
 
 
 def write_page(
-    folder: Path, document: Document, curves: Curves, learned: Sequence[Learned] = ()
+    folder: Path,
+    document: Document,
+    curves: Curves,
+    learned: Sequence[Learned] = (),
+    parts: Parts | None = None,
 ) -> None:
     """Write report.html into a folder that has command, config and environment already.
 
-    The pictures of the document have to be there as svg files; learning curves are drawn here, if
-    matplotlib is installed.
+    The pictures of the document have to be there as svg files, but for those that could not be
+    drawn; learning curves are drawn here, if matplotlib is installed.
 
     Args:
         folder: Of a run.
         document: What it has shown.
         curves: See :data:`Curves`.
         learned: Weights to show.
+        parts: Of the report: those that cannot be made are left out. If None, the first that
+            cannot be made is an error.
     """
-    import jinja2
-
-    pictures = [*document.pictures]
+    part = nullcontext if parts is None else parts.part
+    pictures = [one for one in document.pictures if (folder / f"{one.name}.svg").exists()]
     notes = document.notes
     if curves and plots.available():
-        pictures.append(learning_curves(curves))
-        pictures[-1].save(folder)
+        with part("the picture of the learning curves"):
+            drawn = learning_curves(curves)
+            drawn.save(folder)
+            pictures.append(drawn)
     elif curves:
         notes = (*notes, "Learning curves need matplotlib: pip install matplotlib.")
+    told = replace(document, notes=notes)
+    before = [] if parts is None else [*parts.failed]
+    with part("report.html with the learned weights" if learned else "report.html"):
+        _write(folder, told, pictures, learned)
+    if learned and parts is not None and parts.failed != before:
+        with part("report.html"):
+            _write(folder, told, pictures, ())
+
+
+def _write(
+    folder: Path, document: Document, pictures: Sequence[Picture], learned: Sequence[Learned]
+) -> None:
+    import jinja2
+
     pages = jinja2.Environment(autoescape=True, trim_blocks=True, finalize=_visible)
     template = pages.from_string(TEMPLATE)
     read = {name: json.loads(_read(folder / f"{name}.json")) for name in _JSON}
     page = template.render(
-        document=replace(document, notes=notes),
+        document=document,
         learned=learned,
         pictures=[(picture, _inline(folder / f"{picture.name}.svg")) for picture in pictures],
         command=_read(folder / "command.txt").strip(),

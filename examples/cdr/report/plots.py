@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from cdr.report.readable import readable, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,29 +60,48 @@ class Picture:
         """Write it as png and as svg."""
         import matplotlib
         from matplotlib.figure import Figure  # not through pyplot, which would look for a display
+        from matplotlib.text import Text
 
         defaults: Any = matplotlib.rcParamsDefault  # matplotlib types its keys as literals
         style: Any = {**defaults, **_STYLE}
         with matplotlib.rc_context(style):
             figure = Figure(figsize=(self.width, self.height), layout="constrained")
             self.draw(figure)
+            # Names are from files: a control character in one would end the svg file.
+            for text in figure.findobj(Text):
+                text.set_text(visible(text.get_text()))
             figure.savefig(folder / f"{self.name}.png")
             figure.savefig(folder / f"{self.name}.svg", metadata={"Date": None})
 
 
 def available() -> bool:
-    """Whether matplotlib is installed."""
-    return find_spec("matplotlib") is not None
+    """Whether pictures can be drawn: matplotlib is installed, and can be imported."""
+    return find_spec("matplotlib") is not None and not broken()
+
+
+@lru_cache(maxsize=1)
+def broken() -> str:
+    """Why matplotlib cannot be imported although it is installed; "" if it can, or is not."""
+    if find_spec("matplotlib") is None:
+        return ""
+    try:
+        import matplotlib.backends.backend_agg
+        import matplotlib.backends.backend_svg
+        import matplotlib.figure  # noqa: F401
+    except Exception as error:  # also what a package raises that was built for another numpy
+        return f"matplotlib cannot be imported ({type(error).__name__}: {readable(str(error))})"
+    return ""
 
 
 def needed() -> None:
     """Refuse to go on without matplotlib, before anything is trained.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: It is not installed, or cannot be imported.
     """
     if not available():
-        raise ValueError("pictures need matplotlib: pip install matplotlib")
+        why = broken() or "it is not installed"
+        raise ValueError(f"pictures need matplotlib, and {why}: pip install matplotlib")
 
 
 def panels(figure: Figure, num: int, columns: int, share_axes: bool = False) -> list[Axes]:

@@ -14,12 +14,14 @@ import tyro
 from cdr.data import (
     DATASETS,
     LAST_ONE,
+    LIMITS,
     Check,
     CrossDomainData,
     Dataset,
     Harm,
     HarmKind,
     Hidden,
+    Limits,
     Protocol,
     agrees,
     audit,
@@ -80,6 +82,8 @@ class DataCommand:
     """Where amazon keeps what it has read of its files."""
     protocol: Annotated[Protocol, tyro.conf.arg(name="data")] = field(default_factory=Protocol)
     """Which target behaviours are trained on and tested on."""
+    limits: Limits = LIMITS
+    """Of the files that are read."""
     harm: HarmChoice = "none"
     """A known harm to the source behaviours."""
     harm_share: float = 0.4
@@ -110,6 +114,7 @@ def main(arguments: Sequence[str]) -> int:
             separator=config.separator,
             source_cut=config.source_cut,
             cache=config.cache,
+            limits=config.limits,
             protocol=config.protocol,
             harm=harm_of(config.harm, config.harm_share, config.harm_seed),
         )
@@ -138,6 +143,7 @@ def data_options(
     separator: str | None,
     source_cut: str,
     cache: Path | None,
+    limits: Limits,
     protocol: Protocol,
     harm: Harm | None = None,
 ) -> dict[str, Any]:
@@ -160,6 +166,10 @@ def data_options(
         raise ValueError(f"--root is missing: give the folder that holds {dataset.holds}")
     given: dict[str, Any] = {"root": root, "source": source, "target": target, **flags}
     given |= {"harm": harm}
+    if limits != LIMITS:
+        if dataset.generated:
+            raise ValueError(f"--limits goes with real data, not with --data {spec}")
+        given["limits"] = limits
     if "source_cut" in dataset.flags:
         given["source_cut"] = source_cut
     if protocol != LAST_ONE:  # what was trained before there were others has no such argument

@@ -12,8 +12,8 @@ import numpy as np
 from cdr.data import CrossDomainData, Dataset, find_dataset, foreign_pair, sha256
 from cdr.runs.runner import Source
 
-# Arguments of a loader that say where files lie, not what is in them.
-_PLACES = ("root", "items", "cache")
+# Arguments of a loader that say where files lie, or what is refused, not what is in them.
+_PLACES = ("root", "items", "cache", "limits")
 
 
 class Fingerprints:

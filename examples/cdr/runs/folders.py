@@ -119,11 +119,15 @@ def check_output(path: Path, command: str) -> None:
         )
 
 
+_LONGEST = 40  # of the names of commands
+
+
 def _made_by(path: Path) -> str | None:
     """The command whose results lie there."""
     try:
         # Not command.txt, where options may stand before the command.
         made_by = json.loads((path / "config.json").read_text(encoding="utf-8"))["command"]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    return str(made_by)
+    named = isinstance(made_by, str) and made_by.isprintable() and len(made_by) <= _LONGEST
+    return made_by if named else None

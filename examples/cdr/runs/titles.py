@@ -24,6 +24,7 @@ def item_titles(source: Source, items: Collection[str]) -> dict[str, str]:
     target = str(options.get("target", default[1]))
     root = Path(options.get("root") or ".")
     given = {"catalogue": options["items"]} if "items" in options else {}
+    given |= {"limits": options["limits"]} if "limits" in options else {}
     if len(domains) == 1:
         return dict(dataset.titles(root, (domains[0], target), items, **given))
     found: dict[str, str] = {}

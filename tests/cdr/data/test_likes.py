@@ -68,7 +68,7 @@ def test_a_scale_on_which_three_means_little_is_noted(domain: str, tmp_path: Pat
         ([-0.5, 0.5], [1, 5, 5], "of the source run from -0.5 to 0.5, so that none"),
         ([1, 5], [1, 1, 1], "all 3 ratings of the target are 1, .*implicit feedback"),
         ([1, 1], [1, 5, 2], "all 2 ratings of the source are 1, .*implicit feedback"),
-        ([5, 1], [5, 5, 5], "all 3 ratings of the target are 5, .*draws no negatives"),
+        ([5, 1], [5, 5, 5], "all 3 ratings of the target are 5, .*no negatives are drawn"),
     ],
 )
 def test_labels_of_one_class_are_refused_with_the_scale(

@@ -135,7 +135,10 @@ def with_row(row: str, separator: str = ",") -> str:
         (with_row("9;c;1.234,5;1;books", ";").replace("4.5", "4"), "'1.234,5' in row 8"),
         (with_row("1.23457E+11,c,4,1,books"), "'user' holds '1.23457E.11'.*spreadsheet"),
         (with_row('9,"c,4,1,books\n9,d",4,1,books'), "columns|line break"),
-        (with_row('9\t"c\t4\t1\tbooks\n9\t"d\t4\t1\tbooks', "\t"), "'item' .*no counterpart"),
+        (
+            with_row('9\t"c\t4\t1\tbooks\n9\t"d\t4\t1\tbooks', "\t"),
+            "begins in line 9 ends before 'd.*in line 10.*stray",
+        ),
         (written(heads=["user", "item", "rating", "Domain", "DOMAIN"]), "'domain' 2 times"),
         (written(heads=["user", "rating", "rating", "timestamp", "domain"]), "'rating' 2 times"),
         (written().partition("\n")[2], "no column 'user'.*its first line has '007'.*add it.$"),
