@@ -44,7 +44,16 @@ from reweight._problem.systems import Systems
 from reweight._problem.ways import Ways
 from reweight._problem.weights import through_weighter
 from reweight._tables import Graph, GraphInputs, looked_up, tables_of
-from reweight._tensors import Pending, Tree, shared, sharing, some, tensors_in
+from reweight._tensors import (
+    Pending,
+    Tree,
+    digest,
+    shared,
+    sharing,
+    some,
+    tensors_in,
+    uninterrupted,
+)
 from reweight.hypergradient import (
     Hypergradient,
     ImplicitHypergradient,
@@ -60,6 +69,7 @@ logger = logging.getLogger("reweight")
 _Found = tuple[Tensor, Tensor, SolveInfo]
 
 
+@uninterrupted
 def hypergradient(
     problem: BilevelProblem,
     batch: Any,
@@ -107,6 +117,7 @@ def _in_shards(
         return step.judged(result, isolation)
 
 
+@uninterrupted
 def weights(problem: BilevelProblem, batch: Any) -> Tensor:
     """The weights ``[B]`` of a batch, without gradient and without side effects."""
     check_batch("batch", batch)
@@ -158,7 +169,7 @@ class _OuterStep:
         self._parts = parts
         self._given = [*tensors_in(batch), *tensors_in(dev_batch)]
         # Whether to look at the problem, or to rely on what was found in earlier steps.
-        self._look = problem.audit.begin(self._fingerprint())
+        self._look = problem.audit.begin(self._fingerprint(), self._fingerprint_in_words())
         self._findings = problem.audit.findings
         self._shares = shares_of(batch, dev_batch, problem.notices)
         # Whether the outer loss depends on an inner parameter, on this process's samples.
@@ -408,9 +419,18 @@ class _OuterStep:
 
     def _fingerprint(self) -> object:
         """Equal for problems of which one comparison of second derivatives serves all."""
+        return (tuple(map(id, self._theta.values())), *self._kind())
+
+    def _fingerprint_in_words(self) -> str:
+        """The same for another process, to which the names of parameters tell which they are."""
+        # Sorted: the order of a set is another one in each process.
+        told = [sorted(map(str, x)) if isinstance(x, frozenset) else x for x in self._kind()]
+        return f"{digest(repr((list(self._theta), told)).encode()):.0f}"
+
+    def _kind(self) -> tuple[object, ...]:
+        """What kind of problem this is, whatever its parameters."""
         theta = self._theta.values()
         return (
-            tuple(map(id, theta)),
             frozenset(x.dtype for x in (*theta, *self._given)),
             frozenset(p.device for p in theta),
             torch.get_default_dtype(),
