@@ -7,7 +7,7 @@ from reweight._problem.hooks import Hooked
 from reweight._problem.isolation import Isolation, isolated, parts_of, twice_differentiable
 from reweight._problem.micro_batches import MicroBatches
 from reweight._problem.outer_step import hypergradient, weights
-from reweight._problem.processes import ranks_of, start_alike
+from reweight._problem.processes import ranks_of, start_alike, sum_of_bits
 from reweight._problem.random_state import Generators
 from reweight._problem.saved import record, refuse_another
 from reweight._problem.second_derivatives import disagreement
@@ -35,6 +35,7 @@ __all__ = [
     "refuse_another",
     "rows_of",
     "start_alike",
+    "sum_of_bits",
     "swapped",
     "twice_differentiable",
     "unheld",

@@ -64,6 +64,9 @@ class Segment:
         dev_start: position in the stream of dev samples, from which new ones are drawn.
         previous: the segment before this one in the epoch, and the number of its pairs that were
             used.
+
+    Attributes:
+        first_pair: how many pairs of the epoch come before this segment.
     """
 
     def __init__(
