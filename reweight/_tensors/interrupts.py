@@ -18,6 +18,13 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# Those that a program may have handlers of: looking at all of them takes half a millisecond.
+_NAMES = (
+    *("INT", "TERM", "HUP", "QUIT", "BREAK", "ALRM", "VTALRM", "PROF"),
+    *("USR1", "USR2", "CHLD", "CONT", "TSTP", "WINCH", "XCPU", "XFSZ", "PIPE", "IO"),
+)
+_SIGNALS = tuple(getattr(signal, f"SIG{n}") for n in _NAMES if hasattr(signal, f"SIG{n}"))
+
 Handler = Callable[[int, FrameType | None], Any]
 
 
@@ -35,7 +42,7 @@ class _Hold:
         self._waiting: list[tuple[int, FrameType | None]] = []
 
     def begin(self) -> None:
-        for number in signal.valid_signals():
+        for number in _SIGNALS:
             handler = signal.getsignal(number)
             if callable(handler):
                 self._handlers[number] = handler
