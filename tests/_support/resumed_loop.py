@@ -39,7 +39,7 @@ from reweight import (
 )
 from reweight.checkpoint import ResumableLoader, RunState, from_tensors, to_tensors
 
-N, STEPS = 32, 12
+N, STEPS = 32, 10
 # So that an epoch is over and the next one is under way.
 CUT = 7
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -112,7 +111,7 @@ def test_by_default_it_raises_and_the_choice_is_checked() -> None:
 
 def test_other_errors_are_not_skipped() -> None:
     rw = make(not_finite="skip")
-    with pytest.raises(ValueError, match="batch"):
+    with pytest.raises(TypeError):
         rw.outer_backward(None, DEV)
     assert not rw.skipped
 
@@ -132,13 +131,6 @@ def test_the_count_is_part_of_the_state() -> None:
         rw.outer_backward(NAN, DEV)
     other.load_state_dict(rw.state_dict())
     assert other.skipped == 1
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    processes = Processes(2, tmp_path_factory.mktemp("two"))
-    yield processes
-    processes.close()
 
 
 def skipping(rank: int, size: int, where: str) -> Any:
@@ -172,7 +164,7 @@ def test_all_processes_skip_what_is_not_finite_on_one(two: Processes, where: str
 
 
 def test_another_error_of_one_process_stops_all(two: Processes) -> None:
-    assert two.run(skipping, "other") == [RankError.__name__, "ValueError"]
+    assert two.run(skipping, "other") == [RankError.__name__, "TypeError"]
 
 
 def alone(rank: int, size: int) -> str:
