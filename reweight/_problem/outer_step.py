@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
@@ -239,8 +240,10 @@ class _OuterStep:
         # Known now: something else works, so these errors are not those of the losses.
         self._findings.no_way.update(self._failures)
         weights, influence, info = found
-        if info.hvp_mode == "none" and not of_all(float(self._has_outer))[0]:
-            self._refuse_outer()
+        if info.hvp_mode == "none":
+            if not of_all(float(self._has_outer))[0]:
+                self._refuse_outer()
+            self._look_for_underflow(isolation)
         name = type(problem.weighter).__name__
         # Around the backward pass too: a checkpointed module runs again in it.
         with twice_differentiable():
@@ -266,6 +269,27 @@ class _OuterStep:
             return torch.zeros((), device=next(iter(self._theta.values())).device)
         outer = self._problem.outer_loss(self._dev_batch, self._pending)
         return outer if share == 1.0 else share * outer
+
+    def _look_for_underflow(self, isolation: Isolation) -> None:
+        """Note where a gradient of the outer loss that is zero is lost to its precision."""
+        if self._in_shards is not None:
+            return
+        isolation.restore()
+        with twice_differentiable(), sharing(None):
+            loss = self._outer_loss()
+            if not loss.requires_grad:
+                return
+            # A power of two rounds nothing, and loses nothing to the other end of the range.
+            larger = 2.0 ** (math.frexp(torch.finfo(loss.dtype).max)[1] // 2)
+            grads = torch.autograd.grad(
+                loss, list(self._theta.values()), loss.new_full((), larger), allow_unused=True
+            )
+        if any(bool(g.any()) for g in grads if g is not None):
+            self._caveats.append(
+                "the gradient of the outer loss underflows: it is zero in "
+                f"{loss.dtype}, and not where the loss is multiplied by {larger:.3g}. Multiply the "
+                "outer loss by a large number, or compute it in float64"
+            )
 
     def _with_hessian(
         self,

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 import reweight
 from _support.processes import Processes
 from _support.wrapping import DEV, TRAIN, make
-from reweight import LossWeighter, RankError, Reweighted, Status
+from reweight import (
+    ConjugateGradient,
+    Identity,
+    ImplicitHypergradient,
+    LossWeighter,
+    Neumann,
+    RankError,
+    Reweighted,
+    Status,
+)
 
 
 def rooted(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -78,6 +87,23 @@ def test_gradients_that_underflow_are_told_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rw.check_gradients()
+
+
+@pytest.mark.parametrize("solver", [ConjugateGradient(), Neumann(), Identity()])
+def test_an_outer_gradient_that_underflows_is_not_trusted(solver: Any) -> None:
+    def tiny(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return 1e-44 * (1e-6 * model(batch[0])).abs().mean()
+
+    model = nn.Linear(3, 1)
+    batch, dev_batch = ((torch.randn(8, 3), torch.randn(8)) for _ in range(2))
+    strategy = ImplicitHypergradient(solver, damping=1.0)
+    how: Any = {"weighter": LossWeighter(), "hypergradient": strategy}
+    with pytest.warns(UserWarning, match="outer loss underflows"):
+        info = make(model, outer_loss=tiny, **how).hypergradient(batch, dev_batch).info
+    assert not info.trustworthy and "underflows" in info.message
+    # A gradient that is zero for another reason is what it is.
+    flat = make(model, outer_loss=lambda m, b: (0.0 * m(b[0])).mean(), **how)
+    assert flat.hypergradient(batch, dev_batch).info.trustworthy
 
 
 NAN = TRAIN[0] * float("nan"), TRAIN[1]
