@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test integrations oldest coverage check lint format types bench peers docs dist hooks clean
+.PHONY: help demo test integrations oldest minimum coverage check lint format types bench peers docs dist hooks clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,15 @@ oldest: ## run the tests with the oldest torch and the oldest dependencies, in .
 	@grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==/' > build/oldest.txt
 	@PIP_CONSTRAINT=build/oldest.txt $(MAKE) --no-print-directory test \
 		VENV=.venv-oldest TORCH="$$(grep '^torch==' build/oldest.txt)"
+
+# One or more files for each part and each dependency, in about a minute.
+MINIMUM := tests/test_wrapping.py tests/test_checkpoint.py tests/test_losses.py tests/test_preconditioning.py \
+	tests/solvers/test_solvers.py tests/problem/test_isolation.py tests/problem/test_first_order.py \
+	tests/curvature/test_linearise.py tests/samplers/test_pair_loader.py tests/weighters/test_weighters.py \
+	tests/tensors/test_forward_mode.py tests/diagnostics/test_recorder.py tests/faults/test_run_state.py \
+	tests/cdr/data/test_amazon.py tests/cdr/test_cli.py
+minimum: ## the same for a few tests of each part, in minutes
+	@$(MAKE) --no-print-directory oldest ARGS="-m 'not slow and not long' $(MINIMUM) $(ARGS)"
 
 # What they bring has no place among the other tests' packages.
 integrations: ## test reweight.integrations against the real packages, in .venv-integrations

@@ -39,13 +39,14 @@ from reweight._tensors import (
     counted,
     dense,
     described,
+    detached,
     max_abs,
     new_leaves,
     some,
     stored,
 )
 from reweight.preconditioning import Preconditioner, SecondMoments
-from reweight.solvers import Identity, Neumann, SampleSpace
+from reweight.solvers import Identity, Neumann, SampleSpace, Status
 from reweight.verdict import WAYS, Matrix, SolveInfo, Way
 
 # Truncated solvers miss the inverse by design, so their residual is sampled this seldom.
@@ -91,6 +92,19 @@ class Hypergradient:
                 f"zero); the strongest: {named}"
             )
         return "\n".join([*lines, str(self.info)])
+
+
+def skipped_step(hparams: Tree, reason: str) -> Hypergradient:
+    """The result of an outer step that was skipped: zero, without influences.
+
+    Args:
+        hparams: φ; the gradients have its names and shapes.
+        reason: what was not finite, for the verdict.
+    """
+    detail = f"this outer step was skipped, because {reason}"
+    info = SolveInfo(None, 0, Status.NOT_FINITE, None, "none", detail=detail)
+    grads = {name: torch.zeros_like(entry) for name, entry in detached(hparams).items()}
+    return Hypergradient(grads, info, torch.zeros(0))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from reweight._tensors import (
+    NotFiniteError,
     Pending,
     described,
     ends,
@@ -177,10 +178,10 @@ class Losses:
             "the parameters overflow, or a logarithm of zero in the loss"
         )
         if not bool(fixed.isfinite().all()):
-            raise ValueError(f"losses.fixed is {fixed.item()}{next_move}")
+            raise NotFiniteError(f"losses.fixed is {fixed.item()}{next_move}")
         bad = (~self.weighted.isfinite()).nonzero().flatten().tolist()
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-        raise ValueError(
+        raise NotFiniteError(
             f"losses.weighted is {self.weighted[bad[0]].item()} for sample "
             f"{', '.join(map(str, bad[:5]))}{more} of {len(self.weighted)}{next_move}"
         )

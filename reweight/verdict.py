@@ -151,7 +151,7 @@ class SolveInfo:
 
     @property
     def _kind(self) -> str:
-        if self.hvp_mode == "none" and self.status.alarming:
+        if self.hvp_mode == "none" and (self.status.alarming or self.caveat):
             return "a hypergradient of zero"
         if self.hvp_mode == "none" or self.trustworthy:
             return "trustworthy"
@@ -168,7 +168,7 @@ class SolveInfo:
     def _clauses(self) -> list[str]:
         """The parts of the message after its kind."""
         if self.hvp_mode == "none":
-            reason = self.detail or (self.status if self.status.alarming else "")
+            reason = self.caveat or self.detail or (self.status if self.status.alarming else "")
             return [str(reason) or "nothing had to be solved"]
         compared = [str(self.comparison)] if self.comparison else []
         if self.first_order:

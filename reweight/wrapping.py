@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,11 +19,22 @@ from reweight._problem import (
     Reduction,
     hypergradient,
     ranks_of,
+    record,
+    refuse_another,
     start_alike,
     weights,
 )
-from reweight._tensors import Pending
-from reweight.hypergradient import Hypergradient, ImplicitHypergradient
+from reweight._tensors import (
+    NotFiniteError,
+    Pending,
+    RankError,
+    check_finite,
+    ends,
+    held,
+    stored,
+    uninterrupted,
+)
+from reweight.hypergradient import Hypergradient, ImplicitHypergradient, skipped_step
 from reweight.weighters import SampleWeighter, compares_samples
 
 if TYPE_CHECKING:  # not every build of torch has it
@@ -39,6 +51,7 @@ def wrap(
     inner_params: Callable[[str], bool] | None = None,
     reduction: Reduction = "mean",
     process_group: ProcessGroup | Literal["auto"] | None = "auto",
+    not_finite: Literal["raise", "skip"] = "raise",
 ) -> Reweighted:
     """Connect a weighter to a model. Your training loop does not change.
 
@@ -71,6 +84,10 @@ def wrap(
         process_group: the processes whose batches are one batch in an outer step; ``"auto"``: all,
             where ``torch.distributed`` is initialised; ``None``: this process alone. The weighter
             starts with the values that it has on the first of them.
+        not_finite: what ``outer_backward`` does where a loss, a weight or a derivative is NaN or
+            infinite: ``"raise"`` an error, or ``"skip"`` the outer step on all processes. A step
+            that is skipped adds nothing to ``.grad`` and is counted in ``rw.skipped``; a warning
+            tells of the first one, the tenth, the hundredth and so on.
 
     Returns:
         The wrapped object. Its ``loss(batch)`` replaces your loss. Its
@@ -102,6 +119,8 @@ def wrap(
             f"hypergradient must be an ImplicitHypergradient, got {_named(hypergradient)}; a "
             "solver goes inside: hypergradient=ImplicitHypergradient(solver=Neumann(num_terms=3))"
         )
+    if not_finite not in ("raise", "skip"):
+        raise ValueError(f'not_finite={not_finite!r}: choose "raise" or "skip"')
     ranks = ranks_of(process_group)
     with nullcontext() if ranks is None else ranks.together():
         problem = BilevelProblem(
@@ -110,7 +129,7 @@ def wrap(
         if ranks is not None:
             start_alike(weighter, ranks)
         problem.is_alone_so_far = ranks is None and process_group == "auto"
-    return Reweighted(problem, hypergradient or ImplicitHypergradient())
+    return Reweighted(problem, hypergradient or ImplicitHypergradient(), not_finite)
 
 
 def _named(value: object) -> str:
@@ -128,11 +147,18 @@ class Reweighted:
     Attributes:
         problem: the bilevel problem that ``wrap`` was given, for diagnostics and checks.
         strategy: how outer steps are solved.
+        not_finite: what :meth:`outer_backward` does where something is not finite.
     """
 
-    def __init__(self, problem: BilevelProblem, strategy: ImplicitHypergradient) -> None:
+    def __init__(
+        self,
+        problem: BilevelProblem,
+        strategy: ImplicitHypergradient,
+        not_finite: Literal["raise", "skip"] = "raise",
+    ) -> None:
         self.problem = problem
         self.strategy = strategy
+        self.not_finite = not_finite
 
     def __repr__(self) -> str:
         problem = self.problem
@@ -152,6 +178,8 @@ class Reweighted:
             f"hypergradient: {self.strategy!r}",
             f"outer steps so far: {problem.progress.steps}",
         ]
+        if self.skipped:
+            lines.append(f"outer steps that were skipped, not being finite: {self.skipped}")
         if (ranks := problem.ranks) is not None:
             lines.append(f"processes: {ranks.size}, this is rank {ranks.rank}")
         return "\n  ".join(["Reweighted", *lines])
@@ -165,6 +193,11 @@ class Reweighted:
     def weighter(self) -> SampleWeighter:
         """The weighter, as given."""
         return self.problem.weighter
+
+    @property
+    def skipped(self) -> int:
+        """How many outer steps were skipped so far, with ``not_finite="skip"``."""
+        return self.problem.progress.skipped
 
     def loss(self, batch: Any) -> Tensor:
         """The inner loss ``fixed + reduce(weights · losses)``; gradients reach the model only.
@@ -241,12 +274,29 @@ class Reweighted:
         Every call counts as an outer step. A warning is given once where outer steps lead nowhere:
         all weights at a bound, a mean weight that moves in one direction only, or a weighter whose
         parameters have not changed after 20 calls.
+
+        Errors are those of :meth:`hypergradient`. With ``wrap(not_finite="skip")``, a step in which
+        something is not finite on any process leaves ``.grad`` as it is on all of them. It then
+        returns a hypergradient of zero without influences, whose ``info.status`` is
+        ``Status.NOT_FINITE`` and whose message tells the reason.
+
+        Ctrl-C waits until the model is as it was, which is the time of a pass or two; then nothing
+        was added to ``.grad``. Pressed twice, it does not wait.
         """
-        result = hypergradient(self.problem, batch, dev_batch, self.strategy, batches)
         phi = self.problem.phi()
+        try:
+            result = hypergradient(self.problem, batch, dev_batch, self.strategy, batches)
+        except (FloatingPointError, NotFiniteError, RankError) as error:
+            if self.not_finite == "raise":
+                raise
+            if isinstance(error, RankError) and not error.not_finite:
+                raise
+            self.problem.progress.skip(str(error))
+            return skipped_step(phi, str(error))
         self.problem.progress.step(type(self.weighter).__name__, phi, result.grads)
-        # An optimizer could not use a .grad that was made in inference mode.
-        with torch.inference_mode(False), torch.no_grad():
+        # An optimizer could not use a .grad that was made in inference mode, nor one to which some
+        # entries were added and others not.
+        with held(), torch.inference_mode(False), torch.no_grad():
             for name, parameter in phi.items():
                 grad = result.grads[name]
                 if parameter.grad is None:
@@ -255,23 +305,87 @@ class Reweighted:
                     parameter.grad += grad
         return result
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state to save together with those of the model and the optimizers."""
-        return {"version": 1, "weighter": self.weighter.state_dict()}
+    def check_gradients(self) -> None:
+        """Raise where the model's gradients can't be used, before its optimizer takes them.
 
+        To be called after ``rw.loss(batch).backward()``. A loss that is finite can have a gradient
+        that is not, as that of a root at zero, and one step then spoils every parameter. It waits
+        for the device once. With several processes all of them have to call.
+
+        With a ``GradScaler`` leave it out: that one skips such steps itself.
+
+        Raises:
+            FloatingPointError: a gradient is NaN or infinite; named by its parameter.
+            RankError: it is on another process.
+
+        Warns:
+            UserWarning: once, where every gradient is exactly zero.
+        """
+        problem = self.problem
+        with problem.together():
+            given = {n: p.grad for n, p in problem.theta().items() if p.grad is not None}
+            values = stored(given)
+            pending = Pending()
+            why = (
+                "the loss itself may be finite, as a root or a norm at zero is: add a small number "
+                "inside of it. Skip this step (optimizer.zero_grad()), or look at the batch"
+            )
+            check_finite("the gradient of the inner loss", values, why, pending)
+            (found,) = pending.read(ends(*values.values()))
+        if found and not any(found):
+            problem.notices.warn(
+                "zero gradients",
+                "the gradient of the inner loss is exactly zero in every parameter. Either all "
+                "weights of the batch are zero, or the losses are too small for the precision, and "
+                "their gradient underflows: in half precision use a GradScaler or bfloat16, and do "
+                "not divide the loss by large numbers.",
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What to save beside the states of the model and the optimizers, in plain values.
+
+        The weighter's state, what it is of, and how far the outer steps are.
+        :class:`reweight.checkpoint.RunState` holds all that a run needs.
+        """
+        progress = self.problem.progress
+        return {
+            "version": 2,
+            "weighter": self.weighter.state_dict(),
+            "of": record(self.problem),
+            "steps": progress.steps,
+            "skipped": progress.skipped,
+            "audit": self.problem.audit.state_dict(),
+        }
+
+    @uninterrupted
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load a state of :meth:`state_dict`.
 
+        A state of version 1, which earlier releases saved, does not say what it is of. It is loaded
+        if its entries have the names and shapes of this weighter's, with a warning.
+
         Raises:
-            ValueError: a state of another version, or not a state of this kind.
+            ValueError: a state of another kind of weighter, or of a weighter or a model with other
+                parameters; a state of another version, or not a state of this kind.
             RuntimeError: the state does not fit the weighter, which is then unchanged.
         """
-        if not isinstance(state, dict) or "weighter" not in state or state.get("version") != 1:
+        version = state.get("version") if isinstance(state, dict) else None
+        entries = {1: {"weighter"}, 2: {"weighter", "of", "steps", "skipped", "audit"}}
+        if version not in entries or not entries[version] <= state.keys():
             found = sorted(state) if isinstance(state, dict) else type(state).__name__
             raise ValueError(
-                f"this is not a state of a wrapped model (version 1): found {found}; a weighter's "
-                "own state goes into weighter.load_state_dict"
+                f"this is not a state of a wrapped model (version 1 or 2): found {found}; a "
+                "weighter's own state goes into weighter.load_state_dict"
             )
+        if version == 1:
+            warnings.warn(
+                "this state is of an earlier release and does not say what it is of: it is loaded "
+                f"into this {type(self.weighter).__name__} because names and shapes may fit. Save "
+                "it anew with rw.state_dict().",
+                stacklevel=3,
+            )
+        else:
+            refuse_another(self.problem, state["of"])
         before = {name: copy.deepcopy(entry) for name, entry in self.weighter.state_dict().items()}
         try:
             self.weighter.load_state_dict(state["weighter"])
@@ -279,3 +393,7 @@ class Reweighted:
             # torch copies the entries that fit before it raises an error for the others.
             self.weighter.load_state_dict(before)
             raise
+        if version == 2:
+            progress = self.problem.progress
+            progress.steps, progress.skipped = state["steps"], state["skipped"]
+            self.problem.audit.load_state_dict(state["audit"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint
 from torch import Tensor, nn
 
 import reweight
@@ -319,7 +321,11 @@ def shards(scale: float = 1.0) -> dict[str, Any]:
     if not dist.is_initialized():
         return {"table": table}
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard, distribute_tensor
+
+    try:
+        from torch.distributed.tensor import Shard, distribute_tensor
+    except ImportError:  # its place before torch 2.5
+        from torch.distributed._tensor import Shard, distribute_tensor
 
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     return {"table": distribute_tensor(table, mesh, [Shard(0)])}
@@ -390,14 +396,20 @@ def each_fails(rank: int, size: int, folder: Path) -> list[str]:
             told.append("nothing")
         except (ValueError, OSError) as error:
             told.append(f"{type(error).__name__} {error}")
-    checkpoint.save({"rank": rank}, folder / f"own-{rank}", process_group=None)
+    try:
+        checkpoint.save({"rank": rank}, folder / f"own-{rank}", process_group=None)
+    except RuntimeError as error:
+        return [*told, str(error)]
     return [*told, str(checkpoint.load(folder / f"own-{rank}", process_group=None))]
 
 
 def test_trouble_of_one_rank_is_an_error_on_all(two: Processes, tmp_path: Path) -> None:
     one, other = values(two.run(each_fails, tmp_path))
     assert one[:-1] == other[:-1]
-    assert (one[-1], other[-1]) == ("{'rank': 0}", "{'rank': 1}")
+    if "no_dist" in inspect.signature(torch.distributed.checkpoint.save).parameters:
+        assert (one[-1], other[-1]) == ("{'rank': 0}", "{'rank': 1}")
+    else:  # an older torch can't leave the other processes out
+        assert "use a newer torch" in one[-1]
     assert "differs between rank 0 and rank 1" in one[0]
     assert one[1].startswith("FileExistsError") and "left as it is" in one[1]
     assert "__1_0.distcp has 0 bytes" in one[2] and one[2] == one[3]

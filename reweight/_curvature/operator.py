@@ -8,7 +8,16 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from reweight._tensors import Blocks, Tree, all_samples, flatten, inner_products, read, rounding
+from reweight._tensors import (
+    Blocks,
+    Tree,
+    all_samples,
+    flatten,
+    inner_products,
+    let_through,
+    read,
+    rounding,
+)
 from reweight.solvers import check_product, lanczos
 
 # Products for the curvature along the residual r: three give the smallest one in the span of
@@ -63,6 +72,7 @@ class Operator:
         Raises:
             FloatingPointError: a counted product is not finite, if they are watched.
         """
+        let_through()
         if self._free is not None:
             v = v * self._free
         product = self.shifted(self._hvp(self._blocks.unflatten(v)), v)

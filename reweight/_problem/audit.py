@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from reweight._curvature import Linearisation, Mode
 from reweight._problem.double import InnerInDouble
@@ -49,6 +50,7 @@ class Findings:
         looks: how often was looked.
         looked: the outer step of the last look.
         remarks: what else is wrong with the problem, in words.
+        loaded: whether this is of a saved state, and nothing was looked at since.
     """
 
     ruled_out: dict[Mode, BaseException] = field(default_factory=dict)
@@ -65,6 +67,7 @@ class Findings:
     looks: int = 0
     looked: int = 0
     remarks: list[str] = field(default_factory=list)
+    loaded: bool = False
 
 
 class Audit:
@@ -79,16 +82,19 @@ class Audit:
 
     def __init__(self) -> None:
         self._findings: dict[object, Findings] = {}
+        self._names: dict[object, str] = {}
+        self._loaded: dict[str, Findings] = {}
         self.findings = Findings()
         self._step = 0
         self._residual: tuple[int, object, float] | None = None
         self._curvature: tuple[int, object, float] | None = None
 
-    def begin(self, fingerprint: object) -> bool:
+    def begin(self, fingerprint: object, name: str) -> bool:
         """Begin an outer step.
 
         Args:
             fingerprint: equal for problems of which one comparison serves all.
+            name: the same in words, which another process understands.
 
         Returns:
             Whether this is a problem to look at: a new one, or one last looked at long ago.
@@ -96,9 +102,11 @@ class Audit:
         self._step += 1
         known = self._findings.get(fingerprint)
         if known is None:
-            known = self._findings[fingerprint] = Findings()
+            known = self._findings[fingerprint] = self._loaded.pop(name, Findings())
+            self._names[fingerprint] = name
             if len(self._findings) > _KINDS:
-                del self._findings[next(iter(self._findings))]
+                oldest = next(iter(self._findings))
+                del self._findings[oldest], self._names[oldest]
         age = self._step - known.looked
         # Where something was hidden, soon again: in steps 2, 4, 8 and so on.
         due = known.looked if known.hidden else max(_AGAIN_AFTER, self._step // 2)
@@ -106,8 +114,9 @@ class Audit:
             looks = known.looks + 1
             known = self._findings[fingerprint] = Findings(looked=self._step, looks=looks)
         learn_of_others(known.ruled_out, known.no_way)
-        self.findings = known
-        return known.looked == self._step
+        self.findings, look = known, known.loaded or known.looked == self._step
+        known.loaded = False
+        return look
 
     def meet(self, kinds: frozenset[type], leaves: Iterable[str]) -> None:
         """Note what is in a graph; what was compared before something joined is compared again."""
@@ -158,6 +167,34 @@ class Audit:
     def forget(self) -> None:
         """Look at everything again in the next step."""
         self._findings.clear()
+        self._names.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later steps take from earlier ones and their numbers depend on, in plain values."""
+        findings = {
+            self._names[fingerprint]: {
+                "step_share": each.step_share,
+                "precision": each.precision,
+                "ruled_out": {mode: str(error) for mode, error in each.ruled_out.items()},
+                "no_way": dict(each.no_way),
+                "caveats": dict(each.caveats),
+                "hidden": each.hidden,
+                "looks": each.looks,
+                "looked": each.looked,
+            }
+            for fingerprint, each in self._findings.items()
+        }
+        return {"step": self._step, "findings": findings}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: the problem is looked at again, and numbers are as they were."""
+        self.forget()
+        self._step = state["step"]
+        self._residual = self._curvature = None
+        self._loaded = {}
+        for name, each in state["findings"].items():
+            ruled_out = {mode: RuntimeError(why) for mode, why in each["ruled_out"].items()}
+            self._loaded[name] = Findings(**{**each, "ruled_out": ruled_out}, loaded=True)
 
     @property
     def step(self) -> int:

@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from reweight._problem.objects import Objects
 from reweight._problem.random_state import Generators
 from reweight._problem.writes import Guard, Writes, all_of, memory
-from reweight._tensors import Tree, map_tensors, set_version, tensors_in
+from reweight._tensors import Tree, let_through, map_tensors, set_version, tensors_in
 
 # What Accelerate's prepare() sets on a module to open autocast in it.
 _ACCELERATES = {"forward", "_original_forward"}
@@ -118,6 +118,7 @@ class Isolation:
             copies: whether to make new copies of the buffers. Not inside a transform of
                 ``torch.func``, whose tensors must not stay in a module: see :meth:`saved`.
         """
+        let_through()  # between two passes: what is changed now, close() puts back
         self.rewind()
         for module, attributes, _ in self._modules:
             _put_back(vars(module), attributes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
@@ -44,7 +45,16 @@ from reweight._problem.systems import Systems
 from reweight._problem.ways import Ways
 from reweight._problem.weights import through_weighter
 from reweight._tables import Graph, GraphInputs, looked_up, tables_of
-from reweight._tensors import Pending, Tree, shared, sharing, some, tensors_in
+from reweight._tensors import (
+    Pending,
+    Tree,
+    digest,
+    shared,
+    sharing,
+    some,
+    tensors_in,
+    uninterrupted,
+)
 from reweight.hypergradient import (
     Hypergradient,
     ImplicitHypergradient,
@@ -60,6 +70,7 @@ logger = logging.getLogger("reweight")
 _Found = tuple[Tensor, Tensor, SolveInfo]
 
 
+@uninterrupted
 def hypergradient(
     problem: BilevelProblem,
     batch: Any,
@@ -107,6 +118,7 @@ def _in_shards(
         return step.judged(result, isolation)
 
 
+@uninterrupted
 def weights(problem: BilevelProblem, batch: Any) -> Tensor:
     """The weights ``[B]`` of a batch, without gradient and without side effects."""
     check_batch("batch", batch)
@@ -158,7 +170,7 @@ class _OuterStep:
         self._parts = parts
         self._given = [*tensors_in(batch), *tensors_in(dev_batch)]
         # Whether to look at the problem, or to rely on what was found in earlier steps.
-        self._look = problem.audit.begin(self._fingerprint())
+        self._look = problem.audit.begin(self._fingerprint(), self._fingerprint_in_words())
         self._findings = problem.audit.findings
         self._shares = shares_of(batch, dev_batch, problem.notices)
         # Whether the outer loss depends on an inner parameter, on this process's samples.
@@ -228,8 +240,10 @@ class _OuterStep:
         # Known now: something else works, so these errors are not those of the losses.
         self._findings.no_way.update(self._failures)
         weights, influence, info = found
-        if info.hvp_mode == "none" and not of_all(float(self._has_outer))[0]:
-            self._refuse_outer()
+        if info.hvp_mode == "none":
+            if not of_all(float(self._has_outer))[0]:
+                self._refuse_outer()
+            self._look_for_underflow(isolation)
         name = type(problem.weighter).__name__
         # Around the backward pass too: a checkpointed module runs again in it.
         with twice_differentiable():
@@ -255,6 +269,27 @@ class _OuterStep:
             return torch.zeros((), device=next(iter(self._theta.values())).device)
         outer = self._problem.outer_loss(self._dev_batch, self._pending)
         return outer if share == 1.0 else share * outer
+
+    def _look_for_underflow(self, isolation: Isolation) -> None:
+        """Note where a gradient of the outer loss that is zero is lost to its precision."""
+        if self._in_shards is not None:
+            return
+        isolation.restore()
+        with twice_differentiable(), sharing(None):
+            loss = self._outer_loss()
+            if not loss.requires_grad:
+                return
+            # A power of two rounds nothing, and loses nothing to the other end of the range.
+            larger = 2.0 ** (math.frexp(torch.finfo(loss.dtype).max)[1] // 2)
+            grads = torch.autograd.grad(
+                loss, list(self._theta.values()), loss.new_full((), larger), allow_unused=True
+            )
+        if any(bool(g.any()) for g in grads if g is not None):
+            self._caveats.append(
+                "the gradient of the outer loss underflows: it is zero in "
+                f"{loss.dtype}, and not where the loss is multiplied by {larger:.3g}. Multiply the "
+                "outer loss by a large number, or compute it in float64"
+            )
 
     def _with_hessian(
         self,
@@ -408,9 +443,18 @@ class _OuterStep:
 
     def _fingerprint(self) -> object:
         """Equal for problems of which one comparison of second derivatives serves all."""
+        return (tuple(map(id, self._theta.values())), *self._kind())
+
+    def _fingerprint_in_words(self) -> str:
+        """The same for another process, to which the names of parameters tell which they are."""
+        # Sorted: the order of a set is another one in each process.
+        told = [sorted(map(str, x)) if isinstance(x, frozenset) else x for x in self._kind()]
+        return f"{digest(repr((list(self._theta), told)).encode()):.0f}"
+
+    def _kind(self) -> tuple[object, ...]:
+        """What kind of problem this is, whatever its parameters."""
         theta = self._theta.values()
         return (
-            tuple(map(id, theta)),
             frozenset(x.dtype for x in (*theta, *self._given)),
             frozenset(p.device for p in theta),
             torch.get_default_dtype(),

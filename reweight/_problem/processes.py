@@ -203,8 +203,8 @@ def unequal(theta: Tree, phi: Tree, model: nn.Module, stated: Mapping[str, objec
         return []
     modes = [part.training for part in model.modules()]
     of_ranks = group.numbers(
-        _sum_of_bits(theta.values()),
-        _sum_of_bits(phi.values()),
+        sum_of_bits(theta.values()),
+        sum_of_bits(phi.values()),
         digest(repr(modes).encode()),
         # Without the addresses of objects.
         *(digest(re.sub("0x[0-9a-f]+", "", repr(x)).encode()) for x in stated.values()),
@@ -235,7 +235,7 @@ def unequal(theta: Tree, phi: Tree, model: nn.Module, stated: Mapping[str, objec
     return found
 
 
-def _sum_of_bits(tensors: Iterable[Tensor]) -> float:
+def sum_of_bits(tensors: Iterable[Tensor]) -> float:
     """A checksum of values, exact in whatever order it is summed up."""
     total = 0
     for place, x in enumerate(tensors):

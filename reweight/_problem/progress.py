@@ -79,10 +79,11 @@ class Progress:
 
     Attributes:
         steps: the number of outer steps so far, which are calls of ``outer_backward``.
+        skipped: how many more were skipped, because something was not finite.
     """
 
     def __init__(self, notices: Notices) -> None:
-        self.steps = 0
+        self.steps = self.skipped = 0
         self._notices = notices
         self._level: Level | None = None
         self._bounds: Bounds | None = None
@@ -141,6 +142,17 @@ class Progress:
                 "lower outer learning rate, or with later outer steps.",
             )
         return bool(bound)
+
+    def skip(self, reason: str) -> None:
+        """Note an outer step that is skipped; warn of the first one, the tenth, and so on."""
+        self.skipped += 1
+        total = self.steps + self.skipped
+        if (digits := str(self.skipped)).strip("0") == "1":
+            self._notices.warn(
+                f"skipped {digits}",
+                f"{digits} of {total} outer steps so far {'was' if total == 1 else 'were'} "
+                f"skipped, this one because {reason}",
+            )
 
     def step(self, name: str, phi: Tree, grads: Mapping[str, Tensor]) -> None:
         """Note an outer step with the weights that were met last.

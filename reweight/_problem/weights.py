@@ -13,6 +13,7 @@ from reweight._curvature import Partial
 from reweight._problem.notices import Notices
 from reweight._problem.progress import Progress
 from reweight._tensors import (
+    NotFiniteError,
     Pending,
     Tree,
     ends,
@@ -51,7 +52,7 @@ def weigh(weighter: SampleWeighter, losses: Losses, pending: Pending | None = No
 
     def look(found: list[float]) -> None:
         if not all(map(math.isfinite, found)):
-            raise ValueError(
+            raise NotFiniteError(
                 f"the weighter {name} returned weights that are not finite: its inputs hold NaN, "
                 "or an outer step was so large that it overflowed; lower the outer learning rate "
                 "or clip the gradient"

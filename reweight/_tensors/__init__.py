@@ -3,11 +3,18 @@
 Nothing here knows about models, losses or solvers.
 """
 
-from reweight._tensors.checks import check_finite, check_loss, check_tree, some
+from reweight._tensors.checks import (
+    NotFiniteError,
+    check_finite,
+    check_loss,
+    check_tree,
+    some,
+)
 from reweight._tensors.describe import counted, described, spread
 from reweight._tensors.differences import central_difference
 from reweight._tensors.float64 import InFloat64, default_double, widened_in_place
 from reweight._tensors.forward_mode import moving, velocity
+from reweight._tensors.interrupts import held, let_through, uninterrupted
 from reweight._tensors.nested import doubled, map_tensors, tensors_in
 from reweight._tensors.ranks import AttemptError, RankError, Ranks, Traffic
 from reweight._tensors.reading import (
@@ -65,6 +72,7 @@ __all__ = [
     "AttemptError",
     "Blocks",
     "InFloat64",
+    "NotFiniteError",
     "Pending",
     "Tree",
     "all_entries",
@@ -87,8 +95,10 @@ __all__ = [
     "ends",
     "filled",
     "flatten",
+    "held",
     "inner_products",
     "largest_of",
+    "let_through",
     "map_tensors",
     "max_abs",
     "moving",
@@ -109,6 +119,7 @@ __all__ = [
     "stored",
     "tensors_in",
     "unflatten",
+    "uninterrupted",
     "velocity",
     "widened_in_place",
     "zeros_like",

@@ -11,6 +11,10 @@ from reweight._tensors.reading import Pending, ends, now_or_later
 from reweight._tensors.vectors import Tree
 
 
+class NotFiniteError(ValueError):
+    """A loss or a weight is NaN or infinite."""
+
+
 def check_finite(
     what: str,
     tree: Tree,
@@ -46,7 +50,7 @@ def check_loss(name: str, loss: object, pending: Pending | None = None) -> Tenso
 
     def look(found: list[float]) -> None:
         if not math.isfinite(found[0]):
-            raise ValueError(
+            raise NotFiniteError(
                 f"the {name} loss is {found[0]}: a batch with NaN or infinite entries, an average "
                 "over no samples, a learning rate that made the parameters overflow, or a "
                 "logarithm of zero in the loss"

@@ -20,6 +20,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, distributed
 
+from reweight._tensors.checks import NotFiniteError
+from reweight._tensors.interrupts import held
 from reweight._tensors.seam import sharing
 
 # A header: the kind of exchange, its size, what went wrong, who asks, and numbers of the caller.
@@ -28,7 +30,7 @@ _HEADER, _OWN = 16, 4
 _TEXT = 2048
 _KINDS = ("the end of an outer step", "an exchange of numbers", "a sum", "rows", "texts")
 _END, _NUMBERS, _SUM, _ROWS, _TEXTS = range(len(_KINDS))
-_FINE, _FAILED, _GIVES_UP = 0.0, 1.0, 2.0
+_FINE, _FAILED, _GIVES_UP, _NOT_FINITE = 0.0, 1.0, 2.0, 3.0
 # The types that a header can state, by their place.
 _TYPES = (
     *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
@@ -38,7 +40,13 @@ _TYPES = (
 
 
 class RankError(Exception):
-    """Another process could not go on, so this one stops too."""
+    """Another process could not go on, so this one stops too.
+
+    Attributes:
+        not_finite: whether all that stopped others is a value or a derivative that is not finite.
+    """
+
+    not_finite = False
 
 
 class AttemptError(Exception):
@@ -223,14 +231,15 @@ class Ranks:
         """
         self.has_joined = False
         try:
-            with sharing(self):
+            with held(), sharing(self):
                 yield
             self._meet(_END, 0)
         except RankError:
             raise
         except Exception as error:
             with suppress(RankError):  # the error itself says more than that nobody listens
-                self._tell(_FAILED, _told(error))
+                numbers = isinstance(error, (FloatingPointError, NotFiniteError))
+                self._tell(_NOT_FINITE if numbers else _FAILED, _told(error))
             raise
 
     def _tell(self, state: float, reason: str) -> None:
@@ -245,12 +254,15 @@ class Ranks:
             said = self._texts("")
             who = [i for i, state in enumerate(states) if state]
             told = "; ".join(f"rank {i} of {self.size}: {said[i]}" for i in who)
-            if _FAILED not in states:
+            stopped = {state for state in states if state in (_FAILED, _NOT_FINITE)}
+            if not stopped:
                 raise AttemptError(told)
-            raise RankError(
+            error = RankError(
                 f"this outer step ends on rank {self.rank} because another process can't go on: "
                 f"{told}"
             )
+            error.not_finite = stopped == {_NOT_FINITE}
+            raise error
         if len({(kind, size, user) for kind, size, _, user, *_ in table}) > 1:
             doing = "; ".join(
                 f"rank {i}: {_KINDS[int(kind)]} of size {size:.0f}, for wrap(...) number {user:.0f}"

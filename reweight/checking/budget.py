@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from reweight._tensors import let_through
+
 logger = logging.getLogger("reweight")
 
 # Seconds between two words on the progress; short work says nothing.
@@ -47,6 +49,7 @@ class Budget:
         Raises:
             OutOfTime: the limit is used up.
         """
+        let_through()
         now = time.monotonic()
         if now > self._end:
             raise OutOfTime

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from reweight._problem import alone_on_a_plain_model, hypergradient
-from reweight._tensors import dot, doubled
+from reweight._tensors import dot, doubled, uninterrupted
 from reweight.checking.borrowed import Borrowed
 from reweight.checking.budget import Budget, OutOfTime
 from reweight.checking.causes import NotMade, judge, not_in_float64, out_of_time, why_not
@@ -27,6 +27,7 @@ _MANY, _DAMPING_OF_MANY = 1000, (0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
 _UNDAMPED = 0.4
 
 
+@uninterrupted
 def check_hypergradient(
     rw: Reweighted,
     batch: Any,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import pickle
 import warnings
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
@@ -45,26 +47,33 @@ _PLAIN = {
 
 def write(folder: Path, tensors: dict[str, Tensor], members: Members) -> None:
     """Write tensors, each rank a part; of a DTensor, each the shards that it holds."""
-    alone = members.group is None
     with _plainly(f"writing {folder}"):
-        save(
-            dict(tensors),
-            storage_writer=FileSystemWriter(folder),
-            process_group=members.group,
-            no_dist=alone,
-        )
+        save(dict(tensors), storage_writer=FileSystemWriter(folder), **_with(members))
 
 
 def read(folder: Path, metadata: Metadata, targets: dict[str, Tensor], members: Members) -> None:
     """Read tensors into those of ``targets``, in place; into a DTensor, the shards of this rank."""
-    alone = members.group is None
     with _plainly(f"reading {folder}"):
-        load(
-            dict(targets),
-            storage_reader=_Reader(folder, metadata),
-            process_group=members.group,
-            no_dist=alone,
+        load(dict(targets), storage_reader=_Reader(folder, metadata), **_with(members))
+
+
+def _with(members: Members) -> dict[str, Any]:
+    """The arguments that tell torch which processes work together.
+
+    Raises:
+        RuntimeError: this process is to work alone beside others, which an older torch can't.
+    """
+    if members.group is not None:
+        return {"process_group": members.group}
+    if "no_dist" in inspect.signature(save).parameters:
+        return {"no_dist": True}
+    # There, a process is alone where no group is initialised.
+    if dist.is_available() and dist.is_initialized():
+        raise RuntimeError(
+            f"process_group=None saves and loads one process apart from the others, which torch "
+            f"{torch.__version__} can't: use a newer torch, or let all processes take part"
         )
+    return {}
 
 
 def metadata_of(content: bytes, files: Collection[str]) -> Metadata:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from reweight._tensors import held
 from reweight.integrations._processes import of_first
 
 
@@ -102,7 +103,7 @@ class DevBatches:
         """Seed what loaders draw from, and put it back."""
         words = np.random.SeedSequence((self._seed, self._epoch, draw)).generate_state(1)
         seed = int(words[0])
-        with ExitStack() as stack:
+        with held(), ExitStack() as stack:
             stack.callback(random.setstate, random.getstate())
             stack.callback(np.random.set_state, np.random.get_state())
             for generator in (torch.default_generator, *self._generators):

@@ -9,6 +9,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from reweight._tensors import held
+
 # Lightning goes by two names, and each one's Trainer takes callbacks of its own base class only.
 _NAMES = ("lightning.pytorch", "pytorch_lightning")
 _found = [n for n in _NAMES if n in sys.modules] or [
@@ -25,10 +27,11 @@ BASES = tuple(import_module(name).Callback for name in _found)
 def nothing_logged(pl_module: Any) -> Iterator[None]:
     """Ignore ``self.log`` in losses: outer steps evaluate them on dev batches and moved weights."""
     names = ("log", "log_dict")
-    for name in names:
-        setattr(pl_module, name, lambda *args, **kwargs: None)
-    try:
-        yield
-    finally:
+    with held():
         for name in names:
-            delattr(pl_module, name)
+            setattr(pl_module, name, lambda *args, **kwargs: None)
+        try:
+            yield
+        finally:
+            for name in names:
+                delattr(pl_module, name)

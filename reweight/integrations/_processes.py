@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from reweight._tensors import uninterrupted
 from reweight.wrapping import Reweighted
 
 T = TypeVar("T")
@@ -39,6 +40,7 @@ def data_parallel(model: Any, announced: int) -> DistributedDataParallel | None:
     )
 
 
+@uninterrupted
 def through(
     parallel: DistributedDataParallel | None, loss: Callable[[Any], Tensor], batch: Any
 ) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from recbole.model.loss import BPRLoss, EmbLoss, EmbMarginLoss, RegLoss
 from torch import Tensor, nn
 
+from reweight._tensors import uninterrupted
 from reweight.losses import Losses
 
 REDUCTIONS = (nn.BCEWithLogitsLoss, nn.BCELoss, nn.CrossEntropyLoss, nn.MSELoss)
@@ -118,6 +119,7 @@ class PerSampleLosses:
         return interaction[self.inputs]
 
 
+@uninterrupted
 def _total(model: Any, interaction: Any) -> Tensor:
     """What ``calculate_loss`` makes of vectors [B + 2]: samples, penalties, neither."""
     rows, found = len(interaction), []
@@ -172,6 +174,7 @@ def _unreduced(module: Any, args: Any, kwargs: Any) -> Tensor:
     return losses
 
 
+@uninterrupted
 def _repeatable(model: nn.Module, evaluate: Callable[[], Any]) -> Any:
     """Evaluate and put back buffers and random state, so that dropout repeats."""
     before = [buffer.clone() for buffer in model.buffers()]

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    default_collate,
+    get_worker_info,
+)
 
 from reweight.samplers._arguments import at_least
 from reweight.samplers.pairs import Cursor, Pair, PairSampler
 from reweight.samplers.segment import LOADER
+
+# A pair of indices, and the seed of what workers draw for it.
+_Seeded = tuple[int, Pair]
 
 
 class PairLoader:
@@ -23,10 +34,10 @@ class PairLoader:
     begins two epochs at once and leaves one out.
 
     Each ``iter()`` is one epoch. The state counts the pairs that were handed out, not those that
-    workers have loaded ahead. Workers start anew in each epoch, with seeds that depend on the
-    sampler's seed and rank and the epoch only, so no global random state is read or changed. An
-    epoch that is resumed in its middle has the same samples, but starts its workers' random numbers
-    anew.
+    workers have loaded ahead. What workers draw from the global generators of torch, numpy and
+    Python for a pair depends on the sampler's seed and rank, the epoch and the pair only: not on
+    their number, and not on where an epoch was resumed. So no global random state is read or
+    changed. Without workers the data set draws from the random state of this process.
 
     Args:
         dataset: samples by index, with ``__getitem__`` and ``__len__``.
@@ -97,7 +108,8 @@ class PairLoader:
         # An iterator that was left early moves its own cursor only.
         self._cursor = cursor = replace(self.sampler._cursor)
         words = [self.sampler.seed, cursor.segment.epoch, LOADER, self.sampler.rank]
-        self._generator.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+        self._generator.manual_seed(_seed(words))
+        self._epoch.words = words, cursor.segment.first_pair + cursor.position
         return self._batches(iter(self._loader), cursor)
 
     def _batches(
@@ -129,15 +141,17 @@ class PairLoader:
         self._cursor = None
 
 
-class _Epoch(Sampler[Pair]):
+class _Epoch(Sampler[_Seeded]):
     """The pairs of one epoch; a ``DataLoader`` with workers asks for an iterator more than once."""
 
     def __init__(self, sampler: PairSampler) -> None:
         self.sampler = sampler
         self.pairs: Iterator[Pair] = iter(())
+        self.words: tuple[list[int], int] = [], 0
 
-    def __iter__(self) -> Iterator[Pair]:
-        return self.pairs
+    def __iter__(self) -> Iterator[_Seeded]:
+        words, first = self.words
+        return ((_seed([*words, n]), pair) for n, pair in enumerate(self.pairs, first))
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -149,14 +163,23 @@ class _Pairs(Dataset[tuple[Any, Any]]):
     def __init__(self, dataset: Dataset[Any], collate_fn: Callable[[list[Any]], Any]) -> None:
         self.dataset, self.collate_fn = dataset, collate_fn
 
-    def __getitem__(self, pair: Pair) -> tuple[Any, Any]:
-        train, dev = pair
+    def __getitem__(self, seeded: _Seeded) -> tuple[Any, Any]:
+        seed, (train, dev) = seeded
+        if get_worker_info() is not None:
+            # A worker does not know what those before it drew when an epoch is resumed.
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
         return self._batch(train.tolist()), self._batch(dev.tolist())
 
     def _batch(self, indices: list[int]) -> Any:
         # As DataLoader: a data set may load many samples at once.
         many = getattr(self.dataset, "__getitems__", None)
         return self.collate_fn(many(indices) if many else [self.dataset[i] for i in indices])
+
+
+def _seed(words: list[int]) -> int:
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
 def _as_it_is(batches: Any) -> Any:

@@ -64,6 +64,9 @@ class Segment:
         dev_start: position in the stream of dev samples, from which new ones are drawn.
         previous: the segment before this one in the epoch, and the number of its pairs that were
             used.
+
+    Attributes:
+        first_pair: how many pairs of the epoch come before this segment.
     """
 
     def __init__(
@@ -78,11 +81,11 @@ class Segment:
         self.dev_start: int = dev_start
         self.train_edges: Ints
         self._dev_edges: Ints
-        self._first_pair = self._train_start = self._num_left = 0
+        self.first_pair = self._train_start = self._num_left = 0
         if previous is not None:
             before, used = previous
             drawn = before._dev_edges[before._block_end(used)]
-            self._first_pair = before._first_pair + used
+            self.first_pair = before.first_pair + used
             self._train_start = before._train_start + int(before.train_edges[used])
             self._num_left = int(max(drawn, before._num_left) - before._dev_edges[used])
             self.dev_start = before.dev_start + max(0, int(drawn) - before._num_left)
@@ -152,6 +155,6 @@ class Segment:
             if self.samples.train is self.samples.dev:
                 train = order[self._train_start :][: self.train_edges[-1]]
                 train_pair[train] = np.repeat(pairs, np.diff(self.train_edges))
-            words = [self.samples.seed, self.epoch, REPAIR, self._first_pair + first]
+            words = [self.samples.seed, self.epoch, REPAIR, self.first_pair + first]
             Repair(block, pair, train_pair, np.random.default_rng(words)).run()
         return block

@@ -53,6 +53,9 @@ class Status(str, Enum):
         "only if the curvatures outside of the low-rank part are close to that damping; raise "
         "rank, or choose a damping near these curvatures"
     )
+    NOT_FINITE = (
+        "something was not finite, so the outer step was skipped, and its hypergradient is zero"
+    )
 
     def __str__(self) -> str:
         return self.value
@@ -77,7 +80,12 @@ class Status(str, Enum):
     @property
     def alarming(self) -> bool:
         """Whether no choice of a solver explains the ending, so that the user is to be warned."""
-        return self in (Status.DIVERGING, Status.UNCONFIRMED, Status.DISJOINT)
+        return self in (
+            Status.DIVERGING,
+            Status.UNCONFIRMED,
+            Status.DISJOINT,
+            Status.NOT_FINITE,
+        )
 
     @property
     def final(self) -> bool:
