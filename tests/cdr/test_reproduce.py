@@ -27,7 +27,7 @@ pytest.importorskip("matplotlib")
 
 BRIEF = (
     *("--inner.epochs", "1", "--inner.batch-size", "64", "--outer.interval", "2"),
-    *("--search.epochs", "1"),
+    *("--search.epochs", "1", "--search.folds", "2"),
 )
 FILES = {
     *("table.md", "table.csv", "report.html", "config.json", "command.txt", "environment.json"),
@@ -46,6 +46,7 @@ COMMANDS = {
     "figure6": (1, {"figure6"}),
     "generated": (7, {"differences"}),
     "evidence": (20, {"differences"}),
+    "behaviors": (14, {"differences"}),
 }
 
 
@@ -109,6 +110,18 @@ def test_each_command(
     remarks = {line["key"]: line["remark"] for line in lines}  # rows may share a training
     told = f"Nothing was learned in {sum(map(bool, remarks.values()))} of {len(remarks)} trainings"
     assert (told in (out / "table.md").read_text()) == any(remarks.values())
+
+
+@pytest.mark.usefixtures("small")
+def test_seeds_begin_where_they_are_told_to(
+    cache: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ("--data", "g1", "--models", "twotower", "--seeds", 2, "--cache", cache, "--out", out)
+    assert run("figure3", *told, "--first-seed", 7, *BRIEF) == 0
+    lines = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    assert [line["seed"] for line in lines] == [7, 8]
+    assert run("figure3", *told, "--first-seed", -1, *BRIEF) == 2
+    assert "--first-seed -1: it must be 0 or more" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("small")

@@ -19,7 +19,8 @@ def source_facts(data: CrossDomainData, names: Sequence[Fact], columns: int) -> 
     "label": 1 for a positive behaviour, -1 for a negative one. "popularity": the logarithm of how
     many source behaviours have its item, less the mean over the behaviours, in standard
     deviations. "recency": its place among the user's own, from -1 for the first to 1 for the last,
-    0 for a single one. Nothing of the target domain enters.
+    0 for a single one. "liking": the share of positives among the item's other behaviours, with one
+    average behaviour more, from -1 to 1. Nothing of the target domain enters.
 
     Args:
         data: On any device.

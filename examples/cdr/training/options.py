@@ -145,7 +145,7 @@ class PerceptronOptions:
     """Positive behaviours of each domain that it sees."""
     behavior_inputs: tuple[Fact, ...] = ()
     """What it sees of a behaviour beside the item: its label, its item's popularity, its recency
-    among the user's own. The paper's sees none of them."""
+    among the user's own, the share of positives of its item. The paper's sees none of them."""
     heads: int = 4
     """Heads of each attention."""
     global_branch: bool = True
