@@ -35,6 +35,13 @@ def test_they_are_in_the_order_of_the_behaviours(small: CrossDomainData) -> None
     torch.testing.assert_close(facts, torch.tensor(expected).float(), rtol=0, atol=1e-6)
 
 
+def test_an_item_is_liked_as_others_do(small: CrossDomainData) -> None:
+    facts = source_facts(small, ["liking"], 1)
+    # b and c have no other behaviour but an average one, which is as often positive as not; a is
+    # disliked by bob and liked by ann.
+    assert facts.flatten().tolist() == [0.0, 0.0, -0.5, 0.5]
+
+
 def test_items_that_are_all_equally_popular_tell_nothing() -> None:
     rows = [(user, f"s{n}{user}", n % 2, n) for user in ("ann", "bob") for n in range(3)]
     target = [(user, f"t{t}", t % 2, 10 + t) for user in ("ann", "bob") for t in range(4)]

@@ -17,7 +17,7 @@ from cdr.training.options import Options, PerceptronOptions
 from cdr.training.presets import preset
 from cdr.training.side_by_side import train_side_by_side
 
-ALL: tuple[Fact, ...] = ("label", "popularity", "recency")
+ALL: tuple[Fact, ...] = ("label", "popularity", "recency", "liking")
 
 
 def seeing(options: Options, *names: Fact, **changes: object) -> Options:
