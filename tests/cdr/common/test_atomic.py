@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
 
-from cdr.common import RenameError, new_file, new_folder, sweep_all
+from cdr.common import RenameError, atomic, new_file, new_folder, sweep_all
 from cdr.common.atomic import sweep
 
 
@@ -41,14 +40,18 @@ def test_a_folder_appears_when_the_block_ends(tmp_path: Path) -> None:
 
 
 def killed(folder: Path, code: str) -> None:
-    """Run code in a process that kills itself."""
-    head = (
-        "import os, signal, sys; from pathlib import Path; folder = Path(sys.argv[1])\n"
-        "from cdr.common import atomic\n"
-        "def die(*told): os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", head + code, str(folder)])
-    assert ended.returncode == -9
+    """Run code in a copy of this process, which kills itself."""
+
+    def die(*arguments: object, **told: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = os.fork()
+    if not process:
+        try:
+            exec(code, {"folder": folder, "atomic": atomic, "die": die, "Path": Path})
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
 
 
 def test_what_killed_writers_have_left_is_removed_by_the_next(tmp_path: Path) -> None:
