@@ -49,9 +49,11 @@ from reweight._tensors import (
     Pending,
     Tree,
     digest,
+    max_abs,
     shared,
     sharing,
     some,
+    stored,
     tensors_in,
     uninterrupted,
 )
@@ -243,7 +245,8 @@ class _OuterStep:
         if info.hvp_mode == "none":
             if not of_all(float(self._has_outer))[0]:
                 self._refuse_outer()
-            self._look_for_underflow(isolation)
+            if max_abs(stored(rhs)) == 0.0:
+                self._look_for_underflow(isolation)
         name = type(problem.weighter).__name__
         # Around the backward pass too: a checkpointed module runs again in it.
         with twice_differentiable():
