@@ -42,6 +42,7 @@ FOREIGN = {
     "_indices": "of a sparse tensor that is not coalesced",
     "_values": "of a sparse tensor that is not coalesced",
     "_getframe": "sys has no public way to the caller's frame that is as cheap",
+    "_exit": "of os, and documented: an end without any cleaning up",
     "_replace": "public, of a named tuple",
     "_asdict": "public, of a named tuple",
     "_fields": "public, of a named tuple",

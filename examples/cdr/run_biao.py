@@ -82,10 +82,10 @@ Train a two-domain recommender in several variants and compare them:
   oracle      the true flags as weights (generated data, or with --harm)
   search      ours with rows held out, for the sake of the weights alone
   retrain     a new model on all rows, with the weights of search, fixed
-  crossfit    weights learned on folds of the target rows, where the folds agree;
-              used where they are no worse than no weights at all
+  crossfit    weights learned on folds of the target rows, where these agree,
+              and used where they are no worse than no weights at all
   influence, held-out-loss          weights read off models of folds at once
-  random, crossfit-random, ...      the weights of search, crossfit, ... permuted
+  crossfit-random, ...              the weights of crossfit, ... permuted
   no-global, no-user, split-0.05    BIAO without a branch, or with rows held out
   loss, group, constant             weights of another weighter
 

@@ -270,8 +270,9 @@ def test_the_table_is_printed(
 
 @pytest.fixture
 def small_g1(monkeypatch: pytest.MonkeyPatch) -> None:
-    def generate(kind: str, seed: int) -> Any:
-        return made(kind, num_users=60, num_source_items=200, num_target_items=100, seed=seed)
+    def generate(kind: str, **told: Any) -> Any:
+        sizes = {"num_users": 60, "num_source_items": 200, "num_target_items": 100}
+        return made(kind, **(sizes | told))
 
     made = generator.generate
     monkeypatch.setattr(generator, "generate", generate)
