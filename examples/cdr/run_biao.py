@@ -85,7 +85,8 @@ Train a two-domain recommender in several variants and compare them:
   crossfit    weights learned on folds of the target rows, where these agree,
               and used where they are no worse than no weights at all
   influence, held-out-loss          weights read off models of folds at once
-  crossfit-random, ...              the weights of crossfit, ... permuted
+  random, crossfit-random, ...      the weights of search, crossfit, ...,
+              permuted
   no-global, no-user, split-0.05    BIAO without a branch, or with rows held out
   loss, group, constant             weights of another weighter
 

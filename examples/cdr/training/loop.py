@@ -49,6 +49,7 @@ class Result:
         seconds: from the start of the training to here, of all that is trained in common steps.
         restarted: Whether it is the second one, since the first has told no rows apart; see
             :meth:`Training.again`.
+        valid: scores of the checkpoint on the validation rows.
         note: What is to be told of how the weights were found; "" for nothing.
     """
 
@@ -62,6 +63,7 @@ class Result:
     seconds: float = 0.0
     restarted: bool = False
     note: str = ""
+    valid: Scores | None = None
 
     @property
     def best(self) -> float:
@@ -382,6 +384,7 @@ class Training:
             result.weight_auc = auc(judged, data.relevant.cpu().numpy())
         result.seconds = time.perf_counter() - self._started
         result.restarted = self._restarted
+        result.valid = score(self.model, self._scorer, data.valid, self._num_source)
         return result
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from cdr.data import CrossDomainData
 from cdr.training import loop
 from cdr.training.crossfit import Found, cross_fitted
 from cdr.training.loop import Result
-from cdr.training.metrics import auc
+from cdr.training.metrics import auc, auc_contributions
 from cdr.training.one_shot import by_held_out_loss, by_influence
 from cdr.training.options import Options
 from cdr.training.saves import Saves
@@ -26,7 +26,7 @@ _FINDERS: Mapping[str, Callable[..., Found]] = {
     "held-out-loss": by_held_out_loss,
 }
 PLAIN = ("base", "0", "S")
-"""What weights have to be better than."""
+"""What weights are compared with."""
 
 
 def train(
@@ -43,8 +43,8 @@ def train(
     """Train a variant and score it.
 
     Where weights are found on folds, a new model is trained with them on all rows. What
-    cross-fitting finds is used only if it is no worse than no weights at all: kept is that model of
-    it and of :data:`PLAIN`, trained alike, which has the highest validation AUC.
+    cross-fitting finds is used only if it is no worse than no weights at all, see
+    :func:`preferred`.
 
     Args, returns and errors are those of :func:`cdr.training.loop.train`, which trains one model.
     """
@@ -80,7 +80,7 @@ def train(
     note = found.note
     if how.weights == "crossfit":
         trained |= {name: one(name) for name in PLAIN}
-        chosen = max(trained, key=lambda name: trained[name].best)
+        chosen = preferred(trained)
         note += f"; kept: {'the weights' if chosen == variant else chosen}"
     else:
         chosen = variant
@@ -96,3 +96,34 @@ def train(
     if data.relevant is not None:
         result.weight_auc = auc(weights, data.relevant.cpu().numpy())
     return result
+
+
+def preferred(trained: Mapping[str, Result]) -> str:
+    """The name of the training to keep, by validation rows.
+
+    That with weights unless the base model's AUC is higher, and one that learns less from the
+    source only if its AUC is higher than that of the former by more than a standard error of the
+    difference (over users): on few validation rows it often is by chance.
+
+    Args:
+        trained: By name :data:`PLAIN`, and another one with weights if there is one.
+    """
+    best = "base"
+    for name in trained.keys() - set(PLAIN):
+        if trained[name].best >= trained["base"].best:
+            best = name
+    for name in PLAIN[1:]:
+        if _clearly_above(trained[name], trained[best]):
+            best = name
+    return best
+
+
+def _clearly_above(one: Result, other: Result) -> bool:
+    """Whether its validation AUC is higher by more than a standard error of the difference."""
+    contributions = []
+    for scores in (one.valid, other.valid):
+        assert scores is not None
+        _, user = np.unique(scores.user, return_inverse=True)
+        contributions.append(auc_contributions(scores.probability, scores.label, user))
+    error = np.sqrt(np.square(contributions[0] - contributions[1]).sum())
+    return bool(one.best - other.best > error)
