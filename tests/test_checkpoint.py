@@ -357,7 +357,7 @@ def test_several_ranks_write_a_part_each(halfway: tuple[Path, Any]) -> None:
 
 @pytest.mark.xfail(
     torch.__version__ < "2.5",
-    reason="the audit looks at second derivatives once more after a resume, which its counters show",
+    reason="second derivatives are looked at once more after a resume, and counters say so",
 )
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_two_ranks_save_and_any_number_takes_the_same_next_step(
