@@ -301,7 +301,7 @@ def save_halfway(rank: int, size: int, folder: Path) -> Any:
     checkpoint.save(training.state(), folder / "training")
     checkpoint.save(shards(), folder / "shards")
     training.step()
-    return _for_the_queue(training.state())
+    return _comparable(training.state())
 
 
 def load_and_step(rank: int, size: int, folder: Path) -> Any:
@@ -312,7 +312,13 @@ def load_and_step(rank: int, size: int, folder: Path) -> Any:
     state = checkpoint.load(folder / "shards", shards(0.0))
     assert type(state["table"]) is type(shards()["table"])
     own = state["table"].to_local() if dist.is_initialized() else state["table"]
-    return _for_the_queue(training.state()), own.tolist()
+    return _comparable(training.state()), own.tolist()
+
+
+def _comparable(state: dict[str, Any]) -> Any:
+    """All but how often second derivatives were looked at, which a new process does once more."""
+    weighter = {key: value for key, value in state["weighter"].items() if key != "audit"}
+    return _for_the_queue({**state, "weighter": weighter})
 
 
 def shards(scale: float = 1.0) -> dict[str, Any]:
@@ -355,10 +361,6 @@ def test_several_ranks_write_a_part_each(halfway: tuple[Path, Any]) -> None:
     assert not [path for path in halfway[0].iterdir() if "." in path.name]
 
 
-@pytest.mark.xfail(
-    torch.__version__ < "2.5",
-    reason="second derivatives are looked at once more after a resume, and counters say so",
-)
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_two_ranks_save_and_any_number_takes_the_same_next_step(
     halfway: tuple[Path, Any], two: Processes, size: int, tmp_path: Path

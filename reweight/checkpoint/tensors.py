@@ -31,8 +31,8 @@ def to_tensors(state: Any) -> dict[str, Tensor]:
         >>> import torch
         >>> from reweight.checkpoint import from_tensors, to_tensors
         >>> flat = to_tensors({"weight": torch.ones(2), "step": 3})
-        >>> {name: list(tensor.shape) for name, tensor in flat.items()}
-        {'0 weight': [2], 'state.json': [76]}
+        >>> sorted(flat)
+        ['0 weight', 'state.json']
         >>> from_tensors(flat)
         {'weight': tensor([1., 1.]), 'step': 3}
     """

@@ -232,6 +232,16 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     group.close()
 
 
+def assert_same_verdict(found: tuple[Any, ...], one: tuple[Any, ...], strategy: str) -> None:
+    """The same, but that conjugate gradients may need one product more or less.
+
+    Their residual may come to lie on either side of the tolerance by rounding, which is another
+    with other processors and where sums run in another order.
+    """
+    assert found[1:] == one[1:]
+    assert abs(found[0] - one[0]) <= (strategy == "CG")
+
+
 def assert_is_one_process(group: Processes, case: Case, rtol: float) -> None:
     one = outer_step(0, 1, case)
     found = values(group.run(outer_step, case))
@@ -239,7 +249,7 @@ def assert_is_one_process(group: Processes, case: Case, rtol: float) -> None:
         # Bit-equal, or weighters drift apart.
         assert torch.equal(each["grads"], found[0]["grads"])
         assert torch.equal(each["weighter"], found[0]["weighter"])
-        assert each["verdict"] == one["verdict"]
+        assert_same_verdict(each["verdict"], one["verdict"], case.strategy)
         assert each["residual"] == found[0]["residual"] == pytest.approx(one["residual"], abs=rtol)
 
     def assert_near(got: Tensor, expected: Tensor) -> None:

@@ -134,7 +134,10 @@ def step(rank: int, size: int, strategy: str, what: str) -> dict[str, Any]:
 def test_a_process_without_samples_takes_part(two: Processes, strategy: str, what: str) -> None:
     found, one = values(two.run(step, strategy, what)), step(0, 1, strategy, what)
     assert torch.equal(found[0]["grads"], found[1]["grads"])
-    assert found[0]["verdict"] == found[1]["verdict"] == one["verdict"]
+    assert found[0]["verdict"] == found[1]["verdict"]
+    # The residual of conjugate gradients may lie on either side of the tolerance by rounding.
+    assert found[0]["verdict"][1:] == one["verdict"][1:]
+    assert abs(found[0]["verdict"][0] - one["verdict"][0]) <= ("CG" in str(strategy))
     influence = torch.cat([each["influence"].double() for each in found])
     for got, expected in ((found[0]["grads"], one["grads"]), (influence, one["influence"])):
         assert float((got - expected).norm()) <= RTOL.get(strategy, 1e-11) * float(expected.norm())

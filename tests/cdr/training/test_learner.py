@@ -112,7 +112,7 @@ def test_weight_decay_spares_gamma_if_asked(tiny: CrossDomainData, decay_gamma: 
     before = {name: p.detach().clone() for name, p in learner.rw.weighter.named_parameters()}
     for parameter in learner.rw.weighter.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    learner._optimizer.step()
+    learner.weighing.optimizer.step()
     for name, parameter in learner.rw.weighter.named_parameters():
         shrunk = 1.0 if name == "raw_gamma" and not decay_gamma else 1.0 - 0.5 * 0.2
         # Products with 0.9 are rounded differently in one and in two steps.

@@ -20,6 +20,7 @@ from cdr.training import COLLAPSED, loop, remark
 from cdr.training.evaluation import Scores
 from cdr.training.loop import Training, train
 from cdr.training.options import Options
+from cdr.training.saves import Saves
 from cdr.training.side_by_side import train_side_by_side
 
 
@@ -131,10 +132,17 @@ def test_a_checkpoint_goes_on_with_the_second_training(
 
     made = dead(1)
     with pytest.raises(InterruptedError):
-        train("S", tiny, several_epochs(), seed=0, checkpoint=tmp_path / "S", on_step=stop)
+        train(
+            "S",
+            tiny,
+            several_epochs(),
+            seed=0,
+            saves=Saves(tmp_path / "S", required=True),
+            on_step=stop,
+        )
     assert {path.name for path in tmp_path.iterdir()} == {"S", "S-restarted"}
     made = dead(1)
-    result = train("S", tiny, several_epochs(), seed=0, checkpoint=tmp_path / "S")
+    result = train("S", tiny, several_epochs(), seed=0, saves=Saves(tmp_path / "S", required=True))
     assert result.restarted and len(made) == 2
     np.testing.assert_array_equal(result.test.probability, expected.test.probability)
     assert len(result.history) == len(expected.history)
@@ -170,4 +178,4 @@ def test_a_run_prints_and_logs_it(
     assert cdr.run_biao.main([*map(str, (*given, *brief))]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.count("it was trained again from another initialization") == 2
-    assert "WARNING: S-seed0: all validation rows" in (tmp_path / "one" / "log.txt").read_text()
+    assert "seed 0: all validation rows" in (tmp_path / "one" / "log.txt").read_text()
