@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -315,17 +315,23 @@ def _kept(place: Path) -> tuple[Path, Path, pa.Table, dict[str, bytes]]:
     return path, folder, table, {each.name: each.read_bytes() for each in folder.iterdir()}
 
 
+def _one_damaged(random: Random, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files, one of them with a flipped bit or changed otherwise."""
+    chosen = random.choice(list(files))
+    content = files[chosen]
+    if random.random() < 0.5:
+        place = random.randrange(len(content) * 8)
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        content = bytes(flipped)
+    else:
+        content = changed(content, random, list(files.values()))
+    return {**files, chosen: content}
+
+
 def _write_cache(random: Random, folder: Path) -> list[str]:
     _, kept, _, files = _kept(folder / "kept")
-    chosen = random.choice(list(files))
-    for name, content in files.items():
-        if name == chosen and random.random() < 0.5:
-            place = random.randrange(len(content) * 8)
-            flipped = bytearray(content)
-            flipped[place // 8] ^= 1 << place % 8
-            content = bytes(flipped)
-        elif name == chosen:
-            content = changed(content, random, list(files.values()))
+    for name, content in _one_damaged(random, files).items():
         _written(kept / name, content)
     return []
 
@@ -367,15 +373,7 @@ def _write_grid(random: Random, folder: Path) -> list[str]:
     _, _, place, files, _ = _trained(folder / "grid")
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    chosen = random.choice(list(files))
-    for name, content in files.items():
-        if name == chosen and random.random() < 0.5:
-            at = random.randrange(len(content) * 8)
-            flipped = bytearray(content)
-            flipped[at // 8] ^= 1 << at % 8
-            content = bytes(flipped)
-        elif name == chosen:
-            content = changed(content, random, list(files.values()))
+    for name, content in _one_damaged(random, files).items():
         _written(place / name, content)
     return []
 
