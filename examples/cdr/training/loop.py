@@ -235,6 +235,8 @@ class Training:
         self._scorer = Batches(data, 0, 0, windows, processes=processes)
         self._num_source = NUM_SOURCE if kind.mixes_candidates and not single_domain else 1
         self._state, self._since, self._steps = self._snapshot(), 0, 0
+        # Of the stored checkpoint; None where it comes from a state that was kept.
+        self._valid: Scores | None = None
         self._history: list[dict[str, float]] = []
         self._begun: _Begun | None = None
 
@@ -356,7 +358,7 @@ class Training:
         self._history.append({"epoch": self.epoch + 1, "loss": loss, **valid})
         better = valid["auc"] > self.best
         if better or self._keeps_last:
-            self._state = self._snapshot()
+            self._state, self._valid = self._snapshot(), scores
         self.best, self._since = max(valid["auc"], self.best), 0 if better else self._since + 1
 
     def load_best(self) -> None:
@@ -384,7 +386,7 @@ class Training:
             result.weight_auc = auc(judged, data.relevant.cpu().numpy())
         result.seconds = time.perf_counter() - self._started
         result.restarted = self._restarted
-        result.valid = score(self.model, self._scorer, data.valid, self._num_source)
+        result.valid = self._valid or score(self.model, self._scorer, data.valid, self._num_source)
         return result
 
     def state_dict(self) -> dict[str, Any]:
@@ -435,6 +437,7 @@ class Training:
         self.batches.load_state_dict(state["batches"])
         device = self._data.source_offsets.device
         self._state = map_tensors(lambda x: x.to(device), state["kept"])
+        self._valid = None
         self._history, self.best = state["history"], state["best"]
         self._since, self._steps = state["since"], state["steps"]
         self._tells_apart = state["tells_apart"]
