@@ -19,11 +19,15 @@ class Fold(NamedTuple):
     number: int
     of: int
 
+    def size(self, n: int) -> int:
+        """How many of n rows it holds: folds differ by one at most, the first ones being larger."""
+        return len(range(self.number, n, self.of))
+
     def rows(self, n: int, seed: int) -> Tensor:
         """Those rows of n, ascending, long."""
         # A batch of all that are left.
-        size = n - len(range(self.number, n, self.of))
-        ((left, _),) = FoldSampler(n, self.of, self.number, size, dev_batch_size=1, seed=seed)
+        num_left = n - self.size(n)
+        ((left, _),) = FoldSampler(n, self.of, self.number, num_left, dev_batch_size=1, seed=seed)
         held_out = torch.ones(n, dtype=torch.bool)
         held_out[left] = False
         return held_out.nonzero().squeeze(1)
@@ -50,7 +54,7 @@ def pair_sampler(
             "the outer problem; take a larger target domain, or more users"
         )
     if fold is not None and options is not None:
-        held_out = len(range(fold.number, n, fold.of))
+        held_out = fold.size(n)
         return FoldSampler(
             n,
             fold.of,

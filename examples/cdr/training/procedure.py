@@ -75,8 +75,10 @@ def train(
         saves=saves and saves.part("folds"),
         on_step=on_step,
     )
-    weights = found.weights
-    trained = {} if weights is None else {variant: one(variant, options.inner.gamma * weights)}
+    # In all, the source counts as much as in the base model.
+    relative = np.ones(len(data.source), np.float32) if found.weights is None else found.weights
+    weights = options.inner.gamma * relative
+    trained = {} if found.weights is None else {variant: one(variant, weights)}
     note = found.note
     if how.weights == "crossfit":
         trained |= {name: one(name) for name in PLAIN}
@@ -84,8 +86,6 @@ def train(
         note += f"; kept: {'the weights' if chosen == variant else chosen}"
     else:
         chosen = variant
-    if weights is None:
-        weights = np.ones(len(data.source), dtype=np.float32)
     result = replace(
         trained[chosen],
         weights=weights,

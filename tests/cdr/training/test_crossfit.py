@@ -216,6 +216,14 @@ def test_found_weights_go_to_the_permuted_control(tiny: CrossDomainData, variant
     assert found.seconds > 0
 
 
+def test_a_permuted_control_counts_the_source_as_much(tiny: CrossDomainData) -> None:
+    told = options(**{"inner.gamma": 0.5})
+    found = train("held-out-loss", tiny, told, seed=0).weights
+    assert found.mean() == pytest.approx(0.5)
+    control = Training("held-out-loss-random", tiny, told, seed=0, learned=found)
+    assert float(control._judged.mean()) == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("variant", FOUND)
 def test_seeds_side_by_side_find_weights_one_by_one(tiny: CrossDomainData, variant: str) -> None:
     log = Source("epinions", seeded=False)
