@@ -127,6 +127,8 @@ class Reproduce:
     """With --harm: which of them."""
     models: Annotated[tuple[str, ...], optional("NAME ...", "those in the paper")] = ()
     """Recommendation models: conet, minet, dasl, twotower."""
+    methods: Annotated[tuple[str, ...], optional("NAME ...", "all rows of the table")] = ()
+    """Rows to train and show, by their names; what differences are taken to is always one."""
     seeds: Annotated[int | None, optional("INT", "5; generated 6")] = None
     """How many seeds; generated data is drawn anew for each."""
     first_seed: int = 0
@@ -165,6 +167,8 @@ class Reproduce:
                 f"--models {' '.join(unknown)}: there is no such model; there are "
                 f"{', '.join(MODELS)}."
             )
+        if self.command in STUDIES:
+            STUDIES[self.command].only(self.methods)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -249,7 +253,7 @@ def reproduce(config: Reproduce, options: dict[str, Options], arguments: Sequenc
         The exit code.
     """
     assert config.out is not None and config.seeds is not None
-    study = STUDIES[config.command]
+    study = STUDIES[config.command].only(config.methods)
     if config.share is None:
         check_output(config.out, study.name)
         plots.needed()

@@ -84,6 +84,11 @@ def run(*arguments: Any) -> int:
         return int(end.code or 0)
 
 
+def unboxed(capsys: pytest.CaptureFixture[str]) -> str:
+    """What went to stderr, without the box that the parser draws."""
+    return " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command(
@@ -122,6 +127,23 @@ def test_seeds_begin_where_they_are_told_to(
     assert [line["seed"] for line in lines] == [7, 8]
     assert run("figure3", *told, "--first-seed", -1, *BRIEF) == 2
     assert "--first-seed -1: it must be 0 or more" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("small")
+def test_rows_are_chosen_by_their_names_and_join_those_of_earlier_commands(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "grid"
+    told = ("--data", "g1", "--models", "twotower", "--seeds", 1, "--cache", cache, "--out", out)
+    assert run("behaviors", *told, "--methods", "oracle", *BRIEF) == 0
+    lines = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    assert [line["method"] for line in lines] == ["base", "oracle"]
+    assert run("behaviors", *told, "--methods", "0", "gamma-2", "oracle", *BRIEF) == 0
+    assert f"2 trained, 2 from {cache}/" in capsys.readouterr().out
+    assert run("behaviors", *told, "--methods", "oracle", "gama-2", *BRIEF) == 2
+    assert "--methods gama-2: behaviors has no such row; it has S, 0" in unboxed(capsys)
+    assert run("table4", *told, "--methods", "S", *BRIEF) == 2
+    assert "table4 has no such row; it has none" in unboxed(capsys)
 
 
 @pytest.mark.usefixtures("small")

@@ -2,10 +2,49 @@
 
 from __future__ import annotations
 
-from cdr.paper.evidence import SEARCHED, document
-from cdr.paper.study import Method, Study, variants
+from dataclasses import replace
+
+from cdr.models import MODELS
+from cdr.paper import evidence
+from cdr.paper.evidence import SEARCHED
+from cdr.paper.study import Method, Results, Study, variants
+from cdr.report import Document, compare, mean_auc, paired, signed
 
 _GAMMAS = (0.5, 1.0, 2.0)
+_PLAIN = {"S": "-S", "0": "-0", "base": "the base model"}
+
+
+def document(results: Results) -> Document:
+    """The table, and how cross-fitted weights compare with the best that needs no weights."""
+    shown = evidence.document(results)
+    return replace(shown, notes=(*against_the_best(results), *shown.notes))
+
+
+def against_the_best(results: Results) -> list[str]:
+    """Cross-fitted weights less the best of the plain models, for each scenario and model.
+
+    The best is chosen by its test AUC, which no user could do: a comparison that favours it.
+    """
+    found = {(c.scenario, c.model, c.method.name): runs for c, runs in results.runs.items()}
+    notes = []
+    for scenario, model, name in found:
+        ours = found[scenario, model, name]
+        plain = {one: found.get((scenario, model, one)) for one in _PLAIN}
+        known = {one: runs for one, runs in plain.items() if runs}
+        if name != "crossfit" or not ours or not known:
+            continue
+        best = max(known, key=lambda one: mean_auc(known[one]))
+        pairs = paired(ours, known[best])
+        c = compare([a for a, _ in pairs], [b for _, b in pairs])
+        low, high = c.interval
+        notes.append(
+            f"{scenario.heading}, {MODELS[model].label}: cross-fitted weights less "
+            f"{_PLAIN[best]}, which has the highest test AUC of {', '.join(known)}: "
+            f"{signed(c.difference)} AUC, 95 % interval over seeds and users [{signed(low)}, "
+            f"{signed(high)}]."
+        )
+    return notes
+
 
 STUDY = Study(
     name="behaviors",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,27 @@ class Study:
     hidden: tuple[str, ...] = ()
     baselines: tuple[str, ...] = ("S", "0", "base")
     printed: Cells = field(default_factory=dict)
+
+    def only(self, names: Sequence[str]) -> Study:
+        """The study with the methods named, and that which differences are taken to.
+
+        Args:
+            names: Of methods; none stands for all.
+
+        Raises:
+            ValueError: There is no such method.
+        """
+        known = [method.name for method in self.methods]
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(
+                f"--methods {' '.join(unknown)}: {self.name} has no such row; it has "
+                f"{', '.join(known) or 'none'}."
+            )
+        if not names:
+            return self
+        wanted = {*names, self.reference}
+        return replace(self, methods=tuple(m for m in self.methods if m.name in wanted))
 
 
 def default_data(study: Study, root: Path | None) -> tuple[str, ...]:

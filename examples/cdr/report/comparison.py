@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from cdr.report.uncertainty import smallest_detectable, standard_error
+from cdr.report.uncertainty import confidence_interval, smallest_detectable, standard_error
 from cdr.training import Scores
 
 _RESAMPLES = 1000
@@ -39,6 +39,11 @@ class Comparison:
     def detectable(self) -> float:
         """The smallest gain that would have been found."""
         return smallest_detectable(self.error)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval over seeds and users together."""
+        return confidence_interval(self.difference, self.error)
 
 
 def compare(ours: Sequence[Scores], base: Sequence[Scores], seed: int = 0) -> Comparison:

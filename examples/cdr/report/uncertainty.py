@@ -72,6 +72,11 @@ def smallest_detectable(error: float) -> float:
     return (_LEVEL + _POWER) * error
 
 
+def confidence_interval(difference: float, error: float) -> tuple[float, float]:
+    """The 95 % interval of a difference with a standard error, by the normal distribution."""
+    return difference - _LEVEL * error, difference + _LEVEL * error
+
+
 def same_rows(several: Sequence[Scores]) -> bool:
     """Whether all are scores of the same rows, as those of several seeds on the same data are."""
     first = several[0]

@@ -1,0 +1,39 @@
+"""Cross-fitted weights beside the best that needs none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from made_up import G1, aucs, runs
+
+from cdr.paper.behaviors import against_the_best
+from cdr.paper.studies import STUDIES
+from cdr.paper.study import Results
+from cdr.report.comparison import compare
+
+BEHAVIORS = STUDIES["behaviors"]
+
+
+@pytest.mark.parametrize("best", ["S", "0", "base"])
+def test_the_best_is_that_of_the_highest_test_auc(best: str) -> None:
+    strengths = {"S": 0.5, "0": 0.5, "base": 0.5, "crossfit": 1.0} | {best: 0.8}
+    made = runs(BEHAVIORS, strengths)
+    (note,) = against_the_best(Results(BEHAVIORS, {}, made))
+    assert f"less {'the base model' if best == 'base' else f'-{best}'}, which" in note
+    of = {cell.method.name: several for cell, several in made.items()}
+    difference = np.mean(aucs(of["crossfit"])) - np.mean(aucs(of[best]))
+    assert f": +{f'{difference:.4f}'.lstrip('0')} AUC" in note
+    told = compare(
+        [run.test for run in of["crossfit"].values()], [run.test for run in of[best].values()]
+    )
+    low, high = told.interval
+    assert low < difference < high and high - low == pytest.approx(2 * 1.96 * told.error)
+
+
+def test_nothing_is_said_where_one_of_them_is_missing() -> None:
+    for strengths in ({"base": 0.5}, {"crossfit": 1.0}, {"base": 0.5, "ours": 1.0}):
+        assert against_the_best(Results(BEHAVIORS, {}, runs(BEHAVIORS, strengths))) == []
+    assert (
+        G1.heading
+        in against_the_best(Results(BEHAVIORS, {}, runs(BEHAVIORS, {"0": 0.5, "crossfit": 1.0})))[0]
+    )
