@@ -70,6 +70,7 @@ ERRORS = {
     "a full disk": (OSError(28, "No space left on device"), 2, "No space left on device; 2 of 3"),
     "a dead worker": (ChildProcessError("a process was killed"), 2, "was killed; 2 of 3"),
     "memory": (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "memory ran out"),
+    "memory for a library": (ImportError("x.so: failed to map segment"), 2, "memory ran out"),
 }
 
 

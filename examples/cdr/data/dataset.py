@@ -12,6 +12,8 @@ from cdr.data.schema import CrossDomainData
 Pair = tuple[str, str]
 """Source and target domain of a scenario; several sources are joined with "+"."""
 
+_NAMED = 4  # sources, in the heading of a column; of more, how many they are
+
 
 @dataclass(frozen=True)
 class Published:
@@ -90,8 +92,11 @@ class Dataset:
         return {one.paper_name: (one.source, one.target) for one in known if one.paper_name}
 
     def short_name(self, domains: str) -> str:
-        """One or several domains, as a table calls them."""
-        return " + ".join(self.short_names.get(name, name) for name in domains.split("+"))
+        """One or several domains, as a table calls them; of many, how many there are."""
+        names = domains.split("+")
+        if len(names) > _NAMED:
+            return f"{len(names)} domains"
+        return " + ".join(self.short_names.get(name, name) for name in names)
 
 
 def split_domains(pairs: Sequence[Pair]) -> list[str]:

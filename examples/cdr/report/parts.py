@@ -15,7 +15,7 @@ logger = logging.getLogger("cdr")
 
 _LONGEST = 200
 # What a report imports when it is made, after hours of training.
-_LATER = ("jinja2", "pyarrow.parquet", "scipy.special")
+_LATER = ("jinja2", "pyarrow.parquet", "scipy.optimize", "scipy.special")
 
 
 class Parts:

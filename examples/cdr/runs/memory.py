@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 
 # Torch has no class of its own for them on the CPU.
-_TOLD = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "out of memory")
+_TOLD = (
+    *("can't allocate memory", "not enough memory", "Cannot allocate memory", "out of memory"),
+    "failed to map segment",  # of a library that is loaded where it is first used
+)
+_MAY_TELL = (RuntimeError, OSError, ImportError)
 
 
 def out_of_memory(error: BaseException | None) -> bool:
@@ -14,6 +18,6 @@ def out_of_memory(error: BaseException | None) -> bool:
         return False
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    if isinstance(error, (RuntimeError, OSError)) and any(t in str(error) for t in _TOLD):
+    if isinstance(error, _MAY_TELL) and any(told in str(error) for told in _TOLD):
         return True
     return out_of_memory(error.__cause__)

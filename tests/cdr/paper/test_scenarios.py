@@ -28,6 +28,7 @@ def test_headings_are_short() -> None:
     joint = Scenario("amazon5", "Baby+Office_Products", "Toys_and_Games")
     assert joint.heading == "Baby + Office → Toys"
     assert Scenario("epinions", "others", "4").heading == "Epinions others → 4"
+    assert Scenario("epinions", "1+2+3+5+6", "4").heading == "Epinions 5 domains → 4"
     assert Scenario("g1").heading == "G1"
 
 
