@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test integrations oldest minimum coverage check lint format types bench peers docs dist hooks clean
+.PHONY: help demo test slow integrations oldest minimum coverage check lint format types bench peers docs dist hooks clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,8 +23,11 @@ demo: $(VENV)/.has-cdr ## learn which source behaviours matter, on generated dat
 test: $(VENV)/.has-test ## run the tests
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-coverage: $(VENV)/.has-test ## run the tests and list the lines of reweight/ that none of them reaches
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov $(ARGS)
+slow: $(VENV)/.has-test ## run the tests that take more than a few seconds each
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "slow and not long" $(ARGS)
+
+coverage: $(VENV)/.has-test ## run both kinds and list the lines of reweight/ that none of them reaches
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov -m "not long" $(ARGS)
 
 # The lowest version of every dependency is read from pyproject.toml, where it is stated once.
 oldest: ## run the tests with the oldest torch and the oldest dependencies, in .venv-oldest
@@ -40,12 +43,12 @@ MINIMUM := tests/test_wrapping.py tests/test_checkpoint.py tests/test_losses.py 
 	tests/tensors/test_forward_mode.py tests/diagnostics/test_recorder.py tests/faults/test_run_state.py \
 	tests/cdr/data/test_amazon.py tests/cdr/test_cli.py
 minimum: ## the same for a few tests of each part, in minutes
-	@$(MAKE) --no-print-directory oldest ARGS="-m 'not slow and not long' $(MINIMUM) $(ARGS)"
+	@$(MAKE) --no-print-directory oldest ARGS="$(MINIMUM) $(ARGS)"
 
 # What they bring has no place among the other tests' packages.
 integrations: ## test reweight.integrations against the real packages, in .venv-integrations
 	@$(MAKE) --no-print-directory VENV=.venv-integrations .venv-integrations/.has-integrations
-	@.venv-integrations/bin/python -m pytest --numprocesses 2 --dist loadfile \
+	@.venv-integrations/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not long" \
 		tests/integrations reweight/integrations $(ARGS)
 
 check: lint types docs coverage ## all that must hold before a change goes in

@@ -61,6 +61,7 @@ def write(folder: Path, tables: bool = True) -> None:
         (folder / f"{kind}.json").write_text(json.dumps(result), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_same_numbers_give_the_same_small_files_which_the_page_shows(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     write(tmp_path)

@@ -361,6 +361,7 @@ def test_several_ranks_write_a_part_each(halfway: tuple[Path, Any]) -> None:
     assert not [path for path in halfway[0].iterdir() if "." in path.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_two_ranks_save_and_any_number_takes_the_same_next_step(
     halfway: tuple[Path, Any], two: Processes, size: int, tmp_path: Path

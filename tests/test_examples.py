@@ -16,6 +16,7 @@ from recipes import retrain
 from reweight.valuation import SampleValues
 
 
+@pytest.mark.slow
 def test_noisy_labels_learns_which_labels_to_believe(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -28,6 +29,7 @@ def test_noisy_labels_learns_which_labels_to_believe(
     assert right > 1.5 and wrong < 0.1
 
 
+@pytest.mark.slow
 def test_two_processes_print_the_table_of_one(capsys: pytest.CaptureFixture[str]) -> None:
     data_parallel.main(["--epochs", "3"])
     one = [float(x) for x in re.findall(r" (\d\.\d+)$", capsys.readouterr().out, re.MULTILINE)]

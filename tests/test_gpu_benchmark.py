@@ -62,6 +62,7 @@ def test_one_seed_and_several_are_timed(monkeypatch: pytest.MonkeyPatch, variant
     assert all(seconds > 0.0 for seconds in gpu.at_once(variant, data, 16).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["GPT-2 small", "GPT-2 small, LoRA", "ResNet-18"])
 @pytest.mark.filterwarnings("ignore")  # of random weights
 def test_outer_steps_of_large_shapes_are_timed(name: str) -> None:

@@ -45,6 +45,7 @@ def test_the_import_leaves_for_later_what_no_training_needs(loaded: list[str], p
     assert not [name for name in loaded if name.startswith(f"reweight.{part}")]
 
 
+@pytest.mark.slow
 def test_what_is_left_for_later_is_there_when_it_is_named() -> None:
     code = "import reweight; print(reweight.check_hypergradient.__module__)"
     assert in_a_new_process(code).strip() == "reweight.checking.check"

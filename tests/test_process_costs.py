@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.processes import STRATEGIES, Step, larger, on_processes
 
 
+@pytest.mark.slow
 def test_the_formula_gives_the_bytes_that_are_counted() -> None:
     for found in on_processes(2, [60, 5000]).values():
         assert found.keys() == STRATEGIES.keys()

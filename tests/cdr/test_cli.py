@@ -356,6 +356,7 @@ def test_a_model_brings_its_own_options(
     assert seen[0].options == replace(expected, model=replace(expected.model, **{name: 4}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["dasl", "minet", "twotower"])
 def test_each_model_leaves_the_same_behind(ratings: Path, out: Path, model: str) -> None:
     small = ("--model.dim", 2, "--perceptron.heads", 2, "--perceptron.history", 3)

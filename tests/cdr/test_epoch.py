@@ -42,6 +42,7 @@ def test_the_comparison_notices_other_mathematics(tiny: CrossDomainData, change:
     assert difference.hypergradients > 1e-5
 
 
+@pytest.mark.slow
 def test_textbook_and_example_stay_together_in_float32(gappy: CrossDomainData) -> None:
     ours = epoch.example(gappy, TOLD)
     theirs = epoch.textbook(gappy, TOLD, ours, num_steps=200)

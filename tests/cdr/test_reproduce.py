@@ -258,6 +258,7 @@ def test_the_same_command_goes_on_and_updates_its_folder(
     assert "p (seeds)" in (out / "table.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_the_command_may_stand_anywhere(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch

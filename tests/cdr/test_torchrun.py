@@ -84,6 +84,7 @@ def test_what_fails_on_one_process_is_told_by_all(
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", [["--jobs", "2"], ["--stack-seeds"]])
 def test_trainings_side_by_side_do_not_go_with_it(
     pool: Processes, ratings: Path, tmp_path: Path, option: list[str]

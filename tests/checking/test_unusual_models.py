@@ -194,6 +194,7 @@ def test_what_has_no_float64_is_not_blamed_on_the_user() -> None:
     assert rw.hypergradient(TRAIN, DEV).info == report.info
 
 
+@pytest.mark.slow
 def test_rounding_that_cannot_be_prevented_is_told() -> None:
     kept = torch.zeros(SIZE, 1)
 

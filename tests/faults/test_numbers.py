@@ -181,6 +181,7 @@ def skipping(rank: int, size: int, where: str) -> Any:
     return found, rw.skipped, [p.grad.tolist() for p in rw.weighter.parameters()]  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["batch", "dev batch"])
 def test_all_processes_skip_what_is_not_finite_on_one(two: Processes, where: str) -> None:
     one, other = two.run(skipping, where)

@@ -121,8 +121,8 @@ def test_memory_that_runs_out_costs_no_finished_training(
 ) -> None:
     command = begun(ratings, tmp_path)
     resource.prlimit(command.pid, resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))
-    # With no byte left even an error may find no room to be raised, and OpenBLAS asks for its buffer
-    # for ever: a process that hangs is killed.
+    # With no byte left even an error may find no room to be raised, and OpenBLAS asks for its
+    # buffer for ever: a process that hangs is killed.
     with suppress(TimeoutError):
         assert command.wait(30) != 0
     check_resumed(tmp_path, expected)

@@ -109,6 +109,7 @@ def test_each_product_is_of_the_next_batch() -> None:
     assert "batch" in result.info.detail
 
 
+@pytest.mark.slow
 def test_independent_batches_take_the_bias_away() -> None:
     """Powers of one batch's Hessian are biased, products of several batches' Hessians are not."""
 

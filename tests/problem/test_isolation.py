@@ -127,6 +127,7 @@ def test_a_buffer_of_nan_stays_one() -> None:
     assert bool(net.unset.isnan().all())
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_calls() -> None:
     rw = make()
     train, dev = batches()

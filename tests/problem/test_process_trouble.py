@@ -490,6 +490,7 @@ def misses(rank: int, size: int) -> str:
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [FIRST, SERIES], ids=["first order", "Neumann"])
 def test_a_killed_process_ends_the_others(tmp_path: Path, strategy: ImplicitHypergradient) -> None:
     group = Processes(2, tmp_path, timedelta(seconds=20))
@@ -502,6 +503,7 @@ def test_a_killed_process_ends_the_others(tmp_path: Path, strategy: ImplicitHype
     group.close()
 
 
+@pytest.mark.slow
 def test_a_process_that_misses_an_outer_step_is_waited_for_no_longer_than_the_timeout(
     tmp_path: Path,
 ) -> None:

@@ -283,6 +283,7 @@ def test_two_processes_are_one(two: Processes, case: Case) -> None:
     assert_is_one_process(two, case, EXACT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [CASES[0], CASES[2], *CASES[4:6], *CASES[10:16]], ids=str)
 def test_four_processes_are_one(four: Processes, case: Case) -> None:
     assert_is_one_process(four, case, EXACT)
@@ -361,6 +362,7 @@ def in_two_sizes(rank: int, size: int, rows: int) -> dict[str, int]:
     return {key: value - before[key] for key, value in asdict(rw.problem.ranks.traffic).items()}
 
 
+@pytest.mark.slow
 def test_what_is_exchanged_does_not_grow_with_a_table(two: Processes) -> None:
     small, large = (values(two.run(in_two_sizes, rows))[0] for rows in (20, 100_000))
     assert small == large and small["summed"] > 0

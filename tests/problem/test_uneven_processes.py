@@ -129,6 +129,7 @@ def step(rank: int, size: int, strategy: str, what: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["train", "train, constant", "dev", "dev, constant"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_process_without_samples_takes_part(two: Processes, strategy: str, what: str) -> None:

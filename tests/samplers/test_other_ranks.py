@@ -141,6 +141,7 @@ def test_a_dev_sample_is_replaced_only_where_no_pair_left_can_take_it(
     assert len(everything - set(joined(pairs, 1))) <= homeless
 
 
+@pytest.mark.slow
 @given(plans(with_dev=True), st.data())
 def test_dev_batches_of_a_given_size_keep_it_and_stay_disjoint(
     plan: list[Stage], data: st.DataObject
@@ -204,6 +205,7 @@ def test_a_split_trains_on_the_rest_once_and_keeps_what_it_holds_out(
     assert set(train) <= whole and not dev & whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dev", [None, 24])
 @given(data=st.data())
 def test_with_the_same_global_sizes_the_global_batches_stay_the_same(

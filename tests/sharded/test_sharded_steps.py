@@ -267,6 +267,7 @@ def test_two_processes_and_one_with_all_samples_agree(
     run_on(two, check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_in_two_processes(check: Callable[[], None], two: Processes) -> None:
     run_on(two, check)

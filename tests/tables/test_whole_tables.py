@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -187,6 +188,7 @@ def dense_influence(spec: Spec, model: nn.Module, train: Batch, dev: Batch) -> T
     return -(J @ u) / len(train.y)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(specs)
 def test_the_influence_is_that_of_whole_tables(spec: Spec) -> None:
@@ -201,6 +203,7 @@ def test_the_influence_is_that_of_whole_tables(spec: Spec) -> None:
     assert float((got.influence - expected).norm()) <= tolerance * float(expected.norm()) + 1e-12
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(specs, st.sampled_from(WAYS))
 def test_first_order_steps_move_what_whole_tables_would(spec: Spec, way: str) -> None:

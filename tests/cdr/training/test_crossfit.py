@@ -133,6 +133,7 @@ def test_a_step_is_shortened_to_the_share_of_the_signal(
     assert torch.allclose(moved[0], 4 * moved[1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_interrupted_one_goes_on_from_its_last_epoch(
     tiny: CrossDomainData, tmp_path: Path, agreeing: None
 ) -> None:

@@ -85,6 +85,7 @@ def in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving, "_LEAST_BETWEEN", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_memory")
 @pytest.mark.parametrize("case", CASES)
 def test_it_goes_on_bit_for_bit(case: str, tiny: CrossDomainData, tmp_path: Path) -> None:

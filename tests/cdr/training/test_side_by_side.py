@@ -79,6 +79,7 @@ def assert_same(one: Result, other: Result, tolerance: float) -> None:
         assert np.allclose(one.weights, other.weights, rtol=0.0, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["default", "authors"])
 @pytest.mark.parametrize("variant", ["S", "0", "base", "ours", "oracle"])
 def test_the_results_are_those_of_one_by_one(
@@ -119,6 +120,7 @@ def test_predictions_in_single_precision_are_those_of_one_by_one(
         assert np.allclose(result.test.probability, alone.test.probability, rtol=0.0, atol=SINGLE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["base", "ours"])
 def test_each_seed_stops_when_it_would_by_itself(double: CrossDomainData, variant: str) -> None:
     told = options(epochs=8, patience=1)

@@ -229,6 +229,7 @@ def seen_rows(training: Training) -> tuple[list[Tensor], list[Tensor], list[Tens
     return inner, outer[::2], outer[1::2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.05, 0.2])
 @pytest.mark.parametrize("model", ["conet", "minet"])
 @pytest.mark.parametrize("search", [False, True])
@@ -321,6 +322,7 @@ def test_other_weighters_see_what_they_need(tiny: CrossDomainData) -> None:
 # Source behaviours of all users.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["dasl", "minet", "twotower"])
 def test_an_independent_source_batch_is_drawn_from_all(gappy: CrossDomainData, model: str) -> None:
     told: Options = brief(model)
