@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from cdr.report.comparison import Comparison, compare
-from cdr.report.rounded import short
+from cdr.report.rounded import short, signed
 from cdr.training import MEANING, RESTARTED, Scores, counted, improvement_over, in_a_cell, remark
 
 SPREAD = "±: standard deviation over seeds."
@@ -174,16 +174,19 @@ def recovered(base: Summary, oracle: Summary, learned: Sequence[Summary]) -> str
         learned: Models trained with learned weights.
     """
     gain = oracle.mean - base.mean
-    text = f"the oracle, which knows the true flags, gains {gain:+.4f} AUC over the base model"
+    text = f"the oracle, which knows the true flags, gains {signed(gain)} AUC over the base model"
     if gain > 0 and learned:
-        shares = (f"{one.label} {100 * (one.mean - base.mean) / gain:.0f} %" for one in learned)
-        text += f"; of that gain, {' and '.join(shares)}"
-    return text.replace("-", "−")
+        shares = (100 * (one.mean - base.mean) / gain for one in learned)
+        text += "; of that gain, " + ", ".join(
+            f"{one.label} {share:.0f} %".replace(" -", " −")
+            for one, share in zip(learned, shares, strict=True)
+        )
+    return text
 
 
 def weight_aucs(summaries: Sequence[Summary]) -> str:
     """The weight AUC of each method that has one, with its range over seeds."""
-    return " and ".join(
+    return ", ".join(
         f"{one.label} {one.weight_auc:.3f}"
         + (f" ({min(one.weight_aucs):.3f} to {max(one.weight_aucs):.3f})")
         for one in summaries

@@ -17,6 +17,7 @@ from cdr.paper.studies import STUDIES
 from cdr.paper.study import Cell, cells, tasks
 from cdr.report.comparison import compare
 from cdr.report.document import Document, Sheet, sheet
+from cdr.report.rounded import signed
 from cdr.runs.runner import Source
 
 TABLE1 = STUDIES["table1"]
@@ -161,6 +162,11 @@ def test_the_csv_has_all_numbers(table: Table) -> None:
 
 
 def test_the_share_of_the_oracle_is_told() -> None:
+    study = STUDIES["behaviors"]
+    names = {"crossfit": 1.2, "held-out-loss": 0.8, "oracle": 1.8}
+    told = document("behaviors", runs(study, {**STRENGTHS, **names})).notes
+    # A name keeps its hyphens where a share gets its minus sign.
+    assert any("CoNet+held-out loss −" in note for note in told)
     study = STUDIES["generated"]
     made = runs(study, {**STRENGTHS, "retrain": 1.5, "oracle": 1.8})
     for name, lowest in (("ours", 0.8), ("retrain", 0.7)):
@@ -170,10 +176,10 @@ def test_the_share_of_the_oracle_is_told() -> None:
     mean = {cell.method.name: np.mean(aucs(several)) for cell, several in made.items()}
     gain = mean["oracle"] - mean["base"]
     share = 100 * (mean["ours"] - mean["base"]) / gain
-    assert f"gains {gain:+.4f} AUC" in shown.notes[0]
+    assert f"gains {signed(gain)} AUC" in shown.notes[0]
     assert f"CoNet+ours {share:.0f} %" in shown.notes[0]
     assert shown.notes[0].endswith(
-        "; weight AUC, and that of single seeds: CoNet+ours 0.900 (0.800 to 1.000) and "
+        "; weight AUC, and that of single seeds: CoNet+ours 0.900 (0.800 to 1.000), "
         "CoNet+ours retrained 0.800 (0.700 to 0.900)."
     )
 
