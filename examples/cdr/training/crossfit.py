@@ -24,6 +24,9 @@ from cdr.training.weighing import Weighing
 _SETTLED = 0.01
 # Times the epochs of a search, where the folds agree.
 _AT_MOST = 2
+# Outer steps after which folds that have not agreed once are not waited for: ten windows of
+# Agreement. On data of many rows an epoch has hundreds, and by chance they would agree in the end.
+_WAITED = 200
 
 OnStep = Callable[[int, int, int, float], None]
 
@@ -150,8 +153,9 @@ class CrossFit:
         last = self._reached
         self._reached = float(np.mean([training.last for training in trainings]))
         self._settled |= self._reached - last < _SETTLED
-        # They have agreed, and do so no longer: all that is to be learned is learned.
-        self._over = bool(self._steps.taken) and self._steps.taken == before
+        # Folds that have agreed, and do so no longer, have told all that is to be learned.
+        taken, seen = self._steps.taken, len(self._steps.records)
+        self._over = taken == before if taken else seen >= _WAITED
 
     def found(self) -> Found:
         """The weights as they are now."""

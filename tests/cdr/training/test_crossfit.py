@@ -117,6 +117,21 @@ def test_what_does_not_agree_moves_nothing(
     assert found.weights is None and found.records and "agree in none of" in found.note
 
 
+def test_folds_that_never_agree_are_not_waited_for(
+    tiny: CrossDomainData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdr.training.crossfit._SETTLED", np.inf)
+    monkeypatch.setattr(Agreement, "t", property(lambda self: -1.0))
+    # The first epoch is the steep part, in which no outer step is looked at.
+    for waited, epochs in ((1, 2), (10_000, 4)):
+        monkeypatch.setattr("cdr.training.crossfit._WAITED", waited)
+        crossfit = CrossFit(tiny, options(**{"search.epochs": 4}), seed=0)
+        while not crossfit.done:
+            crossfit.run_epoch(lambda *told: None)
+        assert crossfit._trainings[0].epoch == epochs
+        assert crossfit.found().weights is None
+
+
 def test_a_step_is_shortened_to_the_share_of_the_signal(
     tiny: CrossDomainData, monkeypatch: pytest.MonkeyPatch, agreeing: None
 ) -> None:
