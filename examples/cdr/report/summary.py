@@ -175,7 +175,10 @@ def recovered(base: Summary, oracle: Summary, learned: Sequence[Summary]) -> str
     """
     gain = oracle.mean - base.mean
     text = f"the oracle, which knows the true flags, gains {signed(gain)} AUC over the base model"
-    if gain > 0 and learned:
+    error = oracle.comparison.error if oracle.comparison is not None else 0.0
+    if 0 < gain <= error:
+        text += f", no more than its standard error ({short(error)}): no share of it can be told"
+    elif gain > 0 and learned:
         shares = (100 * (one.mean - base.mean) / gain for one in learned)
         text += "; of that gain, " + ", ".join(
             f"{one.label} {share:.0f} %".replace(" -", " −")

@@ -18,6 +18,7 @@ from cdr.paper.study import Cell, cells, tasks
 from cdr.report.comparison import compare
 from cdr.report.document import Document, Sheet, sheet
 from cdr.report.rounded import signed
+from cdr.report.summary import recovered, summarize
 from cdr.runs.runner import Source
 
 TABLE1 = STUDIES["table1"]
@@ -251,3 +252,15 @@ def test_long_texts_are_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
     text = sheet(["case", "history"], [["1", "word " * 100]], left=2).text()
     assert max(map(len, text.splitlines())) <= 100
     assert text.count("word") == 100
+
+
+def test_no_share_is_told_of_a_gain_within_its_error() -> None:
+    base, ours, oracle = ({n: run(x, n) for n in range(3)} for x in (0.9, 1.0, 1.4))
+    learned = [summarize("CoNet+ours", ours)]
+    true = summarize("CoNet+oracle", oracle, reference=base)
+    assert true.comparison is not None and true.comparison.difference > true.comparison.error
+    told = recovered(summarize("CoNet", base), true, learned)
+    assert "of that gain, CoNet+ours" in told
+    unsure = replace(true, comparison=replace(true.comparison, error=0.3))
+    told = recovered(summarize("CoNet", base), unsure, learned)
+    assert told.endswith("no more than its standard error (.3000): no share of it can be told")
