@@ -25,7 +25,7 @@ from reweight import (
 )
 
 # What these problems warn of, negative curvature for one, is not what is looked at here.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 # Solvers that are linear in the right-hand side: a fixed polynomial of the Hessian, or its inverse.
 SOLVERS = {

@@ -331,6 +331,7 @@ def test_every_cell_of_the_page_is_what_happens(name: str) -> None:
     assert dict(rows())[name] == [outcome(CASES[name], solver) for solver in SOLVERS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", SPREAD)
 def test_every_cell_on_two_processes_is_what_happens(two: Processes, row: str) -> None:
     if SPREAD[row][0] == "`fully_shard`" and not hasattr(distributed.fsdp, "fully_shard"):

@@ -89,6 +89,7 @@ def unboxed(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command(

@@ -43,6 +43,7 @@ from reweight._tensors import no_compiling, reducing
 from reweight.diagnostics import agreement
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:the outer step was compiled"),
     pytest.mark.skipif(bool(no_compiling()), reason=no_compiling()),
 ]
@@ -82,7 +83,6 @@ def test_a_compiled_step_gives_what_an_eager_one_gives(solver: Any) -> None:
             )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS[:4], ids=repr)
 def test_a_preconditioner_is_read_in_every_compiled_step(solver: Any) -> None:
     model = network()
@@ -101,7 +101,6 @@ def test_a_preconditioner_is_read_in_every_compiled_step(solver: Any) -> None:
             assert found.info.curvature == pytest.approx(expected.info.curvature, rel=1e-9)
 
 
-@pytest.mark.slow
 def test_a_sum_over_samples_and_an_outer_loss_of_the_weighter_are_compiled_too() -> None:
     own = weighter()
 
@@ -114,7 +113,6 @@ def test_a_sum_over_samples_and_an_outer_loss_of_the_weighter_are_compiled_too()
     assert_same(found[-1], two.hypergradient(*SAME[-1]))
 
 
-@pytest.mark.slow
 def test_two_names_for_one_module_and_tied_weights_are_put_back() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -139,7 +137,6 @@ def test_two_names_for_one_module_and_tied_weights_are_put_back() -> None:
     assert all(after[name] is p for name, p in before.items())
 
 
-@pytest.mark.slow
 def test_compiled_steps_follow_parameters_weight_decay_and_modes() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.1)
@@ -160,7 +157,6 @@ def test_compiled_steps_follow_parameters_weight_decay_and_modes() -> None:
     assert_same(second, two.hypergradient(*SAME[1]))
 
 
-@pytest.mark.slow
 def test_python_attributes_are_not_frozen_into_a_program() -> None:
     class Scaled(nn.Linear):
         factor: float
@@ -180,7 +176,6 @@ def test_python_attributes_are_not_frozen_into_a_program() -> None:
     assert one.problem.compilation.programs == 2
 
 
-@pytest.mark.slow
 def test_new_parameters_are_compiled_anew() -> None:
     model = network()
     one, two = pair(Neumann(2), model)
@@ -212,7 +207,6 @@ def test_small_tables_are_used_whole_with_a_fixed_step_size() -> None:
 # -- when ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_steps_that_measure_the_residual_are_eager_and_compared() -> None:
     one, _ = pair(Neumann(2), strategy={"verdict_every": 3})
     found, warned = steps(one, SAME * 2)
@@ -248,7 +242,6 @@ def test_products_by_func_are_compiled_for_the_identity_too() -> None:
     assert_same(found[-1], two.hypergradient(*SAME[-1]))
 
 
-@pytest.mark.slow
 def test_each_shape_is_compiled_up_to_a_limit() -> None:
     one, two = pair(Identity(), nn.Linear(3, 1).double())
     shapes = [batches(size, 0) for size in (4, 5, 6, 7, 8)]
@@ -260,7 +253,6 @@ def test_each_shape_is_compiled_up_to_a_limit() -> None:
         assert_same(ours, two.hypergradient(*batch))
 
 
-@pytest.mark.slow
 def test_wrapped_objects_do_not_share_a_limit() -> None:
     # torch.compile keeps programs by code, eight of one code by default.
     with torch._dynamo.config.patch(recompile_limit=2):
@@ -270,7 +262,6 @@ def test_wrapped_objects_do_not_share_a_limit() -> None:
             assert is_compiled(found[-1])
 
 
-@pytest.mark.slow
 def test_a_compiled_step_changes_nothing() -> None:
     model = network()
     one, _ = pair(Neumann(2), model)
@@ -288,7 +279,6 @@ def test_a_compiled_step_changes_nothing() -> None:
     assert all(map(torch.equal, batch, (x for pair in SAME[1] for x in pair)))
 
 
-@pytest.mark.slow
 def test_a_copy_does_not_use_the_programs_of_the_original() -> None:
     one, _ = pair(Neumann(2))
     one.model[0].requires_grad_(False)
@@ -301,7 +291,6 @@ def test_a_copy_does_not_use_the_programs_of_the_original() -> None:
     assert_same(second, two.hypergradient(*SAME[1]))
 
 
-@pytest.mark.slow
 def test_a_check_compiles_nothing() -> None:
     one, _ = pair(Neumann(2))
     with pytest.MonkeyPatch.context() as patch:
@@ -406,7 +395,6 @@ def test_what_cannot_be_compiled_runs_eagerly_and_says_why(name: str) -> None:
     assert_same(ours, theirs)
 
 
-@pytest.mark.slow
 def test_gradient_hooks_are_tried_in_eager_steps() -> None:
     model = network()
     one, two = pair(Neumann(2), model)
@@ -419,7 +407,6 @@ def test_gradient_hooks_are_tried_in_eager_steps() -> None:
     assert is_compiled(one.hypergradient(*SAME[0]))
 
 
-@pytest.mark.slow
 def test_fresh_batches_are_products_of_eager_steps() -> None:
     one, _ = pair(Neumann(2, 0.1))
     steps(one, SAME)
@@ -428,7 +415,6 @@ def test_fresh_batches_are_products_of_eager_steps() -> None:
     assert not is_compiled(found)
 
 
-@pytest.mark.slow
 def test_several_processes_and_captured_graphs_are_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = pair(Neumann(2))
     steps(one, SAME[:2])
@@ -462,7 +448,6 @@ def test_tables_by_rows_stay_eager(
     assert not any(map(is_compiled, found)) and any("embedding tables" in each for each in warned)
 
 
-@pytest.mark.slow
 def test_a_compiled_result_that_goes_wrong_later_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = pair(Neumann(2), strategy={"verdict_every": 3})
     steps(one, SAME[:2])
@@ -522,7 +507,6 @@ def test_ids_out_of_range_raise_as_in_eager_steps() -> None:
         pass
 
 
-@pytest.mark.slow
 def test_values_that_are_not_finite_raise_as_in_eager_steps() -> None:
     one, two = pair(Neumann(2))
     steps(one, SAME[:2])
@@ -537,7 +521,6 @@ def test_values_that_are_not_finite_raise_as_in_eager_steps() -> None:
     assert is_compiled(one.hypergradient(*SAME[0]))
 
 
-@pytest.mark.slow
 def test_weights_at_their_bound_are_told_in_compiled_runs_too() -> None:
     own = SigmoidWeights(4).double()
     one, _ = pair(Neumann(2), weighter=own)
@@ -603,7 +586,6 @@ def test_a_call_as_a_function_is_refused() -> None:
 # -- other backends --------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_ahead_of_time_graphs_hold_no_hidden_state() -> None:
     with backend("aot_eager"):
         one, two = pair(Neumann(2))
@@ -612,7 +594,6 @@ def test_ahead_of_time_graphs_hold_no_hidden_state() -> None:
         assert_same(found[-1], two.hypergradient(*SAME[-1]))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_inductor_gives_what_an_eager_step_gives() -> None:
     with backend("inductor"):
@@ -623,7 +604,6 @@ def test_inductor_gives_what_an_eager_step_gives() -> None:
         assert_same(found[-1], two.hypergradient(*SAME[-1]))
 
 
-@pytest.mark.slow
 def test_a_losses_method_of_the_model_is_compiled() -> None:
     class Own(nn.Module):
         def __init__(self) -> None:

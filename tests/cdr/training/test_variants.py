@@ -37,6 +37,7 @@ def same_model(one: Result, other: Result) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("variant", [*VARIANTS, "split-0.2"])
 def test_every_variant_trains_with_every_model(
