@@ -167,8 +167,6 @@ class Reproduce:
                 f"--models {' '.join(unknown)}: there is no such model; there are "
                 f"{', '.join(MODELS)}."
             )
-        if self.command in STUDIES:
-            STUDIES[self.command].only(self.methods)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -84,11 +84,6 @@ def run(*arguments: Any) -> int:
         return int(end.code or 0)
 
 
-def unboxed(capsys: pytest.CaptureFixture[str]) -> str:
-    """What went to stderr, without the box that the parser draws."""
-    return " ".join(capsys.readouterr().err.replace("│", " ").split())
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("command", COMMANDS)
@@ -142,9 +137,9 @@ def test_rows_are_chosen_by_their_names_and_join_those_of_earlier_commands(
     assert run("behaviors", *told, "--methods", "0", "gamma-2", "oracle", *BRIEF) == 0
     assert f"2 trained, 2 from {cache}/" in capsys.readouterr().out
     assert run("behaviors", *told, "--methods", "oracle", "gama-2", *BRIEF) == 2
-    assert "--methods gama-2: behaviors has no such row; it has S, 0" in unboxed(capsys)
+    assert "--methods gama-2: behaviors has no such row; it has S, 0" in capsys.readouterr().err
     assert run("table4", *told, "--methods", "S", *BRIEF) == 2
-    assert "table4 has no such row; it has none" in unboxed(capsys)
+    assert "table4 has no such row; it has none" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("small")

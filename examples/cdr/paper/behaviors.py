@@ -25,21 +25,23 @@ def against_the_best(results: Results) -> list[str]:
 
     The best is chosen by its test AUC, which no user could do: a comparison that favours it.
     """
-    found = {(c.scenario, c.model, c.method.name): runs for c, runs in results.runs.items()}
     notes = []
-    for scenario, model, name in found:
-        ours = found[scenario, model, name]
-        plain = {one: found.get((scenario, model, one)) for one in _PLAIN}
-        known = {one: runs for one, runs in plain.items() if runs}
-        if name != "crossfit" or not ours or not known:
+    for cell, ours in results.runs.items():
+        plain = {
+            other.method.name: runs
+            for other, runs in results.runs.items()
+            if (other.scenario, other.model) == (cell.scenario, cell.model)
+            and other.method.name in _PLAIN
+        }
+        if cell.method.name != "crossfit" or not plain:
             continue
-        best = max(known, key=lambda one: mean_auc(known[one]))
-        pairs = paired(ours, known[best])
+        best = max(plain, key=lambda name: mean_auc(plain[name]))
+        pairs = paired(ours, plain[best])
         c = compare([a for a, _ in pairs], [b for _, b in pairs])
         low, high = c.interval
         notes.append(
-            f"{scenario.heading}, {MODELS[model].label}: cross-fitted weights less "
-            f"{_PLAIN[best]}, which has the highest test AUC of {', '.join(known)}: "
+            f"{cell.scenario.heading}, {MODELS[cell.model].label}: cross-fitted weights less "
+            f"{_PLAIN[best]}, which has the highest test AUC of {', '.join(plain)}: "
             f"{signed(c.difference)} AUC, 95 % interval over seeds and users [{signed(low)}, "
             f"{signed(high)}]."
         )

@@ -181,7 +181,7 @@ def recovered(base: Summary, oracle: Summary, learned: Sequence[Summary]) -> str
     elif gain > 0 and learned:
         shares = (100 * (one.mean - base.mean) / gain for one in learned)
         text += "; of that gain, " + ", ".join(
-            f"{one.label} {share:.0f} %".replace(" -", " −")
+            f"{one.label} " + f"{share:.0f} %".replace("-", "−")
             for one, share in zip(learned, shares, strict=True)
         )
     return text
