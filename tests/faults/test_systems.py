@@ -124,8 +124,12 @@ def test_memory_that_runs_out_costs_no_finished_training(
     # With no byte left even an error may find no room to be raised, and OpenBLAS asks for its
     # buffer for ever: a process that hangs is killed.
     with suppress(TimeoutError):
-        assert command.wait(30) != 0
-    check_resumed(tmp_path, expected)
+        command.wait(30)
+    # It may have written everything before it found no memory to end with.
+    if (tmp_path / "one").exists():
+        assert results(tmp_path / "one") == expected
+    else:
+        check_resumed(tmp_path, expected)
 
 
 @pytest.mark.long
