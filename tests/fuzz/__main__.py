@@ -32,6 +32,7 @@ from fuzz.targets import TARGETS, outcome
 BATCH = 1000
 PATIENCE = 120  # seconds without a further input
 SHOWN = 3  # mistakes of a kind
+TOLD = 60  # seconds between two lines on the progress
 _CLEAN = ("read", "refused")
 # Files are small, and written in a thousandth of the time there.
 _MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -121,6 +122,7 @@ def main() -> int:
     shown: Counter[tuple[str, str]] = Counter()
     memory, slowest, began = 0, (0.0, "", -1), time.monotonic()
     seconds: Counter[str] = Counter()
+    lately = began
     for name, start in sorted(_batches(each), key=lambda batch: batch[1] / each[batch[0]]):
         if time.monotonic() - began <= options.seconds:
             since = time.monotonic()
@@ -134,7 +136,12 @@ def main() -> int:
                         shown[name, kind] += 1
                         if shown[name, kind] <= SHOWN:
                             print(f"{kind} {name} {index}: {text}", flush=True)
-            seconds[name] += time.monotonic() - since  # type: ignore[assignment]
+            now = time.monotonic()
+            seconds[name] += now - since  # type: ignore[assignment]
+            if now - lately >= TOLD:
+                lately, num = now, sum(counts.total() for counts in totals.values())
+                done = f"{num:,} of {sum(each.values()):,} inputs in {now - began:.0f} s"
+                print(done, file=sys.stderr, flush=True)
     kinds = [*_CLEAN, *sorted({k for c in totals.values() for k in c} - set(_CLEAN))]
     rows = [(name, c.total(), *(c[k] for k in kinds)) for name, c in totals.items()]
     rows.append(("all", *(sum(column) for column in list(zip(*rows, strict=True))[1:])))

@@ -93,8 +93,8 @@ def run(
         learned: weights of teachers that are not among the tasks.
         processes: those that train each task together. All of them call this with the same tasks.
         keep_going: yield the error of a training in the place of its result, and train the others.
-        saves: where the state of each training is kept, to go on from; None: nowhere. Trainings in
-            common steps keep none.
+        saves: where the state of each training is kept, to go on from; None: nowhere. That of
+            trainings in common steps is kept where the first of them has it.
 
     Raises:
         ValueError: from :func:`cdr.training.loop.train`, unless ``keep_going``; the other trainings
@@ -229,8 +229,15 @@ def _train(
                 on_step=on_step,
             )
         ]
-    seeds = [each.seed for each in group]
-    return train_side_by_side(task.variant, data, task.options, seeds, on_step=on_step)
+    kept = saves(task)
+    return train_side_by_side(
+        task.variant,
+        data,
+        task.options,
+        [each.seed for each in group],
+        saves=kept and kept.part("seeds"),
+        on_step=on_step,
+    )
 
 
 class _Told(NamedTuple):

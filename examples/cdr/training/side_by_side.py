@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cdr.common import refuse, tensors_in, with_tensors
+from cdr.common import ALONE, refuse, tensors_in, with_tensors
 from cdr.data import CrossDomainData, PairBatch
 from cdr.training.inner import inner_optimizer
 from cdr.training.loop import Result, Training
 from cdr.training.options import Options
+from cdr.training.saves import Keeper, Saves
+
+OnStep = Callable[[int, int, int, float], None]
 
 
 def train_side_by_side(
@@ -21,7 +27,8 @@ def train_side_by_side(
     options: Options,
     seeds: Sequence[int],
     *,
-    on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, best: None,
+    saves: Saves | None = None,
+    on_step: OnStep = lambda epoch, step, steps, best: None,
 ) -> list[Result]:
     """Train every seed as :func:`cdr.training.loop.train` does, in steps that they take together.
 
@@ -35,6 +42,7 @@ def train_side_by_side(
         data: one for all, which makes batches and embedding tables equally large.
         options: as for :func:`cdr.training.loop.train`.
         seeds: at least one.
+        saves: As there, of one state for all seeds.
         on_step: As there; the best validation AUC is the mean over the seeds.
 
     Returns:
@@ -44,22 +52,17 @@ def train_side_by_side(
         ValueError: as :func:`cdr.training.loop.train`, naming the seed; a model with buffers.
     """
     trainings = [Training(variant, data, options, seed) for seed in seeds]
-    stack = _Stack(trainings, options)
-    while stack.trainings:
-        running = stack.trainings
-        total = torch.zeros(len(running), device=data.source_offsets.device)
-        epoch, steps = running[0].epoch, len(running[0].sampler)
-        best = sum(training.best for training in trainings) / len(trainings)
-        # strict=True, so that every sampler reaches the end of its epoch.
-        epochs = zip(*(t.epoch_batches() for t in running), strict=True)
-        for done, batches in enumerate(epochs, 1):
-            total += stack.step(batches)
-            for training in running:
-                training.after_step()
-            on_step(epoch, done, steps, best)
-        for training, loss in zip(running, (total / steps).tolist(), strict=True):
-            training.end_epoch(loss)
-        stack.keep_running()
+    side_by_side = _Stack(trainings, options)
+    with ExitStack() as stack:
+        after_step = None
+        if saves is not None and stack.enter_context(saves.held()):
+            keeper = Keeper(saves, ALONE)
+            keeper.restore(side_by_side)
+            after_step = partial(keeper.after_step, side_by_side)
+        while side_by_side.trainings:
+            side_by_side.run_epoch(on_step, after_step)
+            if after_step is not None:
+                keeper.after_epoch(side_by_side)
     for place, training in enumerate(trainings):
         if training.collapsed:
             trainings[place] = again = training.again()
@@ -74,13 +77,19 @@ class _Stack:
     The parameters of the trainings' own modules become views of it: what works on one model
     (outer steps, scores, snapshots) reads and writes the stack. The trainings' own inner optimizers
     never step; the library reads the weight decay from them.
+
+    Attributes:
+        trainings: Those that are not done.
     """
 
     def __init__(self, trainings: list[Training], options: Options) -> None:
         for option in ("lazy_tables", "cuda_graphs"):
             if getattr(options.inner, option):
                 refuse("inner", option, True, "it does not go with --stack-seeds; leave one out")
-        self.trainings = trainings
+        self._all = self.trainings = trainings
+        # Sum of the losses [S] of the epoch under way, and steps in it.
+        self._total: Tensor | None = None
+        self._done = 0
         self._modules: list[nn.Module] = [_Loss(training) for training in trainings]
         for name, _ in self._modules[0].named_buffers():
             raise ValueError(
@@ -97,6 +106,62 @@ class _Stack:
         inner_parameters = [p for p in self._parameters.values() if p.requires_grad]
         # Elementwise, and all have made equally many steps: one optimizer is as good as S.
         self._optimizer = inner_optimizer(inner_parameters, options.inner)
+
+    @property
+    def resting(self) -> bool:
+        """Whether the state is all that the next step depends on: no batch is made ahead."""
+        return self._total is None or all(
+            training.sampler.state_dict()["position"] == self._done for training in self.trainings
+        )
+
+    def run_epoch(self, on_step: OnStep, after_step: Callable[[], None] | None = None) -> None:
+        """Train all for one epoch, or for what is left of it, and let go of those that are done."""
+        running = self.trainings
+        epoch, steps = running[0].epoch, len(running[0].sampler)
+        best = sum(training.best for training in self._all) / len(self._all)
+        if self._total is None:
+            device = next(iter(self._parameters.values())).device
+            self._total, self._done = torch.zeros(len(running), device=device), 0
+        # strict=True, so that every sampler reaches the end of its epoch.
+        for batches in zip(*(t.epoch_batches() for t in running), strict=True):
+            self._total += self.step(batches)
+            for training in running:
+                training.after_step()
+            self._done += 1
+            on_step(epoch, self._done, steps, best)
+            if after_step is not None:
+                after_step()
+        losses, self._total = (self._total / steps).tolist(), None
+        for training, loss in zip(running, losses, strict=True):
+            training.end_epoch(loss)
+        self.keep_running()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on; taken while resting."""
+        return {
+            "trainings": [training.state_dict() for training in self._all],
+            "optimizer": self._optimizer.state_dict(),
+            "total": None if self._total is None else self._total.clone(),
+            "done": self._done,
+        }
+
+    def check_state(self, state: dict[str, Any], place: str) -> None:
+        """ValueError if a state is not of the same trainings."""
+        found = state.get("trainings", [])
+        if len(found) != len(self._all):
+            raise ValueError(f"{place} is of {len(found)} seeds and not of {len(self._all)}")
+        for training, own in zip(self._all, found, strict=True):
+            training.check_state(own, place)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        for training, own in zip(self._all, state["trainings"], strict=True):
+            training.load_state_dict(own)
+        self.keep_running()
+        self._optimizer.load_state_dict(state["optimizer"])
+        total: Tensor | None = state["total"]
+        device = next(iter(self._parameters.values())).device
+        self._total, self._done = None if total is None else total.to(device), state["done"]
 
     def step(self, batches: Sequence[PairBatch]) -> Tensor:
         """One inner step of each training on its batch; the losses [S] before it."""

@@ -19,6 +19,7 @@ from cdr.data import CrossDomainData
 from cdr.training import saves as saving
 from cdr.training.loop import Result, Training, train
 from cdr.training.saves import Saves
+from cdr.training.side_by_side import train_side_by_side
 
 # Every kind of state: plain, tables by rows, the perceptron with weights made ahead in groups that
 # an outer step ends, rows held out, a second head, dropout and batch statistics.
@@ -99,6 +100,36 @@ def test_it_goes_on_bit_for_bit(case: str, tiny: CrossDomainData, tmp_path: Path
         with pytest.raises(Stopped):
             train(variant, tiny, options, 3, saves=kept, on_step=stop_after(steps))
     assert same(whole, train(variant, tiny, options, 3, saves=kept))
+
+
+@pytest.mark.usefixtures("in_memory")
+@pytest.mark.parametrize("variant", ["base", pytest.param("ours", marks=pytest.mark.slow)])
+def test_seeds_side_by_side_go_on_bit_for_bit(
+    variant: str, tiny: CrossDomainData, tmp_path: Path
+) -> None:
+    changes = {"inner.epochs": 6, "inner.patience": 1, "inner.batch_size": 60, "inner.lr": 1e-2}
+    options, seeds = brief("conet").changed(changes), (3, 1, 2)
+    places: list[tuple[int, int]] = []
+
+    def on_step(epoch: int, step: int, steps: int, best: float) -> None:
+        places.append((epoch, step))
+
+    whole = train_side_by_side(variant, tiny, options, seeds, on_step=on_step)
+    lengths, steps = [len(result.history) for result in whole], places.copy()
+    assert len(set(lengths)) > 1, "some should leave the others"
+    kept = Saves(tmp_path / "states" / "state", seconds=0.0)
+    # Of 5 steps an epoch: in the middle of one, at its end, and where some seeds have left. The
+    # step that is stopped in is taken again.
+    for num in (3, 4, 5, 6, 2):
+        with pytest.raises(Stopped):
+            train_side_by_side(variant, tiny, options, seeds, saves=kept, on_step=stop_after(num))
+    places.clear()
+    found = train_side_by_side(variant, tiny, options, seeds, saves=kept, on_step=on_step)
+    assert all(same(one, other) for one, other in zip(whole, found, strict=True))
+    assert places == steps[15:]
+    # Nothing goes on from a state of other seeds.
+    alone = train_side_by_side(variant, tiny, options, (3, 1), saves=kept)
+    assert [len(result.history) for result in alone] == lengths[:2]
 
 
 def test_a_state_is_taken_where_no_batch_is_made_ahead(tiny: CrossDomainData) -> None:
