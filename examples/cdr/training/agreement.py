@@ -14,12 +14,14 @@ class Agreement:
 
     Their dev rows have nothing in common, so that the inner product of two of them is, on average,
     the squared length of what they share: the signal. The mean squared length of a single one is
-    that of signal and noise. The inner products of the last steps are the sample of a t-test.
+    that of signal and noise. The inner products of single steps are the sample of a t-test: all
+    steps until the folds agree, since a weak signal takes many to be seen; from then on the last
+    ones, since it ends where the weighter has followed it.
 
     Args:
-        window: Steps that are looked at.
+        window: The least number of steps that is looked at, and how many the last ones are.
         begin: The folds agree from where the inner products are so many standard errors above 0.
-            With 3, a step along noise alone is let through once in 250 times.
+            With 3, noise alone is taken for agreement within 200 steps by one run in 50.
         end: They agree no longer from where it is fewer.
 
     Attributes:
@@ -34,10 +36,11 @@ class Agreement:
     """
 
     def __init__(self, window: int = 20, begin: float = 3.0, end: float = 1.0) -> None:
-        self._begin, self._end = begin, end
-        self._products: deque[float] = deque(maxlen=window)
-        self._lengths: deque[float] = deque(maxlen=window)
+        self._window, self._begin, self._end = window, begin, end
+        self._products: deque[float] = deque()
+        self._lengths: deque[float] = deque()
         self.agrees = False
+        self._ever = False
 
     def add(self, hypergradients: Tensor) -> float:
         """Take one step's hypergradients into account.
@@ -54,8 +57,10 @@ class Agreement:
         product = (float(rows.sum(0).square().sum()) - num * length) / (num * (num - 1))
         self._products.append(product)
         self._lengths.append(length)
-        t = self.t
-        self.agrees = t >= (self._end if self.agrees else self._begin)
+        self.agrees = self.t >= (self._end if self.agrees else self._begin)
+        self._ever |= self.agrees
+        while self._ever and len(self._products) > self._window:
+            self._products.popleft(), self._lengths.popleft()
         signal = max(0.0, _mean(self._products))
         noise = max(0.0, _mean(self._lengths) - signal) / num
         return signal / (signal + noise) if signal else 0.0
@@ -64,7 +69,7 @@ class Agreement:
     def t(self) -> float:
         """Mean of the inner products in standard errors; 0 until the window is full."""
         n = len(self._products)
-        if n < (self._products.maxlen or 0):
+        if n < self._window:
             return 0.0
         mean = _mean(self._products)
         error = math.sqrt(sum((x - mean) ** 2 for x in self._products) / (n - 1) / n)
@@ -84,14 +89,13 @@ class Agreement:
             "products": list(self._products),
             "lengths": list(self._lengths),
             "agrees": self.agrees,
+            "ever": self._ever,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what has been seen."""
-        window = self._products.maxlen
-        self._products = deque(state["products"], window)
-        self._lengths = deque(state["lengths"], window)
-        self.agrees = state["agrees"]
+        self._products, self._lengths = deque(state["products"]), deque(state["lengths"])
+        self.agrees, self._ever = state["agrees"], state["ever"]
 
 
 def _mean(values: deque[float]) -> float:

@@ -109,7 +109,9 @@ class CrossFit:
         )
         self._epochs = search.epochs
         torch.manual_seed(seed)
-        weighing = Weighing.begin(data, options)
+        # A factor of all weights, which have a mean of 1 in the end, would be most of every
+        # hypergradient (98 % of its squared length), and the folds' agreement be that on it.
+        weighing = Weighing.begin(data, options, learn_scale=False)
         self._trainings = [
             Training(
                 "ours",
@@ -213,7 +215,8 @@ class _OuterSteps:
     def __init__(self, trainings: list[Training], weighing: Weighing) -> None:
         self._trainings, self._weighing = trainings, weighing
         self._agreement = Agreement()
-        self._parameters = dict(weighing.weighter.named_parameters())
+        named = weighing.weighter.named_parameters()
+        self._parameters = {name: p for name, p in named if p.requires_grad}
         self._lr = [group["lr"] for group in weighing.optimizer.param_groups]
         self.taken = 0
         self.records: list[dict[str, float]] = []

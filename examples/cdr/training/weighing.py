@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cdr.common import refuse
 from cdr.data import CrossDomainData
 from cdr.training.options import Options, OuterOptions
 from reweight import (
@@ -17,6 +18,9 @@ from reweight import (
     LossWeighter,
     SampleWeighter,
 )
+
+# What multiplies all weights alike.
+_SCALES = ("raw_gamma", "raw_scale")
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,31 @@ class Weighing:
     clip: float | None
 
     @classmethod
-    def begin(cls, data: CrossDomainData, options: Options) -> Weighing:
-        """A new one, drawn from torch's common stream."""
+    def begin(
+        cls, data: CrossDomainData, options: Options, *, learn_scale: bool = True
+    ) -> Weighing:
+        """A new one, drawn from torch's common stream.
+
+        Args:
+            data: On the device to train on.
+            options: ``options.outer`` and ``options.perceptron`` say which.
+            learn_scale: Whether the factor that all weights have in common is learned too.
+
+        Raises:
+            ValueError: A weighter that has nothing else.
+        """
+        if options.outer.weighter == "constant" and not learn_scale:
+            refuse(
+                "outer",
+                "weighter",
+                options.outer.weighter,
+                "cross-fitting compares source behaviours with each other, which one γ for all "
+                "does not; take another weighter",
+            )
         weighter = _weighter(data, options).to(data.source_offsets.device)
+        for name in _SCALES if not learn_scale else ():
+            if (scale := getattr(weighter, name, None)) is not None:
+                scale.requires_grad_(False)
         return cls(weighter, _optimizer(weighter, options.outer), options.outer.clip)
 
     def step(self) -> None:
@@ -52,6 +78,8 @@ def _optimizer(weighter: SampleWeighter, options: OuterOptions) -> torch.optim.O
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in weighter.named_parameters():
+        if not parameter.requires_grad:
+            continue
         free = name == "raw_gamma" and not options.decay_gamma
         (kept if free else decayed).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]

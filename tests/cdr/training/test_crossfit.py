@@ -101,6 +101,31 @@ def test_all_models_begin_alike_and_share_the_weighter(tiny: CrossDomainData) ->
         assert first.learner.rw.weighter is other.learner.rw.weighter
 
 
+@pytest.mark.parametrize("weighter", ["perceptron", "loss", "group"])
+def test_a_factor_of_all_weights_is_not_what_the_folds_agree_on(
+    tiny: CrossDomainData, weighter: str, agreeing: None
+) -> None:
+    crossfit = CrossFit(tiny, options(**{"search.epochs": 2, "outer.weighter": weighter}), seed=0)
+    own = crossfit._trainings[0].learner.rw.weighter
+    scale = own.raw_gamma if weighter == "perceptron" else own.raw_scale
+    before, rows = scale.clone(), sum(p.numel() for p in own.parameters())
+    seen = []
+    add = crossfit._steps._agreement.add
+    crossfit._steps._agreement.add = lambda hypergradients: (
+        seen.append(hypergradients.shape),
+        add(hypergradients),
+    )[1]
+    crossfit.run_epoch(lambda *where: None)
+    crossfit.run_epoch(lambda *where: None)
+    assert set(seen) == {(3, rows - 1)}
+    assert torch.equal(scale, before)
+
+
+def test_one_weight_for_all_is_nothing_to_cross_fit(tiny: CrossDomainData) -> None:
+    with pytest.raises(ValueError, match="--outer.weighter constant: cross-fitting compares"):
+        CrossFit(tiny, options(**{"outer.weighter": "constant"}), seed=0)
+
+
 def test_what_does_not_agree_moves_nothing(
     tiny: CrossDomainData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
