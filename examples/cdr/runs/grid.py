@@ -382,6 +382,8 @@ def options_read(task: Task) -> dict[str, Any]:
     if not how.finds and (how.source != "mean" or how.gamma is not None):
         del read["inner"]["gamma"]
     if how.finds:
+        if how.weights != "crossfit":
+            del read["search"]["batch_size"], read["search"]["solver"]
         return read
     if how.source != "learned":
         del read["outer"], read["perceptron"]

@@ -101,6 +101,8 @@ class CrossFit:
                 "inner.lr": search.inner_lr,
                 "inner.epochs": _AT_MOST * search.epochs,
                 "inner.patience": _AT_MOST * search.epochs,
+                "outer.batch_size": search.batch_size,
+                "outer.solver": search.solver,
                 "outer.dev": "split-users",
                 "outer.lr": search.lr,
                 "outer.calibrated": True,
@@ -167,7 +169,8 @@ class CrossFit:
             return Found(None, [], f"{note}: a larger --search.epochs gives them time")
         if not steps.taken:
             note = f"the hypergradients of {folds} folds agree in none of {len(steps.records)}"
-            return Found(None, steps.records, f"{note} outer steps")
+            cosine = f"mean cosine {steps.records[-1]['cosine']:.3f}"
+            return Found(None, steps.records, f"{note} outer steps ({cosine})")
         weights = np.mean(
             [t.learner.weights(t.batches) for t in self._trainings if t.learner], axis=0
         )

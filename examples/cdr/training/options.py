@@ -129,11 +129,15 @@ class SearchOptions:
     """The share of the training rows that is held out, for dev batches of the same users."""
     folds: int = 4
     """With the variants that train a model without each fold of the training rows: how many."""
+    batch_size: int = 2048
+    """With crossfit, in the place of --outer.batch_size: a weak signal is seen in many rows."""
+    solver: Literal["neumann", "cg", "identity"] = "identity"
+    """With crossfit, in the place of --outer.solver."""
 
     def __post_init__(self) -> None:
         positive("search", self, "lr", "inner_lr")
         at_least(2, "search", self, "folds")
-        at_least(1, "search", self, "epochs")
+        at_least(1, "search", self, "epochs", "batch_size")
         share("search", self, "split")
 
 

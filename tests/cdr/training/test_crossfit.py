@@ -283,6 +283,16 @@ def test_the_options_of_the_search_decide_what_is_found(variant: str) -> None:
     assert one != other
 
 
+def test_the_rows_of_an_outer_step_are_read_by_cross_fitting_alone() -> None:
+    source = Source("g1", (("num_users", 60),), seeded=True)
+    for variant in FOUND:
+        one, other = (
+            options_read(Task(variant, 0, source, options(**{"search.batch_size": rows}), "cpu"))
+            for rows in (64, 128)
+        )
+        assert (one != other) == (variant == "crossfit")
+
+
 # Weights read off trained models.
 
 
