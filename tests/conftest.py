@@ -15,11 +15,12 @@ from _support.processes import Processes
 torch.set_num_threads(1)
 
 # deadline=None: the first call in a test pays for torch's lazy set-up.
-# derandomize=True: "ci" tries the same examples every time, so that red means changed code.
+# derandomize=True: the same examples are tried every time, so that red means changed code.
+settings.register_profile("quick", derandomize=True, deadline=None, max_examples=30)
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=100)
 settings.register_profile("dev", deadline=None, max_examples=20)
 settings.register_profile("nightly", deadline=None, max_examples=2000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 # With --doctest-modules pytest would import this file once more, under the name of cdr/conftest.py.
 collect_ignore = ["conftest.py"]
