@@ -58,12 +58,10 @@ def cross_fitted(
     """One weighter that learns from several models, each trained without its fold of target rows.
 
     The models start from the same values and train side by side on the weighted loss. Once they are
-    near their best, each gives hypergradients of rows that it has not been trained on. Before, what
-    would help most in the next steps is another thing than what a trained model needs, and the
-    folds agree on it all the same. Where the hypergradients of different models agree, the weighter
-    takes a step along their mean, shortened to the share of the signal in it; where they do not,
-    there is nothing to be learned, and it stays as it is. The weight of a behaviour is the mean of
-    what the weighter gives it beside each model.
+    near their best, each gives hypergradients of rows that it has not been trained on. Where those
+    of different models agree, the weighter takes a step along their mean, shortened to the share of
+    the signal in it; where they do not, there is nothing to be learned, and it stays as it is. The
+    weight of a behaviour is the mean of what the weighter gives it beside each model.
 
     Args:
         data: On the device to train on.
@@ -111,8 +109,8 @@ class CrossFit:
         )
         self._epochs = search.epochs
         torch.manual_seed(seed)
-        # A factor of all weights, which have a mean of 1 in the end, would be most of every
-        # hypergradient (98 % of its squared length), and the folds' agreement be that on it.
+        # A factor of all weights, which have a mean of 1 in the end, would be nine tenths of the
+        # squared length of most hypergradients, and the folds' agreement be that on it.
         weighing = Weighing.begin(data, options, learn_scale=False)
         self._trainings = [
             Training(
