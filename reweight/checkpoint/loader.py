@@ -43,7 +43,7 @@ class ResumableLoader:
 
     An epoch that is resumed is loaded again from its beginning, without handing out what was handed
     out before: the batches that follow are those of an epoch that was not interrupted, bit for bit,
-    random augmentation in workers included. It takes the time of loading these batches.
+    random augmentation in workers included. ``iter()`` takes the time of loading these batches.
 
     After the last batch of an epoch the state is that of its end: a loop over it gets no batch
     more, and goes on behind.
@@ -105,27 +105,40 @@ class ResumableLoader:
             self._go_back_to(epoch.start)
         # An iterator that was left early moves its own epoch only.
         self._epoch = epoch
-        return self._batches(epoch)
+        stream = _Stream(epoch.start["seed"])
+        # Now, and not with the next batch: where no further one is asked for, the generators of the
+        # next epoch have to be where an epoch that was begun leaves them.
+        batches = self._forward(epoch.position, stream) if epoch.position else None
+        return self._batches(epoch, stream, batches)
 
-    def _batches(self, epoch: _Epoch) -> Iterator[Any]:
-        stream, done = _Stream(epoch.start["seed"]), epoch.position
-        with stream.used():
-            batches = iter(self.loader)
-        position = 0
+    def _batches(
+        self, epoch: _Epoch, stream: _Stream, batches: Iterator[Any] | None
+    ) -> Iterator[Any]:
+        if batches is None:
+            with stream.used():
+                batches = iter(self.loader)
         while True:
             with stream.used():
                 batch = next(batches, stream)
             if batch is stream:
-                break
-            position += 1
-            if position > done:
-                epoch.position = position
-                yield batch
-        if position < done:
-            raise ValueError(
-                f"the loader has {position} batches, and the state was taken after batch {done} of "
-                "an epoch: build it with the data set and the batch size of the run that was saved"
-            )
+                return
+            epoch.position += 1
+            yield batch
+
+    def _forward(self, done: int, stream: _Stream) -> Iterator[Any]:
+        """The batches of an epoch after those that were handed out before."""
+        with stream.used():
+            batches = iter(self.loader)
+        for position in range(done):
+            with stream.used():
+                batch = next(batches, stream)
+            if batch is stream:
+                raise ValueError(
+                    f"the loader has {position} batches, and the state was taken after batch "
+                    f"{done} of an epoch: build it with the data set and the batch size of the run "
+                    "that was saved"
+                )
+        return batches
 
     def _start(self) -> dict[str, Any]:
         return {

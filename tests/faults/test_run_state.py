@@ -230,6 +230,22 @@ def test_a_loader_goes_on_where_it_was(kind: str, used: int) -> None:
     assert first + rest == expected
 
 
+@pytest.mark.parametrize("kind", loaders())
+def test_an_epoch_that_is_left_as_soon_as_it_goes_on_counts_as_begun(kind: str) -> None:
+    # As of a loop over another loader that begins this one anew in each of its epochs.
+    make_loader = loaders()[kind]
+    whole, resumed = ResumableLoader(make_loader()), ResumableLoader(make_loader())
+    torch.manual_seed(0)
+    first = iter(whole)
+    next(first), next(first)
+    state, random_state = whole.state_dict(), torch.get_rng_state()
+    expected = [str(batch) for batch in whole]
+    resumed.load_state_dict(state)
+    torch.set_rng_state(random_state)
+    iter(resumed)
+    assert [str(batch) for batch in resumed] == expected
+
+
 def test_a_loader_leaves_the_random_numbers_of_the_training_alone() -> None:
     torch.manual_seed(0)
     loader = iter(ResumableLoader(DataLoader(Stream(), batch_size=2)))
@@ -255,7 +271,7 @@ def test_a_loader_that_cannot_be_repeated_is_refused() -> None:
     next(pairs), next(pairs)
     shorter.load_state_dict(loader.state_dict())
     with pytest.raises(ValueError, match="has 1 batches.*after batch 2"):
-        next(iter(shorter))
+        iter(shorter)
     with pytest.raises(ValueError, match="not a state of a ResumableLoader"):
         loader.load_state_dict({"epoch": 1})
 
