@@ -42,22 +42,41 @@ class _Hold:
         self._waiting: list[tuple[int, FrameType | None]] = []
 
     def begin(self) -> None:
-        for number in _SIGNALS:
-            handler = signal.getsignal(number)
-            if callable(handler):
-                self._handlers[number] = handler
-                signal.signal(number, self._note)
-        self.active = True  # the last step: until here signals take their usual way
+        try:
+            for number in _SIGNALS:
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    self._handlers[number] = handler
+                    signal.signal(number, self._note)
+            self.active = True  # the last step: until here signals take their usual way
+        except BaseException:
+            self._put_back()
+            raise
 
     def end(self) -> None:
-        self.active = False
+        try:
+            self.active = False  # from here on signals take their usual way, which may be to raise
+            self._put_back()
+        except BaseException:
+            self._put_back()
+            raise
+        finally:
+            self._serve()
+
+    def _put_back(self) -> None:
         for number, handler in self._handlers.items():
             # Compared by value: a bound method is a new object each time.
             if signal.getsignal(number) == self._note:
                 signal.signal(number, handler)
-        while self._waiting:
+
+    def _serve(self) -> None:
+        """Call the handlers of all signals that wait, also where one of them raises."""
+        if self._waiting:
             number, frame = self._waiting.pop(0)
-            self._handlers[number](number, frame)
+            try:
+                self._handlers[number](number, frame)
+            finally:
+                self._serve()
 
     def let_through(self) -> None:
         """Call the handler of Ctrl-C, if it was pressed."""

@@ -145,6 +145,41 @@ def test_ctrl_c_waits_until_the_model_is_as_it_was(name: str) -> None:
     assert interrupted(rw, 500)
 
 
+def hold() -> None:
+    with held():
+        pass
+
+
+def test_ctrl_c_at_any_line_of_a_hold_leaves_the_handler_as_it_was() -> None:
+    hold()
+    with At(0) as counted:
+        hold()
+    assert counted.lines > 100
+    served = 0
+    for line in range(1, counted.lines + 1):
+        try:
+            with At(line):
+                hold()
+        except KeyboardInterrupt:
+            served += 1
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, line
+    # The last lines that are counted are those of At itself.
+    assert served > counted.lines - 5
+
+
+def test_all_signals_that_wait_are_served_though_one_raises() -> None:
+    served = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: served.append(number))
+    try:
+        with pytest.raises(KeyboardInterrupt), held():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            assert not served
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert served == [signal.SIGTERM]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", STEPS)
 def test_ctrl_c_at_many_moments_leaves_the_model_as_it_was(name: str) -> None:
