@@ -129,8 +129,9 @@ def interrupted(rw: Reweighted, line: int) -> bool:
 
 def lines_of_a_step(strategy: ImplicitHypergradient) -> int:
     wrapped(strategy).hypergradient(BATCH, DEV_BATCH)  # imports what is loaded when it is used
+    rw = wrapped(strategy)
     with At(0) as counted:
-        wrapped(strategy).hypergradient(BATCH, DEV_BATCH)
+        rw.hypergradient(BATCH, DEV_BATCH)
     return counted.lines
 
 
