@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from cdr.training.learner import Learner, perceptron_facts
 from cdr.training.metrics import auc
 from cdr.training.options import Options
 from cdr.training.pairs import Fold, pair_sampler
-from cdr.training.saves import Keeper, Saves
+from cdr.training.saves import Keeper, Resumable, Saves
 from cdr.training.variants import plan
 from cdr.training.weighing import Weighing
 
@@ -127,15 +127,30 @@ def run_to_end(
     with ExitStack() as stack:
         if saves is not None and not stack.enter_context(saves.held()):
             saves = None
-        _run(training, processes, saves, on_step)
+        run_epochs(training, processes, saves, on_step)
         if training.collapsed:
             training = training.again()
-            _run(training, processes, saves and saves.restarted(), on_step)
+            run_epochs(training, processes, saves and saves.restarted(), on_step)
     return training
 
 
-def _run(
-    training: Training,
+class Epochs(Resumable, Protocol):
+    """What trains epoch by epoch: a training, or several in common steps."""
+
+    @property
+    def done(self) -> bool:
+        """Whether there is no further epoch."""
+
+    def run_epoch(
+        self,
+        on_step: Callable[[int, int, int, float], None],
+        after_step: Callable[[], None] | None = None,
+    ) -> None:
+        """Train for one epoch, or for what is left of it; see :meth:`Training.run_epoch`."""
+
+
+def run_epochs(
+    training: Epochs,
     processes: Processes,
     saves: Saves | None,
     on_step: Callable[[int, int, int, float], None],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ from torch.func import functional_call
 from cdr.common import ALONE, refuse, tensors_in, with_tensors
 from cdr.data import CrossDomainData, PairBatch
 from cdr.training.inner import inner_optimizer
-from cdr.training.loop import Result, Training
+from cdr.training.loop import Result, Training, run_epochs
 from cdr.training.options import Options
-from cdr.training.saves import Keeper, Saves
+from cdr.training.saves import Saves
 
 OnStep = Callable[[int, int, int, float], None]
 
@@ -52,22 +51,14 @@ def train_side_by_side(
         ValueError: as :func:`cdr.training.loop.train`, naming the seed; a model with buffers.
     """
     trainings = [Training(variant, data, options, seed) for seed in seeds]
-    side_by_side = _Stack(trainings, options)
     with ExitStack() as stack:
-        after_step = None
-        if saves is not None and stack.enter_context(saves.held()):
-            keeper = Keeper(saves, ALONE)
-            keeper.restore(side_by_side)
-            after_step = partial(keeper.after_step, side_by_side)
-        while side_by_side.trainings:
-            side_by_side.run_epoch(on_step, after_step)
-            if after_step is not None:
-                keeper.after_epoch(side_by_side)
+        if saves is not None and not stack.enter_context(saves.held()):
+            saves = None
+        run_epochs(_Stack(trainings, options), ALONE, saves, on_step)
     for place, training in enumerate(trainings):
         if training.collapsed:
-            trainings[place] = again = training.again()
-            while not again.done:
-                again.run_epoch(on_step)
+            trainings[place] = training.again()
+            run_epochs(trainings[place], ALONE, None, on_step)
     return [training.result() for training in trainings]
 
 
@@ -87,6 +78,7 @@ class _Stack:
             if getattr(options.inner, option):
                 refuse("inner", option, True, "it does not go with --stack-seeds; leave one out")
         self._all = self.trainings = trainings
+        self._device = next(trainings[0].model.parameters()).device
         # Sum of the losses [S] of the epoch under way, and steps in it.
         self._total: Tensor | None = None
         self._done = 0
@@ -108,6 +100,11 @@ class _Stack:
         self._optimizer = inner_optimizer(inner_parameters, options.inner)
 
     @property
+    def done(self) -> bool:
+        """Whether there is no further epoch."""
+        return not self.trainings
+
+    @property
     def resting(self) -> bool:
         """Whether the state is all that the next step depends on: no batch is made ahead."""
         return self._total is None or all(
@@ -120,8 +117,7 @@ class _Stack:
         epoch, steps = running[0].epoch, len(running[0].sampler)
         best = sum(training.best for training in self._all) / len(self._all)
         if self._total is None:
-            device = next(iter(self._parameters.values())).device
-            self._total, self._done = torch.zeros(len(running), device=device), 0
+            self._total, self._done = torch.zeros(len(running), device=self._device), 0
         # strict=True, so that every sampler reaches the end of its epoch.
         for batches in zip(*(t.epoch_batches() for t in running), strict=True):
             self._total += self.step(batches)
@@ -160,8 +156,8 @@ class _Stack:
         self.keep_running()
         self._optimizer.load_state_dict(state["optimizer"])
         total: Tensor | None = state["total"]
-        device = next(iter(self._parameters.values())).device
-        self._total, self._done = None if total is None else total.to(device), state["done"]
+        self._total = None if total is None else total.to(self._device)
+        self._done = state["done"]
 
     def step(self, batches: Sequence[PairBatch]) -> Tensor:
         """One inner step of each training on its batch; the losses [S] before it."""
