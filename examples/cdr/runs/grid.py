@@ -39,6 +39,7 @@ from cdr.training import (
     COLLAPSED,
     HOLDS_OUT,
     RESTARTED,
+    SPREAD,
     Result,
     Saves,
     Scores,
@@ -382,7 +383,10 @@ def options_read(task: Task) -> dict[str, Any]:
     if not how.finds and (how.source != "mean" or how.gamma is not None):
         del read["inner"]["gamma"]
     if how.finds:
-        if how.weights != "crossfit":
+        if how.weights == "crossfit":
+            # Trainings from before there was such a spread may be others.
+            read["search"]["spread"] = SPREAD
+        else:
             del read["search"]["batch_size"], read["search"]["solver"]
         return read
     if how.source != "learned":

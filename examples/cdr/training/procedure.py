@@ -18,6 +18,7 @@ from cdr.training.metrics import auc, auc_contributions
 from cdr.training.one_shot import by_held_out_loss, by_influence
 from cdr.training.options import Options
 from cdr.training.saves import Saves
+from cdr.training.spread import spread
 from cdr.training.variants import plan
 
 _FINDERS: Mapping[str, Callable[..., Found]] = {
@@ -25,6 +26,9 @@ _FINDERS: Mapping[str, Callable[..., Found]] = {
     "influence": by_influence,
     "held-out-loss": by_held_out_loss,
 }
+# The training with weights that differ more than those found.
+_SPREAD = "spread"
+_KEPT = {"crossfit": "the weights", _SPREAD: "the weights, spread"}
 PLAIN = ("base", "0", "S")
 """What weights are compared with."""
 
@@ -42,15 +46,17 @@ def train(
 ) -> Result:
     """Train a variant and score it.
 
-    Where weights are found on folds, a new model is trained with them on all rows. What
-    cross-fitting finds is used only if it is no worse than no weights at all, see
-    :func:`preferred`.
+    Where weights are found on folds, a new model is trained with them on all rows. Cross-fitting
+    finds their order; how far they differ is a matter of its learning rate and of how long the
+    folds agree. If that is little, another model is trained with weights that differ more, see
+    :func:`cdr.training.spread.spread`. All of it is used only if it is no worse than no weights at
+    all, see :func:`preferred`.
 
     Args, returns and errors are those of :func:`cdr.training.loop.train`, which trains one model.
     """
 
-    def one(name: str, weights: NDArray[np.float32] | None = None) -> Result:
-        place = saves if saves is None or name == variant else saves.part(name)
+    def one(part: str, name: str, weights: NDArray[np.float32] | None = None) -> Result:
+        place = saves if saves is None or part == variant else saves.part(part)
         return loop.train(
             name,
             data,
@@ -64,7 +70,7 @@ def train(
 
     how = plan(variant)
     if not how.finds:
-        return one(variant, learned)
+        return one(variant, variant, learned)
     started = time.perf_counter()
     assert how.weights is not None
     found = _FINDERS[how.weights](
@@ -75,43 +81,45 @@ def train(
         saves=saves and saves.part("folds"),
         on_step=on_step,
     )
+    cross_fits, note = how.weights == "crossfit", found.note
+    weights = {} if found.weights is None else {variant: found.weights}
+    if cross_fits and found.weights is not None and (wider := spread(found.weights)) is not None:
+        weights[_SPREAD] = wider
     # In all, the source counts as much as in the base model.
-    relative = np.ones(len(data.source), np.float32) if found.weights is None else found.weights
-    weights = options.inner.gamma * relative
-    trained = {} if found.weights is None else {variant: one(variant, weights)}
-    note = found.note
-    if how.weights == "crossfit":
-        trained |= {name: one(name) for name in PLAIN}
+    gamma = options.inner.gamma
+    trained = {part: one(part, variant, gamma * given) for part, given in weights.items()}
+    best = max(trained, key=lambda part: trained[part].best, default=None)
+    relative = np.ones(len(data.source), np.float32) if best is None else weights[best]
+    if cross_fits:
+        trained |= {name: one(name, name) for name in PLAIN}
         chosen = preferred(trained)
-        note += f"; kept: {'the weights' if chosen == variant else chosen}"
+        note += f"; kept: {_KEPT.get(chosen, chosen)}"
     else:
         chosen = variant
     result = replace(
         trained[chosen],
-        weights=weights,
+        weights=gamma * relative,
         outer=found.records,
         seconds=time.perf_counter() - started,
         note=note,
     )
     if data.relevant is not None:
-        result.weight_auc = auc(weights, data.relevant.cpu().numpy())
+        result.weight_auc = auc(relative, data.relevant.cpu().numpy())
     return result
 
 
 def preferred(trained: Mapping[str, Result]) -> str:
     """The name of the training to keep, by validation rows.
 
-    That with weights unless the base model's AUC is higher, and one that learns less from the
-    source only if its AUC is higher than that of the former by more than a standard error of the
-    difference (over users): on few validation rows it often is by chance.
+    The best one with weights unless the base model's AUC is higher, and one that learns less from
+    the source only if its AUC is higher than that of the former by more than a standard error of
+    the difference (over users): on few validation rows it often is by chance.
 
     Args:
-        trained: By name :data:`PLAIN`, and another one with weights if there is one.
+        trained: By name :data:`PLAIN`, and those with weights if there are any.
     """
-    best = "base"
-    for name in trained.keys() - set(PLAIN):
-        if trained[name].best >= trained["base"].best:
-            best = name
+    weighted = trained.keys() - set(PLAIN)
+    best = max(("base", *sorted(weighted)), key=lambda name: (trained[name].best, name != "base"))
     for name in PLAIN[1:]:
         if _clearly_above(trained[name], trained[best]):
             best = name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,12 @@ from cdr.runs.runner import _stacked, run
 from cdr.training import Fold, Options, Result, Scores, Training, auc, train
 from cdr.training.agreement import Agreement
 from cdr.training.calibration import calibrated_outer_loss
-from cdr.training.crossfit import CrossFit, cross_fitted
+from cdr.training.crossfit import CrossFit, Found, cross_fitted
 from cdr.training.one_shot import _influence, by_held_out_loss
 from cdr.training.pairs import pair_sampler
-from cdr.training.procedure import PLAIN, preferred
+from cdr.training.procedure import _FINDERS, PLAIN, preferred
 from cdr.training.saves import Saves
+from cdr.training.spread import SPREAD, spread
 
 FOUND = ("crossfit", "influence", "held-out-loss")
 
@@ -210,14 +212,48 @@ def test_where_the_folds_do_not_agree_a_plain_model_is_kept(tiny: CrossDomainDat
 def test_weights_are_kept_unless_the_base_model_is_better(
     tiny: CrossDomainData, agreeing: None
 ) -> None:
-    told = options(**{"search.epochs": 2})
+    told = options(**{"search.epochs": 2, "search.lr": 0.01})
     found = cross_fitted(tiny, told, seed=0).weights
-    assert found is not None
-    trained = {"crossfit": train("retrain", tiny, told, seed=0, learned=found)}
+    assert found is not None and found.std() < SPREAD
+    given = {"crossfit": found, "spread": spread(found)}
+    trained = {
+        name: train("retrain", tiny, told, seed=0, learned=weights)
+        for name, weights in given.items()
+    }
+    of_weights = max(trained, key=lambda name: trained[name].best)
     trained |= {name: train(name, tiny, told, seed=0) for name in PLAIN}
     result = train("crossfit", tiny, told, seed=0)
-    assert np.array_equal(result.weights, found)
+    assert np.array_equal(result.weights, given[of_weights])
     assert same(result, trained[preferred(trained)])
+
+
+@pytest.mark.parametrize("much", [False, True])
+def test_weights_that_hardly_differ_are_spread_if_that_is_better(
+    tiny: CrossDomainData, monkeypatch: pytest.MonkeyPatch, much: bool
+) -> None:
+    assert tiny.relevant is not None
+    flags = tiny.relevant.numpy().astype(np.float32)
+    draws = np.random.default_rng(0).uniform(size=len(flags)).astype(np.float32)
+    found = flags * draws**3 if much else 1 + 0.02 * flags
+    found /= found.mean()
+    monkeypatch.setitem(_FINDERS, "crossfit", lambda *_, **__: Found(found, [], "told"))
+    given = []
+
+    def judged_by_spread(name: str, *_: object, **told: Any) -> Result:
+        weights = told["learned"]
+        given.append(0.0 if weights is None else float(weights.std()))
+        return judged(min(0.6 + 0.2 * given[-1], 0.9), 4000, seed=len(given))
+
+    monkeypatch.setattr("cdr.training.loop.train", judged_by_spread)
+    result = train("crossfit", tiny, options(), seed=0)
+    assert result.weight_auc == 1.0
+    if much:
+        assert len(given) == 4 and given[0] >= SPREAD and np.array_equal(result.weights, found)
+        assert result.note == "told; kept: the weights"
+    else:
+        assert len(given) == 5 and given[:2] == pytest.approx([found.std(), SPREAD])
+        assert result.weights.std() == pytest.approx(SPREAD)
+        assert result.note == "told; kept: the weights, spread"
 
 
 def judged(best: float, num: int, seed: int = 0) -> Result:
@@ -243,6 +279,8 @@ def test_less_of_the_source_is_kept_only_if_it_is_clearly_better() -> None:
     assert preferred({"crossfit": judged(0.701, 4000), **plain, "0": judged(0.6, 4000, 2)}) == (
         "crossfit"
     )
+    both = {"crossfit": judged(0.71, 4000), "spread": judged(0.72, 4000)}
+    assert preferred({**both, **plain, "0": judged(0.6, 4000, 2)}) == "spread"
     assert preferred({"crossfit": judged(0.69, 4000), **plain, "0": judged(0.6, 4000, 2)}) == "base"
 
 
