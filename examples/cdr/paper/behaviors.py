@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from cdr.models import MODELS
 from cdr.paper import evidence
 from cdr.paper.evidence import SEARCHED
 from cdr.paper.study import Method, Results, Study, variants
 from cdr.report import Document, compare, mean_auc, paired, signed
+from cdr.runs import Run
 
 _GAMMAS = (0.5, 1.0, 2.0)
 _PLAIN = {"S": "-S", "0": "-0", "base": "the base model"}
@@ -39,13 +42,23 @@ def against_the_best(results: Results) -> list[str]:
         pairs = paired(ours, plain[best])
         c = compare([a for a, _ in pairs], [b for _, b in pairs])
         low, high = c.interval
+        used = sum(
+            not any(_same(run, runs[seed]) for runs in plain.values() if seed in runs)
+            for seed, run in ours.items()
+        )
         notes.append(
             f"{cell.scenario.heading}, {MODELS[cell.model].label}: cross-fitted weights less "
             f"{_PLAIN[best]}, which has the highest test AUC of {', '.join(plain)}: "
             f"{signed(c.difference)} AUC, 95 % interval over seeds and users [{signed(low)}, "
-            f"{signed(high)}]."
+            f"{signed(high)}]. The weights are used on {used} of {len(ours)} seeds; on the others "
+            "validation rows prefer a model without."
         )
     return notes
+
+
+def _same(one: Run, other: Run) -> bool:
+    """Whether both are the same model."""
+    return np.array_equal(one.scores.probability, other.scores.probability)
 
 
 STUDY = Study(

@@ -39,7 +39,7 @@ from cdr.training import (
     COLLAPSED,
     HOLDS_OUT,
     RESTARTED,
-    SPREAD,
+    WEIGHT_SPREAD,
     Result,
     Saves,
     Scores,
@@ -385,7 +385,7 @@ def options_read(task: Task) -> dict[str, Any]:
     if how.finds:
         if how.weights == "crossfit":
             # Trainings from before there was such a spread may be others.
-            read["search"]["spread"] = SPREAD
+            read["search"]["spread"] = WEIGHT_SPREAD
         else:
             del read["search"]["batch_size"], read["search"]["solver"]
         return read

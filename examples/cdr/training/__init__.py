@@ -33,7 +33,7 @@ from cdr.training.procedure import train
 from cdr.training.same_users import SameUsers
 from cdr.training.saves import Saves
 from cdr.training.side_by_side import train_side_by_side
-from cdr.training.spread import SPREAD
+from cdr.training.spread import WEIGHT_SPREAD
 from cdr.training.variants import VARIANTS, Plan, check_variants, plan, variant_label
 
 __all__ = [
@@ -54,7 +54,7 @@ __all__ = [
     "PresetName",
     "RESTARTED",
     "Result",
-    "SPREAD",
+    "WEIGHT_SPREAD",
     "SameUsers",
     "Saves",
     "Scores",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-SPREAD = 1.0
+WEIGHT_SPREAD = 1.0
 """Standard deviation, with a mean of 1, of weights of which half are 0 and half are 2."""
 
 # A thousand times the rounding error of weights around 1; below it their order is that of errors.
@@ -13,7 +13,7 @@ _EQUAL = 1e-4
 
 
 def spread(weights: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    """Weights in the same order whose standard deviation is :data:`SPREAD`, with a mean of 1.
+    """Weights in the same order with a mean of 1 and a standard deviation of :data:`WEIGHT_SPREAD`.
 
     Each is raised to a common power, so that none gets a sign or changes places. Where most weights
     are equally large, and the standard deviation of 1 for them and 0 for the rest is smaller, the
@@ -31,7 +31,7 @@ def spread(weights: NDArray[np.float32]) -> NDArray[np.float32] | None:
         >>> spread(np.array([0.0, 0.0, 3.0], np.float32)) is None
         True
     """
-    if not _EQUAL < weights.std() < SPREAD:
+    if not _EQUAL < weights.std() < WEIGHT_SPREAD:
         return None
     logs = np.log(np.maximum(weights, np.finfo(np.float32).tiny), dtype=np.float64)
 
@@ -40,9 +40,9 @@ def spread(weights: NDArray[np.float32]) -> NDArray[np.float32] | None:
         return np.asarray(result / result.mean())
 
     low, high = 1.0, 2.0
-    while raised(high).std() < SPREAD and high < 2.0 / _EQUAL:
+    while raised(high).std() < WEIGHT_SPREAD and high < 2.0 / _EQUAL:
         low, high = high, 2 * high
     while high - low > 1e-6 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if raised(middle).std() < SPREAD else (low, middle)
+        low, high = (middle, high) if raised(middle).std() < WEIGHT_SPREAD else (low, middle)
     return raised(high).astype(np.float32)

@@ -31,6 +31,15 @@ def test_the_best_is_that_of_the_highest_test_auc(best: str) -> None:
     assert low < difference < high and high - low == pytest.approx(2 * 1.96 * told.error)
 
 
+def test_it_is_told_on_how_many_seeds_the_weights_are_used() -> None:
+    made = runs(BEHAVIORS, {"0": 0.5, "base": 0.5, "crossfit": 1.0})
+    of = {cell.method.name: several for cell, several in made.items()}
+    first, *others = of["crossfit"]
+    of["crossfit"][first] = of["0"][first]
+    (note,) = against_the_best(Results(BEHAVIORS, {}, made))
+    assert f"used on {len(others)} of {len(others) + 1} seeds" in note
+
+
 def test_nothing_is_said_where_one_of_them_is_missing() -> None:
     for strengths in ({"base": 0.5}, {"crossfit": 1.0}, {"base": 0.5, "ours": 1.0}):
         assert against_the_best(Results(BEHAVIORS, {}, runs(BEHAVIORS, strengths))) == []

@@ -22,7 +22,7 @@ from cdr.training.one_shot import _influence, by_held_out_loss
 from cdr.training.pairs import pair_sampler
 from cdr.training.procedure import _FINDERS, PLAIN, preferred
 from cdr.training.saves import Saves
-from cdr.training.spread import SPREAD, spread
+from cdr.training.spread import WEIGHT_SPREAD, spread
 
 FOUND = ("crossfit", "influence", "held-out-loss")
 
@@ -214,7 +214,7 @@ def test_weights_are_kept_unless_the_base_model_is_better(
 ) -> None:
     told = options(**{"search.epochs": 2, "search.lr": 0.01})
     found = cross_fitted(tiny, told, seed=0).weights
-    assert found is not None and found.std() < SPREAD
+    assert found is not None and found.std() < WEIGHT_SPREAD
     given = {"crossfit": found, "spread": spread(found)}
     trained = {
         name: train("retrain", tiny, told, seed=0, learned=weights)
@@ -248,11 +248,13 @@ def test_weights_that_hardly_differ_are_spread_if_that_is_better(
     result = train("crossfit", tiny, options(), seed=0)
     assert result.weight_auc == 1.0
     if much:
-        assert len(given) == 4 and given[0] >= SPREAD and np.array_equal(result.weights, found)
+        assert (
+            len(given) == 4 and given[0] >= WEIGHT_SPREAD and np.array_equal(result.weights, found)
+        )
         assert result.note == "told; kept: the weights"
     else:
-        assert len(given) == 5 and given[:2] == pytest.approx([found.std(), SPREAD])
-        assert result.weights.std() == pytest.approx(SPREAD)
+        assert len(given) == 5 and given[:2] == pytest.approx([found.std(), WEIGHT_SPREAD])
+        assert result.weights.std() == pytest.approx(WEIGHT_SPREAD)
         assert result.note == "told; kept: the weights, spread"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cdr.training.spread import SPREAD, spread
+from cdr.training.spread import WEIGHT_SPREAD, spread
 
 
 @pytest.mark.parametrize("size", [1e-3, 0.01, 0.1, 0.5, 0.7])
@@ -16,7 +16,7 @@ def test_the_order_and_the_mean_are_kept(size: float) -> None:
     assert wider is not None and wider.dtype == np.float32
     # Rounding of a mean and a standard deviation of 5,000 numbers in float32.
     assert wider.mean() == pytest.approx(1, abs=1e-5)
-    assert wider.std() == pytest.approx(SPREAD, abs=1e-5)
+    assert wider.std() == pytest.approx(WEIGHT_SPREAD, abs=1e-5)
     assert (np.diff(wider[np.argsort(weights, kind="stable")]) >= 0).all()
 
 
