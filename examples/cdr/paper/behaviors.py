@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from cdr.models import MODELS
 from cdr.paper import evidence
 from cdr.paper.evidence import SEARCHED
 from cdr.paper.study import Method, Results, Study, variants
 from cdr.report import Document, compare, mean_auc, paired, signed
-from cdr.runs import Run
+from cdr.training import keeps_weights
 
 _GAMMAS = (0.5, 1.0, 2.0)
 _PLAIN = {"S": "-S", "0": "-0", "base": "the base model"}
@@ -42,10 +40,7 @@ def against_the_best(results: Results) -> list[str]:
         pairs = paired(ours, plain[best])
         c = compare([a for a, _ in pairs], [b for _, b in pairs])
         low, high = c.interval
-        used = sum(
-            not any(_same(run, runs[seed]) for runs in plain.values() if seed in runs)
-            for seed, run in ours.items()
-        )
+        used = sum(keeps_weights(run.note) for run in ours.values())
         notes.append(
             f"{cell.scenario.heading}, {MODELS[cell.model].label}: cross-fitted weights less "
             f"{_PLAIN[best]}, which has the highest test AUC of {', '.join(plain)}: "
@@ -54,11 +49,6 @@ def against_the_best(results: Results) -> list[str]:
             "validation rows prefer a model without."
         )
     return notes
-
-
-def _same(one: Run, other: Run) -> bool:
-    """Whether both are the same model."""
-    return np.array_equal(one.scores.probability, other.scores.probability)
 
 
 STUDY = Study(

@@ -29,7 +29,7 @@ from cdr.training.options import (
 )
 from cdr.training.pairs import Fold, pair_sampler
 from cdr.training.presets import PresetName, preset
-from cdr.training.procedure import train
+from cdr.training.procedure import keeps_weights, train
 from cdr.training.same_users import SameUsers
 from cdr.training.saves import Saves
 from cdr.training.side_by_side import train_side_by_side
@@ -71,6 +71,7 @@ __all__ = [
     "grouped_auc",
     "in_a_cell",
     "improvement_over",
+    "keeps_weights",
     "log_loss",
     "pair_sampler",
     "plan",

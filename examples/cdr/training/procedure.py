@@ -28,6 +28,7 @@ _FINDERS: Mapping[str, Callable[..., Found]] = {
 }
 # The training with weights that differ more than those found.
 _SPREAD = "spread"
+_CHOICE = "; kept: "
 _KEPT = {"crossfit": "the weights", _SPREAD: "the weights, spread"}
 PLAIN = ("base", "0", "S")
 """What weights are compared with."""
@@ -93,7 +94,7 @@ def train(
     if cross_fits:
         trained |= {name: one(name, name) for name in PLAIN}
         chosen = preferred(trained)
-        note += f"; kept: {_KEPT.get(chosen, chosen)}"
+        note += f"{_CHOICE}{_KEPT.get(chosen, chosen)}"
     else:
         chosen = variant
     result = replace(
@@ -106,6 +107,11 @@ def train(
     if data.relevant is not None:
         result.weight_auc = auc(relative, data.relevant.cpu().numpy())
     return result
+
+
+def keeps_weights(note: str) -> bool:
+    """Whether a cross-fitted training with this note is the one with weights."""
+    return note.rpartition(_CHOICE)[2] in _KEPT.values()
 
 
 def preferred(trained: Mapping[str, Result]) -> str:
