@@ -45,8 +45,8 @@ def against_the_best(results: Results) -> list[str]:
             f"{cell.scenario.heading}, {MODELS[cell.model].label}: cross-fitted weights less "
             f"{_PLAIN[best]}, which has the highest test AUC of {', '.join(plain)}: "
             f"{signed(c.difference)} AUC, 95 % interval over seeds and users [{signed(low)}, "
-            f"{signed(high)}]. The weights are used on {used} of {len(ours)} seeds; on the others "
-            "validation rows prefer a model without."
+            f"{signed(high)}]. The weights are used on {used} of {len(ours)} seeds"
+            + ("." if used == len(ours) else "; on the others validation rows prefer none.")
         )
     return notes
 

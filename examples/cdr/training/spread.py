@@ -26,8 +26,8 @@ def spread(weights: NDArray[np.float32]) -> NDArray[np.float32] | None:
         The new weights, or None where those given differ as much already, or not at all.
 
     Example:
-        >>> spread(np.array([0.99, 1.0, 1.01], np.float32)).round(2)
-        array([0.1 , 0.53, 2.37], dtype=float32)
+        >>> spread(np.array([0.99, 1.0, 1.01], np.float32)).round(1)
+        array([0.1, 0.5, 2.4], dtype=float32)
         >>> spread(np.array([0.0, 0.0, 3.0], np.float32)) is None
         True
     """
