@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from cdr.training.agreement import Agreement
 from cdr.training.loop import Training
 from cdr.training.options import Options
 from cdr.training.pairs import Fold
-from cdr.training.saves import Keeper, Saves
+from cdr.training.saves import Keeper, Saves, usable
 from cdr.training.weighing import Weighing
 
 # Validation AUC in an epoch; less than this is the end of the steep part.
@@ -72,10 +71,9 @@ def cross_fitted(
         on_step: Called after every step, as that of :func:`cdr.training.train` is.
     """
     crossfit = CrossFit(data, options, seed, processes)
-    with ExitStack() as stack:
-        keeper = None
-        if saves is not None and stack.enter_context(saves.held()):
-            keeper = Keeper(saves, processes)
+    with usable(saves) as held:
+        keeper = None if held is None else Keeper(held, processes)
+        if keeper is not None:
             keeper.restore(crossfit)
         while not crossfit.done:
             crossfit.run_epoch(on_step)

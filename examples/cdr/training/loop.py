@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from cdr.training.learner import Learner, perceptron_facts
 from cdr.training.metrics import auc
 from cdr.training.options import Options
 from cdr.training.pairs import Fold, pair_sampler
-from cdr.training.saves import Keeper, Resumable, Saves
+from cdr.training.saves import Keeper, Resumable, Saves, usable
 from cdr.training.variants import plan
 from cdr.training.weighing import Weighing
 
@@ -124,13 +124,11 @@ def run_to_end(
     on_step: Callable[[int, int, int, float], None],
 ) -> Training:
     """Run all epochs of a training; the training, or the one that was begun in its place."""
-    with ExitStack() as stack:
-        if saves is not None and not stack.enter_context(saves.held()):
-            saves = None
-        run_epochs(training, processes, saves, on_step)
+    with usable(saves) as held:
+        run_epochs(training, processes, held, on_step)
         if training.collapsed:
             training = training.again()
-            run_epochs(training, processes, saves and saves.restarted(), on_step)
+            run_epochs(training, processes, held and held.restarted(), on_step)
     return training
 
 

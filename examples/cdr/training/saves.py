@@ -90,6 +90,16 @@ class Saves:
             yield taken
 
 
+@contextmanager
+def usable(saves: Saves | None) -> Iterator[Saves | None]:
+    """The states while no other command uses them; None where there are none, or one does."""
+    if saves is None:
+        yield None
+        return
+    with saves.held() as taken:
+        yield saves if taken else None
+
+
 @dataclass
 class Keeper:
     """Keeps the state of one training.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from cdr.data import CrossDomainData, PairBatch
 from cdr.training.inner import inner_optimizer
 from cdr.training.loop import Result, Training, run_epochs
 from cdr.training.options import Options
-from cdr.training.saves import Saves
+from cdr.training.saves import Saves, usable
 
 OnStep = Callable[[int, int, int, float], None]
 
@@ -51,10 +50,8 @@ def train_side_by_side(
         ValueError: as :func:`cdr.training.loop.train`, naming the seed; a model with buffers.
     """
     trainings = [Training(variant, data, options, seed) for seed in seeds]
-    with ExitStack() as stack:
-        if saves is not None and not stack.enter_context(saves.held()):
-            saves = None
-        run_epochs(_Stack(trainings, options), ALONE, saves, on_step)
+    with usable(saves) as held:
+        run_epochs(_Stack(trainings, options), ALONE, held, on_step)
     for place, training in enumerate(trainings):
         if training.collapsed:
             trainings[place] = training.again()
