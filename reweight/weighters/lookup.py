@@ -86,7 +86,7 @@ class _LookupWeighter(SampleWeighter):
                 f"{list(ids.shape)} for losses of shape {list(losses.shape)}. Take the ids from "
                 "the same batch and flatten them to [B]."
             )
-        # Reading values would split a compiled graph, and is not allowed in a CUDA graph.
+        # Reading values would split a compiled graph, and is not allowed in a CUDA graph or vmap.
         if torch.compiler.is_compiling() or not can_read(ids):
             return
         wrong = (ids < 0) | (ids >= size)

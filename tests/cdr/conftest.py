@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from scenarios import NUM_USERS, gappy_log, write_ratings
 
-from cdr.data import CrossDomainData, Interactions, build, generate
+from cdr.data import Behaviors, CrossDomainData, Interactions, build, generate
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +39,18 @@ def ratings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "ratings.csv"
     write_ratings(path, *gappy_log())
     return path
+
+
+@pytest.fixture
+def double(tiny: CrossDomainData) -> Iterator[CrossDomainData]:
+    """The tiny data, for models in float64."""
+
+    def doubled(rows: Behaviors) -> Behaviors:
+        # Beside float32 labels a loss of float64 logits is rounded to float32 on its way.
+        return replace(rows, label=rows.label.double())
+
+    names = ("source", "train", "valid", "test", "extra_test")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield replace(tiny, **{name: doubled(getattr(tiny, name)) for name in names})
+    torch.set_default_dtype(before)

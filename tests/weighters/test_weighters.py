@@ -338,6 +338,23 @@ def test_a_lookup_names_the_wrong_id(make: type[TableWeighter], counted: str) ->
 
 
 @pytest.mark.parametrize("make", [TableWeighter, GroupWeighter])
+def test_a_lookup_weighs_many_batches_at_once(make: type[TableWeighter]) -> None:
+    weighter = make(5)
+    perturb(weighter)
+    losses, ids = torch.rand(3, 4), torch.randint(5, (3, 4))
+
+    def total(scale: torch.Tensor, losses: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return (weighter(scale * losses, ids) * scale * losses).sum()
+
+    alone = torch.stack([total(torch.ones(()), *batch) for batch in zip(losses, ids, strict=True)])
+    together = torch.vmap(total, in_dims=(None, 0, 0))(torch.ones(()), losses, ids)
+    torch.testing.assert_close(together, alone)
+    # The total is proportional to the scale.
+    slopes = torch.vmap(torch.func.grad(total), in_dims=(None, 0, 0))(torch.ones(()), losses, ids)
+    torch.testing.assert_close(slopes, alone)
+
+
+@pytest.mark.parametrize("make", [TableWeighter, GroupWeighter])
 def test_a_lookup_refuses_what_is_not_one_id_per_loss(make: type[TableWeighter]) -> None:
     weighter = make(5)
     with pytest.raises(TypeError, match="int64.*float32"):

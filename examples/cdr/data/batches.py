@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -152,6 +153,12 @@ class Batches:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on drawing where the state was taken."""
         self._generator.set_state(state["generator"])
+
+    def unseen(self) -> Batches:
+        """The same batches, of the same draws, without what a weighter sees of a behaviour."""
+        same = copy.copy(self)
+        same._seen, same._facts = (None, None), None
+        return same
 
     def train_pairs(self, *rows: Tensor, flat: bool = False) -> PairBatch:
         """Training rows, each with a random source behaviour (BIAO's fetch(B_s)).

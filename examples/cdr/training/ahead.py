@@ -13,12 +13,13 @@ from torch import Tensor
 from cdr.common import Processes, tensors_in, with_tensors
 from cdr.data import Batches, PairBatch
 from cdr.models import CrossDomainModel
+from cdr.training.weighing import Weighing
 from reweight import BehavioralPerceptron
 
 
 def weighted_ahead(
     model: CrossDomainModel,
-    perceptron: BehavioralPerceptron,
+    weighing: Weighing,
     batches: Batches,
     rows: Iterator[Tensor],
     most: int,
@@ -29,10 +30,11 @@ def weighted_ahead(
     Between two outer steps the perceptron does not change. The embeddings that it reads do, a
     little in every step: the weights of a batch are those at the model's parameters before the
     first step of its group. In return, the fixed costs of many small operations are paid once.
+    Until its first outer step the perceptron is not asked: all of its weights are 1.
 
     Args:
         model: Embeds what the perceptron reads.
-        perceptron: Gives the weights.
+        weighing: Of a behavioral perceptron, which gives the weights.
         batches: Makes the batches.
         rows: The training rows of each batch.
         most: Batches in a group, at most.
@@ -45,7 +47,7 @@ def weighted_ahead(
         several = list(islice(rows, math.ceil(left / math.ceil(left / most))))
         if not several:
             return
-        yield from _weighted(model, perceptron, batches, several)
+        yield from _weighted(model, weighing, batches, several)
 
 
 def scores(model: CrossDomainModel, perceptron: BehavioralPerceptron, batch: PairBatch) -> Tensor:
@@ -57,18 +59,20 @@ def scores(model: CrossDomainModel, perceptron: BehavioralPerceptron, batch: Pai
 
 
 def _weighted(
-    model: CrossDomainModel,
-    perceptron: BehavioralPerceptron,
-    batches: Batches,
-    several: Sequence[Tensor],
+    model: CrossDomainModel, weighing: Weighing, batches: Batches, several: Sequence[Tensor]
 ) -> Iterator[PairBatch]:
-    together = batches.processes
+    together, perceptron = batches.processes, weighing.weighter
+    assert isinstance(perceptron, BehavioralPerceptron)
     sizes = [len(together.share(rows)) for rows in several]
-    batch = batches.train_pairs(*several, flat=perceptron.mask_keys)
-    parts = torch.split(scores(model, perceptron, batch), sizes)
-    with torch.no_grad():
-        # σ may compare within a batch, which is that of all processes.
-        weight = torch.cat([_normalized(perceptron, together, part) for part in parts])
+    if weighing.moved:
+        batch = batches.train_pairs(*several, flat=perceptron.mask_keys)
+        parts = torch.split(scores(model, perceptron, batch), sizes)
+        with torch.no_grad():
+            # σ may compare within a batch, which is that of all processes.
+            weight = torch.cat([_normalized(perceptron, together, part) for part in parts])
+    else:
+        batch = batches.unseen().train_pairs(*several)
+        weight = torch.ones_like(batch.source_label)
     # The steps do not read the histories.
     batch = replace(
         batch, weight=weight, source_history=None, target_history=None, source_facts=None

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from cdr.common import ALONE, Processes
-from cdr.data import CrossDomainData
+from cdr.common import ALONE, Processes, map_tensors
+from cdr.data import CrossDomainData, PairBatch
 from cdr.training.agreement import Agreement
 from cdr.training.loop import Training
 from cdr.training.options import Options
 from cdr.training.pairs import Fold
 from cdr.training.saves import Keeper, Saves, usable
+from cdr.training.stack import Stack
 from cdr.training.weighing import Weighing
 
 # Validation AUC in an epoch; less than this is the end of the steep part.
@@ -123,6 +125,7 @@ class CrossFit:
             )
             for number in range(search.folds)
         ]
+        self._stack = _stack(self._trainings, options, processes)
         self._steps = _OuterSteps(self._trainings, weighing)
         self._settled, self._reached, self._over = False, 0.0, False
 
@@ -138,24 +141,45 @@ class CrossFit:
         trainings, before = self._trainings, self._steps.taken
         epoch, steps = trainings[0].epoch, max(len(t.sampler) for t in trainings)
         best = float(np.mean([training.best for training in trainings]))
-        total = np.zeros(len(trainings))
-        # Where a fold is a row larger than another, its model may have a batch less.
+        total = torch.zeros(len(trainings))
         for done, batches in enumerate(zip_longest(*(t.epoch_batches() for t in trainings)), 1):
-            for place, (training, batch) in enumerate(zip(trainings, batches, strict=True)):
-                if batch is not None:
-                    total[place] += float(training.step(batch))
+            if (losses := self._inner_steps(batches)) is not None:
+                total = total.to(losses.device) + losses
             due = [training.count_step() for training in trainings]
-            if all(due) and self._settled:
+            if all(due) and self._settled and not self._in_vain:
                 self._steps.take()
             on_step(epoch, done, steps, best)
-        for training, loss in zip(trainings, total, strict=True):
-            training.end_epoch(float(loss) / len(training.sampler))
+        for training, loss in zip(trainings, total.tolist(), strict=True):
+            training.end_epoch(loss / len(training.sampler))
         last = self._reached
         self._reached = float(np.mean([training.last for training in trainings]))
         self._settled |= self._reached - last < _SETTLED
         # Folds that have agreed, and do so no longer, have told all that is to be learned.
-        taken, seen = self._steps.taken, len(self._steps.records)
-        self._over = taken == before if taken else seen >= _WAITED
+        taken = self._steps.taken
+        self._over = taken == before if taken else self._in_vain
+
+    @property
+    def _in_vain(self) -> bool:
+        """Whether it has been long that the folds do not agree."""
+        return not self._steps.taken and len(self._steps.records) >= _WAITED
+
+    def _inner_steps(self, batches: Sequence[PairBatch | None]) -> Tensor | None:
+        """A step of each model, equally large; the losses before it [K], or None without a step.
+
+        Folds differ by a row at most. So a batch that some models lack is one of a single row, and
+        what another is larger by is one row too. It takes no part in this epoch; the order of the
+        next one is another.
+        """
+        equal = [batch for batch in batches if batch is not None]
+        if len(equal) < len(batches):
+            return None
+        if len({len(batch) for batch in equal}) > 1:
+            size = min(len(batch) for batch in equal)
+            equal = [map_tensors(lambda tensor: tensor[:size], batch) for batch in equal]
+        if self._stack is not None:
+            return self._stack.step(equal)
+        steps = zip(self._trainings, equal, strict=True)
+        return torch.stack([training.step(batch) for training, batch in steps])
 
     def found(self) -> Found:
         """The weights as they are now."""
@@ -177,6 +201,7 @@ class CrossFit:
         """All that the next epoch depends on."""
         return {
             "trainings": [training.state_dict() for training in self._trainings],
+            "stack": self._stack and self._stack.state_dict(),
             "steps": self._steps.state_dict(),
             "settled": self._settled,
             "reached": self._reached,
@@ -198,9 +223,18 @@ class CrossFit:
         """Go on from a state."""
         for training, own in zip(self._trainings, state["trainings"], strict=True):
             training.load_state_dict(own)
+        if self._stack is not None:
+            self._stack.load_state_dict(state["stack"])
         self._steps.load_state_dict(state["steps"])
         self._settled, self._reached = state["settled"], state["reached"]
         self._over = state["over"]
+
+
+def _stack(trainings: list[Training], options: Options, processes: Processes) -> Stack | None:
+    """The models' inner steps in one; None where each model has to take its own."""
+    inner, model = options.inner, trainings[0].model
+    apart = inner.lazy_tables or inner.cuda_graphs or processes.size > 1
+    return None if apart or any(True for _ in model.buffers()) else Stack(trainings, inner)
 
 
 class _OuterSteps:

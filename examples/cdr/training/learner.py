@@ -107,7 +107,7 @@ class Learner:
         """
         weighter, most = self.rw.weighter, self._options.weights_ahead
         if isinstance(weighter, BehavioralPerceptron) and most > 1:
-            return weighted_ahead(self._model, weighter, batches, rows, most, steps_left)
+            return weighted_ahead(self._model, self.weighing, batches, rows, most, steps_left)
         return map(batches.train_pairs, rows)
 
     def outer_step(self, batches: Batches) -> None:
@@ -145,6 +145,7 @@ class Learner:
         return {
             "weighter": self.rw.state_dict(),
             "optimizer": self.weighing.optimizer.state_dict(),
+            "moved": self.weighing.moved,
             "dev_optimizer": None if dev is None else dev.state_dict(),
             "sampler": self._sampler.state_dict(),
             "same_users": self._same_users.state_dict(),
@@ -156,6 +157,7 @@ class Learner:
         """Go on where a state of :meth:`state_dict` was taken."""
         self.rw.load_state_dict(state["weighter"])
         self.weighing.optimizer.load_state_dict(state["optimizer"])
+        self.weighing.moved = state["moved"]
         if self._dev_optimizer is not None:
             self._dev_optimizer.load_state_dict(state["dev_optimizer"])
         self._sampler.load_state_dict(state["sampler"])

@@ -31,7 +31,7 @@ from cdr.training.variants import plan
 from cdr.training.weighing import Weighing
 
 # Of the states that are kept: change it with what is in them.
-_FORMAT = "2"
+_FORMAT = "3"
 
 
 @dataclass
@@ -257,6 +257,11 @@ class Training:
     def epoch(self) -> int:
         """The current epoch, from 0."""
         return len(self._history)
+
+    @property
+    def shares_weighter(self) -> bool:
+        """Whether its weighter belongs to other trainings too."""
+        return self._weighing is not None
 
     @property
     def last(self) -> float:

@@ -23,7 +23,7 @@ from reweight import (
 _SCALES = ("raw_gamma", "raw_scale")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Weighing:
     """A weighter with its optimizer, of one training or of several.
 
@@ -31,11 +31,13 @@ class Weighing:
         weighter: On the device of the data.
         optimizer: Of its parameters.
         clip: Largest norm of the hypergradient; None: as it is.
+        moved: Whether the weighter is not as it began.
     """
 
     weighter: SampleWeighter
     optimizer: torch.optim.Optimizer
     clip: float | None
+    moved: bool = False
 
     @classmethod
     def begin(
@@ -70,6 +72,7 @@ class Weighing:
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.weighter.parameters(), self.clip)
         self.optimizer.step()
+        self.moved = True
 
 
 def _optimizer(weighter: SampleWeighter, options: OuterOptions) -> torch.optim.Optimizer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,106 @@ def test_a_step_is_shortened_to_the_share_of_the_signal(
     assert moved[0].abs().max() > 0
     # Differences of float32 numbers of size 1.
     assert torch.allclose(moved[0], 4 * moved[1], atol=1e-6)
+
+
+# Inner steps.
+
+
+def after_epochs(crossfit: CrossFit, epochs: int = 2) -> list[torch.Tensor]:
+    """The parameters of all models and of the weighter."""
+    for _ in range(epochs):
+        crossfit.run_epoch(lambda *where: None)
+    modules = [training.model for training in crossfit._trainings]
+    modules.append(crossfit._trainings[0].learner.rw.weighter)
+    return [p.detach().clone() for module in modules for p in module.parameters()]
+
+
+@pytest.mark.parametrize("weighter", ["perceptron", "group"])
+@pytest.mark.parametrize("model", ["conet", "minet"])
+def test_steps_taken_together_are_those_of_each_model(
+    double: CrossDomainData,
+    monkeypatch: pytest.MonkeyPatch,
+    agreeing: None,
+    model: str,
+    weighter: str,
+) -> None:
+    told = options(model, **{"outer.interval": 2, "outer.weighter": weighter, "search.lr": 0.1})
+    crossfit = CrossFit(double, told, seed=0)
+    assert crossfit._stack is not None
+    together = after_epochs(crossfit)
+    assert crossfit._steps.taken > 0
+    monkeypatch.setattr("cdr.training.crossfit._stack", lambda *_: None)
+    one_by_one = after_epochs(CrossFit(double, told, seed=0))
+    for one, other in zip(together, one_by_one, strict=True):
+        # A batched product adds up in another order, and Adam divides by gradients that may be
+        # next to nothing: see test_side_by_side.py.
+        assert torch.allclose(one, other, rtol=0.0, atol=1e-9)
+
+
+@pytest.mark.parametrize("unfit", ["dasl", "inner.lazy_tables"])
+def test_models_that_cannot_be_stacked_take_their_own_steps(
+    tiny: CrossDomainData, unfit: str
+) -> None:
+    model, changes = ("dasl", {}) if unfit == "dasl" else ("conet", {unfit: True})
+    crossfit = CrossFit(tiny, options(model, **changes), seed=0)
+    assert crossfit._stack is None
+    before = after_epochs(crossfit, 0)
+    assert any(
+        not torch.equal(*pair) for pair in zip(before, after_epochs(crossfit, 1), strict=True)
+    )
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize("batch_size", [20, 40])
+def test_folds_of_different_size_take_equally_large_steps(
+    tiny: CrossDomainData, monkeypatch: pytest.MonkeyPatch, stacked: bool, batch_size: int
+) -> None:
+    # Of 61 rows, three models are trained on 40, 41 and 41 of them.
+    data = replace(tiny, train=tiny.train.select(torch.arange(61)))
+    if not stacked:
+        monkeypatch.setattr("cdr.training.crossfit._stack", lambda *_: None)
+    crossfit = CrossFit(data, options(**{"inner.batch_size": batch_size}), seed=0)
+    seen = []
+    for training in crossfit._trainings:
+        monkeypatch.setattr(
+            training, "step", lambda batch: seen.append(len(batch)) or torch.zeros(())
+        )
+    if stacked:
+        monkeypatch.setattr(
+            crossfit._stack,
+            "step",
+            lambda batches: seen.extend(map(len, batches)) or torch.zeros(len(batches)),
+        )
+    crossfit.run_epoch(lambda *where: None)
+    assert seen == [batch_size] * (3 * 40 // batch_size)
+    # Every sampler has come to the end of its epoch.
+    assert len({training.epoch for training in crossfit._trainings}) == 1
+    crossfit.run_epoch(lambda *where: None)
+    assert len(seen) == 2 * (3 * 40 // batch_size)
+
+
+@pytest.mark.parametrize("weighted_ahead", [1, 2])
+def test_a_weighter_that_has_not_moved_gives_the_weights_that_are_not_asked_for(
+    tiny: CrossDomainData, weighted_ahead: int
+) -> None:
+    told = options(**{"outer.weights_ahead": weighted_ahead, "outer.interval": 2})
+    training = Training("ours", tiny, told, seed=0)
+    batches = list(islice(training.epoch_batches(), 2))
+    for batch in batches:
+        assert (batch.weight is None) == (weighted_ahead == 1)
+        # Histories are not gathered where nothing reads them.
+        assert (batch.source_history is None) == (weighted_ahead == 2)
+    if weighted_ahead == 2:
+        assert all((batch.weight == 1).all() for batch in batches)
+        learner, own = training.learner, torch.arange(len(tiny.source))
+        with torch.no_grad():
+            losses = learner.losses(training.model, training.batches.source_rows(own))
+            asked = learner.rw.weighter(losses.weighted, losses.inputs)
+        assert (asked == 1).all()
+        learner.weighing.step()
+        training.count_step(), training.count_step()
+        (after,) = islice(training.epoch_batches(), 1)
+        assert learner.weighing.moved and after.weight is not None
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +10,14 @@ import torch
 from scenarios import brief
 from torch import Tensor, nn
 
-from cdr.data import Behaviors, CrossDomainData
+from cdr.data import CrossDomainData
 from cdr.models import MODELS
 from cdr.models.conet import CoNet
 from cdr.training.loop import Result, Training, train
 from cdr.training.options import Options
 from cdr.training.presets import PresetName, preset
-from cdr.training.side_by_side import _Stack, train_side_by_side
+from cdr.training.side_by_side import train_side_by_side
+from cdr.training.stack import Stack
 
 DEFAULT = Options()
 SEEDS = (3, 1, 2)
@@ -28,21 +28,6 @@ DOUBLE = 1e-10
 # The same in float32, where gradients differ by 1e-7, can move such a parameter by lr, 2e-3, in a
 # step. What it moves is a prediction's last digits: 2e-7 were met.
 SINGLE = 1e-5
-
-
-@pytest.fixture
-def double(tiny: CrossDomainData) -> Iterator[CrossDomainData]:
-    """The tiny data, for models in float64."""
-
-    def doubled(rows: Behaviors) -> Behaviors:
-        # Beside float32 labels a loss of float64 logits is rounded to float32 on its way.
-        return replace(rows, label=rows.label.double())
-
-    names = ("source", "train", "valid", "test", "extra_test")
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield replace(tiny, **{name: doubled(getattr(tiny, name)) for name in names})
-    torch.set_default_dtype(before)
 
 
 def options(base: Options = DEFAULT, *, epochs: int = 2, **inner: object) -> Options:
@@ -133,7 +118,7 @@ def test_each_seed_stops_when_it_would_by_itself(double: CrossDomainData, varian
 
 def test_a_seed_that_has_left_is_not_moved_any_more(double: CrossDomainData) -> None:
     trainings = [Training("base", double, options(epochs=2), seed) for seed in SEEDS]
-    stack = _Stack(trainings, options())
+    stack = Stack(trainings, options().inner)
     rows = torch.arange(64)
     stack.step([training.batches.train_pairs(rows) for training in trainings])
     for _ in range(2):
