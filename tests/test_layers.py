@@ -49,6 +49,7 @@ FOREIGN = {
     "_schema": "of an operator: which of its arguments it writes",
     "_version": "of a tensor: whether it was written in place",
     "_C": "torch has no public way to put a version counter back",
+    "_functorch": "torch has no public way to ask whether a tensor is that of many, in a vmap",
     "_autograd": "torch has no public way to put a version counter back",
     "_unsafe_set_version_counter": "torch has no public way to put a version counter back",
     "_cdata": "of a storage: its address, which is the identity of the memory",

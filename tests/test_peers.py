@@ -277,6 +277,7 @@ def test_every_contestant_has_a_mark_in_the_figure() -> None:
     assert set(plot.CONTESTANTS) == set(METHODS)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*hypergradient")
 def test_every_training_is_measured() -> None:
     found = trainings.measured(trainings.SMALL, seconds=0.0, rounds=1)

@@ -11,6 +11,7 @@ from recipes import auxiliary_task, layer_decay, long_tail, no_dev_set
 import reweight
 
 
+@pytest.mark.slow
 def test_a_penalty_for_each_layer_is_learned_in_one_training() -> None:
     train, dev, test = layer_decay.digits(0)
     problem = layer_decay.Problem(train, dev)

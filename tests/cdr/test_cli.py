@@ -373,6 +373,7 @@ def test_each_model_leaves_the_same_behind(ratings: Path, out: Path, model: str)
     assert all((out / f"model-{variant}-seed0.pt").exists() for variant in runs)
 
 
+@pytest.mark.slow
 def test_retrain_with_learned_weights_adds_both_trainings(ratings: Path, out: Path) -> None:
     told = ("--data", ratings, *DOMAINS, *BRIEF, "--retrain-with-learned-weights")
     assert run(*told, "--variants", "base", "ours", "--out", out) == 0

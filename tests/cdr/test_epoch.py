@@ -60,6 +60,7 @@ def test_textbook_and_example_stay_together_in_float32(gappy: CrossDomainData) -
     assert difference.hypergradients < 1e-4
 
 
+@pytest.mark.slow
 def test_the_race_has_a_number_for_everyone(
     tiny: CrossDomainData, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

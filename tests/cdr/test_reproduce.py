@@ -125,6 +125,7 @@ def test_seeds_begin_where_they_are_told_to(
     assert "--first-seed -1: it must be 0 or more" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_rows_are_chosen_by_their_names_and_join_those_of_earlier_commands(
     tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
@@ -238,6 +239,7 @@ def test_atomic_files_are_trained_on(cache: Path, out: Path, tmp_path: Path) -> 
     assert set(record["data"]["content"]) == {"books: interactions", "toys: interactions"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_the_same_command_goes_on_and_updates_its_folder(
     tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
@@ -268,6 +270,7 @@ def test_the_command_may_stand_anywhere(
         assert (config["command"], config["models"]) == ("table5", ["dasl"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_each_model_starts_from_its_own_preset(cache: Path, out: Path) -> None:
     told = ("--models", "conet", "minet", "--preset", "paper", "--seeds", 1)

@@ -168,6 +168,7 @@ def interrupted(given: list[Any], failing: Any, tmp_path: Path) -> Path:
     return tmp_path / "one.partial"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_arguments(
     interrupted: Path, given: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -118,6 +118,7 @@ def test_an_interrupted_check_leaves_everything_alone(error: type[BaseException]
     assert state(rw, TRAIN) == before
 
 
+@pytest.mark.slow
 def test_what_computes_in_float32_is_checked_in_float64() -> None:
     other = network()  # a teacher that no module has registered
     for p in other.parameters():
@@ -252,6 +253,7 @@ def test_a_batch_that_requires_gradients_is_known() -> None:
     assert mean_squared_error(network(), batch).requires_grad
 
 
+@pytest.mark.slow
 def test_a_deep_network_that_bends_is_not_accused() -> None:
     """Sixteen layers with BatchNorm: a step of 1e-5 is too long for their slopes."""
     torch.manual_seed(1)

@@ -16,6 +16,9 @@ from benchmarks.catalogue.problems import relative_error
 
 SERVED = [name for name, operation in OPERATIONS.items() if not operation.refused]
 REFUSED = [name for name in OPERATIONS if name not in SERVED]
+# The compiler takes seconds.
+COMPILED = "compiled module"
+NAMES = [pytest.param(n, marks=pytest.mark.slow) if n == COMPILED else n for n in SERVED]
 # By fourth-order differences at a step of 1e-3, of losses whose derivatives are of order one.
 REFERENCE = 1e-8
 # Central differences in float64: the cube root of the rounding error, squared, times third
@@ -36,7 +39,7 @@ def test_the_table_is_long_enough_to_be_worth_its_name() -> None:
     assert len(OPERATIONS) >= 24
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_influence_is_that_of_a_dense_hessian(name: str) -> None:
     operation = OPERATIONS[name]
     expected, damping = reference(name)
@@ -47,7 +50,7 @@ def test_the_influence_is_that_of_a_dense_hessian(name: str) -> None:
     assert relative_error(result.influence, expected) < tolerance
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", NAMES)
 def test_single_precision_has_as_many_digits_as_its_mode_allows(name: str) -> None:
     operation = OPERATIONS[name]
     expected, damping = reference(name)
@@ -56,7 +59,7 @@ def test_single_precision_has_as_many_digits_as_its_mode_allows(name: str) -> No
     assert relative_error(result.influence.double(), expected) < SINGLE[operation.expected]
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", NAMES)
 def test_finite_differences_serve_everything(name: str) -> None:
     expected, damping = reference(name)
     result = OPERATIONS[name].hypergradient(damping=damping, hvp="finite_difference")
@@ -94,7 +97,7 @@ def test_falling_back_to_differences_is_said_and_why() -> None:
         OPERATIONS["weight_norm"].hypergradient()
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_warned_of_where_nothing_is_lost(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:

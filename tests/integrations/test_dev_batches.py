@@ -46,7 +46,10 @@ def equal(first: list[Tensor], second: list[Tensor]) -> bool:
 
 @pytest.mark.parametrize(
     ("kind", "drawn"),
-    [*((kind, drawn) for kind in KINDS for drawn in (0, 2, 3, 7)), ("workers", 4)],
+    [
+        *((kind, drawn) for kind in KINDS for drawn in (0, 2, 3, 7)),
+        pytest.param("workers", 4, marks=pytest.mark.slow),
+    ],
 )
 def test_a_resumed_loader_gives_the_batches_that_were_to_come(kind: str, drawn: int) -> None:
     whole = list(islice(DevBatches(loader(kind)), 10))

@@ -192,8 +192,15 @@ def operation(name: str) -> Any:
     return found
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch's compiler
-@pytest.mark.parametrize("name", [n for n in OPERATIONS if n not in OTHERS])
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler, which takes seconds
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n == "compiled module" else n
+        for n in OPERATIONS
+        if n not in OTHERS
+    ],
+)
 def test_every_operation_is_served(name: str) -> None:
     """Also those without a second derivative, and reentrant checkpoints."""
     found = operation(name)

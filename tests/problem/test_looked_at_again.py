@@ -82,6 +82,7 @@ def test_a_hidden_term_is_looked_for_again_and_again() -> None:
     assert modes[-1] == "finite_difference"
 
 
+@pytest.mark.slow
 def test_graphs_of_ever_new_sizes_are_compared_less_and_less_often() -> None:
     """As those of recurrent models are on ragged batches."""
     count = 0

@@ -44,6 +44,7 @@ def mean_difference(ours: list[Scores], base: list[Scores]) -> float:
     return float(np.mean(aucs[0]) - np.mean(aucs[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_seeds", [2, 5])
 @pytest.mark.parametrize("spread", [0.0, 0.6])
 @pytest.mark.parametrize("own_data", [False, True])

@@ -35,6 +35,7 @@ def training_of(data: CrossDomainData, options: Options) -> Training:
     with torch.no_grad():
         for parameter in weighter.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator).double()
+    training.learner.weighing.moved = True
     return training
 
 
@@ -64,6 +65,8 @@ def test_with_a_model_at_rest_they_are_those_of_each_step(
 
 def groups(training: Training, epochs: int) -> list[tuple[int, int]]:
     """The inner steps before each call of the perceptron, and the batches in it."""
+    # One that has not moved is not called.
+    training.learner.weighing.moved = True
     perceptron, found = training.learner.rw.weighter, []
     normalize, steps = perceptron.normalize, [0]
 

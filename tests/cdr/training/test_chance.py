@@ -32,6 +32,7 @@ def test_of_models_that_know_nothing_a_twentieth_is_not_called_so(rows: int) -> 
     assert called.count("collapsed") == 0 and "below chance" in called
 
 
+@pytest.mark.slow
 def test_the_error_is_that_of_resampled_users() -> None:
     rng = np.random.default_rng(1)
     scores = made_up(rng, 10, strength=0.5)

@@ -79,6 +79,7 @@ def test_the_results_are_those_of_one_by_one(
         assert len(together[0].outer) == 4 and together[0].weights.std() > 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["minet", "twotower"])
 @pytest.mark.parametrize("variant", ["base", "ours"])
 def test_the_results_of_other_models_are_too(
