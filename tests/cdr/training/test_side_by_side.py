@@ -90,6 +90,16 @@ def test_the_results_of_other_models_are_too(
         assert_same(result, train(variant, double, told, seed), DOUBLE)
 
 
+@pytest.mark.parametrize("weighter", ["loss", "group", "constant"])
+def test_other_weighters_weigh_every_seed(double: CrossDomainData, weighter: str) -> None:
+    told = options()
+    told = replace(told, outer=replace(told.outer, weighter=weighter))
+    for seed, result in zip(
+        SEEDS[:2], train_side_by_side("ours", double, told, SEEDS[:2]), strict=True
+    ):
+        assert_same(result, train("ours", double, told, seed), DOUBLE)
+
+
 def test_batch_statistics_are_not_for_trainings_side_by_side(tiny: CrossDomainData) -> None:
     with pytest.raises(ValueError, match="target_network.norm.running_mean.*buffer"):
         train_side_by_side("base", tiny, brief("dasl"), SEEDS)
