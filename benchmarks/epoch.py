@@ -185,7 +185,7 @@ class Runner:
 def example(
     data: CrossDomainData, told: Options, *, biao: bool = True, double: bool = False
 ) -> Runner:
-    """The example, built as in `cdr.training.loop.train`."""
+    """The example, built as in `cdr.training.epochs.train`."""
     training = Training("ours" if biao else "base", data, told, SEED)
     model, learner, batches = training.model, training.learner, training.batches
     if double:

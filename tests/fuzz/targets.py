@@ -29,8 +29,8 @@ from cdr.runs.folders import check_output
 from cdr.runs.grid import Grid
 from cdr.runs.runner import Source, Task
 from cdr.training.evaluation import Scores
-from cdr.training.loop import Result
 from cdr.training.options import Options
+from cdr.training.result import Result
 from fuzz.inputs import TOKENS, VALUES, changed, packed, parquet, swapped
 
 LONGEST = 400  # characters of a message

@@ -21,7 +21,7 @@ class Method:
     Attributes:
         name: Within its study.
         suffix: What a table puts behind the model's name.
-        variant: See :func:`cdr.training.loop.train`.
+        variant: See :func:`cdr.training.epochs.train`.
         changes: Options by dotted name, as ``("inner.gamma", 0.5)``.
         longer: Factor by which epochs and patience exceed those of the command.
     """

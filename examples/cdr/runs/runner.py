@@ -97,9 +97,9 @@ def run(
             trainings in common steps is kept where the first of them has it.
 
     Raises:
-        ValueError: from :func:`cdr.training.loop.train`, unless ``keep_going``; the other trainings
-            are stopped. Or ``stack_seeds`` where every seed has data of its own; or a task whose
-            teacher is neither among the tasks nor in ``learned``.
+        ValueError: from :func:`cdr.training.epochs.train`, unless ``keep_going``; the other
+            trainings are stopped. Or ``stack_seeds`` where every seed has data of its own; or a
+            task whose teacher is neither among the tasks nor in ``learned``.
         ChildProcessError: a process was killed, or has ended by itself.
     """
     if processes.size > 1 and (jobs > 1 or stack_seeds):

@@ -8,7 +8,7 @@ from cdr.training.evaluation import NUM_SOURCE, Scores, score
 from cdr.training.graphs import CapturedStep
 from cdr.training.learner import Learner
 from cdr.training.leniency import Leniency, fit_leniency
-from cdr.training.loop import Result, Training
+from cdr.training.loop import Training
 from cdr.training.metrics import (
     WEIGHT_AUC,
     auc,
@@ -30,6 +30,7 @@ from cdr.training.options import (
 from cdr.training.pairs import Fold, pair_sampler
 from cdr.training.presets import PresetName, preset
 from cdr.training.procedure import keeps_weights, train
+from cdr.training.result import Result
 from cdr.training.same_users import SameUsers
 from cdr.training.saves import Saves
 from cdr.training.side_by_side import train_side_by_side

@@ -6,9 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from cdr.common import ALONE, Processes, map_tensors, refuse, to_json
 from cdr.data import Batches, CrossDomainData, PairBatch
 from cdr.models import CrossDomainModel
+from cdr.training.begun import Begun, epoch_seed
 from cdr.training.evaluation import NUM_SOURCE, Scores, score
 from cdr.training.gradients import average
 from cdr.training.graphs import CapturedStep
@@ -26,142 +25,12 @@ from cdr.training.learner import Learner, perceptron_facts
 from cdr.training.metrics import auc
 from cdr.training.options import Options
 from cdr.training.pairs import Fold, pair_sampler
-from cdr.training.saves import Keeper, Resumable, Saves, usable
+from cdr.training.result import Result
 from cdr.training.variants import plan
 from cdr.training.weighing import Weighing
 
 # Of the states that are kept: change it with what is in them.
 _FORMAT = "3"
-
-
-@dataclass
-class Result:
-    """The outcome of one training.
-
-    Attributes:
-        test: scores of the checkpoint on the test rows.
-        extra_test: the same on a generator's further test rows.
-        history: one record per epoch.
-        state: the checkpoint, of the best epoch or, for a search, of the last one.
-        weights: learned weight per source behaviour, where weights are learned.
-        weight_auc: AUC of learned weight, also where it is only used, against the true flag, where
-            there is one.
-        seconds: from the start of the training to here, of all that is trained in common steps.
-        restarted: Whether it is the second one, since the first has told no rows apart; see
-            :meth:`Training.again`.
-        valid: scores of the checkpoint on the validation rows.
-        note: What is to be told of how the weights were found; "" for nothing.
-    """
-
-    test: Scores
-    extra_test: Scores | None
-    history: list[dict[str, float]]
-    state: dict[str, Any]
-    weights: NDArray[np.float32] | None = None
-    weight_auc: float | None = None
-    outer: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
-    restarted: bool = False
-    note: str = ""
-    valid: Scores | None = None
-
-    @property
-    def best(self) -> float:
-        """The highest validation AUC of all epochs."""
-        return max(record["auc"] for record in self.history)
-
-    @property
-    def scores(self) -> Scores:
-        """Scores on the rows that tables are made from: the further test rows if there are some."""
-        return self.test if self.extra_test is None else self.extra_test
-
-
-def train(
-    variant: str,
-    data: CrossDomainData,
-    options: Options,
-    seed: int,
-    *,
-    learned: NDArray[np.float32] | None = None,
-    processes: Processes = ALONE,
-    saves: Saves | None = None,
-    on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, best: None,
-) -> Result:
-    """Train with early stopping on validation AUC, and score the best checkpoint.
-
-    A training that gives all validation rows the same score after every epoch is begun once more,
-    with another initialization; see :meth:`Training.again`.
-
-    Args:
-        variant: see :mod:`cdr.training.variants`.
-        data: on the device to train on.
-        options: see :mod:`cdr.training.options`; ``options.model`` determines the model.
-        seed: of initialization, batches and source draws.
-        learned: the weights to train with, one per source behaviour, for the variants that take
-            them: those that its teacher has learned, or that are found on folds.
-        processes: those that train this model together, each on its share of every batch. The
-            result is that of one process up to rounding, and the same in all of them.
-        saves: where to keep the state, see :class:`cdr.training.saves.Saves`. If there is one of an
-            earlier call, the training goes on from it: with as many processes as before, bit for
-            bit as if it had not been interrupted.
-        on_step: called after every step with (epoch from 0, step in it, steps of an epoch, best
-            validation AUC so far).
-
-    Raises:
-        ValueError: ``oracle`` without true flags, a variant that takes learned weights without
-            them; validation or test rows of one class; a loss that is not finite; a state that
-            the user has asked for, of another training or damaged.
-        OSError: such a state cannot be kept.
-    """
-    training = Training(variant, data, options, seed, learned, processes)
-    return run_to_end(training, processes, saves, on_step).result()
-
-
-def run_to_end(
-    training: Training,
-    processes: Processes,
-    saves: Saves | None,
-    on_step: Callable[[int, int, int, float], None],
-) -> Training:
-    """Run all epochs of a training; the training, or the one that was begun in its place."""
-    with usable(saves) as held:
-        run_epochs(training, processes, held, on_step)
-        if training.collapsed:
-            training = training.again()
-            run_epochs(training, processes, held and held.restarted(), on_step)
-    return training
-
-
-class Epochs(Resumable, Protocol):
-    """What trains epoch by epoch: a training, or several in common steps."""
-
-    @property
-    def done(self) -> bool:
-        """Whether there is no further epoch."""
-
-    def run_epoch(
-        self,
-        on_step: Callable[[int, int, int, float], None],
-        after_step: Callable[[], None] | None = None,
-    ) -> None:
-        """Train for one epoch, or for what is left of it; see :meth:`Training.run_epoch`."""
-
-
-def run_epochs(
-    training: Epochs,
-    processes: Processes,
-    saves: Saves | None,
-    on_step: Callable[[int, int, int, float], None],
-) -> None:
-    """All epochs, from the state that is kept on if there is one."""
-    keeper = None if saves is None else Keeper(saves, processes)
-    if keeper is not None:
-        keeper.restore(training)
-    after_step = None if keeper is None else partial(keeper.after_step, training)
-    while not training.done:
-        training.run_epoch(on_step, after_step)
-        if keeper is not None:
-            keeper.after_epoch(training)
 
 
 class Training:
@@ -251,7 +120,7 @@ class Training:
         # Of the stored checkpoint; None where it comes from a state that was kept.
         self._valid: Scores | None = None
         self._history: list[dict[str, float]] = []
-        self._begun: _Begun | None = None
+        self._begun: Begun | None = None
 
     @property
     def epoch(self) -> int:
@@ -304,14 +173,14 @@ class Training:
         """Train for one epoch, or for what is left of it, and look at the validation rows.
 
         Args:
-            on_step: See :func:`train`.
+            on_step: See :func:`cdr.training.epochs.train`.
             after_step: Called when a step is done.
         """
         if self._begun is None:
             # Dropout, the one thing that draws from torch's common stream, is not the same on every
             # share, and does not depend on what ran before the epoch.
-            torch.manual_seed(_epoch_seed(self._seed, self.epoch, self._processes.rank))
-            self._begun = _Begun(torch.zeros((), device=self._data.source_offsets.device))
+            torch.manual_seed(epoch_seed(self._seed, self.epoch, self._processes.rank))
+            self._begun = Begun(torch.zeros((), device=self._data.source_offsets.device))
         begun = self._begun
         for batch in self.epoch_batches():
             with self.explained():
@@ -460,8 +329,8 @@ class Training:
         self._since, self._steps = state["since"], state["steps"]
         self._tells_apart = state["tells_apart"]
         if (begun := state["begun"]) is not None:
-            seed = _epoch_seed(self._seed, self.epoch, self._processes.rank)
-            self._begun = _Begun.restored(begun, self._processes, device, seed)
+            seed = epoch_seed(self._seed, self.epoch, self._processes.rank)
+            self._begun = Begun.restored(begun, self._processes, device, seed)
         self._started = time.perf_counter() - state["seconds"]
 
     def _seconds_of_first(self) -> float:
@@ -510,49 +379,6 @@ class Training:
         )
 
 
-@dataclass
-class _Begun:
-    """An epoch that is under way.
-
-    Attributes:
-        total: Sum of the losses so far, [].
-        steps: How many they are.
-    """
-
-    total: Tensor
-    steps: int = 0
-
-    def state_dict(self, processes: Processes) -> dict[str, Any]:
-        """The same, with the common stream of random numbers of each process."""
-        streams = {"cpu": torch.get_rng_state()}
-        if self.total.is_cuda:
-            streams["cuda"] = torch.cuda.get_rng_state(self.total.device)
-        random = {kind: processes.rows_of_all(s.unsqueeze(0)) for kind, s in streams.items()}
-        # A copy: the next step adds to it, while a state may still be in use.
-        return {"total": self.total.clone(), "steps": self.steps, "random": random}
-
-    @classmethod
-    def restored(
-        cls, state: dict[str, Any], processes: Processes, device: torch.device, seed: int
-    ) -> _Begun:
-        """The epoch of a state; other processes than those of the state draw other numbers.
-
-        Args:
-            state: From :meth:`state_dict`.
-            processes: Those that go on.
-            device: To train on.
-            seed: For the random numbers of this process, where the state has none for it.
-        """
-        random: dict[str, list[Tensor]] = state["random"]
-        if len(random["cpu"]) == processes.size and ("cuda" in random) == (device.type == "cuda"):
-            torch.set_rng_state(random["cpu"][processes.rank][0])
-            if "cuda" in random:
-                torch.cuda.set_rng_state(random["cuda"][processes.rank][0], device)
-        else:
-            torch.manual_seed(seed)
-        return cls(state["total"].to(device), state["steps"])
-
-
 def _model(
     data: CrossDomainData, options: Options, single_domain: bool, processes: Processes
 ) -> CrossDomainModel:
@@ -573,11 +399,6 @@ def _model(
             if isinstance(module, nn.Embedding):
                 module.sparse = True
     return model
-
-
-def _epoch_seed(seed: int, epoch: int, rank: int) -> int:
-    (number,) = np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)
-    return int(number)
 
 
 def _restart_seed(seed: int) -> int:

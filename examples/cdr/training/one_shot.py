@@ -15,7 +15,8 @@ from cdr.common import ALONE, Processes
 from cdr.data import CrossDomainData, PairBatch
 from cdr.training.calibration import calibrated_outer_loss
 from cdr.training.crossfit import Found, OnStep
-from cdr.training.loop import Training, run_to_end
+from cdr.training.epochs import run_to_end
+from cdr.training.loop import Training
 from cdr.training.options import Options
 from cdr.training.pairs import Fold
 from cdr.training.saves import Saves

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from cdr.common import ALONE, Processes
 from cdr.data import CrossDomainData
-from cdr.training import loop
+from cdr.training import epochs
 from cdr.training.crossfit import Found, cross_fitted
-from cdr.training.loop import Result
 from cdr.training.metrics import auc, auc_contributions
 from cdr.training.one_shot import by_held_out_loss, by_influence
 from cdr.training.options import Options
+from cdr.training.result import Result
 from cdr.training.saves import Saves
 from cdr.training.spread import spread
 from cdr.training.variants import plan
@@ -53,12 +53,12 @@ def train(
     :func:`cdr.training.spread.spread`. All of it is used only if it is no worse than no weights at
     all, see :func:`preferred`.
 
-    Args, returns and errors are those of :func:`cdr.training.loop.train`, which trains one model.
+    Args, returns and errors are those of :func:`cdr.training.epochs.train`, which trains one model.
     """
 
     def one(part: str, name: str, weights: NDArray[np.float32] | None = None) -> Result:
         place = saves if saves is None or part == variant else saves.part(part)
-        return loop.train(
+        return epochs.train(
             name,
             data,
             options,

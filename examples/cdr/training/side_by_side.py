@@ -10,8 +10,10 @@ from torch import Tensor
 
 from cdr.common import ALONE, refuse
 from cdr.data import CrossDomainData
-from cdr.training.loop import Result, Training, run_epochs
+from cdr.training.epochs import run_epochs
+from cdr.training.loop import Training
 from cdr.training.options import Options
+from cdr.training.result import Result
 from cdr.training.saves import Saves, usable
 from cdr.training.stack import Stack
 
@@ -27,7 +29,7 @@ def train_side_by_side(
     saves: Saves | None = None,
     on_step: OnStep = lambda epoch, step, steps, best: None,
 ) -> list[Result]:
-    """Train every seed as :func:`cdr.training.loop.train` does, in steps that they take together.
+    """Train every seed as :func:`cdr.training.epochs.train` does, in steps that they take together.
 
     The results are those of the seeds one by one, up to rounding: each has its own random streams,
     and a seed that has stopped takes no part in later epochs. An outer step belongs to one seed,
@@ -37,7 +39,7 @@ def train_side_by_side(
     Args:
         variant: one for all, so that gradients reach the same parameters of every seed.
         data: one for all, which makes batches and embedding tables equally large.
-        options: as for :func:`cdr.training.loop.train`.
+        options: as for :func:`cdr.training.epochs.train`.
         seeds: at least one.
         saves: As there, of one state for all seeds.
         on_step: As there; the best validation AUC is the mean over the seeds.
@@ -46,7 +48,7 @@ def train_side_by_side(
         The results in the order of ``seeds``.
 
     Raises:
-        ValueError: as :func:`cdr.training.loop.train`, naming the seed; a model with buffers.
+        ValueError: as :func:`cdr.training.epochs.train`, naming the seed; a model with buffers.
     """
     trainings = [Training(variant, data, options, seed) for seed in seeds]
     with usable(saves) as held:

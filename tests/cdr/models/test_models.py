@@ -21,7 +21,7 @@ from cdr import models
 from cdr.data import CrossDomainData, generate
 from cdr.data.batches import PairBatch
 from cdr.models import MODELS, CrossDomainModel
-from cdr.training.loop import train
+from cdr.training.epochs import train
 from cdr.training.options import Options
 from cdr.training.presets import PresetName, preset
 from reweight import (

@@ -14,8 +14,8 @@ from cdr.report.run_report import report
 from cdr.training.ensemble import ensemble
 from cdr.training.evaluation import Scores
 from cdr.training.leniency import fit_leniency
-from cdr.training.loop import Result
 from cdr.training.metrics import auc
+from cdr.training.result import Result
 
 
 def result(seed: int, strength: float, rows: int = 99) -> Result:

@@ -11,8 +11,8 @@ from cdr.data import CrossDomainData
 from cdr.report.rounded import signed
 from cdr.report.run_report import Report, report
 from cdr.training.evaluation import Scores
-from cdr.training.loop import Result
 from cdr.training.metrics import auc, log_loss
+from cdr.training.result import Result
 
 
 def result(seed: int, strength: float, weight_auc: float | None = None) -> Result:

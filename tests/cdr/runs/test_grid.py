@@ -18,8 +18,8 @@ from cdr.runs import grid, runner
 from cdr.runs.grid import Completed, Grid, complete, options_read
 from cdr.runs.runner import Source, Task
 from cdr.training.evaluation import Scores
-from cdr.training.loop import Result
 from cdr.training.options import Options
+from cdr.training.result import Result
 
 BRIEF = replace(
     Options(),

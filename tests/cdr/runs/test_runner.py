@@ -16,8 +16,9 @@ import torch
 from cdr.runs import runner
 from cdr.runs.devices import spread
 from cdr.runs.runner import Source, Task, run
-from cdr.training.loop import Result, train
+from cdr.training.epochs import train
 from cdr.training.options import InnerOptions, Options, OuterOptions, SearchOptions
+from cdr.training.result import Result
 
 GENERATED = Source(
     "g1", (("num_users", 60), ("num_source_items", 200), ("num_target_items", 100)), seeded=True

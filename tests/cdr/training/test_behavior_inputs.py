@@ -12,7 +12,8 @@ from scenarios import brief
 from cdr.data import CrossDomainData, Fact
 from cdr.models import MODELS
 from cdr.runs import Source, Task, options_read
-from cdr.training.loop import Training, train
+from cdr.training.epochs import train
+from cdr.training.loop import Training
 from cdr.training.options import Options, PerceptronOptions
 from cdr.training.presets import preset
 from cdr.training.side_by_side import train_side_by_side

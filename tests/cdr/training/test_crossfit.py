@@ -346,7 +346,7 @@ def test_weights_that_hardly_differ_are_spread_if_that_is_better(
         given.append(0.0 if weights is None else float(weights.std()))
         return judged(min(0.6 + 0.2 * given[-1], 0.9), 4000, seed=len(given))
 
-    monkeypatch.setattr("cdr.training.loop.train", judged_by_spread)
+    monkeypatch.setattr("cdr.training.epochs.train", judged_by_spread)
     result = train("crossfit", tiny, options(), seed=0)
     assert result.weight_auc == 1.0
     if much:

@@ -10,8 +10,9 @@ from scenarios import brief
 
 from cdr.data import CrossDomainData
 from cdr.models.conet import CoNetOptions
+from cdr.training.epochs import train
 from cdr.training.learner import pair_sampler
-from cdr.training.loop import Training, train
+from cdr.training.loop import Training
 from cdr.training.options import Options, OuterOptions
 from reweight import ConjugateGradient, Identity, ImplicitHypergradient, Neumann
 

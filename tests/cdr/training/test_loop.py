@@ -12,13 +12,14 @@ import torch
 from cdr.data import CrossDomainData, Interactions, build
 from cdr.data.batches import Batches
 from cdr.models.conet import CoNet, CoNetOptions
-from cdr.training import loop as training
+from cdr.training.epochs import train
 from cdr.training.evaluation import NUM_SOURCE, score
 from cdr.training.learner import Learner
-from cdr.training.loop import Result, train
+from cdr.training.loop import Training
 from cdr.training.metrics import auc
 from cdr.training.options import InnerOptions, Options
 from cdr.training.presets import PresetName, preset
+from cdr.training.result import Result
 
 DEFAULT = Options()
 VARIANTS = ("S", "0", "base", "ours", "oracle")
@@ -69,7 +70,7 @@ def test_lazy_tables_leave_alone_what_no_batch_has_looked_up(
     states = []
     for epochs in (1, 2):
         told = options(epochs=epochs, inner={"lazy_tables": True, "lr": 0.01})
-        running = training.Training(variant, tiny, told, seed=0)
+        running = Training(variant, tiny, told, seed=0)
         while not running.done:
             running.run_epoch(lambda *_: None)
         states.append(running.model.target_items.item.weight.detach())

@@ -17,8 +17,9 @@ from cdr.data import CrossDomainData
 from cdr.report import begun_again
 from cdr.report.summary import summarize
 from cdr.training import COLLAPSED, loop, remark
+from cdr.training.epochs import train
 from cdr.training.evaluation import Scores
-from cdr.training.loop import Training, train
+from cdr.training.loop import Training
 from cdr.training.options import Options
 from cdr.training.saves import Saves
 from cdr.training.side_by_side import train_side_by_side

@@ -17,7 +17,9 @@ from scenarios import brief
 from cdr.common import map_tensors, tensors_in
 from cdr.data import CrossDomainData
 from cdr.training import saves as saving
-from cdr.training.loop import Result, Training, train
+from cdr.training.epochs import train
+from cdr.training.loop import Training
+from cdr.training.result import Result
 from cdr.training.saves import Saves
 from cdr.training.side_by_side import train_side_by_side
 

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from cdr.data import CrossDomainData
 from cdr.models import MODELS
 from cdr.models.conet import CoNet
-from cdr.training.loop import Result, Training, train
+from cdr.training.epochs import train
+from cdr.training.loop import Training
 from cdr.training.options import Options
 from cdr.training.presets import PresetName, preset
+from cdr.training.result import Result
 from cdr.training.side_by_side import train_side_by_side
 from cdr.training.stack import Stack
 

@@ -19,8 +19,9 @@ from _support.processes import values
 from cdr.common import ALONE, Processes, Stopped, map_tensors
 from cdr.data import CrossDomainData, generate
 from cdr.training import saves
-from cdr.training.loop import Result, train
+from cdr.training.epochs import train
 from cdr.training.options import Options
+from cdr.training.result import Result
 from cdr.training.saves import Saves
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {

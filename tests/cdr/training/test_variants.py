@@ -14,10 +14,11 @@ from torch import Tensor
 from cdr.data import Batches, CrossDomainData
 from cdr.models import MODELS
 from cdr.training.inner import fixed_weights
-from cdr.training.loop import Result, Training
+from cdr.training.loop import Training
 from cdr.training.metrics import auc
 from cdr.training.options import Options
 from cdr.training.procedure import train
+from cdr.training.result import Result
 from cdr.training.variants import VARIANTS, check_variants, plan, variant_label
 
 LEARNING = ("ours", "no-global", "no-user", "search", "loss", "group", "constant", "split-0.2")
