@@ -127,7 +127,8 @@ class Learner:
         rows, dev = self._rows(*next(self._outer_rows))
         if self._dev_optimizer is not None:
             self._train_dev_head(batches, self._dev_optimizer)
-        return batches.train_pairs(rows), batches.train_pairs(dev)
+        # The outer loss weighs nothing.
+        return batches.train_pairs(rows), batches.unseen().train_pairs(dev)
 
     def _record(self, result: Hypergradient) -> None:
         info = result.info
