@@ -209,6 +209,7 @@ def test_a_log_of_another_kind_is_read_and_shown(
     assert "th&#34; &lt;i&gt;book&lt;/i&gt;" in page and "&lt;b&gt;" in page and "<b>" not in page
 
 
+@pytest.mark.slow
 def test_titles_that_cannot_be_read_do_not_cost_the_run(
     ratings: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -443,6 +443,7 @@ def test_help_fits_80_columns(
     assert "--inner.batch-size" in options and "table1,table2" in options
 
 
+@pytest.mark.slow
 def test_a_harm_gives_real_behaviours_an_oracle(
     ratings: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

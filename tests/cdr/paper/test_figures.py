@@ -98,6 +98,7 @@ def test_figure3_of_data_without_categories(gappy: CrossDomainData, tmp_path: Pa
     drawn(shown, tmp_path)
 
 
+@pytest.mark.slow
 def test_figure3_of_many_rare_categories(gappy: CrossDomainData, tmp_path: Path) -> None:
     scenario = Scenario("epinions", "3", "4")
     items = gappy.source_items

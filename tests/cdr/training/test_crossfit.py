@@ -146,6 +146,7 @@ def test_what_does_not_agree_moves_nothing(
     assert found.weights is None and found.records and "agree in none of" in found.note
 
 
+@pytest.mark.slow
 def test_folds_that_never_agree_are_not_waited_for(
     tiny: CrossDomainData, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ def test_a_tower_that_dies_later_is_not_begun_once_more(tiny: CrossDomainData) -
     assert training.epoch > 1 and not training.collapsed
 
 
+@pytest.mark.slow
 def test_an_initialization_of_conet_can_be_dead(tiny: CrossDomainData) -> None:
     # One in 500: that none is among 3,000 has a probability of .002, and seeds are fixed.
     options = replace(Options(), inner=replace(Options().inner, epochs=1))

@@ -107,6 +107,7 @@ def test_batch_statistics_are_not_for_trainings_side_by_side(tiny: CrossDomainDa
         train_side_by_side("base", tiny, brief("dasl"), SEEDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["base", "ours"])
 def test_predictions_in_single_precision_are_those_of_one_by_one(
     tiny: CrossDomainData, variant: str

@@ -255,6 +255,7 @@ def test_rows_that_are_held_out_serve_the_outer_problem_alone(
         assert dev == held_out
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_and_keeps_what_it_ends_with(tiny: CrossDomainData) -> None:
     told = brief("conet")
     told = replace(told, search=replace(told.search, epochs=7))
