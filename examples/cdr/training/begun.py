@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 
 from cdr.common import Processes
+
+OnStep = Callable[[int, int, int, float], None]
+"""Called after a step with (epoch from 0, step in it, steps of an epoch, best AUC so far)."""
 
 
 @dataclass

@@ -14,10 +14,12 @@ from torch import Tensor
 from cdr.common import ALONE, Processes, map_tensors
 from cdr.data import CrossDomainData, PairBatch
 from cdr.training.agreement import Agreement
+from cdr.training.begun import OnStep
+from cdr.training.epochs import run_epochs
 from cdr.training.loop import Training
 from cdr.training.options import Options
 from cdr.training.pairs import Fold
-from cdr.training.saves import Keeper, Saves, usable
+from cdr.training.saves import Saves, usable
 from cdr.training.stack import Stack
 from cdr.training.weighing import Weighing
 
@@ -28,8 +30,6 @@ _AT_MOST = 2
 # Outer steps after which folds that have not agreed once are not waited for: ten windows of
 # Agreement. On data of many rows an epoch has hundreds, and by chance they would agree in the end.
 _WAITED = 200
-
-OnStep = Callable[[int, int, int, float], None]
 
 
 class Found(NamedTuple):
@@ -74,20 +74,14 @@ def cross_fitted(
     """
     crossfit = CrossFit(data, options, seed, processes)
     with usable(saves) as held:
-        keeper = None if held is None else Keeper(held, processes)
-        if keeper is not None:
-            keeper.restore(crossfit)
-        while not crossfit.done:
-            crossfit.run_epoch(on_step)
-            if keeper is not None:
-                keeper.after_epoch(crossfit)
+        run_epochs(crossfit, processes, held, on_step)
     return crossfit.found()
 
 
 class CrossFit:
     """Models of all folds, and the weighter that learns from them; see :func:`cross_fitted`."""
 
-    # States are taken between epochs only.
+    # Whenever a state is taken, which is between epochs.
     resting = True
 
     def __init__(
@@ -136,8 +130,13 @@ class CrossFit:
         most = (_AT_MOST if self._steps.taken else 1) * self._epochs
         return self._over or self._trainings[0].epoch >= most
 
-    def run_epoch(self, on_step: OnStep) -> None:
-        """Train all models for one epoch."""
+    def run_epoch(self, on_step: OnStep, after_step: Callable[[], None] | None = None) -> None:
+        """Train all models for one epoch.
+
+        Args:
+            on_step: Called after every step.
+            after_step: Never called: states are taken between epochs only.
+        """
         trainings, before = self._trainings, self._steps.taken
         epoch, steps = trainings[0].epoch, max(len(t.sampler) for t in trainings)
         best = float(np.mean([training.best for training in trainings]))

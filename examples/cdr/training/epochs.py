@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cdr.common import ALONE, Processes
 from cdr.data import CrossDomainData
+from cdr.training.begun import OnStep
 from cdr.training.loop import Training
 from cdr.training.options import Options
 from cdr.training.result import Result
@@ -26,7 +27,7 @@ def train(
     learned: NDArray[np.float32] | None = None,
     processes: Processes = ALONE,
     saves: Saves | None = None,
-    on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, best: None,
+    on_step: OnStep = lambda epoch, step, steps, best: None,
 ) -> Result:
     """Train with early stopping on validation AUC, and score the best checkpoint.
 
@@ -62,7 +63,7 @@ def run_to_end(
     training: Training,
     processes: Processes,
     saves: Saves | None,
-    on_step: Callable[[int, int, int, float], None],
+    on_step: OnStep,
 ) -> Training:
     """Run all epochs of a training; the training, or the one that was begun in its place."""
     with usable(saves) as held:
@@ -82,7 +83,7 @@ class Epochs(Resumable, Protocol):
 
     def run_epoch(
         self,
-        on_step: Callable[[int, int, int, float], None],
+        on_step: OnStep,
         after_step: Callable[[], None] | None = None,
     ) -> None:
         """Train for one epoch, or for what is left of it; see :meth:`Training.run_epoch`."""
@@ -92,7 +93,7 @@ def run_epochs(
     training: Epochs,
     processes: Processes,
     saves: Saves | None,
-    on_step: Callable[[int, int, int, float], None],
+    on_step: OnStep,
 ) -> None:
     """All epochs, from the state that is kept on if there is one."""
     keeper = None if saves is None else Keeper(saves, processes)

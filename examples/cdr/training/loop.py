@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cdr.common import ALONE, Processes, map_tensors, refuse, to_json
 from cdr.data import Batches, CrossDomainData, PairBatch
 from cdr.models import CrossDomainModel
-from cdr.training.begun import Begun, epoch_seed
+from cdr.training.begun import Begun, OnStep, epoch_seed
 from cdr.training.evaluation import NUM_SOURCE, Scores, score
 from cdr.training.gradients import average
 from cdr.training.graphs import CapturedStep
@@ -167,7 +167,7 @@ class Training:
 
     def run_epoch(
         self,
-        on_step: Callable[[int, int, int, float], None],
+        on_step: OnStep,
         after_step: Callable[[], None] | None = None,
     ) -> None:
         """Train for one epoch, or for what is left of it, and look at the validation rows.

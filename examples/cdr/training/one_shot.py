@@ -13,8 +13,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import reweight
 from cdr.common import ALONE, Processes
 from cdr.data import CrossDomainData, PairBatch
+from cdr.training.begun import OnStep
 from cdr.training.calibration import calibrated_outer_loss
-from cdr.training.crossfit import Found, OnStep
+from cdr.training.crossfit import Found
 from cdr.training.epochs import run_to_end
 from cdr.training.loop import Training
 from cdr.training.options import Options

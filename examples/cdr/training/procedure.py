@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cdr.common import ALONE, Processes
 from cdr.data import CrossDomainData
 from cdr.training import epochs
+from cdr.training.begun import OnStep
 from cdr.training.crossfit import Found, cross_fitted
 from cdr.training.metrics import auc, auc_contributions
 from cdr.training.one_shot import by_held_out_loss, by_influence
@@ -43,7 +44,7 @@ def train(
     learned: NDArray[np.float32] | None = None,
     processes: Processes = ALONE,
     saves: Saves | None = None,
-    on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, best: None,
+    on_step: OnStep = lambda epoch, step, steps, best: None,
 ) -> Result:
     """Train a variant and score it.
 

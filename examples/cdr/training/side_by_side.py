@@ -10,14 +10,13 @@ from torch import Tensor
 
 from cdr.common import ALONE, refuse
 from cdr.data import CrossDomainData
+from cdr.training.begun import OnStep
 from cdr.training.epochs import run_epochs
 from cdr.training.loop import Training
 from cdr.training.options import Options
 from cdr.training.result import Result
 from cdr.training.saves import Saves, usable
 from cdr.training.stack import Stack
-
-OnStep = Callable[[int, int, int, float], None]
 
 
 def train_side_by_side(
