@@ -17,19 +17,8 @@ Look = Callable[[list[float]], None]
 
 
 def can_read(x: Tensor) -> bool:
-    """Whether the host may read values of ``x`` now.
-
-    It may not while a CUDA graph is captured, nor inside ``torch.vmap``, where ``x`` stands for
-    many tensors at once.
-    """
-    if x.is_cuda and torch.cuda.is_current_stream_capturing():
-        return False
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(x):
-        if functorch.is_batchedtensor(x):
-            return False
-        x = functorch.get_unwrapped(x)
-    return True
+    """Whether the host may read values of ``x`` now: not while a CUDA graph is captured."""
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def read(*numbers: Tensor) -> list[list[float]]:

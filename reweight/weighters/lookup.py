@@ -87,7 +87,7 @@ class _LookupWeighter(SampleWeighter):
                 "the same batch and flatten them to [B]."
             )
         # Reading values would split a compiled graph, and is not allowed in a CUDA graph or vmap.
-        if torch.compiler.is_compiling() or not can_read(ids):
+        if torch.compiler.is_compiling() or not can_read(ids) or _many_at_once(ids):
             return
         wrong = (ids < 0) | (ids >= size)
         if wrong.any():
@@ -218,3 +218,13 @@ def _sizes(sizes: Sequence[float], num_groups: int) -> Tensor:
         )
     # Shares instead of counts: half precision does not hold large counts.
     return checked / checked.sum()
+
+
+def _many_at_once(x: Tensor) -> bool:
+    """Whether ``x`` stands for many tensors, inside ``torch.vmap``; not for compiled code."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return False
