@@ -542,6 +542,7 @@ def _write_metrics(
                         "remark": remark(result.scores),
                         "restarted": result.restarted,
                         "note": result.note,
+                        "kept": result.kept,
                         "epochs": result.history,
                         "outer_steps": result.outer,
                     }

@@ -9,7 +9,7 @@ from cdr.paper import evidence
 from cdr.paper.evidence import SEARCHED
 from cdr.paper.study import Method, Results, Study, variants
 from cdr.report import Document, compare, mean_auc, paired, signed
-from cdr.training import keeps_weights
+from cdr.training import WITH_WEIGHTS
 
 _GAMMAS = (0.5, 1.0, 2.0)
 _PLAIN = {"S": "-S", "0": "-0", "base": "the base model"}
@@ -40,14 +40,19 @@ def against_the_best(results: Results) -> list[str]:
         pairs = paired(ours, plain[best])
         c = compare([a for a, _ in pairs], [b for _, b in pairs])
         low, high = c.interval
-        used = sum(keeps_weights(run.note) for run in ours.values())
+        kept = [run.kept for run in ours.values()]
+        used = sum(name in WITH_WEIGHTS for name in kept)
         notes.append(
             f"{cell.scenario.heading}, {MODELS[cell.model].label}: cross-fitted weights less "
             f"{_PLAIN[best]}, which has the highest test AUC of {', '.join(plain)}: "
             f"{signed(c.difference)} AUC, 95 % interval over seeds and users [{signed(low)}, "
-            f"{signed(high)}]. The weights are used on {used} of {len(ours)} seeds"
-            + ("." if used == len(ours) else "; on the others validation rows prefer none.")
+            f"{signed(high)}]."
         )
+        # Trainings kept by an earlier version do not tell.
+        if None not in kept:
+            notes[-1] += f" The weights are used on {used} of {len(ours)} seeds" + (
+                "." if used == len(ours) else "; on the others validation rows prefer none."
+            )
     return notes
 
 

@@ -73,6 +73,7 @@ class Run:
         seconds: what it took.
         restarted: whether it was begun once more, since it had told no rows apart.
         note: how its weights were found; "" for nothing to tell.
+        kept: see :class:`cdr.training.Result`.
         outer: a record for each outer step, where they are kept.
     """
 
@@ -85,6 +86,7 @@ class Run:
     seconds: float
     restarted: bool = False
     note: str = ""
+    kept: str | None = None
     outer: list[dict[str, float]] = field(default_factory=list)
 
     @property
@@ -227,6 +229,7 @@ class Grid:
             result.seconds,
             result.restarted,
             result.note,
+            result.kept,
             result.outer if self._whole else [],
         )
 
@@ -245,6 +248,7 @@ class Grid:
             "seconds": result.seconds,
             "restarted": result.restarted,
             "note": result.note,
+            "kept": result.kept,
             "outer_steps": result.outer if self._whole else [],
             "sealed": True,
             "command": self._command,
@@ -438,6 +442,7 @@ def _read(key: str, folder: Path) -> tuple[Run, bool]:
         record["seconds"],
         record.get("restarted", False),
         record.get("note", ""),
+        record.get("kept"),
         _numbers(record.get("outer_steps", [])),
     )
     return run, "restarted" in record

@@ -29,7 +29,7 @@ from cdr.training.options import (
 )
 from cdr.training.pairs import Fold, pair_sampler
 from cdr.training.presets import PresetName, preset
-from cdr.training.procedure import keeps_weights, train
+from cdr.training.procedure import WITH_WEIGHTS, train
 from cdr.training.result import Result
 from cdr.training.same_users import SameUsers
 from cdr.training.saves import Saves
@@ -63,6 +63,7 @@ __all__ = [
     "VARIANTS",
     "WEIGHT_SPREAD",
     "WEIGHT_AUC",
+    "WITH_WEIGHTS",
     "auc",
     "auc_contributions",
     "check_variants",
@@ -72,7 +73,6 @@ __all__ = [
     "grouped_auc",
     "in_a_cell",
     "improvement_over",
-    "keeps_weights",
     "log_loss",
     "pair_sampler",
     "plan",

@@ -29,10 +29,11 @@ _FINDERS: Mapping[str, Callable[..., Found]] = {
 }
 # The training with weights that differ more than those found.
 _SPREAD = "spread"
-_CHOICE = "; kept: "
-_KEPT = {"crossfit": "the weights", _SPREAD: "the weights, spread"}
+_TOLD = {"crossfit": "the weights", _SPREAD: "the weights, spread"}
 PLAIN = ("base", "0", "S")
 """What weights are compared with."""
+WITH_WEIGHTS = tuple(_TOLD)
+"""Names that :attr:`Result.kept` has where weights are used."""
 
 
 def train(
@@ -92,27 +93,22 @@ def train(
     trained = {part: one(part, variant, gamma * given) for part, given in weights.items()}
     best = max(trained, key=lambda part: trained[part].best, default=None)
     relative = np.ones(len(data.source), np.float32) if best is None else weights[best]
+    kept = None
     if cross_fits:
         trained |= {name: one(name, name) for name in PLAIN}
-        chosen = preferred(trained)
-        note += f"{_CHOICE}{_KEPT.get(chosen, chosen)}"
-    else:
-        chosen = variant
+        kept = preferred(trained)
+        note += f"; kept: {_TOLD.get(kept, kept)}"
     result = replace(
-        trained[chosen],
+        trained[kept or variant],
         weights=gamma * relative,
         outer=found.records,
         seconds=time.perf_counter() - started,
         note=note,
+        kept=kept,
     )
     if data.relevant is not None:
         result.weight_auc = auc(relative, data.relevant.cpu().numpy())
     return result
-
-
-def keeps_weights(note: str) -> bool:
-    """Whether a cross-fitted training with this note is the one with weights."""
-    return note.rpartition(_CHOICE)[2] in _KEPT.values()
 
 
 def preferred(trained: Mapping[str, Result]) -> str:

@@ -28,6 +28,8 @@ class Result:
             :meth:`Training.again`.
         valid: scores of the checkpoint on the validation rows.
         note: What is to be told of how the weights were found; "" for nothing.
+        kept: The training chosen of several by validation rows, by its name there; None where there
+            was nothing to choose.
     """
 
     test: Scores
@@ -40,6 +42,7 @@ class Result:
     seconds: float = 0.0
     restarted: bool = False
     note: str = ""
+    kept: str | None = None
     valid: Scores | None = None
 
     @property

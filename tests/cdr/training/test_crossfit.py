@@ -309,7 +309,8 @@ def test_where_the_folds_do_not_agree_a_plain_model_is_kept(tiny: CrossDomainDat
     assert (result.weights == 1).all() and result.weight_auc == 0.5
     plain = {name: train(name, tiny, options(), seed=0) for name in PLAIN}
     kept = preferred(plain)
-    assert same(result, plain[kept]) and result.note.endswith(f"kept: {kept}")
+    assert same(result, plain[kept]) and result.kept == kept
+    assert result.note.endswith(f"kept: {kept}")
 
 
 def test_weights_are_kept_unless_the_base_model_is_better(
@@ -354,11 +355,11 @@ def test_weights_that_hardly_differ_are_spread_if_that_is_better(
         assert (
             len(given) == 4 and given[0] >= WEIGHT_SPREAD and np.array_equal(result.weights, found)
         )
-        assert result.note == "told; kept: the weights"
+        assert result.note == "told; kept: the weights" and result.kept == "crossfit"
     else:
         assert len(given) == 5 and given[:2] == pytest.approx([found.std(), WEIGHT_SPREAD])
         assert result.weights.std() == pytest.approx(WEIGHT_SPREAD)
-        assert result.note == "told; kept: the weights, spread"
+        assert result.note == "told; kept: the weights, spread" and result.kept == "spread"
 
 
 def judged(best: float, num: int, seed: int = 0) -> Result:
