@@ -19,6 +19,7 @@ from reweight._tensors.nested import doubled, map_tensors, tensors_in
 from reweight._tensors.ranks import AttemptError, RankError, Ranks, Traffic
 from reweight._tensors.reading import (
     Pending,
+    can_branch_on,
     can_read,
     ends,
     inner_products,
@@ -79,6 +80,7 @@ __all__ = [
     "all_samples",
     "alone",
     "axpy",
+    "can_branch_on",
     "can_read",
     "central_difference",
     "check_finite",

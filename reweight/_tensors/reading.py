@@ -21,6 +21,22 @@ def can_read(x: Tensor) -> bool:
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
+def can_branch_on(x: Tensor) -> bool:
+    """Whether what Python does may depend on values of ``x``.
+
+    It may not where it is done once for many values: while code is compiled or a CUDA graph is
+    captured, and inside ``torch.vmap``, where ``x`` stands for many tensors.
+    """
+    if torch.compiler.is_compiling() or not can_read(x):
+        return False
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return False
+        x = functorch.get_unwrapped(x)
+    return True
+
+
 def read(*numbers: Tensor) -> list[list[float]]:
     """The entries of several vectors of numbers, in one transfer from each device."""
     devices = {x.device for x in numbers}

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from reweight._tensors import can_branch_on
 from reweight.weighters._histories import Histories, Part
 
 # On a CPU, rows of similar length are pooled together, in parts.
@@ -92,13 +93,17 @@ class PooledAttention(nn.Module):
 
     def _averages(self, key_weight: Tensor, candidate: Tensor, histories: Histories) -> Tensor:
         """The average history of each head, [B, heads, D], zeros where all shares are zero."""
-        if candidate.device.type != "cpu":
-            return self._average(key_weight, candidate, histories.part(histories.longest))
-        steps = (histories.needed() + (_STEP - 1)) // _STEP
-        try:
-            counts = steps.bincount(minlength=1).tolist()
-        except RuntimeError:  # inside torch.vmap values cannot be read
-            return self._average(key_weight, candidate, histories.part(histories.longest))
+        if candidate.device.type == "cpu":
+            steps = (histories.needed() + (_STEP - 1)) // _STEP
+            if can_branch_on(steps):
+                return self._averages_by_length(key_weight, candidate, histories, steps)
+        return self._average(key_weight, candidate, histories.part(histories.longest))
+
+    def _averages_by_length(
+        self, key_weight: Tensor, candidate: Tensor, histories: Histories, steps: Tensor
+    ) -> Tensor:
+        """The same, rows of similar length together; ``steps`` are lengths in units of _STEP."""
+        counts = steps.bincount(minlength=1).tolist()
         parts = _parts(counts, histories.longest, self.num_heads)
         if len(parts) == 1 and not counts[0]:
             return self._average(key_weight, candidate, histories.part(parts[0][1]))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from reweight._tensors import can_read
+from reweight._tensors import can_branch_on
 from reweight.weighters._mean_one import mean_one
 from reweight.weighters._positive import positive
 from reweight.weighters.base import SampleWeighter
@@ -86,8 +86,7 @@ class _LookupWeighter(SampleWeighter):
                 f"{list(ids.shape)} for losses of shape {list(losses.shape)}. Take the ids from "
                 "the same batch and flatten them to [B]."
             )
-        # Reading values would split a compiled graph, and is not allowed in a CUDA graph or vmap.
-        if torch.compiler.is_compiling() or not can_read(ids) or _many_at_once(ids):
+        if not can_branch_on(ids):
             return
         wrong = (ids < 0) | (ids >= size)
         if wrong.any():
@@ -218,13 +217,3 @@ def _sizes(sizes: Sequence[float], num_groups: int) -> Tensor:
         )
     # Shares instead of counts: half precision does not hold large counts.
     return checked / checked.sum()
-
-
-def _many_at_once(x: Tensor) -> bool:
-    """Whether ``x`` stands for many tensors, inside ``torch.vmap``; not for compiled code."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(x):
-        if functorch.is_batchedtensor(x):
-            return True
-        x = functorch.get_unwrapped(x)
-    return False

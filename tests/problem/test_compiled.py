@@ -27,6 +27,8 @@ from _support.compiling import (
 )
 from _support.problems import SigmoidWeights
 from reweight import (
+    BehavioralPerceptron,
+    BehaviorInputs,
     ConjugateGradient,
     Identity,
     ImplicitHypergradient,
@@ -111,6 +113,52 @@ def test_a_sum_over_samples_and_an_outer_loss_of_the_weighter_are_compiled_too()
     found, _ = steps(one, SAME)
     assert is_compiled(found[-1])
     assert_same(found[-1], two.hypergradient(*SAME[-1]))
+
+
+def test_a_perceptron_is_compiled() -> None:
+    class Scorer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.items = nn.Embedding(20, 8)
+
+        def forward(self, item: Tensor, history: Tensor, mask: Tensor) -> Tensor:
+            liked = (self.items(history) * mask.unsqueeze(2)).sum(1)
+            return (self.items(item) * liked).sum(1)
+
+    def losses(model: nn.Module, batch: tuple[Tensor, ...]) -> Losses:
+        item, history, mask, label = batch
+        found = nn.functional.binary_cross_entropy_with_logits(
+            model(item, history, mask), label, reduction="none"
+        )
+        items: Any = model.items
+        behaviors = items(item), *2 * (items(history),), *2 * (mask,)
+        return Losses(found, inputs=BehaviorInputs(*behaviors))
+
+    def outer(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        return losses(model, batch).weighted.mean()
+
+    def drawn(seed: int) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        item, history = (torch.randint(20, shape, generator=generator) for shape in ((6,), (6, 5)))
+        # Histories of several lengths, which an eager step pools apart.
+        mask = torch.arange(5) < torch.arange(6).unsqueeze(1)
+        return item, history, mask, torch.rand(6, generator=generator).round().double()
+
+    torch.manual_seed(0)
+    perceptron = BehavioralPerceptron(8).double()
+    nn.init.normal_(perceptron.local_mlp[-1].weight)
+    one, two = pair(
+        Neumann(2, 0.1),
+        Scorer().double(),
+        weighter=perceptron,
+        losses=losses,
+        outer_loss=outer,
+    )
+    same = [(drawn(seed), drawn(seed + 1)) for seed in (0, 10)]
+    found, _ = steps(one, same)
+    assert is_compiled(found[-1])
+    expected, _ = steps(two, same)
+    assert_same(found[-1], expected[-1])
 
 
 def test_two_names_for_one_module_and_tied_weights_are_put_back() -> None:

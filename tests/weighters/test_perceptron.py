@@ -253,6 +253,23 @@ def test_batches_scored_together_weigh_what_each_weighs_alone() -> None:
         torch.testing.assert_close(perceptron.normalize(together), alone, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("error")
+def test_many_batches_are_weighed_at_once() -> None:
+    perceptron = trained()
+    batches = [behaviors() for _ in range(3)]
+    losses = torch.rand(3, BATCH, dtype=F64)
+
+    def weights(losses: Tensor, *inputs: Tensor) -> Tensor:
+        found: Tensor = perceptron(losses, BehaviorInputs(*inputs))
+        return found
+
+    stacked = [torch.stack(each) for each in zip(*batches, strict=True)]
+    together = torch.vmap(weights)(losses, *stacked)
+    alone = [weights(own, *batch) for own, batch in zip(losses, batches, strict=True)]
+    # Products of float64 in another order.
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-12, atol=1e-12)
+
+
 def padded(slices: HistorySlices) -> tuple[Tensor, Tensor]:
     """The same histories [B, N, D] with their mask."""
     places = zip(slices.start.tolist(), slices.length.tolist(), strict=True)
