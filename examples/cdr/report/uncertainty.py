@@ -33,7 +33,9 @@ def standard_error(ours: Sequence[Scores], base: Sequence[Scores]) -> float:
     differ is not known.
 
     Where every seed has data, and so users, of its own, the d_s are independent, and the variance
-    is the seeds' part, in which that of the users is.
+    is the seeds' part, in which that of the users is: (sum over s and u of c_us²) / S². Of a few
+    seeds the former may be next to nothing by chance. So it is no less than the latter, which is
+    known from many users.
 
     Args:
         ours: Scores of each seed.
@@ -46,10 +48,11 @@ def standard_error(ours: Sequence[Scores], base: Sequence[Scores]) -> float:
     num_seeds = len(pairs)
     difference = [auc(a.probability, a.label) - auc(b.probability, b.label) for a, b in pairs]
     seeds = float(np.var(difference, ddof=1)) / num_seeds if num_seeds > 1 else 0.0
-    if not same_rows(ours):
-        return float(np.sqrt(seeds))
     num_users = max(int(a.user.max()) for a in ours) + 1
     contributed = np.stack([_of_users(a, num_users) - _of_users(b, num_users) for a, b in pairs])
+    if not same_rows(ours):
+        users = float((contributed**2).sum()) / num_seeds**2
+        return float(np.sqrt(max(users, seeds)))
     users = float((contributed.mean(0) ** 2).sum())
     both = float(contributed.var(0, ddof=1).sum()) / num_seeds if num_seeds > 1 else 0.0
     return float(np.sqrt(max(users + seeds - both, users, seeds)))
