@@ -14,6 +14,10 @@ from reweight._tables.lookups import INTEGERS, bags, wrapped
 from reweight._tables.table import Table, find
 from reweight._tensors import Tree
 
+# A table of at most so many times the rows of a look-up is copied for it: to find each row among
+# those given takes ten times as long. To copy a larger one would cost memory that grows with it.
+_COPIED = 4
+
 
 class SubstituteRows(TorchFunctionMode):
     """While this mode is active, look-ups read other values for some rows of some tables.
@@ -29,7 +33,7 @@ class SubstituteRows(TorchFunctionMode):
 
     def __init__(self, tables: Mapping[str, Table], values: Tree) -> None:
         super().__init__()
-        self._of = {id(t.weight): (t, values[name]) for name, t in tables.items()}
+        self._of = {id(t.weight): _Substituted(t, values[name]) for name, t in tables.items()}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -42,19 +46,32 @@ class SubstituteRows(TorchFunctionMode):
         weight = args[at] if len(args) > at else kwargs.get(name)
         if id(weight) not in self._of:
             return func(*args, **kwargs)
-        table, values = self._of[id(weight)]
-
-        def read(index: Tensor, padding_idx: int | None = None) -> Tensor:
-            others = table.weight.detach()[index].to(values.dtype)
-            if not len(table.rows):
-                return others
-            at, active = find(index, table.rows)
-            if padding_idx is not None:
-                active &= index != padding_idx % len(table.weight)
-            return torch.where(active.unsqueeze(-1), values[at], others)
-
-        result = look_up(read, *args, **kwargs)
+        result = look_up(self._of[id(weight)].read, *args, **kwargs)
         return func(*args, **kwargs) if result is None else result
+
+
+class _Substituted:
+    """A table with other values for some of its rows."""
+
+    def __init__(self, table: Table, values: Tensor) -> None:
+        self._table, self._values = table, values
+
+    def read(self, index: Tensor, padding_idx: int | None = None) -> Tensor:
+        """The rows at ``index``; that of ``padding_idx`` is a constant, the table's own."""
+        table, values = self._table, self._values
+        if padding_idx is None and len(table.weight) <= _COPIED * index.numel():
+            # Not kept for the next look-up: a checkpoint looks up again in a backward pass, where
+            # this mode is not active, and would read the table's own rows. It refuses, as it saves
+            # one tensor less than with the copy.
+            weight = table.weight.detach().to(values.dtype)
+            return functional.embedding(index, weight.index_copy(0, table.rows, values))
+        others = functional.embedding(index, table.weight.detach()).to(values.dtype)
+        if not len(table.rows):
+            return others
+        at, active = find(index, table.rows)
+        if padding_idx is not None:
+            active &= index != padding_idx % len(table.weight)
+        return torch.where(active.unsqueeze(-1), values[at], others)
 
 
 _Read = Callable[..., Tensor]

@@ -171,10 +171,14 @@ def test_look_ups_by_other_names_are_served_too(read: str, hvp: str) -> None:
     assert relative_error(got.influence, expected.influence) < tolerance
 
 
-def test_differences_of_a_checkpointed_look_up() -> None:
+@pytest.mark.parametrize("checked", ["default", "none"])
+def test_differences_of_a_checkpointed_look_up(checked: str) -> None:
     class Checkpointed(Catalogue):
         def forward(self, index: Tensor) -> Tensor:
-            return checkpoint(super().forward, index, use_reentrant=False)
+            found: Tensor = checkpoint(
+                super().forward, index, use_reentrant=False, determinism_check=checked
+            )
+            return found
 
     with quiet():
         got = catalogue(model=Checkpointed().double(), hvp="finite_difference")
