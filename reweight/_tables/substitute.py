@@ -15,7 +15,8 @@ from reweight._tables.table import Table, find
 from reweight._tensors import Tree
 
 # A table of at most so many times the rows of a look-up is copied for it: to find each row among
-# those given takes ten times as long. To copy a larger one would cost memory that grows with it.
+# those given takes three to ten times as long. To copy a larger one would cost memory that grows
+# with it.
 _COPIED = 4
 
 
