@@ -36,6 +36,7 @@ from cdr.runs.runner import Task, run
 from cdr.runs.sealed import SEAL, read_sealed, write_sealed
 from cdr.runs.signals import held_back
 from cdr.training import (
+    AGREE_WITHIN,
     COLLAPSED,
     HOLDS_OUT,
     RESTARTED,
@@ -388,8 +389,8 @@ def options_read(task: Task) -> dict[str, Any]:
         del read["inner"]["gamma"]
     if how.finds:
         if how.weights == "crossfit":
-            # Trainings from before there was such a spread may be others.
-            read["search"]["spread"] = WEIGHT_SPREAD
+            # Trainings from before there were these two may be others.
+            read["search"] |= {"spread": WEIGHT_SPREAD, "agree_within": AGREE_WITHIN}
         else:
             del read["search"]["batch_size"], read["search"]["solver"]
         return read

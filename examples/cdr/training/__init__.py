@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cdr.training.chance import COLLAPSED, MEANING, RESTARTED, counted, in_a_cell, remark, warning
+from cdr.training.crossfit import AGREE_WITHIN
 from cdr.training.ensemble import ensemble
 from cdr.training.evaluation import NUM_SOURCE, Scores, score
 from cdr.training.graphs import CapturedStep
@@ -38,6 +39,7 @@ from cdr.training.spread import WEIGHT_SPREAD
 from cdr.training.variants import VARIANTS, Plan, check_variants, plan, variant_label
 
 __all__ = [
+    "AGREE_WITHIN",
     "COLLAPSED",
     "CapturedStep",
     "HOLDS_OUT",

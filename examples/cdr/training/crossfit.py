@@ -25,11 +25,13 @@ from cdr.training.weighing import Weighing
 
 # Validation AUC in an epoch; less than this is the end of the steep part.
 _SETTLED = 0.01
-# Times the epochs of a search, where the folds agree.
+# Times the epochs of a search, where outer steps have begun within those.
 _AT_MOST = 2
-# Outer steps after which folds that have not agreed once are not waited for: ten windows of
-# Agreement. On data of many rows an epoch has hundreds, and by chance they would agree in the end.
-_WAITED = 200
+
+AGREE_WITHIN = 200
+"""Outer steps within which the folds have to agree for the first time: ten windows of
+:class:`Agreement`. On data of many rows an epoch has hundreds, and by chance they would in the end.
+"""
 
 
 class Found(NamedTuple):
@@ -126,8 +128,7 @@ class CrossFit:
     @property
     def done(self) -> bool:
         """Whether there is no further epoch."""
-        # As long as the folds agree there is more to learn.
-        most = (_AT_MOST if self._steps.taken else 1) * self._epochs
+        most = (_AT_MOST if self._steps.records else 1) * self._epochs
         return self._over or self._trainings[0].epoch >= most
 
     def run_epoch(self, on_step: OnStep, after_step: Callable[[], None] | None = None) -> None:
@@ -159,8 +160,8 @@ class CrossFit:
 
     @property
     def _in_vain(self) -> bool:
-        """Whether it has been long that the folds do not agree."""
-        return not self._steps.taken and len(self._steps.records) >= _WAITED
+        """Whether the folds have never agreed, and are not to be expected to in time."""
+        return not self._steps.taken and not self._steps.may_agree(AGREE_WITHIN)
 
     def _inner_steps(self, batches: Sequence[PairBatch | None]) -> Tensor | None:
         """A step of each model, equally large; the losses before it [K], or None without a step.
@@ -265,6 +266,10 @@ class _OuterSteps:
         """Go on from a state."""
         self._agreement.load_state_dict(state["agreement"])
         self.taken, self.records = state["taken"], state["records"]
+
+    def may_agree(self, within: int) -> bool:
+        """Whether the folds, which have not agreed so far, may be expected to."""
+        return self._agreement.in_reach(within)
 
     def take(self) -> None:
         """Look at a hypergradient of each, and step along their mean where they agree."""

@@ -147,19 +147,19 @@ def test_what_does_not_agree_moves_nothing(
 
 
 @pytest.mark.slow
-def test_folds_that_never_agree_are_not_waited_for(
-    tiny: CrossDomainData, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("within", "t", "epochs"), [(1, 2.0, 2), (10_000, 2.0, 8), (50, -2.5, 3)])
+def test_folds_are_waited_for_as_long_as_they_may_agree(
+    tiny: CrossDomainData, monkeypatch: pytest.MonkeyPatch, within: int, t: float, epochs: int
 ) -> None:
     monkeypatch.setattr("cdr.training.crossfit._SETTLED", np.inf)
-    monkeypatch.setattr(Agreement, "t", property(lambda self: -1.0))
-    # The first epoch is the steep part, in which no outer step is looked at.
-    for waited, epochs in ((1, 2), (10_000, 4)):
-        monkeypatch.setattr("cdr.training.crossfit._WAITED", waited)
-        crossfit = CrossFit(tiny, options(**{"search.epochs": 4}), seed=0)
-        while not crossfit.done:
-            crossfit.run_epoch(lambda *told: None)
-        assert crossfit._trainings[0].epoch == epochs
-        assert crossfit.found().weights is None
+    monkeypatch.setattr("cdr.training.crossfit.AGREE_WITHIN", within)
+    monkeypatch.setattr(Agreement, "t", property(lambda self: t))
+    monkeypatch.setattr(Agreement.__init__, "__defaults__", (3, 3.0, 1.0))
+    crossfit = CrossFit(tiny, options(**{"search.epochs": 4}), seed=0)
+    while not crossfit.done:
+        crossfit.run_epoch(lambda *told: None)
+    assert crossfit._trainings[0].epoch == epochs
+    assert crossfit.found().weights is None
 
 
 def test_a_step_is_shortened_to_the_share_of_the_signal(

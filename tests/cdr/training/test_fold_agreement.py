@@ -37,6 +37,14 @@ def test_the_share_of_a_common_direction_is_told(signal: float) -> None:
     assert agreement.cosine == pytest.approx(signal**2 / (signal**2 + 1), abs=0.03)
 
 
+def steps_in_reach(agreement: Agreement, signal: float, seed: int, within: int) -> int:
+    """How many steps it takes until the folds agree, or are not to be expected to."""
+    rows = hypergradients(within, signal, seed, folds=3, size=20)
+    while agreement.in_reach(within) and not agreement.agrees:
+        agreement.add(next(rows))
+    return len(agreement.state_dict()["products"])
+
+
 def ever_agree(signal: float, runs: int, steps: int) -> float:
     """The share of runs in which the folds agree at some step."""
     found = 0
@@ -60,6 +68,31 @@ def test_noise_alone_is_hardly_ever_taken_for_agreement() -> None:
 def test_a_weak_signal_is_seen_in_the_end() -> None:
     # A cosine of .06 among 20 numbers, whose own spread is a quarter.
     assert ever_agree(signal=0.25, runs=20, steps=200) >= 0.9
+
+
+def test_folds_with_nothing_in_common_are_given_up_early() -> None:
+    seen = [steps_in_reach(Agreement(), 0.0, seed, within=200) for seed in range(40)]
+    # Of normal numbers, 75 on average with a spread of 62: the mean of 40 is less than 100 but for
+    # one time in 200.
+    assert min(seen) >= 20 and sum(seen) / len(seen) < 100
+
+
+def test_folds_that_will_agree_are_waited_for() -> None:
+    # As above, where more than nine in ten agree in the end.
+    agreeing = 0
+    for seed in range(20):
+        agreement = Agreement()
+        assert steps_in_reach(agreement, 0.25, seed, within=200) <= 200
+        agreeing += agreement.agrees
+    assert agreeing >= 17
+
+
+def test_folds_are_not_waited_for_beyond_the_steps_given() -> None:
+    agreement = Agreement(window=5)
+    for number, product in enumerate((1.0, -1.0, 1.0, -0.5, 1.0)):
+        assert agreement.in_reach(5) == agreement.in_reach(100) == (number < 5)
+        agreement.add(torch.tensor([[1.0, 0.0], [product, 1.0]]))
+    assert not agreement.agrees and not agreement.in_reach(5) and agreement.in_reach(100)
 
 
 def test_folds_that_agreed_agree_no_longer_when_the_signal_has_gone() -> None:
