@@ -124,7 +124,8 @@ class SearchOptions:
     inner_lr: float = 2e-3
     """The model's, in the place of --inner.lr; a model that overfits its rows gives no signal."""
     epochs: int = 10
-    """As many, whatever the model's validation AUC: the weights are those after the last one."""
+    """As many, whatever the model's validation AUC: the weights are those after the last one. With
+    crossfit, within which outer steps begin; twice as many at most."""
     split: float = 0.2
     """The share of the training rows that is held out, for dev batches of the same users."""
     folds: int = 4
