@@ -36,11 +36,10 @@ from cdr.runs.runner import Task, run
 from cdr.runs.sealed import SEAL, read_sealed, write_sealed
 from cdr.runs.signals import held_back
 from cdr.training import (
-    AGREE_WITHIN,
     COLLAPSED,
+    CROSSFIT_EDITION,
     HOLDS_OUT,
     RESTARTED,
-    WEIGHT_SPREAD,
     Result,
     Saves,
     Scores,
@@ -389,8 +388,7 @@ def options_read(task: Task) -> dict[str, Any]:
         del read["inner"]["gamma"]
     if how.finds:
         if how.weights == "crossfit":
-            # Trainings from before there were these two may be others.
-            read["search"] |= {"spread": WEIGHT_SPREAD, "agree_within": AGREE_WITHIN}
+            read["search"]["edition"] = CROSSFIT_EDITION
         else:
             del read["search"]["batch_size"], read["search"]["solver"]
         return read

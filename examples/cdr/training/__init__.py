@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from cdr.training.chance import COLLAPSED, MEANING, RESTARTED, counted, in_a_cell, remark, warning
-from cdr.training.crossfit import AGREE_WITHIN
 from cdr.training.ensemble import ensemble
 from cdr.training.evaluation import NUM_SOURCE, Scores, score
 from cdr.training.graphs import CapturedStep
@@ -30,17 +29,16 @@ from cdr.training.options import (
 )
 from cdr.training.pairs import Fold, pair_sampler
 from cdr.training.presets import PresetName, preset
-from cdr.training.procedure import WITH_WEIGHTS, train
+from cdr.training.procedure import CROSSFIT_EDITION, WITH_WEIGHTS, train
 from cdr.training.result import Result
 from cdr.training.same_users import SameUsers
 from cdr.training.saves import Saves
 from cdr.training.side_by_side import train_side_by_side
-from cdr.training.spread import WEIGHT_SPREAD
 from cdr.training.variants import VARIANTS, Plan, check_variants, plan, variant_label
 
 __all__ = [
-    "AGREE_WITHIN",
     "COLLAPSED",
+    "CROSSFIT_EDITION",
     "CapturedStep",
     "HOLDS_OUT",
     "Fold",
@@ -63,7 +61,6 @@ __all__ = [
     "SearchOptions",
     "Training",
     "VARIANTS",
-    "WEIGHT_SPREAD",
     "WEIGHT_AUC",
     "WITH_WEIGHTS",
     "auc",

@@ -27,11 +27,9 @@ from cdr.training.weighing import Weighing
 _SETTLED = 0.01
 # Times the epochs of a search, where outer steps have begun within those.
 _AT_MOST = 2
-
-AGREE_WITHIN = 200
-"""Outer steps within which the folds have to agree for the first time: ten windows of
-:class:`Agreement`. On data of many rows an epoch has hundreds, and by chance they would in the end.
-"""
+# Outer steps within which the folds have to agree for the first time: ten windows of Agreement. On
+# data of many rows an epoch has hundreds, and by chance they would in the end.
+_WITHIN = 200
 
 
 class Found(NamedTuple):
@@ -161,7 +159,7 @@ class CrossFit:
     @property
     def _in_vain(self) -> bool:
         """Whether the folds have never agreed, and are not to be expected to in time."""
-        return not self._steps.taken and not self._steps.may_agree(AGREE_WITHIN)
+        return not self._steps.taken and not self._steps.may_agree(_WITHIN)
 
     def _inner_steps(self, batches: Sequence[PairBatch | None]) -> Tensor | None:
         """A step of each model, equally large; the losses before it [K], or None without a step.

@@ -34,6 +34,9 @@ PLAIN = ("base", "0", "S")
 """What weights are compared with."""
 WITH_WEIGHTS = tuple(_TOLD)
 """Names that :attr:`Result.kept` has where weights are used."""
+CROSSFIT_EDITION = 3
+"""Raised when cross-fitting comes to find other weights, or to keep another model, with the same
+options."""
 
 
 def train(
@@ -91,13 +94,14 @@ def train(
     # In all, the source counts as much as in the base model.
     gamma = options.inner.gamma
     trained = {part: one(part, variant, gamma * given) for part, given in weights.items()}
-    best = max(trained, key=lambda part: trained[part].best, default=None)
-    relative = np.ones(len(data.source), np.float32) if best is None else weights[best]
     kept = None
     if cross_fits:
         trained |= {name: one(name, name) for name in PLAIN}
         kept = preferred(trained)
         note += f"; kept: {_TOLD.get(kept, kept)}"
+    relative = weights.get(kept or variant, found.weights)
+    if relative is None:
+        relative = np.ones(len(data.source), np.float32)
     result = replace(
         trained[kept or variant],
         weights=gamma * relative,
@@ -114,17 +118,18 @@ def train(
 def preferred(trained: Mapping[str, Result]) -> str:
     """The name of the training to keep, by validation rows.
 
-    The best one with weights unless the base model's AUC is higher, and one that learns less from
-    the source only if its AUC is higher than that of the former by more than a standard error of
-    the difference (over users): on few validation rows it often is by chance.
+    The one with the weights found unless the base model's AUC is higher. What nothing was learned
+    of, how far weights differ and learning less from the source, is kept only if its AUC is higher
+    by more than a standard error of the difference (over users): on few validation rows it often
+    is by chance.
 
     Args:
         trained: By name :data:`PLAIN`, and those with weights if there are any.
     """
-    weighted = trained.keys() - set(PLAIN)
-    best = max(("base", *sorted(weighted)), key=lambda name: (trained[name].best, name != "base"))
-    for name in PLAIN[1:]:
-        if _clearly_above(trained[name], trained[best]):
+    found = trained.get("crossfit")
+    best = "crossfit" if found is not None and found.best >= trained["base"].best else "base"
+    for name in (_SPREAD, *PLAIN[1:]):
+        if name in trained and _clearly_above(trained[name], trained[best]):
             best = name
     return best
 
