@@ -55,8 +55,8 @@ def train(
     Where weights are found on folds, a new model is trained with them on all rows. Cross-fitting
     finds their order; how far they differ is a matter of its learning rate and of how long the
     folds agree. If that is little, another model is trained with weights that differ more, see
-    :func:`cdr.training.spread.spread`. All of it is used only if it is no worse than no weights at
-    all, see :func:`preferred`.
+    :func:`cdr.training.spread.spread`. Which model is kept is for validation rows to say, see
+    :func:`preferred`.
 
     Args, returns and errors are those of :func:`cdr.training.epochs.train`, which trains one model.
     """
