@@ -144,7 +144,7 @@ class CrossFit:
             if (losses := self._inner_steps(batches)) is not None:
                 total = total.to(losses.device) + losses
             due = [training.count_step() for training in trainings]
-            if all(due) and self._settled and not self._in_vain:
+            if all(due) and self._settled and not self._steps.in_vain:
                 self._steps.take()
             on_step(epoch, done, steps, best)
         for training, loss in zip(trainings, total.tolist(), strict=True):
@@ -154,12 +154,7 @@ class CrossFit:
         self._settled |= self._reached - last < _SETTLED
         # Folds that have agreed, and do so no longer, have told all that is to be learned.
         taken = self._steps.taken
-        self._over = taken == before if taken else self._in_vain
-
-    @property
-    def _in_vain(self) -> bool:
-        """Whether the folds have never agreed, and are not to be expected to in time."""
-        return not self._steps.taken and not self._steps.may_agree(_WITHIN)
+        self._over = taken == before if taken else self._steps.in_vain
 
     def _inner_steps(self, batches: Sequence[PairBatch | None]) -> Tensor | None:
         """A step of each model, equally large; the losses before it [K], or None without a step.
@@ -265,9 +260,10 @@ class _OuterSteps:
         self._agreement.load_state_dict(state["agreement"])
         self.taken, self.records = state["taken"], state["records"]
 
-    def may_agree(self, within: int) -> bool:
-        """Whether the folds, which have not agreed so far, may be expected to."""
-        return self._agreement.in_reach(within)
+    @property
+    def in_vain(self) -> bool:
+        """Whether the folds have never agreed, and are not to be expected to in time."""
+        return not self.taken and not self._agreement.in_reach(_WITHIN)
 
     def take(self) -> None:
         """Look at a hypergradient of each, and step along their mean where they agree."""
