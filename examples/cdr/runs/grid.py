@@ -74,6 +74,7 @@ class Run:
         restarted: whether it was begun once more, since it had told no rows apart.
         note: how its weights were found; "" for nothing to tell.
         kept: see :class:`cdr.training.Result`.
+        valid: scores on the validation rows; None where an earlier version did not keep them.
         outer: a record for each outer step, where they are kept.
     """
 
@@ -87,6 +88,7 @@ class Run:
     restarted: bool = False
     note: str = ""
     kept: str | None = None
+    valid: Scores | None = None
     outer: list[dict[str, float]] = field(default_factory=list)
 
     @property
@@ -166,6 +168,27 @@ class Grid:
         shutil.rmtree(folder)
         return None
 
+    def result(self, task: Task) -> Result | None:
+        """The finished training as it came out, with its model in a grid of whole ones; None also
+        where an earlier version kept less of it."""
+        run = self.load(task)
+        if run is None or run.valid is None:
+            return None
+        return Result(
+            run.test,
+            run.extra_test,
+            run.history,
+            torch.load(self.model(task), map_location="cpu") if self._whole else {},
+            weights=run.weights,
+            weight_auc=run.weight_auc,
+            outer=run.outer,
+            seconds=run.seconds,
+            restarted=run.restarted,
+            note=run.note,
+            kept=run.kept,
+            valid=run.valid,
+        )
+
     def saves(self, task: Task) -> Saves:
         """Where the state of a training is kept until it is finished."""
         return Saves(self._folder / "states" / self.key(task) / "state", seconds=_SECONDS)
@@ -201,8 +224,9 @@ class Grid:
         """Keep a training that has just ended."""
         key = self.key(task)
         arrays = _arrays("test", result.test)
-        if result.extra_test is not None:
-            arrays |= _arrays("extra_test", result.extra_test)
+        for name, scores in (("extra_test", result.extra_test), ("valid", result.valid)):
+            if scores is not None:
+                arrays |= _arrays(name, scores)
         if result.weights is not None:
             arrays["weights"] = result.weights
         record = to_json(self._record(task, result), indent=2) + "\n"
@@ -230,6 +254,7 @@ class Grid:
             result.restarted,
             result.note,
             result.kept,
+            result.valid,
             result.outer if self._whole else [],
         )
 
@@ -325,6 +350,8 @@ def complete(
             keep_going=processes.size == 1,
             processes=processes,
             saves=saves,
+            # All processes have to do the same, and only the first has a grid.
+            finished=grid.result if processes.size == 1 else None,
         ):
             if isinstance(result, Exception):
                 failures[task] = str(result)
@@ -434,7 +461,7 @@ def _read(key: str, folder: Path) -> tuple[Run, bool]:
     run = Run(
         key,
         _scores(found, "test"),
-        _scores(found, "extra_test") if "extra_test_label" in found else None,
+        _scores_if_kept(found, "extra_test"),
         _numbers(record["history"]),
         found.get("weights"),
         record["weight_auc"],
@@ -442,6 +469,7 @@ def _read(key: str, folder: Path) -> tuple[Run, bool]:
         record.get("restarted", False),
         record.get("note", ""),
         record.get("kept"),
+        _scores_if_kept(found, "valid"),
         _numbers(record.get("outer_steps", [])),
     )
     return run, "restarted" in record
@@ -465,6 +493,10 @@ def _arrays(name: str, scores: Scores) -> dict[str, NDArray[Any]]:
 
 def _scores(arrays: dict[str, NDArray[Any]], name: str) -> Scores:
     return Scores(*(arrays[f"{name}_{field}"] for field in ("probability", "label", "user")))
+
+
+def _scores_if_kept(arrays: dict[str, NDArray[Any]], name: str) -> Scores | None:
+    return _scores(arrays, name) if f"{name}_label" in arrays else None
 
 
 def _canonical(value: Any) -> str:

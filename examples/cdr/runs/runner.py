@@ -21,6 +21,7 @@ from cdr.training import Options, Result, Saves, plan, train, train_side_by_side
 
 Progress = Callable[[str], None]
 Weights = NDArray[np.float32]
+Finished = Callable[["Task"], Result | None]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def run(
     keep_going: bool = False,
     processes: Processes = ALONE,
     saves: Callable[[Task], Saves | None] = lambda task: None,
+    finished: Finished | None = None,
 ) -> Iterator[tuple[Task, Result | Exception]]:
     """Train every task and yield it when it is done.
 
@@ -95,6 +97,8 @@ def run(
         keep_going: yield the error of a training in the place of its result, and train the others.
         saves: where the state of each training is kept, to go on from; None: nowhere. That of
             trainings in common steps is kept where the first of them has it.
+        finished: looks for a training that one of these would repeat, see
+            :func:`cdr.training.train`; pickled for ``jobs``.
 
     Raises:
         ValueError: from :func:`cdr.training.epochs.train`, unless ``keep_going``; the other
@@ -113,7 +117,7 @@ def run(
         for group, weights in iter(queue.next, None):
             try:
                 results: list[Result] | Exception = _train(
-                    group, weights, progress, processes, saves
+                    group, weights, progress, processes, saves, finished
                 )
             except ValueError as error:
                 if not keep_going:
@@ -126,7 +130,7 @@ def run(
         while True:
             while workers.free and (ready := queue.next()) is not None:
                 group, weights = ready
-                workers.submit(group, weights, [saves(task) for task in group])
+                workers.submit(group, weights, [saves(task) for task in group], finished)
             if not workers.busy:
                 return
             for group, content in workers.events(0.2):
@@ -205,6 +209,7 @@ def _train(
     progress: Progress,
     processes: Processes,
     saves: Callable[[Task], Saves | None],
+    finished: Finished | None,
 ) -> list[Result]:
     """Train tasks that differ by nothing but the seed."""
     task = group[0]
@@ -226,6 +231,7 @@ def _train(
                 learned=weights,
                 processes=processes,
                 saves=saves(task),
+                finished=lambda name: finished and finished(replace(task, variant=name)),
                 on_step=on_step,
             )
         ]
@@ -285,9 +291,9 @@ def _start_process(device: str) -> None:
 
 
 def _train_in_process(job: Any, tell: Progress) -> list[Result]:
-    group, weights, (saves, *_) = job
+    group, weights, (saves, *_), finished = job
     group = tuple(replace(task, device=_device) for task in group)
-    results = _train(group, weights, tell, ALONE, lambda task: saves)
+    results = _train(group, weights, tell, ALONE, lambda task: saves, finished)
     for result in results:
         # The parent need not open every GPU.
         result.state = map_tensors(Tensor.cpu, result.state)

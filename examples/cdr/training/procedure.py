@@ -48,6 +48,7 @@ def train(
     learned: NDArray[np.float32] | None = None,
     processes: Processes = ALONE,
     saves: Saves | None = None,
+    finished: Callable[[str], Result | None] = lambda variant: None,
     on_step: OnStep = lambda epoch, step, steps, best: None,
 ) -> Result:
     """Train a variant and score it.
@@ -58,7 +59,13 @@ def train(
     :func:`cdr.training.spread.spread`. Which model is kept is for validation rows to say, see
     :func:`preferred`.
 
-    Args, returns and errors are those of :func:`cdr.training.epochs.train`, which trains one model.
+    Args, returns and errors are those of :func:`cdr.training.epochs.train`, which trains one model,
+    but for
+
+    Args:
+        finished: The training of another variant with the same data, options and seed, so that
+            cross-fitting need not repeat what it compares with; None where there is none, which is
+            then trained.
     """
 
     def one(part: str, name: str, weights: NDArray[np.float32] | None = None) -> Result:
@@ -94,9 +101,10 @@ def train(
     # In all, the source counts as much as in the base model.
     gamma = options.inner.gamma
     trained = {part: one(part, variant, gamma * given) for part, given in weights.items()}
-    kept = None
+    kept, known = None, {}
     if cross_fits:
-        trained |= {name: one(name, name) for name in PLAIN}
+        known = {name: result for name in PLAIN if (result := finished(name)) is not None}
+        trained |= {name: known.get(name) or one(name, name) for name in PLAIN}
         kept = preferred(trained)
         note += f"; kept: {_TOLD.get(kept, kept)}"
     relative = weights.get(kept or variant, found.weights)
@@ -106,7 +114,7 @@ def train(
         trained[kept or variant],
         weights=gamma * relative,
         outer=found.records,
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - started + sum(result.seconds for result in known.values()),
         note=note,
         kept=kept,
     )

@@ -11,14 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from cdr.common.jsonable import to_json
 from cdr.data import Harm
 from cdr.runs import grid, runner
 from cdr.runs.grid import Completed, Grid, complete, options_read
 from cdr.runs.runner import Source, Task
+from cdr.training import epochs
 from cdr.training.evaluation import Scores
 from cdr.training.options import Options
+from cdr.training.procedure import PLAIN
 from cdr.training.result import Result
 
 BRIEF = replace(
@@ -52,9 +55,10 @@ def tasks(source: Source, *variants: str, options: Options = BRIEF, seeds: int =
     return [Task(v, seed, source, options, "cpu") for seed in range(seeds) for v in variants]
 
 
-def completed(folder: Path, wanted: list[Task]) -> Completed:
+def completed(folder: Path, wanted: list[Task], jobs: int = 1, *, whole: bool = False) -> Completed:
     names = {task: f"{task.variant} seed {task.seed}" for task in wanted}
-    return complete(Grid(folder, "reproduce.py table1"), wanted, 1, names, stack_seeds=False)
+    grid = Grid(folder, "reproduce.py table1", whole=whole)
+    return complete(grid, wanted, jobs, names, stack_seeds=False)
 
 
 def test_each_harm_has_trainings_of_its_own(tmp_path: Path, source: Source) -> None:
@@ -320,6 +324,56 @@ def test_learned_weights_are_taken_from_the_grid(
     completed(tmp_path, tasks(source, "search"))
     completed(tmp_path, tasks(source, "search", "retrain"))
     assert [task.variant for task in trained] == ["search", "retrain"]
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The variants of single models that were trained in this process."""
+    done: list[str] = []
+
+    def train(variant: str, *arguments: Any, **told: Any) -> Result:
+        done.append(variant)
+        return alone(variant, *arguments, **told)
+
+    alone = epochs.train
+    monkeypatch.setattr(epochs, "train", train)
+    return done
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("whole", [False, True])
+def test_cross_fitting_repeats_no_training_that_is_there(
+    tmp_path: Path, source: Source, parts: list[str], whole: bool, jobs: int
+) -> None:
+    plain, (task,) = tasks(source, *PLAIN), tasks(source, "crossfit")
+    alone = completed(tmp_path / "alone", [task], whole=whole).runs[task]
+    assert sorted(parts) == sorted(PLAIN) and alone.kept in PLAIN
+    seconds = sum(run.seconds for run in completed(tmp_path, plain, whole=whole).runs.values())
+    parts.clear()
+    run = completed(tmp_path, [task], jobs, whole=whole).runs[task]
+    assert not parts and run.seconds > seconds
+    assert (run.key, run.kept, run.note) == (alone.key, alone.kept, alone.note)
+    assert np.array_equal(run.test.probability, alone.test.probability)
+    assert to_json(run.history) == to_json(alone.history)
+    if whole:
+        paths = (Grid(folder, "").model(task) for folder in (tmp_path, tmp_path / "alone"))
+        model, other = (torch.load(path)["model"] for path in paths)
+        assert model.keys() == other.keys() and model
+        assert all(torch.equal(model[name], other[name]) for name in model)
+
+
+def test_a_training_of_which_less_was_kept_is_repeated(
+    tmp_path: Path, source: Source, parts: list[str]
+) -> None:
+    base, crossfit = tasks(source, "base", "crossfit")
+    (result,) = (result for _, result in runner.run([base], 1, lambda text: None))
+    assert isinstance(result, Result)
+    grid = Grid(tmp_path, "")
+    grid.store(base, replace(result, valid=None))
+    assert grid.load(base) is not None and grid.result(base) is None
+    parts.clear()
+    completed(tmp_path, [crossfit])
+    assert sorted(parts) == sorted(PLAIN)
 
 
 def test_the_key_is_of_all_that_decides(tmp_path: Path, source: Source) -> None:
