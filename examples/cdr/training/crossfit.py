@@ -130,7 +130,7 @@ class CrossFit:
         return self._over or self._trainings[0].epoch >= most
 
     def run_epoch(self, on_step: OnStep, after_step: Callable[[], None] | None = None) -> None:
-        """Train all models for one epoch.
+        """Train all models for one epoch, or until there is nothing more to wait for.
 
         Args:
             on_step: Called after every step.
@@ -144,17 +144,19 @@ class CrossFit:
             if (losses := self._inner_steps(batches)) is not None:
                 total = total.to(losses.device) + losses
             due = [training.count_step() for training in trainings]
-            if all(due) and self._settled and not self._steps.in_vain:
+            if all(due) and self._settled:
                 self._steps.take()
             on_step(epoch, done, steps, best)
+            if self._steps.in_vain:
+                self._over = True
+                return
         for training, loss in zip(trainings, total.tolist(), strict=True):
             training.end_epoch(loss / len(training.sampler))
         last = self._reached
         self._reached = float(np.mean([training.last for training in trainings]))
         self._settled |= self._reached - last < _SETTLED
         # Folds that have agreed, and do so no longer, have told all that is to be learned.
-        taken = self._steps.taken
-        self._over = taken == before if taken else self._steps.in_vain
+        self._over = 0 < self._steps.taken == before
 
     def _inner_steps(self, batches: Sequence[PairBatch | None]) -> Tensor | None:
         """A step of each model, equally large; the losses before it [K], or None without a step.
