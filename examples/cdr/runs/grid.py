@@ -126,7 +126,8 @@ class Grid:
         """The name of a training: a hash of all that determines its result.
 
         The device and other trainings are left out: they change the result by rounding, or by
-        random draws of the same distribution.
+        random draws of the same distribution. So does whether what a cross-fitting compares with
+        comes from here or is trained beside it.
         """
         decides = {
             "format": _FORMAT,
@@ -169,16 +170,24 @@ class Grid:
         return None
 
     def result(self, task: Task) -> Result | None:
-        """The finished training as it came out, with its model in a grid of whole ones; None also
-        where an earlier version kept less of it."""
-        run = self.load(task)
-        if run is None or run.valid is None:
+        """The finished training as it came out, with its model in a grid of whole ones.
+
+        None if there is none, it cannot be read, or an earlier version kept less of it: whoever
+        asks can train it.
+        """
+        key = self.key(task)
+        try:
+            run, current = _read(key, self._place(key))
+            state = torch.load(self.model(task), "cpu", weights_only=True) if self._whole else {}
+        except Exception:  # as in load, which tells of it and removes it
+            return None
+        if not current or run.valid is None:
             return None
         return Result(
             run.test,
             run.extra_test,
             run.history,
-            torch.load(self.model(task), map_location="cpu") if self._whole else {},
+            state,
             weights=run.weights,
             weight_auc=run.weight_auc,
             outer=run.outer,

@@ -97,8 +97,8 @@ def run(
         keep_going: yield the error of a training in the place of its result, and train the others.
         saves: where the state of each training is kept, to go on from; None: nowhere. That of
             trainings in common steps is kept where the first of them has it.
-        finished: looks for a training that one of these would repeat, see
-            :func:`cdr.training.train`; pickled for ``jobs``.
+        finished: the result of a training that is there already, which one of these would repeat;
+            see :func:`cdr.training.train`. With more ``jobs`` it is called in their processes.
 
     Raises:
         ValueError: from :func:`cdr.training.epochs.train`, unless ``keep_going``; the other

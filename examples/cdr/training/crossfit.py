@@ -81,7 +81,7 @@ def cross_fitted(
 class CrossFit:
     """Models of all folds, and the weighter that learns from them; see :func:`cross_fitted`."""
 
-    # Whenever a state is taken, which is between epochs.
+    # Whenever a state is taken: between epochs, or when the folds are given up, which is the end.
     resting = True
 
     def __init__(
@@ -130,7 +130,7 @@ class CrossFit:
         return self._over or self._trainings[0].epoch >= most
 
     def run_epoch(self, on_step: OnStep, after_step: Callable[[], None] | None = None) -> None:
-        """Train all models for one epoch, or until there is nothing more to wait for.
+        """Train all models for one epoch, or until the folds are given up.
 
         Args:
             on_step: Called after every step.

@@ -60,12 +60,11 @@ def train(
     :func:`preferred`.
 
     Args, returns and errors are those of :func:`cdr.training.epochs.train`, which trains one model,
-    but for
+    and
 
     Args:
-        finished: The training of another variant with the same data, options and seed, so that
-            cross-fitting need not repeat what it compares with; None where there is none, which is
-            then trained.
+        finished: Called by cross-fitting with the name of what it compares with: the result of that
+            variant with the same data, options and seed, or None, and it is trained.
     """
 
     def one(part: str, name: str, weights: NDArray[np.float32] | None = None) -> Result:
@@ -101,10 +100,9 @@ def train(
     # In all, the source counts as much as in the base model.
     gamma = options.inner.gamma
     trained = {part: one(part, variant, gamma * given) for part, given in weights.items()}
-    kept, known = None, {}
+    kept = None
     if cross_fits:
-        known = {name: result for name in PLAIN if (result := finished(name)) is not None}
-        trained |= {name: known.get(name) or one(name, name) for name in PLAIN}
+        trained |= {name: finished(name) or one(name, name) for name in PLAIN}
         kept = preferred(trained)
         note += f"; kept: {_TOLD.get(kept, kept)}"
     relative = weights.get(kept or variant, found.weights)
@@ -114,7 +112,7 @@ def train(
         trained[kept or variant],
         weights=gamma * relative,
         outer=found.records,
-        seconds=time.perf_counter() - started + sum(result.seconds for result in known.values()),
+        seconds=time.perf_counter() - started,
         note=note,
         kept=kept,
     )

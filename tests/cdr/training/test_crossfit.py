@@ -163,9 +163,29 @@ def test_folds_are_waited_for_as_long_as_they_may_agree(
         crossfit.run_epoch(lambda *told: None)
     assert crossfit._trainings[0].epoch == epochs
     assert crossfit.found().weights is None
-    again = CrossFit(tiny, options(**{"search.epochs": 4}), seed=0)
-    again.load_state_dict(crossfit.state_dict())
-    assert again.done and again.found() == crossfit.found()
+
+
+@pytest.mark.parametrize("model", ["conet", "dasl"])
+def test_folds_that_were_given_up_are_not_taken_up_again(
+    tiny: CrossDomainData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str
+) -> None:
+    monkeypatch.setattr("cdr.training.crossfit._SETTLED", np.inf)
+    monkeypatch.setattr("cdr.training.crossfit._WITHIN", 1)
+    steps = 0
+
+    def count(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+
+    # In the middle of an epoch, with the state that is kept after it.
+    told = options(model, **{"search.epochs": 4, "outer.interval": 1})
+    saves = Saves(tmp_path / "state", required=True)
+    found = cross_fitted(tiny, told, seed=0, saves=saves, on_step=count)
+    an_epoch = len(CrossFit(tiny, told, seed=0)._trainings[0].sampler)
+    assert steps == an_epoch + 1 and found.weights is None and len(found.records) == 1
+    again = cross_fitted(tiny, told, seed=0, saves=saves, on_step=count)
+    assert steps == an_epoch + 1 and len(again.records) == 1
+    assert (again.weights, again.note) == (None, found.note)
 
 
 def test_a_step_is_shortened_to_the_share_of_the_signal(
@@ -331,10 +351,11 @@ def test_weights_are_kept_unless_the_base_model_is_better(
         for name, weights in given.items()
     }
     trained |= {name: train(name, tiny, told, seed=0) for name in PLAIN}
-    result = train("crossfit", tiny, told, seed=0)
     kept = preferred(trained)
-    assert np.array_equal(result.weights, given.get(kept, found))
-    assert same(result, trained[kept])
+    for finished in (lambda name: None, trained.get):
+        result = train("crossfit", tiny, told, seed=0, finished=finished)
+        assert np.array_equal(result.weights, given.get(kept, found))
+        assert same(result, trained[kept])
 
 
 @pytest.mark.parametrize("much", [False, True])
