@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import cdr.run_biao
 import cdr.runs.runner
@@ -18,6 +19,7 @@ from cdr.run_biao import main
 from cdr.runs import unfinished
 from cdr.runs.signals import Ended
 from cdr.runs.unfinished import Unfinished
+from cdr.training import epochs
 
 DOMAINS = ("--source", "books", "--target", "toys")
 BRIEF = ("--inner.epochs", "1", "--inner.batch-size", "64", "--model", "twotower")
@@ -97,6 +99,33 @@ def test_what_is_finished_is_kept_whatever_ends_the_run(
     assert os.listdir(tmp_path) == ["a run"]
     assert results(tmp_path / "a run") == expected
     assert not (tmp_path / "a run" / "resume.json").exists()
+
+
+def test_a_cross_fitting_that_is_resumed_takes_what_is_finished(
+    given: list[Any], failing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single, parts = epochs.train, []
+
+    def train(name: str, *arguments: Any, **told: Any) -> Any:
+        parts.append(name)
+        return single(name, *arguments, **told)
+
+    monkeypatch.setattr(epochs, "train", train)
+    given = [*given, "crossfit", "--search.epochs", "1", "--search.folds", "2"]
+    assert run(*given, "--out", tmp_path / "whole") == 0
+    assert parts == ["S", "0", "base"]
+    failing("crossfit", KeyboardInterrupt())
+    assert run(*given, "--out", tmp_path / "one") == 130
+    failing("crossfit", None)
+    parts.clear()
+    assert run("--resume", tmp_path / "one") == 0
+    assert parts == [] and results(tmp_path / "one") == results(tmp_path / "whole")
+    *plain, kept = (
+        torch.load(tmp_path / "one" / f"model-{name}-seed0.pt", weights_only=True)["model"]
+        for name in ("S", "0", "base", "crossfit")
+    )
+    same = [model for model in plain if model.keys() == kept.keys()]
+    assert any(all(torch.equal(model[name], kept[name]) for name in kept) for model in same)
 
 
 def test_an_error_of_another_kind_is_shown_and_keeps_as_much(
