@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from scenarios import NUM_USERS, gappy_log, write_ratings
 
 from cdr.data import Behaviors, CrossDomainData, Interactions, build, generate
+from cdr.training import Result, epochs
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +56,17 @@ def double(tiny: CrossDomainData) -> Iterator[CrossDomainData]:
     torch.set_default_dtype(torch.float64)
     yield replace(tiny, **{name: doubled(getattr(tiny, name)) for name in names})
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The variants of single models that were trained in this process."""
+    done: list[str] = []
+
+    def train(variant: str, *arguments: Any, **told: Any) -> Result:
+        done.append(variant)
+        return alone(variant, *arguments, **told)
+
+    alone = epochs.train
+    monkeypatch.setattr(epochs, "train", train)
+    return done

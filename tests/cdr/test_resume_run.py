@@ -19,7 +19,6 @@ from cdr.run_biao import main
 from cdr.runs import unfinished
 from cdr.runs.signals import Ended
 from cdr.runs.unfinished import Unfinished
-from cdr.training import epochs
 
 DOMAINS = ("--source", "books", "--target", "toys")
 BRIEF = ("--inner.epochs", "1", "--inner.batch-size", "64", "--model", "twotower")
@@ -102,15 +101,8 @@ def test_what_is_finished_is_kept_whatever_ends_the_run(
 
 
 def test_a_cross_fitting_that_is_resumed_takes_what_is_finished(
-    given: list[Any], failing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: list[Any], failing: Any, tmp_path: Path, parts: list[str]
 ) -> None:
-    single, parts = epochs.train, []
-
-    def train(name: str, *arguments: Any, **told: Any) -> Any:
-        parts.append(name)
-        return single(name, *arguments, **told)
-
-    monkeypatch.setattr(epochs, "train", train)
     given = [*given, "crossfit", "--search.epochs", "1", "--search.folds", "2"]
     assert run(*given, "--out", tmp_path / "whole") == 0
     assert parts == ["S", "0", "base"]

@@ -9,7 +9,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,10 @@ class Run:
         return max(record["auc"] for record in self.history)
 
 
+# What a run has of a result goes by the same names there.
+_OF_RESULT = tuple(each.name for each in fields(Run) if each.name != "key")
+
+
 class Grid:
     """A folder of finished trainings.
 
@@ -176,27 +180,15 @@ class Grid:
         asks can train it.
         """
         key = self.key(task)
+        place = self._place(key)
         try:
-            run, current = _read(key, self._place(key))
-            state = torch.load(self.model(task), "cpu", weights_only=True) if self._whole else {}
+            run, _ = _read(key, place)
+            state = torch.load(place / _MODEL, "cpu", weights_only=True) if self._whole else {}
         except Exception:  # as in load, which tells of it and removes it
             return None
-        if not current or run.valid is None:
+        if run.valid is None:
             return None
-        return Result(
-            run.test,
-            run.extra_test,
-            run.history,
-            state,
-            weights=run.weights,
-            weight_auc=run.weight_auc,
-            outer=run.outer,
-            seconds=run.seconds,
-            restarted=run.restarted,
-            note=run.note,
-            kept=run.kept,
-            valid=run.valid,
-        )
+        return Result(state=state, **{name: getattr(run, name) for name in _OF_RESULT})
 
     def saves(self, task: Task) -> Saves:
         """Where the state of a training is kept until it is finished."""
@@ -252,20 +244,8 @@ class Grid:
             # Another command may have trained the same in the meantime.
             if not place.is_dir():
                 raise
-        return Run(
-            key,
-            result.test,
-            result.extra_test,
-            result.history,
-            result.weights,
-            result.weight_auc,
-            result.seconds,
-            result.restarted,
-            result.note,
-            result.kept,
-            result.valid,
-            result.outer if self._whole else [],
-        )
+        run = Run(key=key, **{name: getattr(result, name) for name in _OF_RESULT})
+        return run if self._whole else replace(run, outer=[])
 
     def _record(self, task: Task, result: Result) -> dict[str, Any]:
         """All that is kept of a training but its arrays."""

@@ -146,9 +146,9 @@ class CrossFit:
             due = [training.count_step() for training in trainings]
             if all(due) and self._settled:
                 self._steps.take()
+                self._over = self._steps.in_vain
             on_step(epoch, done, steps, best)
-            if self._steps.in_vain:
-                self._over = True
+            if self._over:
                 return
         for training, loss in zip(trainings, total.tolist(), strict=True):
             training.end_epoch(loss / len(training.sampler))

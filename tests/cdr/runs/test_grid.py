@@ -18,7 +18,6 @@ from cdr.data import Harm
 from cdr.runs import grid, runner
 from cdr.runs.grid import Completed, Grid, complete, options_read
 from cdr.runs.runner import Source, Task
-from cdr.training import epochs
 from cdr.training.evaluation import Scores
 from cdr.training.options import Options
 from cdr.training.procedure import PLAIN
@@ -324,20 +323,6 @@ def test_learned_weights_are_taken_from_the_grid(
     completed(tmp_path, tasks(source, "search"))
     completed(tmp_path, tasks(source, "search", "retrain"))
     assert [task.variant for task in trained] == ["search", "retrain"]
-
-
-@pytest.fixture
-def parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The variants of single models that were trained in this process."""
-    done: list[str] = []
-
-    def train(variant: str, *arguments: Any, **told: Any) -> Result:
-        done.append(variant)
-        return alone(variant, *arguments, **told)
-
-    alone = epochs.train
-    monkeypatch.setattr(epochs, "train", train)
-    return done
 
 
 @pytest.mark.parametrize("whole", [False, True])
